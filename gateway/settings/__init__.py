@@ -1,0 +1,1 @@
+"""Settings: gateway.toml as typed structs, validated whole and swapped whole."""

@@ -1,0 +1,25 @@
+"""Where shipped data lies: models/ and config/ in a source tree, a wheel, a frozen binary."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def shipped(name: str) -> Path:
+    """Path of a shipped folder or file such as `models` or `config/prices.toml`.
+
+    Looks in the frozen binary's unpacked folder, then beside the package (source tree),
+    then under `sys.prefix/share/sagesched` (wheel). The first that exists wins; when none
+    does, the source-tree path is returned so that the caller's error names a place.
+    """
+    roots = []
+    frozen = getattr(sys, "_MEIPASS", None)
+    if frozen:
+        roots.append(Path(frozen))
+    source = Path(__file__).resolve().parent.parent
+    roots += [source, Path(sys.prefix) / "share" / "sagesched"]
+    for root in roots:
+        if (root / name).exists():
+            return root / name
+    return source / name

@@ -1,0 +1,302 @@
+"""Frozen values that cross rooms. No behaviour beyond small derivations, no I/O, no clock.
+
+Units: `_s` seconds as float on the monotonic clock unless the name says `wall`,
+`_tokens` output or prompt tokens, `_ratio` a number without unit.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+QUANTILE_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+"""Levels of `Workload.grid`, the forecast distribution of output tokens."""
+
+SHORT_TOKENS = 64
+MEDIUM_TOKENS = 256
+INTERACTIVE_P_SHORT = 0.3
+
+
+class JobClass(StrEnum):
+    INTERACTIVE = "interactive"
+    HEAVY = "heavy"
+
+
+class SizeBucket(StrEnum):
+    SHORT = "short"
+    MEDIUM = "medium"
+    LONG = "long"
+
+    @classmethod
+    def of(cls, output_tokens: float) -> SizeBucket:
+        """short ≤ 64, medium ≤ 256, long above (DESIGN.md, quantities)."""
+        if output_tokens <= SHORT_TOKENS:
+            return cls.SHORT
+        return cls.MEDIUM if output_tokens <= MEDIUM_TOKENS else cls.LONG
+
+
+class Rung(StrEnum):
+    """Where a forecast came from, best first; the wire's `fallback_level`."""
+
+    TENANT_NEIGHBORS = "tenant_neighbors"
+    GLOBAL_NEIGHBORS = "global_neighbors"
+    MODEL_ONLY = "model_only"
+    HEURISTIC = "heuristic"
+
+
+class Outcome(StrEnum):
+    """How a job ended: exactly one per job, and the metric label."""
+
+    OK = "ok"
+    CLIENT_ERROR = "client_error"  # the provider answered 4xx other than 429
+    UPSTREAM_ERROR = "upstream_error"  # provider errors, after retries, or cut mid-stream
+    UPSTREAM_TIMEOUT = "upstream_timeout"
+    RATE_LIMITED = "rate_limited"  # the provider's 429, after retries
+    CANCELLED = "cancelled"  # the client left
+    STALLED = "stalled"  # the client stayed but took nothing for write_timeout_s
+    REJECTED = "rejected"  # refused before entering a queue
+    EVICTED = "evicted"  # removed from a queue: waited too long, deadline, no account left
+    SHUTDOWN = "shutdown"  # ended by the gateway's own stop
+    FAILED = "failed"  # a fault of the gateway itself
+
+
+class Mode(StrEnum):
+    """Label of a pool's saturation, with hysteresis."""
+
+    FREE = "free"
+    MODERATE = "moderate"
+    CONGESTED = "congested"
+
+
+class Verdict(StrEnum):
+    """What one attempt on an account teaches it: how its lease is returned."""
+
+    SUCCESS = "success"
+    IGNORED = "ignored"  # client left, 4xx: says nothing about load
+    RATE_LIMITED = "rate_limited"  # 429 except exhausted quota
+    OVERLOADED = "overloaded"  # 503 and its like
+    TIMEOUT = "timeout"  # no first byte, or no next byte, in time
+    SERVER_ERROR = "server_error"  # 5xx, a broken answer, a stream cut short
+    UNREACHABLE = "unreachable"  # no connection
+    DEAD_KEY = "dead_key"  # 401, 402, 403, exhausted quota: the account is out
+
+
+class Reason(StrEnum):
+    """Why a waiting job is not running: exactly one per job, and a metric label."""
+
+    OVERLOAD = "overload"
+    TENANT_CAP = "tenant_cap"
+    CLASS_BUDGET = "class_budget"
+    TIER_CAP = "tier_cap"
+    ACCOUNT_LIMIT = "account_limit"  # AIMD ceilings full
+    ACCOUNT_BACKOFF = "account_backoff"  # Retry-After running
+    PACER = "pacer"  # RPM or TPM
+    HEALTH = "health"  # no account in health
+
+
+class Workload(Struct, frozen=True, gc=False):
+    """The forecast of one request, per choice (`n` is the job's)."""
+
+    prompt_tokens: int
+    p50: float
+    p90: float
+    grid: tuple[float, ...]  # output tokens at QUANTILE_LEVELS, non-decreasing
+    p_short: float  # P(output ≤ 64)
+    cost_p50: float  # cost units: prompt tokens + output ratio × p50
+    cost_p90: float
+    risk: float  # [0, 1]
+    confidence: float  # [0, 1]
+    rung: Rung
+    cost_usd_p50: float | None = None
+
+    @property
+    def size_bucket(self) -> SizeBucket:
+        return SizeBucket.of(self.p50)
+
+    @property
+    def job_class(self) -> JobClass:
+        """interactive if P(output ≤ 64) ≥ 0.3 (DESIGN.md): protects true shorts."""
+        return JobClass.INTERACTIVE if self.p_short >= INTERACTIVE_P_SHORT else JobClass.HEAVY
+
+    def quantile(self, level: float) -> float:
+        """Output tokens at `level`, linear between the grid's levels, flat outside."""
+        levels, grid = QUANTILE_LEVELS, self.grid
+        if level <= levels[0]:
+            return grid[0]
+        for i in range(1, len(levels)):
+            if level <= levels[i]:
+                t = (level - levels[i - 1]) / (levels[i] - levels[i - 1])
+                return grid[i - 1] + t * (grid[i] - grid[i - 1])
+        return grid[-1]
+
+
+class Job(Struct, frozen=True, gc=False):
+    """One request as the scheduler sees it."""
+
+    id: str
+    tenant: str
+    model: str  # the client's name for it
+    pool: str
+    accounts: tuple[str, ...]  # who may serve it, in config order
+    workload: Workload
+    arrived_s: float
+    n: int = 1
+    max_tokens: int | None = None
+    class_override: JobClass | None = None
+    deadline_s: float | None = None  # absolute; waiting beyond it is pointless
+    client_retries: int = 0  # X-Stainless-Retry-Count: the client's own retries so far
+
+    @property
+    def job_class(self) -> JobClass:
+        return self.class_override or self.workload.job_class
+
+
+class Usage(Struct, frozen=True, gc=False):
+    """Tokens as the provider counted them, or as the relay counted events (`estimated`)."""
+
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    estimated: bool = False
+
+
+class Fit(Struct, frozen=True, gc=False):
+    """May start now, on this account."""
+
+    account: str
+
+
+class Blocked(Struct, frozen=True, gc=False):
+    """May not start now; `until_s` when time alone will change that."""
+
+    reason: Reason
+    until_s: float | None = None
+
+
+class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
+    """The end of one request, as told to listeners: metrics, journal, log, learning.
+
+    Holds no prompt, key or answer text.
+    """
+
+    id: str
+    wall_s: float  # when it ended, Unix time
+    route: str  # "/v1/chat/completions", "/submit", …; "other" where it is not known
+    tenant: str
+    model: str  # the client's name; "other" where it is not configured
+    outcome: Outcome
+    status: int  # sent to the client, 499 where it left first
+    stream: bool = False
+    account: str | None = None
+    attempts: int = 0
+    job_class: JobClass | None = None
+    first: Workload | None = None  # stage 0
+    workload: Workload | None = None  # the last forecast
+    usage: Usage | None = None
+    reserve_tokens: float = 0.0
+    queue_s: float = 0.0
+    ttft_s: float | None = None  # arrival at the gateway → first upstream byte
+    upstream_s: float | None = None  # last dispatch → upstream end
+    total_s: float = 0.0
+    finish_reason: str | None = None
+    error_code: str | None = None
+    bytes_out: int = 0
+    n: int = 1  # choices asked for: `usage` counts all of them, `workload` one
+
+
+class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
+    """One line of the events journal (`GET /events`)."""
+
+    wall_s: float
+    event: str  # submitted, reforecast, dispatched, retried, finished, refused, mode, …
+    job: str | None = None
+    pool: str | None = None
+    detail: dict[str, str | float | int | None] = {}
+
+
+class HistoryRow(Struct, frozen=True, gc=False):
+    """What is learned from one answered request. No prompt text: a vector and a keyed hash."""
+
+    wall_s: float
+    tenant: str
+    model: str
+    task_type: str
+    prompt_key: bytes  # keyed hash (BLAKE2b) of the normalised prompt view, 16 bytes
+    encoder: str  # id of the encoder that made the vector; "" where there is none
+    vector: bytes  # unit vector, little-endian float16, or b""
+    prompt_tokens: int
+    output_tokens: int
+    max_tokens: int  # 0: not given
+    censored: bool  # the answer was cut at output_tokens: its natural length is longer
+    success: bool
+
+
+class ClassSnapshot(Struct, frozen=True):
+    budget_tokens: int
+    inflight_tokens: float
+    borrowed_tokens: float
+    running: int
+    waiting: int
+    waiting_tokens: float
+    oldest_wait_s: float
+    blocked: dict[Reason, int]  # waiting jobs by reason
+
+
+class PoolSnapshot(Struct, frozen=True):
+    name: str
+    models: tuple[str, ...]
+    mode: Mode
+    saturation: float
+    classes: dict[JobClass, ClassSnapshot]
+    retrying: int
+    waiting_bytes: int
+
+
+class AccountSnapshot(Struct, frozen=True):
+    name: str
+    limit: float
+    inflight: int
+    state: str  # open, backoff, ejected, half_open, dead_key, draining
+    state_until_s: float  # seconds from now, 0 where the state is open
+    successes: int
+    drops: dict[Verdict, int]
+    cuts: int
+    rpm: int
+    tpm: int
+
+
+class SchedulerSnapshot(Struct, frozen=True):
+    pools: tuple[PoolSnapshot, ...]
+    accounts: tuple[AccountSnapshot, ...]
+    submitted: int
+    dispatched: int
+    ended: dict[Outcome, int]
+    draining: bool
+
+
+class PredictorSnapshot(Struct, frozen=True):
+    ready: bool  # the thread lives and its artefacts are loaded
+    state: str  # "ready", "starting", "degraded: …", "off"
+    encoder: str
+    index_rows: int
+    forecast_queue: int
+    learn_queue: int
+    forecasts: dict[Rung, int]
+    skipped_late: int
+    dropped_full: int
+    learn_lost: int
+    cache_hits: int
+    seconds: float  # CPU-bound time spent by the thread so far
+
+
+class StoreSnapshot(Struct, frozen=True):
+    ok: bool
+    queue: int
+    committed: int
+    lost: int
+    last_commit_s: float  # duration of the last group commit
+    rows: int
+    errors: int = 0  # group commits that failed
+    reason: str = ""  # why `ok` is False
