@@ -1,0 +1,1 @@
+"""Which account serves a job, and how much fits on it. Pure, like schedule/."""

@@ -1,0 +1,46 @@
+"""What the scheduler needs of the accounts. `balance.pool.Accounts` is the one that runs; the
+two rooms do not see each other, so that either can be read, tested and replaced alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from gateway.settings.schema import Account, Balance
+from gateway.types import AccountSnapshot, Blocked, Fit, Verdict
+
+
+class AccountPool(Protocol):
+    """All accounts, by name. Times are seconds on the scheduler's clock."""
+
+    def place(
+        self, accounts: tuple[str, ...], now: float, avoid: frozenset[str] = ...
+    ) -> Fit | Blocked:
+        """The best of `accounts` for one more request, those in `avoid` only at need. The
+        answer does not depend on the request's size."""
+
+    def heals_s(self, accounts: tuple[str, ...], now: float) -> float:
+        """When one of them may serve again: `now` if one does, infinity if none ever will."""
+
+    def take(self, account: str, tokens: float, now: float) -> int:
+        """A slot, charged `tokens` (prompt and reserve); the lease's number."""
+
+    def give_back(
+        self,
+        lease: int,
+        verdict: Verdict,
+        *,
+        retry_after_s: float | None = ...,
+        tokens: float | None = ...,
+        now: float,
+    ) -> None:
+        """The slot back with what the attempt taught; once per lease."""
+
+    def load(self, accounts: Iterable[str]) -> float:
+        """In flight / limit."""
+
+    def reconfigure(self, accounts: Sequence[Account], balance: Balance, now: float) -> None: ...
+
+    def snapshot(self, now: float) -> tuple[AccountSnapshot, ...]: ...
+
+    def check(self) -> None: ...

@@ -1,0 +1,68 @@
+"""A settings change while jobs live: everything is sorted anew, nothing is lost.
+
+A reload is rare and may cut pools in two or join them, so the pools are rebuilt from the live
+jobs: linear in them, simple, and right for every change. What was learned is kept by name: a
+pool's mode and rate, a tenant's jobs in flight, and (by the accounts themselves) limits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.schedule.entry import Entry, Stage
+from gateway.schedule.routes import Directory
+from gateway.settings.schema import Settings
+
+if TYPE_CHECKING:
+    from gateway.schedule.scheduler import Scheduler
+
+
+def reload(scheduler: Scheduler, settings: Settings, now: float) -> None:
+    """Swaps the settings and moves every live job to its present home."""
+    old_pools = scheduler.pools
+    scheduler.accounts.reconfigure(settings.accounts, settings.balance, now)
+    scheduler.configure(settings)
+    for name, pool in scheduler.pools.items():
+        if name in old_pools:
+            pool.mode, pool.rate = old_pools[name].mode, old_pools[name].rate
+    for tenant in scheduler.tenants.values():
+        tenant.running = tenant.waiting = 0
+        tenant.parked = []
+    for entry in scheduler.jobs.values():
+        entry.pool, entry.accounts = _home(entry, scheduler.directory)
+        _settle(scheduler, entry)
+    for name in scheduler.pools:
+        scheduler.touch(name)
+
+
+def _home(entry: Entry, directory: Directory) -> tuple[str, tuple[str, ...]]:
+    """A job that could go wherever its model was served still can; one that was bound to some
+    accounts stays bound to those that are left.
+
+    A job whose model is gone keeps a pool of the old name without accounts: if it runs, it
+    finishes there; if it waits, the drain finds that nothing will ever serve it.
+    """
+    route = directory.routes.get(entry.job.model)
+    if route is not None and not entry.bound:
+        return route.pool, route.accounts
+    if route is None and entry.routed:
+        return entry.pool, ()
+    return directory.home(entry.job.model, entry.job.accounts) or (entry.pool, ())
+
+
+def _settle(scheduler: Scheduler, entry: Entry) -> None:
+    """Counts a job where it now belongs."""
+    settings = scheduler.settings.schedule
+    pool = scheduler.pool(entry.pool)
+    entry.line = entry.lane = None
+    if entry.stage is Stage.WAITING:
+        entry.weigh(settings)
+        entry.bound_wait(settings)
+        pool.add_waiting(entry)
+        return
+    pool.budget.take(entry.cls, entry.bucket, entry.reserve)
+    pool.retried += entry.holds_retry
+    entry.tenant.running += 1
+    if entry.stage is Stage.RETRYING:
+        entry.bound_wait(settings)
+        pool.add_retrying(entry)

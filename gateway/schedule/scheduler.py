@@ -1,0 +1,375 @@
+"""Which job starts next, on which account: the whole decision in one pure object.
+
+`handle(event, now)` changes the state and returns what to do. It owns no clock, loop, lock, log
+or metric; the shell feeds one event at a time, does the actions at once and arms one timer for
+`next_wake`. The same object runs on a virtual clock in tests and simulations.
+
+The rules:
+
+1. Every change ends in `_drain`, which goes on until nothing that waits `_fits`: a job never
+   waits while it could run. Only pools that the event touched are drained, so a full pool costs
+   the others nothing.
+2. One predicate decides, in this order: tenant cap, class budget, tier cap, accounts (ceiling,
+   pacer, backoff, health). The first no is the job's one `Reason`. The ladder's own question
+   (draining) is asked before a job enters, since what waits still runs.
+3. Among jobs that fit, the smallest key goes first (ordering.py), over both classes. Retries go
+   before all: they hold their reserve already.
+4. A reserve is taken at the first dispatch, corrected by forecasts, and given back at the end,
+   once; an account's lease is taken and given back per attempt.
+5. A job ends exactly once, by `Finished`, `Withdrawn` or a `Refuse` of ours. Events about
+   unknown jobs change nothing.
+6. A job is refused when its wait cannot end well: the queue is full and it could not start at
+   once; it waited `max_wait_s` or to its deadline; no account will serve before that.
+"""
+
+from __future__ import annotations
+
+from gateway.errors import GatewayError
+from gateway.schedule import check, overload, reload, retry, view
+from gateway.schedule.accounts import AccountPool
+from gateway.schedule.allocation import Allocation
+from gateway.schedule.entry import Entry, Stage, Tenant
+from gateway.schedule.events import (
+    Action,
+    AttemptFailed,
+    Dispatch,
+    DrainStarted,
+    Event,
+    Finished,
+    Reforecast,
+    Refuse,
+    SettingsChanged,
+    Submitted,
+    Withdrawn,
+    Woke,
+)
+from gateway.schedule.pool import Pool
+from gateway.schedule.routes import Directory
+from gateway.settings.schema import Settings
+from gateway.types import (
+    Blocked,
+    Fit,
+    Outcome,
+    SchedulerSnapshot,
+    Verdict,
+)
+
+INF = float("inf")
+
+
+class Scheduler:
+    """All pools. `accounts` must have been built from the same settings.
+
+    `now` is seconds on one monotonic clock, the one of `Job.arrived_s` and `deadline_s`.
+    """
+
+    def __init__(self, settings: Settings, accounts: AccountPool) -> None:
+        self.accounts = accounts
+        self.pools: dict[str, Pool] = {}
+        self.tenants: dict[str, Tenant] = {}
+        self.jobs: dict[str, Entry] = {}
+        self.submitted = 0
+        self.dispatched = 0
+        self.ended = dict.fromkeys(Outcome, 0)
+        self.draining = False
+        self._dirty: dict[str, float] = {}  # pools to drain → best key that may start there
+        self._out: list[Action] = []
+        self.configure(settings)
+
+    # ---- the outside
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Tells the scheduler what happened; returns what to do, in order."""
+        out = self._out = []
+        self._apply(event, now)
+        for pool in self.pools.values():
+            if pool.wake_s <= now:
+                self.touch(pool.name)
+        self._drain_touched(now)
+        return out
+
+    def next_wake(self, now: float) -> float | None:
+        """When time alone will change something: send `Woke` then. None: only an event will."""
+        wake_s = min((pool.wake_s for pool in self.pools.values()), default=INF)
+        return None if wake_s == INF else max(wake_s, now)
+
+    def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
+        """May this job start now, and if not, why; None where it does not wait.
+
+        For people and tests: nothing that waits fits once `handle` has returned.
+        """
+        entry = self.jobs.get(job_id)
+        if entry is None or entry.line is None:
+            return None
+        pool = self.pools[entry.pool]
+        return self.allocation.fits(pool, entry, now)
+
+    def snapshot(self, now: float) -> SchedulerSnapshot:
+        return view.snapshot(self, now)
+
+    def configure(self, settings: Settings) -> None:
+        """Settings into the parts; a tenant's caps, the routes, an empty pool for each new one."""
+        self.settings = settings
+        self.directory = Directory(settings.accounts)
+        self.allocation = Allocation(settings.schedule, self.accounts)
+        for tenant in self.tenants.values():
+            tenant.max_inflight = tenant.max_queued = 0
+        for given in settings.tenants:
+            tenant = self._tenant(given.name)
+            tenant.max_inflight, tenant.max_queued = given.max_inflight, given.max_queued
+        self.pools = {}
+        for name in self.directory.pools:
+            pool = self.pool(name)
+            pool.models = self.directory.models(name)
+            pool.accounts = self.directory.accounts(name)
+
+    def check(self, now: float | None = None) -> None:
+        """Asserts every invariant, at `now` also that nothing that waits could start; for
+        tests: it looks at every job."""
+        check.check(self, now)
+
+    # ---- events
+
+    def _apply(self, event: Event, now: float) -> None:
+        match event:
+            case Submitted():
+                self._submit(event, now)
+            case Finished():
+                self._finish(event, now)
+            case Reforecast():
+                self._reforecast(event, now)
+            case AttemptFailed():
+                self._attempt_failed(event, now)
+            case Withdrawn():
+                self._finish(Finished(event.job_id, Outcome.CANCELLED, Verdict.IGNORED), now)
+            case SettingsChanged():
+                reload.reload(self, event.settings, now)
+            case DrainStarted():
+                self.draining = True
+            case Woke():
+                pass
+
+    def _submit(self, event: Submitted, now: float) -> None:
+        job = event.job
+        if job.id in self.jobs:
+            return
+        self.submitted += 1
+        tenant = self._tenant(job.tenant)
+        entry = Entry(job, event.body_bytes, self.submitted, tenant)
+        home = self.directory.home(job.model, job.accounts)
+        if home is None:
+            self._refuse_new(entry, overload.no_account(INF))
+            return
+        entry.pool, entry.accounts = home
+        route = self.directory.routes.get(job.model)
+        entry.routed = route is not None
+        entry.bound = route is None or route.accounts != entry.accounts
+        pool = self.pools[entry.pool]
+        if self.draining:
+            self._refuse_new(entry, overload.draining(self._drain_s(pool, now)))
+            return
+        entry.weigh(self.settings.schedule)
+        entry.start_wait(self.settings.schedule, now)
+        horizon_s = self.allocation.horizon_s(pool, pool.line(entry.accounts), now)
+        if entry.expire_s <= horizon_s:
+            self._refuse_new(entry, self._expired(pool, entry, now))
+            return
+        self.jobs[job.id] = entry
+        pool.add_waiting(entry)
+        self.touch(pool.name)
+        limits = self.settings.schedule
+        if pool.overfull(limits, tenant):
+            self._drain_touched(now)  # what can start at once is never refused for the queue
+            if entry.stage is Stage.WAITING and pool.overfull(limits, tenant):
+                self._refuse(entry, self._full(pool, tenant, now), Outcome.REJECTED)
+
+    def _finish(self, event: Finished, now: float) -> None:
+        entry = self.jobs.get(event.job_id)
+        if entry is None:
+            return
+        output = event.output_tokens
+        if entry.stage is Stage.RUNNING:
+            used = None if output is None else entry.workload.prompt_tokens + output
+            self._end_attempt(entry, event.verdict, None, used, now)
+        pool = self.pools[entry.pool]
+        if output or event.outcome is Outcome.OK:
+            pool.rate.add(entry.reserve if output is None else output, now)
+        self._end(entry, event.outcome)
+
+    def _reforecast(self, event: Reforecast, now: float) -> None:
+        entry = self.jobs.get(event.job_id)
+        if entry is None or event.workload.rung in entry.rungs:
+            return
+        entry.rungs.add(event.workload.rung)
+        pool = self.pools[entry.pool]
+        if entry.stage is Stage.WAITING:
+            pool.remove_waiting(entry)
+            entry.workload = event.workload
+            entry.weigh(self.settings.schedule)
+            pool.add_waiting(entry)
+        else:  # in flight: class and bucket stay as charged, the reserve is trued up
+            entry.workload = event.workload
+            reserve = entry.reserve_now(self.settings.schedule)
+            pool.budget.correct(entry.cls, reserve - entry.reserve)
+            entry.reserve = reserve
+        self.touch(pool.name)
+
+    def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
+        entry = self.jobs.get(event.job_id)
+        if entry is None or entry.stage is not Stage.RUNNING:
+            return
+        account, verdict = entry.account, event.verdict
+        self._end_attempt(entry, verdict, event.retry_after_s, None, now)
+        entry.error, entry.outcome = event.error, retry.outcome_of(verdict)
+        entry.spent += retry.attempt_cost(verdict)
+        if verdict is Verdict.DEAD_KEY:
+            entry.accounts = tuple(name for name in entry.accounts if name != account)
+        else:
+            entry.failed |= {account}
+        pool = self.pools[entry.pool]
+        if event.retryable and retry.grant(self.settings.retry, pool, entry, verdict):
+            entry.stage = Stage.RETRYING
+            entry.start_wait(self.settings.schedule, now)
+            pool.add_retrying(entry)
+        else:
+            self._refuse(entry, event.error, entry.outcome)
+
+    # ---- the drain
+
+    def _drain_touched(self, now: float) -> None:
+        """Until no pool is touched: ending a job in one may free its tenant's cap in another.
+        Where a freed cap is wanted in several pools, the best key decides."""
+        while self._dirty:
+            name = min(self._dirty, key=self._dirty.__getitem__)
+            del self._dirty[name]
+            self._drain(self.pools[name], now)
+
+    def _drain(self, pool: Pool, now: float) -> None:
+        self._expire(pool, now)
+        self._update_mode(pool)
+        started = self.dispatched
+        while found := self.allocation.next(pool, now):
+            self._start(pool, *found, now)
+        if self.dispatched > started:
+            self._update_mode(pool)
+        pool.wake_s = self.allocation.wake_s(pool, now)
+
+    def _start(self, pool: Pool, entry: Entry, account: str, now: float) -> None:
+        if entry.stage is Stage.WAITING:
+            pool.remove_waiting(entry)
+            pool.budget.take(entry.cls, entry.bucket, entry.reserve)
+            entry.tenant.running += 1
+        else:
+            pool.remove_retrying(entry)
+        entry.stage = Stage.RUNNING
+        entry.waited_s += now - entry.since_s
+        entry.since_s = now
+        entry.account = account
+        entry.attempts += 1
+        entry.lease = self.accounts.take(account, entry.workload.prompt_tokens + entry.reserve, now)
+        pool.version += 1
+        self.dispatched += 1
+        self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
+
+    def _update_mode(self, pool: Pool) -> None:
+        tokens = pool.budget.total_tokens + pool.waiting_tokens
+        saturation = max(tokens / pool.budget.total_limit, self.accounts.load(pool.accounts))
+        pool.saturation = saturation
+        pool.mode = overload.next_mode(pool.mode, saturation, self.settings.schedule)
+
+    # ---- ends
+
+    def _end_attempt(
+        self,
+        entry: Entry,
+        verdict: Verdict,
+        retry_after_s: float | None,
+        tokens: float | None,
+        now: float,
+    ) -> None:
+        """The lease back. The account's pool is touched, which after a reload may be another."""
+        self.accounts.give_back(
+            entry.lease, verdict, retry_after_s=retry_after_s, tokens=tokens, now=now
+        )
+        self.touch(entry.pool)
+        self.pools[entry.pool].version += 1
+        home = self.directory.pool_of.get(entry.account, entry.pool)
+        if home != entry.pool:
+            self.touch(home)
+            self.pools[home].version += 1
+
+    def _end(self, entry: Entry, outcome: Outcome) -> None:
+        """Takes a job out of everything, once."""
+        pool = self.pools[entry.pool]
+        if entry.stage is Stage.WAITING:
+            pool.remove_waiting(entry)
+        else:
+            if entry.stage is Stage.RETRYING and entry.line is not None:
+                pool.remove_retrying(entry)
+            pool.retried -= entry.holds_retry
+            pool.budget.give_back(entry.cls, entry.bucket, entry.reserve)
+            self._free_tenant(entry.tenant)
+        entry.stage = Stage.ENDED
+        del self.jobs[entry.job.id]
+        self.ended[outcome] += 1
+        self.touch(pool.name)
+
+    def _free_tenant(self, tenant: Tenant) -> None:
+        tenant.running -= 1
+        assert tenant.running >= 0
+        self._unpark(tenant)
+
+    def _unpark(self, tenant: Tenant) -> None:
+        parked, tenant.parked = tenant.parked, []
+        for lane in parked:
+            lane.unpark()
+            if lane.first is not None:
+                self.touch(lane.tier.line.pool, lane.first.key)
+
+    def _refuse(self, entry: Entry, error: GatewayError, outcome: Outcome) -> None:
+        self._end(entry, outcome)
+        self._out.append(Refuse(entry.job.id, error, outcome))
+
+    def _refuse_new(self, entry: Entry, error: GatewayError) -> None:
+        """Refuses what never entered a queue."""
+        self.ended[Outcome.REJECTED] += 1
+        self._out.append(Refuse(entry.job.id, error, Outcome.REJECTED))
+
+    def _expire(self, pool: Pool, now: float) -> None:
+        """Refuses jobs whose time is over, or will be before an account can serve them."""
+        for line in list(pool.occupied()):
+            horizon_s = self.allocation.horizon_s(pool, line, now)
+            while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
+                if entry.error is not None:
+                    self._refuse(entry, entry.error, entry.outcome)
+                else:
+                    self._refuse(entry, self._expired(pool, entry, now), Outcome.EVICTED)
+
+    def _expired(self, pool: Pool, entry: Entry, now: float) -> GatewayError:
+        if entry.expire_s <= now:
+            return overload.queue_timeout(self._drain_s(pool, now))
+        return overload.no_account(self.accounts.heals_s(entry.accounts, now) - now)
+
+    def _full(self, pool: Pool, tenant: Tenant, now: float) -> GatewayError:
+        if tenant.overfull:
+            return overload.tenant_queue_full(self._drain_s(pool, now))
+        return overload.queue_full(self._drain_s(pool, now))
+
+    def _drain_s(self, pool: Pool, now: float) -> float:
+        return pool.rate.seconds(pool.waiting_tokens, now)
+
+    # ---- small things
+
+    def touch(self, pool: str, key: float = INF) -> None:
+        self._dirty[pool] = min(key, self._dirty.get(pool, INF))
+
+    def pool(self, name: str) -> Pool:
+        if name not in self.pools:
+            self.pools[name] = Pool(name, self.settings.schedule)
+        return self.pools[name]
+
+    def _tenant(self, name: str) -> Tenant:
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Tenant(name)
+        return tenant

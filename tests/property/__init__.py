@@ -1,0 +1,1 @@
+"""State machines and models of the pure rooms: what must hold whatever happens."""

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.balance.account import MIN_BACKOFF_S, TRANSITIONS, Account, Signal, State
+from gateway.settings.schema import Balance
+from gateway.types import Reason, Verdict
+from tests.unit.schedule.build import settings
+
+
+class Driver:
+    """An account with its lease numbers."""
+
+    def __init__(self, **fields: Any) -> None:
+        given = settings({"a": fields}, balance={"eject_after": 3})
+        self.balance: Balance = given.balance
+        self.account = Account(given.accounts[0], given.balance)
+        self.next = 1
+        self.now = 0.0
+
+    def take(self, tokens: float = 10.0) -> int:
+        assert self.account.blocked(self.now) is None
+        lease, self.next = self.next, self.next + 1
+        self.account.take(lease, tokens, self.now)
+        return lease
+
+    def end(
+        self, lease: int, verdict: Verdict, after: float | None = None, used: float | None = None
+    ) -> None:
+        self.account.give_back(
+            lease,
+            verdict,
+            charged=10.0,
+            actual=used,
+            retry_after_s=after,
+            next_lease=self.next,
+            now=self.now,
+        )
+        self.account.check()
+
+    def once(self, verdict: Verdict, after: float | None = None) -> None:
+        self.end(self.take(), verdict, after)
+
+    def fail(self, times: int) -> None:
+        for _ in range(times):
+            self.once(Verdict.SERVER_ERROR)
+
+    @property
+    def state(self) -> str:
+        return self.account.snapshot(self.now).state
+
+    @property
+    def reason(self) -> Reason | None:
+        blocked = self.account.blocked(self.now)
+        return blocked.reason if blocked else None
+
+
+def test_account_rests_as_long_as_the_provider_says() -> None:
+    """Retry-After of a 429 is honoured, then the account is open at once."""
+    it = Driver()
+    it.once(Verdict.RATE_LIMITED, after=7.0)
+    assert (it.state, it.reason) == ("backoff", Reason.ACCOUNT_BACKOFF)
+    it.now = 6.9
+    assert it.reason is Reason.ACCOUNT_BACKOFF
+    it.now = 7.0
+    assert (it.state, it.reason) == ("open", None)
+
+
+@pytest.mark.parametrize(
+    ("after", "rest"), [(None, 2.0), (1e9, 300.0), (0.0, MIN_BACKOFF_S), (-5.0, MIN_BACKOFF_S)]
+)
+def test_account_bounds_its_rest(after: float | None, rest: float) -> None:
+    """Without Retry-After the default; never longer than max_backoff_s, never nothing."""
+    it = Driver()
+    it.once(Verdict.OVERLOADED, after)
+    assert it.account.until_s == rest
+
+
+def test_account_burst_of_429_cuts_and_rests_once() -> None:
+    """One episode: the limit falls once, and the rest is not begun anew by each answer."""
+    it = Driver()
+    leases = [it.take() for _ in range(10)]
+    for lease in leases:
+        it.end(lease, Verdict.RATE_LIMITED)
+        it.now += 0.1
+    assert it.account.limit.cuts == 1
+    assert it.account.until_s == 2.0
+    assert it.account.drops == {Verdict.RATE_LIMITED: 10}
+
+
+def test_account_extends_its_rest_by_a_later_retry_after() -> None:
+    """A Retry-After speaks of the future, however old its request is; it never shortens."""
+    it = Driver()
+    one, two, three = it.take(), it.take(), it.take()
+    it.end(one, Verdict.RATE_LIMITED, 5.0)
+    it.end(two, Verdict.RATE_LIMITED, 20.0)
+    it.end(three, Verdict.RATE_LIMITED, 1.0)
+    assert it.account.until_s == 20.0
+
+
+def test_account_is_ejected_after_failures_in_a_row() -> None:
+    """eject_after failures without a success between them."""
+    it = Driver()
+    it.fail(2)
+    it.once(Verdict.SUCCESS)
+    it.fail(2)
+    assert it.state == "open"
+    it.fail(1)
+    assert (it.state, it.reason) == ("ejected", Reason.HEALTH)
+
+
+def test_account_lets_one_probe_through_when_its_ejection_ends() -> None:
+    """half_open: a single probe, whose success opens the account."""
+    it = Driver()
+    it.fail(3)
+    it.now = 30.0
+    assert (it.state, it.reason) == ("half_open", None)
+    probe = it.take()
+    assert it.reason is Reason.HEALTH
+    it.end(probe, Verdict.SUCCESS)
+    assert (it.state, it.reason) == ("open", None)
+
+
+def test_account_is_ejected_longer_each_time() -> None:
+    """eject_s × the number of ejections, at most max_eject_s; a success starts over."""
+    it = Driver()
+    it.fail(3)
+    rests = []
+    for _ in range(12):
+        rests.append(it.account.until_s - it.now)
+        it.now = it.account.until_s
+        it.once(Verdict.UNREACHABLE)
+    assert rests[:3] == [30.0, 60.0, 90.0]
+    assert rests[-1] == 300.0
+    it.now = it.account.until_s
+    it.once(Verdict.SUCCESS)
+    it.fail(3)
+    assert it.account.until_s - it.now == 30.0
+
+
+def test_account_probe_that_says_nothing_makes_room_for_another() -> None:
+    """The client left: the account stays half open."""
+    it = Driver()
+    it.fail(3)
+    it.now = 30.0
+    it.once(Verdict.IGNORED)
+    assert (it.state, it.reason) == ("half_open", None)
+
+
+def test_account_does_not_hear_requests_older_than_its_state() -> None:
+    """A stream from before the ejection neither heals nor harms it."""
+    it = Driver()
+    good, bad, late, later = (it.take() for _ in range(4))
+    it.fail(3)
+    it.end(good, Verdict.SUCCESS)
+    it.end(bad, Verdict.SERVER_ERROR)
+    assert (it.state, it.account.until_s) == ("ejected", 30.0)
+    it.now = 30.0
+    it.end(late, Verdict.SUCCESS)
+    assert it.state == "half_open"
+    it.once(Verdict.SUCCESS)
+    it.end(later, Verdict.DEAD_KEY)
+    assert it.state == "open"
+
+
+def test_account_with_a_refused_key_is_out_and_probed_later() -> None:
+    """dead_key for dead_key_s, then one probe; refused again, out again."""
+    it = Driver()
+    it.once(Verdict.DEAD_KEY)
+    assert (it.state, it.reason) == ("dead_key", Reason.HEALTH)
+    assert it.account.heals_s(it.now) == float("inf")
+    it.now = 300.0
+    assert it.state == "half_open"
+    it.once(Verdict.DEAD_KEY)
+    assert it.state == "dead_key"
+    it.now = 600.0
+    it.once(Verdict.SUCCESS)
+    assert it.state == "open"
+
+
+def test_account_with_a_refused_key_is_probed_after_a_reload() -> None:
+    """The operator may have mended it; answers from before say nothing any more."""
+    it = Driver()
+    old = it.take()
+    it.once(Verdict.DEAD_KEY)
+    it.account.configure(it.account.settings, it.balance, it.next)
+    assert (it.state, it.reason) == ("half_open", None)
+    it.end(old, Verdict.DEAD_KEY)
+    assert it.state == "half_open"
+
+
+@pytest.mark.parametrize("verdict", [Verdict.SERVER_ERROR, Verdict.UNREACHABLE])
+def test_account_fault_of_the_server_does_not_cut_the_limit(verdict: Verdict) -> None:
+    """5xx and broken connections say nothing about load."""
+    it = Driver()
+    it.once(verdict)
+    assert (it.account.limit.value, it.account.limit.cuts) == (16, 0)
+
+
+def test_account_timeout_cuts_and_counts_as_a_failure() -> None:
+    """A provider that does not answer has too much, or is down."""
+    it = Driver()
+    for _ in range(3):
+        it.once(Verdict.TIMEOUT)
+    assert it.account.limit.cuts == 3
+    assert it.state == "ejected"
+
+
+def test_account_at_its_ceiling_or_ahead_of_its_pace_is_blocked() -> None:
+    """The ceiling is asked before the pacer, which says until when."""
+    it = Driver(initial_concurrency=1, rpm=6)
+    it.take()
+    assert it.reason is Reason.ACCOUNT_LIMIT
+    it = Driver(rpm=6)
+    it.take()
+    blocked = it.account.blocked(0.0)
+    assert blocked is not None
+    assert (blocked.reason, blocked.until_s) == (Reason.PACER, 9.0)
+
+
+def test_account_gives_back_tokens_that_were_not_generated() -> None:
+    """A refused or unreachable attempt used none; an answered one what it says."""
+    for verdict, used, free_s in (
+        (Verdict.RATE_LIMITED, None, -1.0),
+        (Verdict.SUCCESS, 4.0, 3.0),
+        (Verdict.SERVER_ERROR, None, 9.0),
+    ):
+        it = Driver(tpm=60)
+        it.end(it.take(), verdict, used=used)
+        assert it.account.pacer.free_s == free_s, verdict
+
+
+def test_account_that_was_removed_drains() -> None:
+    """It finishes what it has and takes nothing, whatever its leases say."""
+    it = Driver()
+    lease = it.take()
+    it.account.remove()
+    assert it.reason is Reason.HEALTH
+    it.end(lease, Verdict.DEAD_KEY)
+    assert it.state == "draining"
+
+
+def test_transitions_reach_every_state_and_leave_every_state() -> None:
+    """The table has no dead end but draining, whose way back is a reload."""
+    assert set(TRANSITIONS.values()) == set(State)
+    for state in State:
+        assert any(a is state and b is not state for (a, _), b in TRANSITIONS.items()), state
+    assert {signal for _, signal in TRANSITIONS} == set(Signal)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from gateway.balance.limit import GROWTH_PAUSE_S, Limit
+
+
+def limit(initial: int = 16, low: int = 1, high: int = 64) -> Limit:
+    return Limit(initial, low, high, 0.75)
+
+
+def test_limit_doubles_in_a_round_before_the_first_drop() -> None:
+    """Slow start: +1 per success while the limit is in use."""
+    it = limit(4)
+    for _ in range(4):
+        it.on_success(4, now=0.0)
+    assert it.value == 8
+
+
+def test_limit_grows_by_one_in_a_round_after_a_drop() -> None:
+    """Congestion avoidance: +1/limit per success."""
+    it = limit(16)
+    assert it.on_drop(lease=1, next_lease=2)
+    assert it.value == 12
+    for _ in range(12):
+        it.on_success(12, now=0.0)
+    assert 12.9 < it.value < 13.1
+
+
+def test_limit_does_not_grow_while_it_is_not_in_use() -> None:
+    """Fewer than half in flight: a success says nothing about the limit."""
+    it = limit(16)
+    it.on_success(7, now=0.0)
+    assert it.value == 16
+    it.on_success(8, now=0.0)
+    assert it.value == 17
+
+
+def test_limit_is_cut_once_per_episode() -> None:
+    """Drops of requests that began before the cut are old news."""
+    it = limit(20)
+    assert it.on_drop(lease=3, next_lease=21)
+    assert [it.on_drop(lease, next_lease=21) for lease in range(4, 21)] == [False] * 17
+    assert (it.value, it.cuts) == (15, 1)
+    assert it.on_drop(lease=21, next_lease=30)
+    assert (it.value, it.cuts) == (11.25, 2)
+
+
+def test_limit_stays_within_its_bounds() -> None:
+    """Never below low, never above high."""
+    it = limit(2, low=2, high=3)
+    for lease in range(10):
+        it.on_drop(lease, lease + 1)
+    assert it.value == 2
+    for _ in range(10):
+        it.on_success(3, now=0.0)
+    assert it.value == 3
+
+
+def test_limit_pauses_growth_after_a_fault_and_cuts_nothing() -> None:
+    """A 5xx is no statement about load."""
+    it = limit(4)
+    it.on_fault(now=10.0)
+    it.on_success(4, now=10.0 + GROWTH_PAUSE_S / 2)
+    assert it.value == 4
+    it.on_success(4, now=10.0 + GROWTH_PAUSE_S)
+    assert it.value == 5
+
+
+def test_limit_moves_into_new_bounds_and_keeps_what_it_learned() -> None:
+    """A reload clamps, the highest bound wins."""
+    it = limit(16)
+    it.configure(1, 8, 0.5)
+    assert it.value == 8
+    it.configure(20, 10, 0.5)
+    assert it.value == 10
+    it.configure(1, 100, 0.5)
+    assert it.value == 10
+
+
+def test_limit_has_room_for_whole_requests_only() -> None:
+    """A limit of 1.75 carries one."""
+    it = limit(2)
+    it.on_drop(1, 2)
+    assert it.value == 1.5
+    assert it.has_room(0)
+    assert not it.has_room(1)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from gateway.balance.pacer import BURST_S, Meter, Pacer
+
+
+def spend(meter: Meter, amount: float, until_s: float) -> float:
+    """Charges as often as may be; what was spent by then."""
+    now, spent = 0.0, 0.0
+    while now <= until_s:
+        meter.charge(amount, now)
+        spent += amount
+        now = max(now, meter.free_s)
+    return spent
+
+
+def test_meter_holds_the_rate_over_a_minute() -> None:
+    """At most a minute's limit, the burst and the one that crosses the line."""
+    assert 60 <= spend(Meter(60), 1.0, 60.0) <= 60 * (60 + BURST_S) / 60 + 1
+    assert 6000 <= spend(Meter(6000), 900.0, 60.0) <= 6000 * (60 + BURST_S) / 60 + 900
+
+
+def test_meter_lets_a_charge_larger_than_its_burst_through() -> None:
+    """The one that crosses the line goes; those behind it wait until it has drained."""
+    meter = Meter(600)
+    meter.charge(100.0, 0.0)
+    assert meter.free_s == 10.0 - BURST_S
+
+
+def test_meter_is_free_again_exactly_when_it_says() -> None:
+    """`free_s` is the number the clock is compared with: no wake-up in vain."""
+    meter = Meter(7)
+    for _ in range(5):
+        meter.charge(1.0, 1e6)
+    at = meter.free_s
+    meter.charge(0.0, at)
+    assert meter.free_s <= at
+
+
+def test_meter_gives_back_what_was_charged_too_much() -> None:
+    """A correction shortens the wait, but cannot make up for time that has passed."""
+    meter = Meter(60)
+    meter.charge(10.0, 0.0)
+    meter.charge(-8.0, 1.0)
+    assert meter.free_s == 2.0 - BURST_S
+    meter.charge(-100.0, 1.0)
+    meter.charge(1.0, 5.0)
+    assert meter.free_s == 6.0 - BURST_S
+
+
+def test_meter_without_a_limit_never_waits() -> None:
+    """0 is no limit."""
+    meter = Meter(0)
+    meter.charge(1e9, 0.0)
+    assert meter.free_s == float("-inf")
+
+
+def test_pacer_waits_for_the_slower_of_its_two_meters() -> None:
+    """RPM and TPM both hold."""
+    by_requests = Pacer(rpm=6, tpm=60_000)
+    by_requests.charge(10.0, 0.0)
+    assert by_requests.free_s == 10.0 - BURST_S
+    by_tokens = Pacer(rpm=600, tpm=600)
+    by_tokens.charge(100.0, 0.0)
+    assert by_tokens.free_s == 10.0 - BURST_S
+    by_tokens.correct(-90.0, 0.0)
+    assert by_tokens.free_s == 1.0 - BURST_S
+
+
+def test_pacer_takes_a_new_limit_and_keeps_its_debt() -> None:
+    """A reload from no limit to one begins without debt."""
+    pacer = Pacer(0, 0)
+    pacer.charge(1000.0, 0.0)
+    pacer.configure(60, 0)
+    assert pacer.free_s < 0.0
+    pacer.charge(0.0, 0.0)
+    pacer.charge(0.0, 0.0)
+    assert pacer.free_s == 2.0 - BURST_S
+    pacer.configure(60, 600)
+    assert pacer.free_s == 2.0 - BURST_S

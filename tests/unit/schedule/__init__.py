@@ -1,0 +1,1 @@
+"""Mirrors the room of the same name, on a virtual clock."""

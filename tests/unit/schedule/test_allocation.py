@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.schedule.events import Reforecast
+from gateway.types import Blocked, Fit, Reason, Rung, Verdict
+from tests.unit.schedule.build import World, settings, started, workload
+
+
+def world(accounts: dict[str, dict[str, Any]] | None = None, **schedule: Any) -> World:
+    return World(settings(accounts, {"t": {}, "small": {"max_inflight": 1}}, schedule=schedule))
+
+
+def reason(it: World, job_id: str) -> Reason:
+    answer = it.scheduler.fits(job_id, it.now)
+    assert isinstance(answer, Blocked)
+    return answer.reason
+
+
+def test_fits_names_the_first_reason_in_order() -> None:
+    """Tenant cap, class budget, tier cap, accounts: one reason per job."""
+    it = world(
+        {"a": {"initial_concurrency": 3}},
+        interactive_inflight_tokens=50,
+        heavy_inflight_tokens=5000,
+        borrow=False,
+        tier_caps={"long": 1},
+    )
+    it.submit("i1", 60)
+    it.submit("h1", 300, tenant="small")
+    it.submit("m1", 100)
+    for name, tokens, tenant in (
+        ("capped", 50, "small"),
+        ("over", 50, "t"),
+        ("long", 300, "t"),
+        ("medium", 100, "t"),
+    ):
+        assert started(it.submit(name, tokens, tenant=tenant)) == []
+    assert {name: reason(it, name) for name in it.waiting} == {
+        "capped": Reason.TENANT_CAP,
+        "over": Reason.CLASS_BUDGET,
+        "long": Reason.TIER_CAP,
+        "medium": Reason.ACCOUNT_LIMIT,
+    }
+
+
+def test_next_takes_the_smallest_key_over_both_classes() -> None:
+    """Short first where both classes have room."""
+    it = world({"a": {"initial_concurrency": 1}})
+    it.submit("first", 100)
+    it.submit("long", 3000, at=0.0)
+    it.submit("short", 10, at=0.2)
+    it.submit("middle", 200, at=0.1)
+    order = []
+    running = "first"
+    while it.scheduler.jobs:
+        (running,) = started(it.finish(running)) or [""]
+        order.append(running)
+    assert order == ["short", "middle", "long", ""]
+
+
+def test_class_at_its_budget_waits_while_the_other_has_jobs_that_fit() -> None:
+    """Without borrowing the rest of the pool stays the other class's."""
+    it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=1000, borrow=False)
+    assert started(it.submit("i1", 60) + it.submit("i2", 60)) == ["i1", "i2"]
+    assert started(it.submit("i3", 60)) == []
+    assert reason(it, "i3") is Reason.CLASS_BUDGET
+    assert started(it.submit("h1", 900)) == ["h1"]
+    assert started(it.finish("i1")) == ["i3"]
+
+
+def test_class_at_its_budget_borrows_what_the_other_leaves_idle() -> None:
+    """Up to the sum of both budgets and the one job that crosses it."""
+    it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=200, borrow=True)
+    names = [f"i{n}" for n in range(10)]
+    running = [name for name in names if started(it.submit(name, 60))]
+    assert running == names[:5]
+    assert reason(it, "i5") is Reason.CLASS_BUDGET
+
+
+def test_class_does_not_borrow_from_one_that_could_start() -> None:
+    """The owner of a share comes first to it, in whatever order they came."""
+    it = world(
+        {"a": {"initial_concurrency": 3}},
+        interactive_inflight_tokens=100,
+        heavy_inflight_tokens=1000,
+    )
+    for name in ("i1", "i2", "i3"):
+        it.submit(name, 60)
+    it.submit("i4", 60)
+    it.submit("h1", 900)
+    assert started(it.finish("i1")) == ["h1"], "i4 has the smaller key, but would borrow"
+    assert started(it.finish("i2")) == ["i4"]
+
+
+def test_class_borrows_past_one_that_is_blocked_for_its_own_reasons() -> None:
+    """A capped tier of the owner does not keep the room idle."""
+    it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=1000, tier_caps={"long": 1})
+    it.submit("h1", 300)
+    it.submit("h2", 300)
+    assert reason(it, "h2") is Reason.TIER_CAP
+    for name in ("i1", "i2", "i3"):
+        assert started(it.submit(name, 60)) == [name]
+
+
+def test_large_job_is_not_starved_by_small_ones() -> None:
+    """One that is larger than its budget goes as soon as the class is below it."""
+    it = world(heavy_inflight_tokens=200, interactive_inflight_tokens=1, borrow=False)
+    it.submit("h1", 150)
+    assert started(it.submit("huge", 50_000)) == ["huge"]
+    it.submit("h2", 150)
+    assert started(it.finish("h1")) == []
+    assert started(it.finish("huge")) == ["h2"]
+
+
+def test_line_of_other_accounts_is_not_hidden() -> None:
+    """A job that waits for a full account lets those pass whose account has room."""
+    it = world({"a": {"models": ["m", "k"], "initial_concurrency": 1}, "b": {"models": ["k"]}})
+    it.submit("m1", 100)
+    assert started(it.submit("m2", 100)) == []
+    assert started(it.submit("k1", 4000, model="k", accounts=("a", "b"))) == ["k1"]
+
+
+def test_wake_is_when_an_account_has_rested_or_a_wait_ends() -> None:
+    """The earliest moment at which time alone changes something."""
+    it = world(max_wait_s=50.0)
+    assert it.scheduler.next_wake(0.0) is None
+    it.submit("j1")
+    assert it.scheduler.next_wake(0.0) is None, "running jobs have no timer here"
+    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=7.0)
+    it.submit("j2", at=1.0)
+    assert it.scheduler.next_wake(1.0) == 7.0
+    it.fail("j1", at=2.0)
+    assert it.scheduler.next_wake(2.0) == 7.0
+
+
+def test_fits_is_none_for_a_job_that_does_not_wait() -> None:
+    """Running, ended, or never known."""
+    it = world()
+    it.submit("j1")
+    assert it.scheduler.fits("j1", 0.0) is None
+    assert it.scheduler.fits("?", 0.0) is None
+    it.tell(Reforecast("j1", workload(5, rung=Rung.GLOBAL_NEIGHBORS)))
+    assert not isinstance(it.scheduler.fits("j1", 0.0), Fit)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.schedule.budget import Budget, tier_cap
+from gateway.types import JobClass, Mode, SizeBucket
+from tests.unit.schedule.build import settings
+
+INTERACTIVE, HEAVY = JobClass.INTERACTIVE, JobClass.HEAVY
+
+
+def budget() -> Budget:
+    given = settings(schedule={"interactive_inflight_tokens": 100, "heavy_inflight_tokens": 200})
+    return Budget(given.schedule)
+
+
+def test_budget_lets_the_job_through_that_crosses_the_line() -> None:
+    """Room is what is below the budget, however large the next job."""
+    it = budget()
+    it.take(INTERACTIVE, SizeBucket.SHORT, 99)
+    assert it.owns_room(INTERACTIVE)
+    it.take(INTERACTIVE, SizeBucket.LONG, 5000)
+    assert not it.owns_room(INTERACTIVE)
+    assert it.owns_room(HEAVY)
+    assert it.borrowed(INTERACTIVE) == 4999
+    assert not it.has_spare
+
+
+def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
+    """Tokens by class, jobs by class and size, and their totals."""
+    it = budget()
+    it.take(INTERACTIVE, SizeBucket.SHORT, 40)
+    it.take(HEAVY, SizeBucket.LONG, 150)
+    it.correct(HEAVY, -50)
+    assert it.tokens == {INTERACTIVE: 40, HEAVY: 100}
+    assert (it.total_tokens, it.total_jobs, it.total_limit) == (140, 2, 300)
+    it.give_back(HEAVY, SizeBucket.LONG, 100)
+    it.give_back(INTERACTIVE, SizeBucket.SHORT, 40)
+    assert (it.total_tokens, it.total_jobs) == (0, 0)
+    assert not any(it.buckets.values())
+
+
+def test_budget_given_back_twice_is_an_error() -> None:
+    """Settling twice cannot pass unseen."""
+    it = budget()
+    it.take(HEAVY, SizeBucket.LONG, 10)
+    it.give_back(HEAVY, SizeBucket.LONG, 10)
+    with pytest.raises(AssertionError):
+        it.give_back(HEAVY, SizeBucket.LONG, 10)
+
+
+def test_tier_cap_shrinks_with_the_mode_but_never_to_nothing() -> None:
+    """Scaled down, at least 1; 0 is no cap in every mode."""
+    given = settings(schedule={"tier_caps": {"medium": 1, "long": 8}}).schedule
+    caps = {b: [tier_cap(given, b, m) for m in Mode] for b in SizeBucket}
+    assert caps == {
+        SizeBucket.SHORT: [0, 0, 0],
+        SizeBucket.MEDIUM: [1, 1, 1],
+        SizeBucket.LONG: [8, 6, 4],
+    }

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from gateway.types import JobClass, Outcome, Verdict
+from tests.unit.schedule.build import World, settings
+
+
+def busy() -> World:
+    it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {"max_inflight": 5}}))
+    for n in range(4):
+        it.submit(f"j{n}", body_bytes=10)
+    return it
+
+
+def lose_the_queue(it: World) -> None:
+    (line,) = it.scheduler.pools["m"].lines.values()
+    for tier in line.tiers.values():
+        tier.heap = type(tier.heap)(lambda key, seq, lane: False)
+
+
+def free_without_drain(it: World) -> None:
+    entry = it.scheduler.jobs["j0"]
+    it.scheduler._end_attempt(entry, Verdict.IGNORED, None, None, it.now)
+    it.scheduler._end(entry, Outcome.CANCELLED)
+
+
+def break_tokens(it: World) -> None:
+    it.scheduler.pools["m"].budget.tokens[JobClass.HEAVY] += 1
+
+
+def break_outcome(it: World) -> None:
+    it.scheduler.ended[Outcome.OK] += 1
+
+
+def break_tenant(it: World) -> None:
+    it.scheduler.tenants["t"].running += 1
+
+
+def break_bytes(it: World) -> None:
+    it.scheduler.pools["m"].waiting_bytes -= 1
+
+
+def break_lease(it: World) -> None:
+    it.scheduler.accounts.give_back(it.scheduler.jobs["j0"].lease, Verdict.IGNORED, now=it.now)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        break_tokens,
+        break_outcome,
+        break_tenant,
+        break_bytes,
+        break_lease,
+        lose_the_queue,
+        free_without_drain,
+    ],
+)
+def test_check_sees_damage(damage: Callable[[World], None]) -> None:
+    """The twin of every check that passes: each broken sum, lost lane, idle room is seen."""
+    it = busy()
+    it.scheduler.check(it.now)
+    damage(it)
+    with pytest.raises(AssertionError):
+        it.scheduler.check(it.now)

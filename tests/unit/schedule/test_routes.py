@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from gateway.schedule.routes import Directory, routes
+from tests.unit.schedule.build import settings
+
+ACCOUNTS = settings(
+    {
+        "a": {"models": ["m"]},
+        "b": {"models": ["n"]},
+        "c": {"models": {"n": "n-2026", "m": "m-2026"}},
+        "d": {"models": ["alone"]},
+    }
+).accounts
+
+
+def test_routes_join_models_that_share_an_account() -> None:
+    """A pool is a connected component, named after its first model."""
+    found = routes(ACCOUNTS)
+    assert {model: route.pool for model, route in found.items()} == {
+        "m": "m",
+        "n": "m",
+        "alone": "alone",
+    }
+
+
+def test_routes_name_accounts_in_config_order_and_the_model_there() -> None:
+    """Who serves a model, and what it is called there."""
+    route = routes(ACCOUNTS)["n"]
+    assert route.accounts == ("b", "c")
+    assert route.upstream == {"b": "n", "c": "n-2026"}
+
+
+def test_directory_knows_the_models_and_accounts_of_a_pool() -> None:
+    """Both directions, in config order."""
+    directory = Directory(ACCOUNTS)
+    assert directory.pools == ("m", "alone")
+    assert directory.models("m") == ("m", "n")
+    assert directory.accounts("m") == ("a", "b", "c")
+
+
+def test_directory_home_drops_accounts_that_do_not_serve_the_model() -> None:
+    """A job made before a reload, or bound to some accounts."""
+    directory = Directory(ACCOUNTS)
+    assert directory.home("m", ("a", "c")) == ("m", ("a", "c"))
+    assert directory.home("m", ("c", "gone", "b")) == ("m", ("c",))
+    assert directory.home("m", ("gone",)) == ("m", ("a", "c"))
+
+
+def test_directory_home_of_no_model_is_its_accounts() -> None:
+    """A relayed route names accounts only, and stays in one pool."""
+    directory = Directory(ACCOUNTS)
+    assert directory.home("", ("gone", "d", "a")) == ("alone", ("d",))
+    assert directory.home("", ("gone",)) is None

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.schedule.events import (
+    Dispatch,
+    DrainStarted,
+    Finished,
+    Reforecast,
+    Refuse,
+    Withdrawn,
+    Woke,
+)
+from gateway.types import JobClass, Mode, Outcome, Rung, Verdict
+from tests.unit.schedule.build import World, places, refused, settings, started, workload
+
+ONE = {"a": {"initial_concurrency": 1}}
+TWO_POOLS = {"a": {"initial_concurrency": 1}, "b": {"models": ["k"], "initial_concurrency": 1}}
+
+
+def world(
+    accounts: dict[str, dict[str, Any]] | None = None,
+    tenants: dict[str, dict[str, Any]] | None = None,
+    **schedule: Any,
+) -> World:
+    return World(settings(accounts or ONE, tenants, schedule=schedule))
+
+
+def test_scheduler_starts_at_once_what_can_start() -> None:
+    """No queue, no wait; the action says account, attempt and reserve."""
+    it = world()
+    assert it.submit("j1", 100) == [Dispatch("j1", "a", 1, 100)]
+
+
+def test_scheduler_starts_the_next_when_one_ends() -> None:
+    """First come, first served among equals."""
+    it = world()
+    for name in ("j1", "j2", "j3"):
+        it.submit(name)
+    assert started(it.finish("j1", 80)) == ["j2"]
+    assert started(it.finish("j2", 80)) == ["j3"]
+
+
+def test_scheduler_settles_a_job_once() -> None:
+    """A second end, of any kind, is no event."""
+    it = world()
+    it.submit("j1")
+    it.finish("j1")
+    for event in (
+        Finished("j1", Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR),
+        Withdrawn("j1"),
+        Reforecast("j1", workload(5)),
+    ):
+        assert it.tell(event) == []
+    assert it.fail("j1") == []
+    ended = it.scheduler.snapshot(0.0).ended
+    assert {k: n for k, n in ended.items() if n} == {Outcome.OK: 1}
+
+
+def test_scheduler_ignores_a_job_id_that_lives() -> None:
+    """Submitted twice is once."""
+    it = world()
+    it.submit("j1")
+    assert it.submit("j1") == []
+    assert it.scheduler.snapshot(0.0).submitted == 1
+
+
+@pytest.mark.parametrize("where", ["running", "waiting", "retrying"])
+def test_scheduler_forgets_a_client_that_left(where: str) -> None:
+    """In every phase: cancelled, everything given back, the next one starts."""
+    it = world()
+    it.submit("j1")
+    it.submit("j2")
+    if where == "running":
+        assert started(it.tell(Withdrawn("j1"))) == ["j2"]
+    elif where == "waiting":
+        assert it.tell(Withdrawn("j2")) == []
+    else:
+        it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
+        assert it.tell(Withdrawn("j1")) == []
+        assert started(it.tell(Woke(), at=9.0)) == ["j2"]
+    assert it.scheduler.snapshot(it.now).ended[Outcome.CANCELLED] == 1
+    assert it.accounts.leases == (0 if where == "waiting" and not it.scheduler.jobs else 1)
+
+
+def test_scheduler_moves_a_waiting_job_by_its_new_forecast() -> None:
+    """Its key, class and size follow; its arrival stays."""
+    it = world()
+    it.submit("j1")
+    it.submit("long", 3000)
+    it.submit("other", 500)
+    it.tell(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
+    assert started(it.finish("j1")) == ["long"]
+    classes = it.scheduler.snapshot(it.now).pools[0].classes
+    assert classes[JobClass.INTERACTIVE].inflight_tokens == 10
+
+
+def test_scheduler_hears_a_rung_once_per_job() -> None:
+    """So a job moves at most four times."""
+    it = world()
+    it.submit("j1")
+    it.submit("long", 3000)
+    it.submit("other", 500)
+    it.tell(Reforecast("long", workload(2000, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.tell(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
+    assert started(it.finish("j1")) == ["other"]
+
+
+def test_scheduler_trues_up_a_running_job() -> None:
+    """A smaller reserve makes room at once; the class stays the one it was charged to."""
+    it = world({"a": {}}, heavy_inflight_tokens=1000, borrow=False)
+    it.submit("j1", 5000)
+    assert started(it.submit("j2", 500)) == []
+    assert started(it.tell(Reforecast("j1", workload(10, rung=Rung.TENANT_NEIGHBORS)))) == ["j2"]
+    heavy = it.scheduler.snapshot(0.0).pools[0].classes[JobClass.HEAVY]
+    assert (heavy.inflight_tokens, heavy.running) == (510, 2)
+
+
+def test_scheduler_refuses_when_the_queue_is_full() -> None:
+    """429 queue_full with a Retry-After; those that wait are not touched."""
+    it = world(max_queue_items=2)
+    for name in ("run", "w1", "w2"):
+        it.submit(name)
+    (refusal,) = it.submit("w3", 10)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.error.status, refusal.error.code) == (429, "queue_full")
+    assert refusal.error.retry_after_s == 5.0
+    assert refusal.outcome is Outcome.REJECTED
+    assert it.waiting == {"w1", "w2"}
+
+
+def test_scheduler_bounds_the_bytes_that_wait() -> None:
+    """Bodies of waiting requests, per pool."""
+    it = world(max_queue_bytes=2048)
+    it.submit("run", body_bytes=10_000)
+    assert refused(it.submit("w1", body_bytes=2000)) == {}
+    assert refused(it.submit("w2", body_bytes=100)) == {"w2": ("queue_full", Outcome.REJECTED)}
+    assert refused(it.submit("w3", body_bytes=48)) == {}
+
+
+def test_scheduler_bounds_what_one_tenant_queues() -> None:
+    """max_queued; others are not touched."""
+    it = world(tenants={"t": {}, "small": {"max_queued": 1}})
+    it.submit("run")
+    assert refused(it.submit("s1", tenant="small")) == {}
+    assert refused(it.submit("s2", tenant="small")) == {"s2": ("queue_full", Outcome.REJECTED)}
+    assert refused(it.submit("t1")) == {}
+
+
+def test_scheduler_never_refuses_what_can_start_for_a_full_queue() -> None:
+    """The queue may be full of jobs that wait for something else."""
+    it = world({"a": {}}, {"t": {}, "small": {"max_inflight": 1}}, max_queue_items=1)
+    it.submit("s1", tenant="small")
+    it.submit("s2", tenant="small")
+    assert started(it.submit("t1")) == ["t1"]
+
+
+def test_scheduler_says_when_a_full_queue_will_have_drained() -> None:
+    """Waiting tokens over the tokens that finished a second."""
+    it = world(max_queue_items=100)
+    for n in range(101):
+        it.submit(f"j{n}", 100)
+    for n in range(50):
+        it.finish(f"j{n}", 100, at=float(n + 1))
+        it.submit(f"k{n}", 100)
+    (refusal,) = it.submit("late", 100)
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.retry_after_s == 60.0
+    it.scheduler.pools["m"].rate.add(100_000.0, it.now)
+    (refusal,) = it.submit("later", 100)
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.retry_after_s is not None
+    assert 1.0 < refusal.error.retry_after_s < 10.0
+
+
+def test_scheduler_evicts_what_waited_too_long() -> None:
+    """max_wait_s from arrival, or the job's own deadline, whichever is first."""
+    it = world(max_wait_s=10.0)
+    it.submit("run")
+    it.submit("patient")
+    it.submit("hurried", deadline_s=4.0)
+    assert it.scheduler.next_wake(0.0) == 4.0
+    assert refused(it.tell(Woke(), at=4.0)) == {"hurried": ("queue_timeout", Outcome.EVICTED)}
+    assert it.scheduler.next_wake(4.0) == 10.0
+    assert refused(it.tell(Woke(), at=10.0)) == {"patient": ("queue_timeout", Outcome.EVICTED)}
+    assert it.scheduler.next_wake(10.0) is None
+
+
+def test_scheduler_does_not_take_in_what_is_too_late() -> None:
+    """Rejected, not evicted: it never waited."""
+    it = world()
+    assert refused(it.submit("late", at=0.0, deadline_s=0.0)) == {
+        "late": ("queue_timeout", Outcome.REJECTED)
+    }
+
+
+def test_scheduler_refuses_when_no_account_is_left() -> None:
+    """Every key refused: nothing will heal by itself, so nobody is kept waiting."""
+    it = world()
+    it.submit("j1")
+    it.submit("j2")
+    gone = refused(it.fail("j1", Verdict.DEAD_KEY))
+    assert gone == {
+        "j1": ("upstream_failed", Outcome.UPSTREAM_ERROR),
+        "j2": ("no_account", Outcome.EVICTED),
+    }
+    assert refused(it.submit("j3")) == {"j3": ("no_account", Outcome.REJECTED)}
+    assert started(it.submit("probe", at=300.0)) == ["probe"]
+
+
+def test_scheduler_refuses_those_whom_no_account_will_serve_in_time() -> None:
+    """An account that rests longer than a job may wait is none for it, but is for the next."""
+    it = world()
+    it.submit("j1")
+    it.submit("hurried", deadline_s=20.0)
+    it.submit("patient")
+    gone = it.fail("j1", Verdict.OVERLOADED, retry_after_s=60.0)
+    assert refused(gone) == {"hurried": ("no_account", Outcome.EVICTED)}
+    (refusal,) = gone
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.retry_after_s == 60.0
+    assert it.waiting == {"j1", "patient"}
+
+
+def test_scheduler_refuses_a_model_nobody_serves() -> None:
+    """Neither its accounts nor its model are known."""
+    it = world()
+    assert refused(it.submit("j1", model="?", accounts=("?",))) == {
+        "j1": ("no_account", Outcome.REJECTED)
+    }
+
+
+def test_scheduler_draining_takes_nothing_in_and_finishes_its_queue() -> None:
+    """503 draining for the new; what waits still runs."""
+    it = world()
+    it.submit("j1")
+    it.submit("j2")
+    it.tell(DrainStarted())
+    assert refused(it.submit("j3")) == {"j3": ("draining", Outcome.REJECTED)}
+    assert started(it.finish("j1")) == ["j2"]
+    assert it.scheduler.snapshot(0.0).draining
+
+
+def test_scheduler_full_pool_does_not_touch_another() -> None:
+    """Models that share no account share nothing."""
+    it = world(TWO_POOLS, max_queue_items=1)
+    for name in ("m1", "m2", "m3"):
+        it.submit(name)
+    assert started(it.submit("k1", model="k", accounts=("b",))) == ["k1"]
+    assert refused(it.submit("k2", model="k", accounts=("b",))) == {}
+
+
+def test_scheduler_caps_a_tenant_over_all_pools() -> None:
+    """max_inflight is the tenant's, and a job that ends in one pool frees it in another."""
+    it = world(TWO_POOLS, {"t": {}, "small": {"max_inflight": 1}})
+    it.submit("s1", tenant="small")
+    assert started(it.submit("s2", model="k", accounts=("b",), tenant="small")) == []
+    assert started(it.submit("t1", model="k", accounts=("b",))) == ["t1"]
+    it.finish("t1")
+    assert started(it.finish("s1")) == ["s2"]
+
+
+def test_scheduler_gives_a_freed_cap_to_the_best_key() -> None:
+    """Two pools want it: the one that waits longer gets it."""
+    it = world(TWO_POOLS, {"t": {}, "small": {"max_inflight": 1}})
+    it.submit("s1", tenant="small")
+    it.submit("k1", model="k", accounts=("b",), tenant="small", at=1.0)
+    it.submit("m1", tenant="small", at=2.0)
+    assert started(it.finish("s1", at=3.0)) == ["k1"]
+    assert started(it.finish("k1", at=4.0)) == ["m1"]
+
+
+def test_scheduler_tightens_tier_caps_when_congested() -> None:
+    """The mode follows in flight and waiting work, and scales the caps."""
+    it = world(
+        {"a": {}},
+        interactive_inflight_tokens=1000,
+        heavy_inflight_tokens=4000,
+        tier_caps={"long": 4},
+    )
+    for n in range(4):
+        it.submit(f"j{n}", 500)
+    assert it.scheduler.snapshot(0.0).pools[0].mode is Mode.FREE
+    for n in range(8):
+        it.submit(f"w{n}", 500)
+    pool = it.scheduler.snapshot(0.0).pools[0]
+    assert (pool.mode, pool.saturation) == (Mode.CONGESTED, 1.2)
+    assert started(it.finish("j0")) == [], "the cap of four is now two"
+    assert it.scheduler.snapshot(0.0).pools[0].mode is Mode.CONGESTED
+    assert started(it.finish("j1")) == []
+    assert started(it.finish("j2")) == ["w0"]
+
+
+def test_scheduler_spreads_over_accounts() -> None:
+    """The least loaded of those that serve the model."""
+    it = world({"a": {}, "b": {}})
+    actions = [a for n in range(4) for a in it.submit(f"j{n}", 10, accounts=("a", "b"))]
+    assert list(places(actions).values()) == ["a", "b", "a", "b"]
+
+
+def test_scheduler_tells_the_pacer_what_was_used() -> None:
+    """Charged prompt and reserve, corrected at the end: the next need not wait for a guess."""
+    it = world({"a": {"tpm": 600}}, heavy_inflight_tokens=100_000)
+    it.submit("j1", 990)
+    it.submit("j2", 990)
+    assert it.scheduler.next_wake(0.0) == 99.0
+    assert started(it.finish("j1", 20, at=1.0)) == []
+    assert it.scheduler.next_wake(1.0) == pytest.approx(2.0)
+    assert started(it.tell(Woke(), at=2.0)) == ["j2"]
