@@ -1,0 +1,1 @@
+"""The HTTP client side: one stream to one account, its dialect, its SSE, its usage."""

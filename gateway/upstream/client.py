@@ -1,0 +1,232 @@
+"""One HTTP exchange with one account: httpx's API over aiohttp's engine.
+
+Why not httpx.AsyncClient: its own pool looks at every connection for every request, and
+its layers (auth, redirects, cookies, hooks) do nothing for a gateway. The transport API is
+httpx's public seam (`AsyncBaseTransport`), so the engine can change again, and tests can
+hand in another one. `Aiohttp` below is httpx-aiohttp's transport with two changes: errors
+keep their meaning (upstream it maps a dropped connection to a connect timeout), and the
+answer can be dropped at once, synchronously, its socket with it: a clean-up that awaits
+may itself be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from multidict import CIMultiDict
+
+from gateway.types import Outcome, Verdict
+from gateway.upstream.providers import Failure, Headers, Target
+
+CHUNK_BYTES = 64 * 1024
+
+
+class Body(httpx.AsyncByteStream):
+    """An answer's bytes as they come."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.headers = [(name.lower(), value) for name, value in response.raw_headers]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read_some():
+            yield chunk
+
+    async def read_some(self) -> bytes:
+        """What has arrived, waiting for something; b"" at the end of the answer."""
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
+            raise httpx.ReadError(type(error).__name__) from error
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        """Close the socket unless the answer was read to its end."""
+        self._response.close()
+
+
+class Aiohttp(AiohttpTransport):
+    """httpx-aiohttp's transport; see the head of this file."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not isinstance(self.client, aiohttp.ClientSession):
+            self.client = self.get_client()
+        timeout = request.extensions["timeout"]
+        content = request.stream.content  # type: ignore[union-attr]
+        try:
+            response = await self.client.request(
+                request.method,
+                str(request.url),
+                headers=CIMultiDict(request.headers.multi_items()),
+                data=content or None,
+                allow_redirects=False,
+                timeout=timeout,
+            )
+        except TimeoutError as error:
+            raise httpx.ConnectTimeout("connect") from error
+        except aiohttp.ClientConnectorError as error:
+            raise httpx.ConnectError(type(error).__name__) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            raise httpx.ReadError(type(error).__name__) from error
+        except aiohttp.ClientError as error:
+            raise httpx.RemoteProtocolError(type(error).__name__) from error
+        return httpx.Response(response.status, stream=Body(response))
+
+
+class Content(httpx.AsyncByteStream):
+    """A request body that is already bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield self.content
+
+
+def open_transport() -> Aiohttp:
+    """The process's one transport; made on the running loop."""
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,  # limits are the accounts' own
+                keepalive_timeout=20.0,
+                ttl_dns_cache=60,
+                socket_factory=_socket,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
+            read_bufsize=CHUNK_BYTES,
+        )
+
+    return Aiohttp(client=session)
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    family, kind, proto, _, _ = address
+    sock = socket.socket(family, kind, proto)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if proto == socket.IPPROTO_TCP or kind == socket.SOCK_STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+class AttemptFailed(Exception):
+    """An attempt that brought no answer; `failure` says what it teaches."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Answer:
+    """A provider's answer whose headers are here and whose body may still come."""
+
+    __slots__ = ("_body", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: Body) -> None:
+        self.status = status
+        self.headers = headers
+        self._body = body
+
+    async def read_some(self) -> bytes:
+        """The next bytes; b"" at the end. Raises AttemptFailed when the provider breaks off."""
+        try:
+            return await self._body.read_some()
+        except httpx.TransportError:
+            raise AttemptFailed(BROKEN) from None
+
+    async def read_up_to(self, limit: int) -> bytes:
+        """The whole body, cut at `limit` bytes."""
+        parts, size = [], 0
+        while size < limit and (chunk := await self.read_some()):
+            parts.append(chunk)
+            size += len(chunk)
+        return b"".join(parts)[:limit]
+
+    def header(self, name: bytes) -> bytes | None:
+        return next((v for k, v in self.headers if k == name), None)
+
+    def abort(self) -> None:
+        self._body.abort()
+
+
+def _failure(verdict: Verdict, status: int, code: str, message: str) -> Failure:
+    timed_out = verdict is Verdict.TIMEOUT
+    outcome = Outcome.UPSTREAM_TIMEOUT if timed_out else Outcome.UPSTREAM_ERROR
+    return Failure(verdict, outcome, True, status, code, message)
+
+
+BROKEN = _failure(Verdict.SERVER_ERROR, 502, "upstream_broken", "the provider broke off its answer")
+UNREACHABLE = _failure(
+    Verdict.UNREACHABLE, 502, "upstream_unreachable", "the provider could not be reached"
+)
+NO_ANSWER = _failure(
+    Verdict.SERVER_ERROR, 502, "upstream_broken", "the provider closed the connection unanswered"
+)
+SLOW_CONNECT = _failure(
+    Verdict.UNREACHABLE, 504, "upstream_timeout", "no connection to the provider in time"
+)
+SLOW_FIRST_BYTE = _failure(
+    Verdict.TIMEOUT, 504, "upstream_timeout", "no first byte from the provider in time"
+)
+SLOW_NEXT_BYTE = _failure(
+    Verdict.TIMEOUT, 504, "upstream_timeout", "the provider fell silent in mid-answer"
+)
+
+
+class UpstreamClient:
+    """Sends requests to accounts.
+
+    Args:
+        transport: any httpx transport whose answers' streams are `Body`.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def send(
+        self, to: Target, method: str, url: httpx.URL, headers: Headers, content: bytes
+    ) -> Answer:
+        """One attempt, until the answer's headers. Raises AttemptFailed.
+
+        Cancelling it closes the connection. The caller owns the answer and must read it to
+        its end or `abort()` it.
+        """
+        account = to.account
+        request = httpx.Request(
+            method,
+            url,
+            headers=headers,
+            stream=Content(content),
+            extensions={
+                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=account.connect_timeout_s)
+            },
+        )
+        try:
+            async with asyncio.timeout(account.first_byte_timeout_s):
+                response = await self._transport.handle_async_request(request)
+        except httpx.ConnectTimeout:
+            raise AttemptFailed(SLOW_CONNECT) from None
+        except httpx.ConnectError:
+            raise AttemptFailed(UNREACHABLE) from None
+        except httpx.TransportError:
+            raise AttemptFailed(NO_ANSWER) from None
+        except TimeoutError:
+            raise AttemptFailed(SLOW_FIRST_BYTE) from None
+        body = response.stream
+        assert isinstance(body, Body)
+        return Answer(response.status_code, body.headers, body)
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()

@@ -1,0 +1,267 @@
+"""Dialects: how a request is addressed to a provider and how its refusals are read.
+
+Refusals are classified by `error.code` before status (OpenAI error codes; summed up in the
+team's field notes): an exhausted quota is a dead key however it is numbered, `slow_down`
+teaches the limit, and what a client did wrong teaches nothing.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import Raw, Struct
+
+from gateway.settings.schema import Account
+from gateway.types import Outcome, Verdict
+
+Headers = list[tuple[bytes, bytes]]
+
+_DEAD_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "account_deactivated",
+        "credit_balance_exhausted",
+        "invalid_api_key",
+    }
+)
+_OVERLOAD_CODES = frozenset({"server_is_overloaded", "overloaded", "overloaded_error"})
+_RATE_CODES = frozenset({"rate_limit_exceeded", "slow_down", "tokens", "requests"})
+_KEY_LIKE = re.compile(r"\b(sk|pk|rk|key|Bearer)[-_ ][A-Za-z0-9_\-*.]{6,}")
+
+# What of a client's headers goes to the provider. Everything else stays here: credentials,
+# cookies, addresses, and the headers that choose who pays.
+_FORWARDED = frozenset(
+    {b"accept", b"content-type", b"content-encoding", b"openai-beta", b"accept-language"}
+)
+# What of a provider's headers goes to the client. Its rate limits are the account's, not
+# the client's, and stay here.
+RETURNED = frozenset(
+    {
+        b"content-type",
+        b"content-encoding",
+        b"content-disposition",
+        b"content-range",
+        b"openai-processing-ms",
+        b"openai-version",
+        b"openai-model",
+    }
+)
+
+
+MAX_URLS = 64
+
+
+class Target(Struct, frozen=True):
+    """An account ready to be called: its settings and its key, resolved."""
+
+    account: Account
+    key: str
+    base: httpx.URL
+    headers: tuple[tuple[bytes, bytes], ...]
+    urls: dict[str, httpx.URL] = {}  # of paths without a query, filled as they are asked for
+
+    def __repr__(self) -> str:
+        return f"Target({self.account.name!r})"
+
+
+def target(account: Account, key: str) -> Target:
+    """Resolve an account; `key` is the secret itself."""
+    return Target(
+        account=account,
+        key=key,
+        base=httpx.URL(account.base_url.rstrip("/")),
+        headers=(
+            (b"authorization", b"Bearer " + key.encode()),
+            (b"user-agent", b"sagesched-gateway"),
+            # Plain bytes, so that usage can be read on the way without a decoder.
+            (b"accept-encoding", b"identity"),
+        ),
+    )
+
+
+def url_for(to: Target, path: str, query: bytes) -> httpx.URL:
+    """`path` is the client's path below /v1, such as `/chat/completions`."""
+    url = to.urls.get(path)
+    if url is None:
+        url = to.base.copy_with(raw_path=to.base.raw_path.rstrip(b"/") + path.encode("ascii"))
+        if len(to.urls) < MAX_URLS:
+            to.urls[path] = url
+    return url.copy_with(raw_path=url.raw_path + b"?" + query) if query else url
+
+
+def headers_for(to: Target, client_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The provider's headers: the account's own and what is harmless of the client's."""
+    sent = list(to.headers)
+    sent += [(name, value) for name, value in client_headers if name in _FORWARDED]
+    return sent
+
+
+class BodyEdit(Struct, frozen=True):
+    """The keys the gateway owns in a request body, as this account wants them."""
+
+    model: str | None = None  # the upstream's name, where it differs
+    include_usage: bool = False
+    max_tokens_field: str = "as_sent"
+
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_json = msgspec.json.Encoder()
+
+
+def edit_for(to: Target, model: str, *, inject_usage: bool) -> BodyEdit | None:
+    """What must change in the body for this account; None when nothing does."""
+    upstream_model = to.account.model_map.get(model, model)
+    edit = BodyEdit(
+        model=upstream_model if upstream_model != model else None,
+        include_usage=inject_usage and to.account.stream_usage,
+        max_tokens_field=to.account.max_tokens_field,
+    )
+    unchanged = edit.model is None and not edit.include_usage
+    return None if unchanged and edit.max_tokens_field == "as_sent" else edit
+
+
+def edited(body: bytes, edit: BodyEdit) -> bytes:
+    """`body` with the edit made; every other member keeps its bytes and its place."""
+    members = _members.decode(body)
+    if edit.model is not None:
+        members["model"] = Raw(_json.encode(edit.model))
+    if edit.include_usage:
+        options: dict[str, Raw] = {}
+        given = members.get("stream_options")
+        if given is not None and bytes(given) != b"null":
+            options = _members.decode(given)
+        options["include_usage"] = Raw(b"true")
+        members["stream_options"] = Raw(_json.encode(options))
+    if edit.max_tokens_field != "as_sent":
+        other = "max_completion_tokens" if edit.max_tokens_field == "max_tokens" else "max_tokens"
+        if other in members and edit.max_tokens_field not in members:
+            members = {
+                (edit.max_tokens_field if key == other else key): value
+                for key, value in members.items()
+            }
+    return _json.encode(members)
+
+
+class Failure(Struct, frozen=True):
+    """One attempt that brought no answer."""
+
+    verdict: Verdict
+    outcome: Outcome
+    retryable: bool  # another attempt may do better
+    status: int  # for the client, should this be the last word
+    code: str
+    message: str
+    body: bytes | None = None  # the provider's own error, cleaned, where it may be passed on
+    retry_after_s: float | None = None
+
+
+def retry_after(headers: Iterable[tuple[bytes, bytes]], wall_s: float) -> float | None:
+    """Seconds from `retry-after-ms` or `Retry-After` (RFC 9110 §10.2.3: seconds or a date)."""
+    found = {k.lower(): v for k, v in headers if k.lower() in (b"retry-after-ms", b"retry-after")}
+    try:
+        if b"retry-after-ms" in found:
+            return max(float(found[b"retry-after-ms"]) / 1000, 0.0)
+        if b"retry-after" not in found:
+            return None
+        text = found[b"retry-after"].decode("latin-1").strip()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text)
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - wall_s, 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def classify(
+    status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, to: Target, wall_s: float
+) -> Failure:
+    """Read a refusal (status ≥ 400, or an error inside a 200 stream sent as `status`)."""
+    error = _error_object(body)
+    code = str(error.get("code") or "")
+    kind = str(error.get("type") or "")
+    wait = retry_after(headers, wall_s)
+    clean = _clean(error, status, to.key)
+
+    def failure(verdict: Verdict, outcome: Outcome, retry: bool, final: int | None) -> Failure:
+        # final None: the provider's own words go to the client.
+        return Failure(
+            verdict=verdict,
+            outcome=outcome,
+            retryable=retry,
+            status=final or status,
+            code=code or kind or f"http_{status}",
+            message=f"the provider answered {status}",
+            body=None if final else clean,
+            retry_after_s=wait,
+        )
+
+    if code in _DEAD_CODES or kind in _DEAD_CODES or status in (401, 402):
+        # The account's trouble, not the client's: a 401 here must not look like its own.
+        return failure(Verdict.DEAD_KEY, Outcome.UPSTREAM_ERROR, True, 502)
+    if code in _OVERLOAD_CODES or kind in _OVERLOAD_CODES or status in (503, 529):
+        return failure(Verdict.OVERLOADED, Outcome.UPSTREAM_ERROR, True, None)
+    if status == 429 or code in _RATE_CODES:
+        return failure(Verdict.RATE_LIMITED, Outcome.RATE_LIMITED, True, None)
+    if status in (408, 504):
+        return failure(Verdict.TIMEOUT, Outcome.UPSTREAM_TIMEOUT, True, None)
+    if status >= 500:
+        return failure(Verdict.SERVER_ERROR, Outcome.UPSTREAM_ERROR, True, None)
+    # 403 and 404 may be one account's alone (a region, a missing deployment).
+    return failure(Verdict.IGNORED, Outcome.CLIENT_ERROR, status in (403, 404), None)
+
+
+def stream_error_status(error: dict[str, Any]) -> int:
+    """The status an error inside a 200 stream stands for (vLLM, SGLang put it in `code`)."""
+    for value in (error.get("status"), error.get("code")):
+        if isinstance(value, int) and 400 <= value <= 599:
+            return value
+        if isinstance(value, str) and re.fullmatch(r"[45]\d\d", value):
+            return int(value)
+    kind = f"{error.get('type') or ''} {error.get('code') or ''}"
+    if "invalid_request" in kind or "BadRequest" in kind or "context_length" in kind:
+        return 400
+    return 429 if "rate_limit" in kind else 500
+
+
+def _error_object(body: bytes) -> dict[str, Any]:
+    """OpenAI's `error` member wherever a provider puts it (Gemini wraps it in an array)."""
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return {}
+    if isinstance(value, list) and value:
+        value = value[0]
+    if not isinstance(value, dict):
+        return {}
+    inner = value.get("error", value)
+    if isinstance(inner, dict):
+        return inner
+    return {"message": inner} if isinstance(inner, str) else {}
+
+
+def _clean(error: dict[str, Any], status: int, key: str) -> bytes:
+    """The provider's error in OpenAI's shape, without anything that looks like a key."""
+    message = str(error.get("message") or error.get("detail") or f"the provider answered {status}")
+    if key:
+        message = message.replace(key, "[key]")
+    message = _KEY_LIKE.sub("[key]", message)
+    kind = error.get("type")
+    param, code = error.get("param"), error.get("code")
+    return _json.encode(
+        {
+            "error": {
+                "message": message[:4000],
+                "type": str(kind)
+                if kind
+                else ("invalid_request_error" if status < 500 else "server_error"),
+                "param": param if isinstance(param, str) else None,
+                "code": str(code) if code is not None else None,
+            }
+        }
+    )
