@@ -1,0 +1,288 @@
+"""The single writer around the pure core: events in, actions out, permits between.
+
+Rules:
+1. One event at a time, on the loop's thread; nothing is awaited between deciding and doing.
+2. A permit is settled exactly once, synchronously, whatever ends it: its own `end`, a
+   refusal of the core, or leaving its `with` block by cancellation. A permit granted while
+   its waiter is being cancelled goes back the same way.
+3. The engine keeps its own ledger of permits: the core can be asked for truth, but does not
+   own who waits.
+4. One timer, armed for the core's next deadline; no polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol
+
+from gateway.errors import GatewayError, Unavailable
+from gateway.schedule import events
+from gateway.schedule.scheduler import Scheduler
+from gateway.types import Job, JobRecord, Outcome, SchedulerSnapshot, Verdict, Workload
+
+
+class Listener(Protocol):
+    """Told of a job's life. Called on the loop; must be quick and must not raise."""
+
+    def submitted(self, job: Job) -> None: ...
+
+    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
+
+    def reforecast(self, job: Job, workload: Workload) -> None: ...
+
+    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
+
+    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
+
+    def ended(self, record: JobRecord) -> None: ...
+
+
+class Permit:
+    """One job's leave to run; a context manager that always settles."""
+
+    __slots__ = (
+        "_engine",
+        "_refusal",
+        "_waiter",
+        "account",
+        "attempts",
+        "dispatched_s",
+        "job",
+        "outcome",
+        "queue_s",
+        "settled",
+        "workload",
+    )
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self._engine = engine
+        self.job = job
+        self.workload = job.workload  # the latest forecast
+        self.account: str | None = None  # while a lease is held
+        self.attempts = 0
+        self.queue_s = 0.0  # arrival → first dispatch
+        self.dispatched_s = 0.0
+        self.outcome: Outcome | None = None  # the core's, where it refused
+        self.settled = False
+        self._refusal: GatewayError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def granted(self) -> str:
+        """The account to use, as soon as there is one. Raises the core's refusal."""
+        if self.account is None and self._refusal is None:
+            self._waiter = self._engine.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._refusal is not None:
+            raise self._refusal
+        assert self.account is not None
+        return self.account
+
+    def failed(
+        self,
+        verdict: Verdict,
+        retry_after_s: float | None,
+        error: GatewayError,
+        *,
+        retryable: bool,
+    ) -> None:
+        """The attempt brought nothing; `granted` gives the next account or raises `error`."""
+        account, self.account = self.account, None
+        assert account is not None
+        for listener in self._engine.listeners:
+            listener.retried(self.job, account, verdict)
+        self._engine.feed(
+            events.AttemptFailed(
+                job_id=self.job.id,
+                verdict=verdict,
+                retry_after_s=retry_after_s,
+                error=error,
+                retryable=retryable,
+            )
+        )
+
+    def end(self, outcome: Outcome, verdict: Verdict, output_tokens: float | None = None) -> None:
+        """Settle: reserve and lease go back, the account learns. Only the first call counts."""
+        if self.settled:
+            return
+        self.settled = True
+        self._engine.settle(self.job, outcome, verdict, output_tokens)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        gone = kind is not None and issubclass(kind, asyncio.CancelledError)
+        self.end(Outcome.CANCELLED if gone else Outcome.FAILED, Verdict.IGNORED)
+
+    def _dispatch(self, account: str, now: float) -> None:
+        self.account = account
+        self.attempts += 1
+        self.dispatched_s = now
+        if self.attempts == 1:
+            self.queue_s = now - self.job.arrived_s
+        self._wake()
+
+    def _refuse(self, error: GatewayError, outcome: Outcome) -> None:
+        self.settled = True  # the core has forgotten the job
+        self.outcome = outcome
+        self._refusal = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Engine:
+    """The asyncio shell. One per process, bound to the running loop."""
+
+    def __init__(
+        self,
+        core: Scheduler,
+        listeners: tuple[Listener, ...] = (),
+        clock: Callable[[], float] = time.monotonic,  # uvloop's own has milliseconds only
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.clock = clock
+        self.listeners = listeners
+        self._core = core
+        self._ledger: dict[str, Permit] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed_s = float("inf")
+        self._idle: asyncio.Future[None] | None = None
+        self.draining = False
+
+    def submit(self, job: Job, body_bytes: int) -> Permit:
+        """Hand a job to the core. The permit must be entered as a context at once."""
+        permit = Permit(self, job)
+        self._ledger[job.id] = permit
+        for listener in self.listeners:
+            listener.submitted(job)
+        self.feed(events.Submitted(job=job, body_bytes=body_bytes))
+        return permit
+
+    def reforecast(self, job_id: str, workload: Workload) -> None:
+        """A better forecast has come; nothing happens when the job is gone."""
+        permit = self._ledger.get(job_id)
+        if permit is None or permit.settled:
+            return
+        permit.workload = workload
+        for listener in self.listeners:
+            listener.reforecast(permit.job, workload)
+        self.feed(events.Reforecast(job_id=job_id, workload=workload))
+
+    def settle(
+        self, job: Job, outcome: Outcome, verdict: Verdict, output_tokens: float | None
+    ) -> None:
+        self._ledger.pop(job.id, None)
+        self.feed(
+            events.Finished(
+                job_id=job.id, outcome=outcome, verdict=verdict, output_tokens=output_tokens
+            )
+        )
+        self._tell_idle()
+
+    def ended(self, record: JobRecord) -> None:
+        """The whole request is over, answer sent or not: tell who listens."""
+        for listener in self.listeners:
+            listener.ended(record)
+
+    def holds(self, job_id: str) -> bool:
+        """Whether the job still waits or runs; may be asked from any thread."""
+        return job_id in self._ledger
+
+    @property
+    def jobs(self) -> int:
+        return len(self._ledger)
+
+    def feed(self, event: events.Event) -> int:
+        """One event through the core; how many jobs it started."""
+        now = self.clock()
+        started = 0
+        for action in self._core.handle(event, now):
+            permit = self._ledger.get(action.job_id)
+            if permit is None:
+                continue
+            if isinstance(action, events.Dispatch):
+                started += 1
+                permit._dispatch(action.account, now)
+                for listener in self.listeners:
+                    listener.dispatched(permit.job, action.account, permit.queue_s, permit.attempts)
+            else:
+                del self._ledger[action.job_id]
+                permit._refuse(action.error, action.outcome)
+                for listener in self.listeners:
+                    listener.refused(permit.job, action.outcome, action.error.code)
+                self._tell_idle()
+        self._arm(now)
+        return started
+
+    def tick(self) -> int:
+        """One scheduling round; how many jobs it started (none: rounds run by themselves)."""
+        return self.feed(events.Woke())
+
+    def drop_waiting(self) -> int:
+        """Refuse every job that has not been started; how many. Running jobs go on."""
+        waiting = [p for p in self._ledger.values() if p.attempts == 0 and not p.settled]
+        for permit in waiting:
+            error = Unavailable("The queue was reset.", code="reset", retry_after_s=1.0)
+            del self._ledger[permit.job.id]
+            permit._refuse(error, Outcome.EVICTED)
+            for listener in self.listeners:
+                listener.refused(permit.job, Outcome.EVICTED, error.code)
+            self.feed(events.Withdrawn(job_id=permit.job.id))
+        self._tell_idle()
+        return len(waiting)
+
+    def snapshot(self) -> SchedulerSnapshot:
+        return self._core.snapshot(self.clock())
+
+    def check(self) -> None:
+        """Every invariant of the core, and the ledger against it."""
+        self._core.check()
+
+    def drain(self) -> None:
+        """Refuse what is new; what waits and runs goes on."""
+        if not self.draining:
+            self.draining = True
+            self.feed(events.DrainStarted())
+
+    async def idle(self) -> None:
+        """Until no job waits or runs."""
+        while self._ledger:
+            self._idle = self._idle or self.loop.create_future()
+            await asyncio.shield(self._idle)
+
+    def _tell_idle(self) -> None:
+        if not self._ledger and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+
+    def _arm(self, now: float) -> None:
+        wake = self._core.next_wake(now)
+        if wake is None or wake >= self._armed_s - 0.001:
+            return  # the timer that is armed looks again when it fires
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_s = wake
+        self._timer = self.loop.call_later(max(wake - now, 0.0), self._woke)
+
+    def _woke(self) -> None:
+        self._timer = None
+        self._armed_s = float("inf")
+        self.feed(events.Woke())
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
