@@ -1,0 +1,1 @@
+"""What people see: metrics, journal, logs. Listeners and snapshots only."""

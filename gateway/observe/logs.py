@@ -1,0 +1,241 @@
+"""JSON lines to standard output: one a request, one for whatever else is worth telling.
+
+Every line of the process goes this way: ours, uvicorn's, asyncio's, warnings, and the
+exceptions nobody caught. Each passes the redactor last, after encoding.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.observe.lines import LineWriter, encode_line, utc
+from gateway.observe.redact import Redactor
+from gateway.settings.schema import Observe
+from gateway.types import JobRecord, Outcome
+
+MAX_TEXT_CHARS = 16_384  # of a message or a traceback
+
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RESERVED = frozenset({"ts", "level", "logger", "msg", "exc"})
+
+_LEVELS = {
+    Outcome.OK: logging.INFO,
+    Outcome.CLIENT_ERROR: logging.INFO,
+    Outcome.CANCELLED: logging.INFO,
+    Outcome.SHUTDOWN: logging.INFO,
+    Outcome.FAILED: logging.ERROR,
+}  # every other: WARNING
+
+
+class RequestLine(Struct, rename={"job_class": "class"}, omit_defaults=True):
+    """One request in the log. Milliseconds for people, who read them by the thousand."""
+
+    ts: str
+    level: str
+    msg: str
+    request_id: str
+    route: str
+    tenant: str
+    model: str
+    outcome: str
+    status: int
+    stream: bool
+    attempts: int
+    queue_ms: float
+    total_ms: float
+    bytes_out: int
+    account: str | None = None
+    job_class: str | None = None
+    predicted_p50: float | None = None
+    predicted_p90: float | None = None
+    rung: str | None = None
+    reserve_tokens: float | None = None
+    actual: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    estimated: bool | None = None
+    ttft_ms: float | None = None
+    upstream_ms: float | None = None
+    finish_reason: str | None = None
+    error_code: str | None = None
+
+
+class JsonHandler(logging.Handler):
+    """Every log record as one redacted JSON line."""
+
+    def __init__(self, writer: LineWriter, redactor: Redactor) -> None:
+        super().__init__()
+        self.writer = writer
+        self.redactor = redactor
+        self.broken = 0  # records that could not be made a line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.line(record)
+        except Exception:
+            # logging's own answer prints the record, unredacted.
+            self.broken += 1
+            return
+        self.writer.write(line)
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        fields: dict[str, Any] = {"logger": record.name}
+        for key, value in vars(record).items():
+            if key not in _OWN and key not in _RESERVED and key != "color_message":
+                fields[key] = value
+        if record.exc_info and record.exc_info[0] is not None:
+            fields["exc"] = _tail("".join(traceback.format_exception(*record.exc_info)))
+        elif record.exc_text:
+            fields["exc"] = _tail(record.exc_text)
+        level = record.levelname.lower()
+        message = record.getMessage()[:MAX_TEXT_CHARS]
+        return self.redacted(encode_line(level, message, fields, record.created))
+
+    def redacted(self, line: bytes) -> bytes:
+        return self.redactor.mask(line.decode()).encode()
+
+    def write(self, line: bytes) -> None:
+        """A line made elsewhere, under the same lock and through the same redactor; it may
+        wait for the next `pump`."""
+        line = self.redacted(line)
+        with self._guard:
+            self.writer.hold(line)
+
+    def flush(self) -> None:
+        with self._guard:
+            self.writer.pump(wait_s=1.0)
+
+    @property
+    def _guard(self) -> threading.RLock:
+        lock = self.lock
+        assert lock is not None  # logging.Handler makes it
+        return lock
+
+
+def _tail(text: str) -> str:
+    """The end of a traceback says what happened; its middle may be long."""
+    return text if len(text) <= MAX_TEXT_CHARS else "…" + text[-MAX_TEXT_CHARS:]
+
+
+class Logs:
+    """The process's log: `configure` it once, `apply` new settings, `request_line` per request."""
+
+    def __init__(self, settings: Observe, secrets: Iterable[str] = (), *, fd: int = 1) -> None:
+        self._handler = JsonHandler(LineWriter(fd), Redactor(secrets))
+        self._settings = settings
+        self._level = logging.INFO
+        self.apply(settings)
+
+    @property
+    def lost(self) -> int:
+        """Lines that never came out."""
+        return self._handler.writer.lost + self._handler.broken
+
+    def configure(self) -> None:
+        """Takes over logging of the whole process: root, uvicorn, asyncio, warnings, crashes.
+
+        uvicorn must be started with `log_config=None`, or it installs its own again.
+        """
+        root = logging.getLogger()
+        root.handlers[:] = [self._handler]
+        for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "asyncio", "litestar"):
+            logger = logging.getLogger(name)
+            logger.handlers.clear()
+            logger.propagate = True
+            logger.setLevel(logging.NOTSET)
+        access = logging.getLogger("uvicorn.access")  # a request has its line already
+        access.handlers.clear()
+        access.propagate = False
+        logging.captureWarnings(True)
+        sys.excepthook = _uncaught
+        threading.excepthook = lambda args: _uncaught(
+            args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+        )
+        self._set_level()
+
+    def apply(self, settings: Observe, secrets: Iterable[str] | None = None) -> None:
+        """New level and access log, at once; new secrets where given."""
+        self._settings = settings
+        if secrets is not None:
+            self._handler.redactor = Redactor(secrets)
+        self._level = getattr(logging, settings.log_level.upper())
+        if self._handler in logging.getLogger().handlers:
+            self._set_level()
+
+    def _set_level(self) -> None:
+        logging.getLogger().setLevel(self._level)
+        # Their INFO tells of each connection.
+        for name in ("httpx", "httpcore", "aiohttp", "asyncio"):
+            logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
+
+    def request_line(self, record: JobRecord) -> None:
+        """Writes the request's line, where the access log is on and the level lets it."""
+        level = _LEVELS.get(record.outcome, logging.WARNING)
+        if self._settings.access_log and level >= self._level:
+            self._handler.write(msgspec.json.encode(request_line(record, level)) + b"\n")
+
+    def pump(self) -> None:
+        """Gives a slow reader what waited for it; call it now and then."""
+        with self._handler._guard:
+            self._handler.writer.pump()
+
+    def flush(self) -> None:
+        """Waits at most 1 s for the reader to take the rest; for the end of the process."""
+        self._handler.flush()
+
+
+def request_line(record: JobRecord, level: int) -> RequestLine:
+    """The record as its line: no prompt, no key, no answer text (JobRecord has none)."""
+    forecast, usage = record.workload, record.usage
+    return RequestLine(
+        ts=utc(record.wall_s),
+        level=logging.getLevelName(level).lower(),
+        msg="request",
+        request_id=record.id,
+        route=record.route,
+        tenant=record.tenant,
+        model=record.model,
+        outcome=record.outcome,
+        status=record.status,
+        stream=record.stream,
+        attempts=record.attempts,
+        queue_ms=_ms(record.queue_s),
+        total_ms=_ms(record.total_s),
+        bytes_out=record.bytes_out,
+        account=record.account,
+        job_class=record.job_class,
+        predicted_p50=None if forecast is None else round(forecast.p50, 1),
+        predicted_p90=None if forecast is None else round(forecast.p90, 1),
+        rung=None if forecast is None else forecast.rung,
+        reserve_tokens=record.reserve_tokens or None,
+        actual=None if usage is None else usage.output_tokens,
+        prompt_tokens=None if usage is None else usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens if usage is not None and usage.cached_tokens else None,
+        estimated=True if usage is not None and usage.estimated else None,
+        ttft_ms=None if record.ttft_s is None else _ms(record.ttft_s),
+        upstream_ms=None if record.upstream_s is None else _ms(record.upstream_s),
+        finish_reason=record.finish_reason,
+        error_code=record.error_code,
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
+
+
+def _uncaught(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger("sagesched").critical("uncaught exception", exc_info=(kind, error, trace))

@@ -1,0 +1,309 @@
+"""Prometheus metrics: what is counted at the end of a request, and the page for a scrape.
+
+Two sources, never mixed. What *happened* is counted here, once per ended request. What *is*
+(queues, budgets, limits, states) is read from snapshots when somebody scrapes (state.py), so
+no decision carries metric calls and a gauge cannot drift from the truth.
+
+Names are `sagesched_<noun>_<unit>` in base units, counters end in `_total`
+(prometheus.io/docs/practices/naming). Labels are bounded: models, accounts, tenants and routes
+come from `Names` (the settings), and what is not there is "other". Never a prompt, key or
+request id.
+
+`ended` runs on the loop for every request: the series of each set of (bounded) label values
+are looked up once and kept.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway import __version__
+from gateway.observe.families import Families
+from gateway.observe.series import Bins, Count, Counter
+from gateway.observe.state import Snapshots, state_metrics
+from gateway.types import JobRecord, Outcome, Usage, Workload
+
+log = logging.getLogger("sagesched.observe")
+
+NONE = "none"  # no account was reached, no class was decided
+OTHER = "other"  # not in the settings
+CUT = frozenset({"length", "max_tokens", "max_output_tokens"})  # finish reasons
+MAX_TENANTS = 200  # with a label of their own
+LAG_WINDOW_S = 60.0
+
+ROUTES = frozenset({
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/models",
+    "/v1/messages", "/v1/moderations", "/v1/images/generations", "/v1/audio/speech",
+    "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/files", "/v1/batches",
+    "/submit", "/predict", "/ingest",
+})  # fmt: skip
+
+
+class Names(Struct, frozen=True):
+    """The label values the settings allow. A removed account that still drains belongs in."""
+
+    models: frozenset[str] = frozenset()
+    accounts: frozenset[str] = frozenset()
+    tenants: frozenset[str] = frozenset()
+    routes: frozenset[str] = ROUTES
+
+    def bounded_tenants(self) -> frozenset[str]:
+        """The first MAX_TENANTS by name: a label per tenant is a series per tenant."""
+        return frozenset(sorted(self.tenants)[:MAX_TENANTS])
+
+
+class _Request(Struct, gc=False):
+    """The series of one (route, model, account, class, outcome)."""
+
+    requests: Count
+    duration: Bins
+    ttft: Bins
+    wait: Bins
+    upstream: Bins
+
+
+class _Tokens(Struct, gc=False):
+    """The series of one model, or one tenant, by kind."""
+
+    prompt: Count
+    output: Count
+    cached: Count
+    reasoning: Count
+
+    def add(self, usage: Usage) -> None:
+        self.prompt.total += usage.prompt_tokens
+        self.output.total += usage.output_tokens
+        self.cached.total += usage.cached_tokens
+        self.reasoning.total += usage.reasoning_tokens
+
+
+class _Forecast(Struct, gc=False):
+    """The series of one rung."""
+
+    used: Count
+    censored: Count
+    ratio: Bins
+    forecast_tokens: Count
+    actual_tokens: Count
+    p50: tuple[Count, Count]  # not covered, covered
+    p90: tuple[Count, Count]
+
+
+class Metrics:
+    """The gateway's metrics. Its methods belong to the loop, `render` to any thread.
+
+    `snapshots` is called by `take`, on the caller's thread; `names` bounds the labels.
+    """
+
+    def __init__(self, snapshots: Callable[[], Snapshots], names: Names) -> None:
+        self._snapshots = snapshots
+        self._families = Families()
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        self._lag_max_s = 0.0
+        self._lag_before_s = 0.0  # the largest of the window before
+        self._lag_window_began_s = time.monotonic()
+        self.rename(names)
+
+    def rename(self, names: Names) -> None:
+        """The settings changed: series of what left them go, new names get theirs."""
+        self._names = names
+        self._tenants = names.bounded_tenants()
+        self._requests: dict[tuple[str, str, str, str, str], _Request] = {}
+        self._model_tokens: dict[str, _Tokens] = {}
+        self._tenant_tokens: dict[str, _Tokens] = {}
+        self._tenant_requests: dict[tuple[str, str], Count] = {}
+        self._forecasts: dict[str, _Forecast] = {}
+        self._families.prune(
+            {
+                "model": names.models | {OTHER},
+                "account": names.accounts | {OTHER, NONE},
+                "tenant": self._tenants | {OTHER},
+                "route": names.routes | {OTHER},
+            }
+        )
+
+    # — what happens —
+
+    def ended(self, record: JobRecord) -> None:
+        """Counts one ended request. On the loop: a few microseconds."""
+        model = record.model if record.model in self._names.models else OTHER
+        tenant = record.tenant if record.tenant in self._tenants else OTHER
+        outcome = record.outcome.value
+        series = self._request(record, model, outcome)
+        series.requests.total += 1
+        if record.attempts:
+            series.duration.add(record.total_s)
+            series.wait.add(record.queue_s)
+            if record.attempts > 1:
+                self._families.retries.at(model).add(record.attempts - 1)
+        if record.ttft_s is not None:
+            series.ttft.add(record.ttft_s)
+        if record.upstream_s is not None:
+            series.upstream.add(record.upstream_s)
+        requests = self._tenant_requests.get((tenant, outcome))
+        if requests is None:
+            requests = self._families.tenant_requests.at(tenant, outcome)
+            self._tenant_requests[tenant, outcome] = requests
+        requests.total += 1
+        if record.usage is not None:
+            self._used(record.usage, model, tenant)
+        if record.workload is not None:
+            self._forecast_against_truth(record, record.workload)
+
+    def lag(self, seconds: float) -> None:
+        """How late the loop was, as its probe measured it."""
+        seconds = max(0.0, seconds)
+        self._families.lag.at().add(seconds)
+        now = time.monotonic()
+        if now - self._lag_window_began_s >= LAG_WINDOW_S:
+            self._lag_before_s, self._lag_max_s = self._lag_max_s, 0.0
+            self._lag_window_began_s = now
+        self._lag_max_s = max(self._lag_max_s, seconds)
+
+    # — what is shown —
+
+    def take(self) -> Snapshots | None:
+        """The snapshots for a `render` elsewhere. None (and an alarm) where they fail."""
+        try:
+            return self._snapshots()
+        except Exception:
+            self._families.scrape_errors.at().add()
+            log.exception("the snapshots for a scrape failed")
+            return None
+
+    def render(self, accept: str = "", taken: Snapshots | None = None) -> tuple[bytes, str]:
+        """Body and content type, OpenMetrics where the Accept header asks for it.
+
+        A scrape takes milliseconds. To keep them off the loop: `taken = metrics.take()` on the
+        loop, then `render(accept, taken)` in a thread.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(_Scrape(self._collect, taken or self.take())), content_type
+
+    # — inside —
+
+    def _collect(self, taken: Snapshots | None) -> Iterator[Metric]:
+        yield from self._families
+        yield _info()
+        yield GaugeMetricFamily(
+            "sagesched_loop_lag_max_seconds",
+            "Largest lateness of the event loop in the last one to two minutes.",
+            value=max(self._lag_max_s, self._lag_before_s),
+        )
+        if taken is not None:
+            yield from state_metrics(taken)
+        yield _collections()
+        yield from self._process.collect()
+
+    def _request(self, record: JobRecord, model: str, outcome: str) -> _Request:
+        names = self._names
+        route = record.route if record.route in names.routes else OTHER
+        account = record.account or NONE
+        if account not in names.accounts and account != NONE:
+            account = OTHER
+        job_class = NONE if record.job_class is None else record.job_class.value
+        key = (route, model, account, job_class, outcome)
+        series = self._requests.get(key)
+        if series is None:
+            families = self._families
+            series = self._requests[key] = _Request(
+                requests=families.requests.at(*key),
+                duration=families.duration.at(route, model, job_class),
+                ttft=families.ttft.at(model, job_class),
+                wait=families.wait.at(job_class),
+                upstream=families.upstream.at(account),
+            )
+        return series
+
+    def _used(self, usage: Usage, model: str, tenant: str) -> None:
+        by_model = self._model_tokens.get(model)
+        if by_model is None:
+            by_model = self._model_tokens[model] = _tokens(self._families.tokens, model)
+        by_tenant = self._tenant_tokens.get(tenant)
+        if by_tenant is None:
+            by_tenant = self._tenant_tokens[tenant] = _tokens(self._families.tenant_tokens, tenant)
+        by_model.add(usage)
+        by_tenant.add(usage)
+
+    def _forecast_against_truth(self, record: JobRecord, workload: Workload) -> None:
+        rung = workload.rung.value
+        series = self._forecasts.get(rung)
+        if series is None:
+            series = self._forecasts[rung] = self._forecast(rung)
+        series.used.total += 1
+        if record.outcome is not Outcome.OK or record.usage is None:
+            return
+        if record.finish_reason in CUT:  # its natural length is not known
+            series.censored.total += 1
+            return
+        actual = record.usage.output_tokens / max(record.n, 1)
+        series.ratio.add(actual / max(workload.p50, 1.0))
+        series.forecast_tokens.total += max(workload.p50, 0.0)
+        series.actual_tokens.total += actual
+        series.p50[actual <= workload.p50].total += 1
+        series.p90[actual <= workload.p90].total += 1
+
+    def _forecast(self, rung: str) -> _Forecast:
+        families = self._families
+
+        def covered(level: str) -> tuple[Count, Count]:
+            at = families.covered.at  # not "quantile": that label is a summary's
+            return at(rung, level, "no"), at(rung, level, "yes")
+
+        return _Forecast(
+            used=families.rungs.at(rung),
+            censored=families.censored.at(rung),
+            ratio=families.ratio.at(rung),
+            forecast_tokens=families.forecast_tokens.at(rung),
+            actual_tokens=families.actual_tokens.at(rung),
+            p50=covered("p50"),
+            p90=covered("p90"),
+        )
+
+
+class _Scrape(Collector):
+    """All families of one scrape, as the library's encoders want them."""
+
+    def __init__(
+        self,
+        collect: Callable[[Snapshots | None], Iterator[Metric]],
+        taken: Snapshots | None,
+    ) -> None:
+        self._collect = collect
+        self._taken = taken
+
+    def collect(self) -> Iterator[Metric]:
+        return self._collect(self._taken)
+
+
+def _tokens(family: Counter, name: str) -> _Tokens:
+    return _Tokens(*(family.at(name, kind) for kind in ("prompt", "output", "cached", "reasoning")))
+
+
+def _info() -> Metric:
+    family = GaugeMetricFamily(
+        "sagesched_build_info", "Always 1; the labels tell the build.", labels=("version", "python")
+    )
+    family.add_metric((__version__, platform.python_version()), 1)
+    return family
+
+
+def _collections() -> Metric:
+    """Runs of the garbage collector stop the loop while they last."""
+    family = CounterMetricFamily(
+        "python_gc_collections", "Runs of the garbage collector.", labels=("generation",)
+    )
+    for generation, stat in enumerate(gc.get_stats()):
+        family.add_metric((str(generation),), stat["collections"])
+    return family

@@ -1,0 +1,89 @@
+"""What the store keeps of a job of `POST /submit`, and how rows become SQL and come back.
+
+A column list is written once, in the order of the struct's fields, so that a row is bound
+with `astuple` and rebuilt by position; a test holds both lists together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from gateway.types import HistoryRow
+
+Status = Literal["queued", "running", "done", "failed", "gone"]
+
+
+class JobRow(Struct, frozen=True, gc=False):
+    """A submitted job. `gone` is a tombstone: the job ended, its TTL is over, nothing is kept.
+
+    `request`, `result`, `error`, `forecast` are the caller's bytes, stored as they are.
+    Times are Unix seconds.
+    """
+
+    id: str
+    tenant: str
+    status: Status
+    created_wall_s: float
+    request: bytes
+    started_wall_s: float | None = None
+    ended_wall_s: float | None = None
+    result: bytes | None = None
+    error: bytes | None = None
+    forecast: bytes | None = None
+
+
+JOB_COLUMNS = ", ".join(JobRow.__struct_fields__)
+HISTORY_COLUMNS = ", ".join(HistoryRow.__struct_fields__)
+
+INSERT_JOB = (
+    f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES ({', '.join('?' * len(JobRow.__struct_fields__))})"
+)
+SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?"
+SELECT_UNFINISHED = (
+    f"SELECT {JOB_COLUMNS} FROM jobs WHERE status IN ('queued', 'running') ORDER BY created_wall_s"
+)
+# A job ends once: what is done, failed or gone is never touched again.
+UPDATE_JOB = """
+UPDATE jobs SET status = ?, result = coalesce(?, result), error = coalesce(?, error),
+    ended_wall_s = coalesce(?, ended_wall_s), started_wall_s = coalesce(?, started_wall_s),
+    forecast = coalesce(?, forecast)
+WHERE id = ? AND status IN ('queued', 'running')
+"""
+EXPIRE_JOBS = """
+UPDATE jobs SET status = 'gone', request = x'', result = NULL, error = NULL, forecast = NULL
+WHERE id IN (
+    SELECT id FROM jobs WHERE ended_wall_s < ? AND status IN ('done', 'failed')
+    ORDER BY ended_wall_s LIMIT ?)
+"""
+BURY_JOBS = """
+DELETE FROM jobs WHERE id IN (
+    SELECT id FROM jobs WHERE ended_wall_s < ? AND status = 'gone' ORDER BY ended_wall_s LIMIT ?)
+"""
+
+INSERT_HISTORY = (
+    f"INSERT INTO history ({HISTORY_COLUMNS})"
+    f" VALUES ({', '.join('?' * len(HistoryRow.__struct_fields__))})"
+)
+SELECT_HISTORY = f"SELECT {HISTORY_COLUMNS} FROM history ORDER BY seq DESC LIMIT ?"
+SELECT_HISTORY_OF = (
+    f"SELECT {HISTORY_COLUMNS} FROM history WHERE encoder = ? ORDER BY seq DESC LIMIT ?"
+)
+TRIM_HISTORY = "DELETE FROM history WHERE seq IN (SELECT seq FROM history ORDER BY seq LIMIT ?)"
+
+
+def to_sql(row: JobRow | HistoryRow) -> tuple[Any, ...]:
+    """The row's values in column order."""
+    return astuple(row)
+
+
+def history_row(values: tuple[Any, ...]) -> HistoryRow:
+    """A `HistoryRow` from a row of HISTORY_COLUMNS. SQLite has no booleans: the last two."""
+    return HistoryRow(*values[:-2], *map(bool, values[-2:]))
+
+
+def job_row(values: tuple[Any, ...]) -> JobRow:
+    """A `JobRow` from a row of JOB_COLUMNS."""
+    return JobRow(*values)

@@ -1,0 +1,179 @@
+"""From a path to an open, checked, migrated SQLite connection.
+
+Four things can be wrong with the file, and each has its own answer:
+
+1. it is not there: made, folder 0700, file 0600 (prompts of submitted jobs are in it);
+2. it is damaged: set aside under a name with the time in it, with its -wal and -shm, and
+   begun anew. History can be learned again; a gateway that does not start serves nobody;
+3. it is a newer gateway's, or another program's: refused, for this is a mistake in the
+   settings and writing into it would do harm;
+4. it cannot be opened at all (permissions, no folder, locked): refused, and said why.
+
+Durability. WAL with `synchronous = FULL`: a commit is on the disk before anybody is told, so
+what was acknowledged survives a loss of power, not only the death of the process. Group
+commits make that one fsync for many rows, on the writer thread; with NORMAL the last commits
+before a power cut could be lost (sqlite.org/pragma.html#pragma_synchronous).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from gateway.errors import SettingsError
+
+log = logging.getLogger("sagesched.store")
+
+APPLICATION_ID = 0x53414745  # "SAGE": tells our file from another program's
+BUSY_TIMEOUT_MS = 5000
+WAL_LIMIT_BYTES = 64 * 2**20
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE history (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            wall_s REAL NOT NULL, tenant TEXT NOT NULL, model TEXT NOT NULL,
+            task_type TEXT NOT NULL, prompt_key BLOB NOT NULL, encoder TEXT NOT NULL,
+            vector BLOB NOT NULL, prompt_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            max_tokens INTEGER NOT NULL, censored INTEGER NOT NULL, success INTEGER NOT NULL)""",
+        "CREATE INDEX history_encoder ON history (encoder)",
+        """CREATE TABLE jobs (
+            id TEXT PRIMARY KEY, tenant TEXT NOT NULL,
+            status TEXT NOT NULL
+                CHECK (status IN ('queued', 'running', 'done', 'failed', 'gone')),
+            created_wall_s REAL NOT NULL, request BLOB NOT NULL, started_wall_s REAL,
+            ended_wall_s REAL, result BLOB, error BLOB, forecast BLOB)""",
+        """CREATE INDEX jobs_unfinished ON jobs (created_wall_s)
+            WHERE status IN ('queued', 'running')""",
+        "CREATE INDEX jobs_ended ON jobs (status, ended_wall_s)",
+        "CREATE TABLE state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
+    ),
+)
+"""Step i takes a file from `user_version` i to i + 1. Only ever appended to."""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """The connection, in autocommit, for the calling thread alone.
+
+    Raises SettingsError where the file is unusable but not damaged.
+    """
+    _make_file(path)
+    try:
+        damage = _damage(path)
+        if damage is not None:
+            aside = set_aside(path)
+            log.error(
+                "the store is damaged: set aside, starting with an empty one",
+                extra={"path": str(path), "kept_as": str(aside), "reason": damage},
+            )
+            _make_file(path)
+        connection = _connect(path)
+    except (sqlite3.Error, OSError) as error:
+        raise SettingsError(f"store.path: {path} cannot be used: {error}") from None
+    try:
+        _refuse_foreign(connection, path)
+        path.chmod(0o600)  # a file made by hand may be open to others
+        _configure(connection)
+        _migrate(connection)
+    except (sqlite3.Error, OSError) as error:
+        connection.close()
+        raise SettingsError(f"store.path: {path} cannot be used: {error}") from None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def set_aside(path: Path) -> Path:
+    """Renames file, -wal and -shm together, so that the old one can still be examined."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.corrupt-{stamp}")
+    number = 0
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.corrupt-{stamp}.{number}")
+    for suffix in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _make_file(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # -wal and -shm take the mode of the database file.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise SettingsError(f"store.path: {path} cannot be used: {error.strerror}") from None
+
+
+def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return connection
+
+
+def _damage(path: Path) -> str | None:
+    """What is broken in the file; None where it is sound. Other errors of SQLite go through.
+
+    Read-only: opening a damaged file for writing may drop its -wal, the best part of it.
+    """
+    connection = _connect(path, mode="ro")
+    try:
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        # The low byte is the primary code; extended codes (…_INDEX, …_SEQUENCE) share it.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return str(error)
+        raise
+    finally:
+        connection.close()
+    return None if found == "ok" else str(found)
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    if application != APPLICATION_ID and not (empty and version == 0 and application == 0):
+        raise SettingsError(f"store.path: {path} is the database of another program")
+    if version > len(MIGRATIONS):
+        raise SettingsError(
+            f"store.path: {path} has schema {version}, this gateway knows up to"
+            f" {len(MIGRATIONS)}: it was written by a newer gateway"
+        )
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        f"journal_size_limit = {WAL_LIMIT_BYTES}",
+        # Expired prompts and results are overwritten, not only unlinked.
+        "secure_delete = ON",
+        "temp_store = MEMORY",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Each step in one transaction with its version: a crash leaves the one or the other."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

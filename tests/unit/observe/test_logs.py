@@ -1,0 +1,245 @@
+"""One JSON line for everything the process says, and no secret in any of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.observe.lines import LineWriter
+from gateway.observe.logs import JsonHandler, Logs
+from gateway.observe.redact import Redactor
+from gateway.settings.schema import Observe
+from gateway.types import Outcome
+from tests.unit.observe.records import record, workload
+
+ROOT = Path(__file__).parents[3]
+CANARIES = {"sk-canary1234567", "canary-admin-token", "canary-bearer-0042"}
+
+
+class Sink:
+    """A file that takes lines, and gives them back as objects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[Sink]:
+    sink = Sink(tmp_path / "log")
+    yield sink
+    os.close(sink.fd)
+
+
+class Blind(Redactor):
+    """A redactor that masks nothing."""
+
+    def mask(self, text: str) -> str:
+        return text
+
+
+def said(sink: Sink, redactor: Redactor) -> str:
+    """What a logger of its own writes of canaries in every place they could stand."""
+    logger = logging.Logger("test")
+    logger.addHandler(JsonHandler(LineWriter(sink.fd), redactor))
+    logger.info("key %s", "sk-canary1234567")
+    logger.info("field", extra={"token": "canary-admin-token", "deep": {"a": ["sk-canary1234567"]}})
+    try:
+        try:
+            raise ValueError("Authorization: Bearer canary-bearer-0042")
+        except ValueError as error:
+            raise RuntimeError("canary-admin-token") from error
+    except RuntimeError:
+        logger.exception("failed")
+    return sink.path.read_text()
+
+
+def test_log_shows_no_canary(sink: Sink) -> None:
+    """Message, argument, field, nested field, exception and its cause are masked."""
+    text = said(sink, Redactor(["canary-admin-token"]))
+    assert len(sink.lines()) == 3
+    assert [canary for canary in CANARIES if canary in text] == []
+
+
+def test_log_without_the_filter_shows_them_all(sink: Sink) -> None:
+    """The twin: the same lines without the redactor hold every canary."""
+    text = said(sink, Blind())
+    assert {canary for canary in CANARIES if canary in text} == CANARIES
+
+
+def test_log_line_has_time_level_logger_message_and_fields(sink: Sink) -> None:
+    """`extra` becomes fields; none of them can pose as the line's own."""
+    logger = logging.Logger("sagesched.x")
+    logger.addHandler(JsonHandler(LineWriter(sink.fd), Redactor()))
+    logger.warning("n is %d", 3, extra={"path": Path("/a"), "level": "forged", "ts": 1})
+    (line,) = sink.lines()
+    assert line["ts"].endswith("Z")
+    del line["ts"]
+    assert line == {"level": "warning", "msg": "n is 3", "logger": "sagesched.x", "path": "/a"}
+
+
+def test_log_line_that_cannot_be_made_is_counted(
+    sink: Sink, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A broken format string costs its line; logging's own report would print the arguments."""
+    handler = JsonHandler(LineWriter(sink.fd), Redactor())
+    logger = logging.Logger("x")
+    logger.addHandler(handler)
+    logger.info("%d", "sk-canary1234567")
+    assert handler.broken == 1
+    assert sink.lines() == []
+    assert "canary" not in "".join(capfd.readouterr())
+
+
+def test_request_line_says_what_happened(sink: Sink) -> None:
+    """The line of an answered request: forecast, truth, times in ms, account, class, outcome."""
+    logs = Logs(Observe(), fd=sink.fd)
+    logs.request_line(record())
+    logs.flush()
+    assert sink.lines() == [
+        {
+            "ts": "2023-11-14T22:13:20.250Z",
+            "level": "info",
+            "msg": "request",
+            "request_id": "req-1",
+            "route": "/v1/chat/completions",
+            "tenant": "demo",
+            "model": "m",
+            "account": "a",
+            "class": "interactive",
+            "predicted_p50": 80.0,
+            "predicted_p90": 200.0,
+            "rung": "model_only",
+            "reserve_tokens": 80.0,
+            "actual": 90,
+            "prompt_tokens": 100,
+            "cached_tokens": 10,
+            "queue_ms": 12.0,
+            "ttft_ms": 300.0,
+            "upstream_ms": 1000.0,
+            "total_ms": 1300.0,
+            "attempts": 1,
+            "status": 200,
+            "outcome": "ok",
+            "finish_reason": "stop",
+            "stream": True,
+            "bytes_out": 1000,
+        }
+    ]
+
+
+def test_request_line_leaves_out_what_is_not_known(sink: Sink) -> None:
+    """A refused request has no account, forecast or usage, and its line no nulls."""
+    logs = Logs(Observe(), fd=sink.fd)
+    logs.request_line(
+        record(outcome=Outcome.REJECTED, status=429, account=None, attempts=0, workload=None,
+               usage=None, ttft_s=None, upstream_s=None, job_class=None, error_code="queue_full")
+    )  # fmt: skip
+    logs.flush()
+    (line,) = sink.lines()
+    assert (line["level"], line["error_code"]) == ("warning", "queue_full")
+    assert not {"account", "predicted_p50", "actual", "ttft_ms", "class"} & set(line)
+    assert None not in line.values()
+
+
+def test_request_line_holds_no_secret(sink: Sink) -> None:
+    """A provider's code that echoes a key is masked like everything else; unmasked it shows."""
+    leaky = record(error_code="sk-canary1234567", workload=workload())
+    logs = Logs(Observe(), ["demo-secret"], fd=sink.fd)
+    logs.request_line(leaky)
+    logs.flush()
+    assert "canary" not in sink.path.read_text()
+    blind = JsonHandler(LineWriter(sink.fd), Blind())
+    blind.write(b'"sk-canary1234567"\n')
+    blind.flush()
+    assert "canary" in sink.path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "outcomes"),
+    [
+        (Observe(), ["ok", "failed", "evicted"]),
+        (Observe(log_level="warning"), ["failed", "evicted"]),
+        (Observe(log_level="error"), ["failed"]),
+        (Observe(access_log=False), []),
+    ],
+)
+def test_request_line_follows_the_level(sink: Sink, settings: Observe, outcomes: list[str]) -> None:
+    """What went well is info, what the client must bear a warning, our own fault an error."""
+    logs = Logs(Observe(), fd=sink.fd)
+    logs.apply(settings)
+    for outcome in (Outcome.OK, Outcome.FAILED, Outcome.EVICTED):
+        logs.request_line(record(outcome=outcome))
+        logs.flush()
+    assert [line["outcome"] for line in sink.lines()] == outcomes
+
+
+def test_log_takes_new_secrets(sink: Sink) -> None:
+    """After a reload the new account's key is masked too."""
+    logs = Logs(Observe(), ["old-secret"], fd=sink.fd)
+    logs.request_line(record(error_code="new-secret"))
+    logs.flush()
+    assert "new-secret" in sink.path.read_text()
+    logs.apply(Observe(), ["old-secret", "new-secret"])
+    logs.request_line(record(error_code="new-secret old-secret"))
+    logs.flush()
+    assert sink.lines()[1]["error_code"] == "*** ***"
+
+
+PROCESS = """
+import asyncio, logging, sys, threading, warnings
+from gateway.observe.logs import Logs
+from gateway.settings.schema import Observe
+
+logs = Logs(Observe(), ["canary-admin-token"])
+logs.configure()
+import uvicorn
+uvicorn.Config(app=None, log_config=None, log_level=None).configure_logging()
+logging.getLogger("uvicorn.error").info("Uvicorn running %s", "canary-admin-token")
+logging.getLogger("uvicorn.access").info("GET /?key=canary-admin-token")
+logging.getLogger("httpx").info("HTTP Request: canary-admin-token")
+warnings.warn("canary-admin-token is old")
+
+async def main():
+    async def lost():
+        raise ValueError("canary-admin-token")
+    task = asyncio.create_task(lost())
+    await asyncio.wait([task])
+    del task
+    asyncio.get_running_loop().call_exception_handler({"message": "sk-canary1234567"})
+
+asyncio.run(main())
+thread = threading.Thread(target=lambda: int("canary-admin-token"))
+thread.start()
+thread.join()
+logs.flush()
+raise RuntimeError("Bearer canary-bearer-0042")
+"""
+
+
+def test_process_says_everything_in_json_lines_without_a_secret() -> None:
+    """uvicorn, asyncio, warnings, and exceptions nobody caught: all on stdout, all masked."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr == ""
+    assert done.returncode == 1
+    assert [line["logger"] for line in lines] == [
+        "uvicorn.error", "py.warnings", "asyncio", "asyncio", "sagesched", "sagesched",
+    ]  # fmt: skip
+    assert {line["level"] for line in lines[-2:]} == {"critical"}
+    assert "int(" in lines[-2]["exc"]
+    assert "canary-" not in done.stdout
+    assert "sk-canary" not in done.stdout

@@ -1,0 +1,246 @@
+"""History, submitted jobs, learned state: what was acknowledged is there after a restart."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.errors import NotFound, Unavailable
+from gateway.settings.schema import Store as StoreSettings
+from gateway.store import JobRow, Store
+from gateway.store.store import SLICE_ROWS, TOMBSTONE_S
+from tests.unit.store.rows import WAIT_S, Heard, history, job
+
+TTL_S = 100.0
+
+
+def opened(path: Path, **settings: float) -> Store:
+    store = Store(path / "a.db", StoreSettings(job_ttl_s=TTL_S, **settings))  # type: ignore[arg-type]
+    store.start()
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = opened(tmp_path)
+    yield store
+    assert store.stop(WAIT_S)
+
+
+def get(store: Store, id: str) -> JobRow | None:
+    heard = Heard()
+    assert store.get_job(id, heard)
+    row = heard.next()
+    assert row is None or isinstance(row, JobRow)
+    return row
+
+
+def test_history_comes_back_newest_and_in_order(store: Store) -> None:
+    """The newest `limit` rows, oldest first, of one encoder or of all."""
+    for i in range(10):
+        assert store.append_history(history(i, encoder="old" if i < 4 else "new"))
+    assert store.load_history(3) == [history(i, "new") for i in (7, 8, 9)]
+    assert [row.prompt_tokens for row in store.load_history(3, "old")] == [1, 2, 3]
+    assert [row.prompt_tokens for row in store.load_history(100, None)] == list(range(10))
+    assert store.load_history(5, "never") == []
+
+
+def test_history_survives_a_restart(tmp_path: Path) -> None:
+    """What was stored is loaded by the next process, and counted."""
+    first = opened(tmp_path)
+    for i in range(20):
+        assert first.append_history(history(i))
+    assert first.stop(WAIT_S)
+    second = opened(tmp_path)
+    assert second.snapshot().rows == 20
+    assert [row.prompt_tokens for row in second.load_history(100)] == list(range(20))
+    assert second.stop(WAIT_S)
+
+
+def test_history_keeps_the_newest_rows_alone(tmp_path: Path) -> None:
+    """Above `history_rows` the oldest go, a slice at a time, until the bound holds."""
+    store = opened(tmp_path)
+    for i in range(3 * SLICE_ROWS):
+        assert store.append_history(history(i))
+    assert store.stop(WAIT_S)
+    bounded = opened(tmp_path, history_rows=100)
+    while bounded.snapshot().rows > 100:
+        bounded.load_history(1)  # each answer is a commit, and each commit trims a slice
+    kept = [row.prompt_tokens for row in bounded.load_history(10_000)]
+    assert kept == list(range(3 * SLICE_ROWS - 100, 3 * SLICE_ROWS))
+    assert bounded.stop(WAIT_S)
+
+
+def test_history_bound_can_be_changed_while_running(store: Store) -> None:
+    """`apply` takes a new bound with the next commit."""
+    for i in range(50):
+        assert store.append_history(history(i))
+    store.apply(StoreSettings(history_rows=10))
+    store.load_history(1)
+    assert [row.prompt_tokens for row in store.load_history(100)] == list(range(40, 50))
+
+
+def test_history_cleared_is_gone(store: Store) -> None:
+    """`clear_history` forgets all; what comes later is kept."""
+    heard = Heard()
+    assert store.append_history(history(1))
+    assert store.clear_history(heard)
+    assert heard.next() is None
+    assert store.append_history(history(2))
+    assert store.load_history(10) == [history(2)]
+    assert store.snapshot().rows == 1
+
+
+def test_history_without_room_is_lost_and_counted_but_jobs_are_taken(tmp_path: Path) -> None:
+    """A full queue refuses history; submitted jobs have room of their own."""
+    store = opened(tmp_path, queue_items=5)
+    held, done = Heard(), Heard()
+    blocked = Heard()
+
+    def hold(_: object) -> None:
+        blocked(True)
+        held.next()
+
+    assert store.get_job("none", hold)  # the thread now waits inside this listener
+    assert blocked.next()
+    taken = [store.append_history(history(i)) for i in range(8)]
+    assert taken == [True] * 5 + [False] * 3
+    assert store.put_job(job("a"), done)
+    assert store.snapshot().lost == 3
+    held(None)
+    assert done.next() is None
+    assert len(store.load_history(100)) == 5
+    assert store.stop(WAIT_S)
+
+
+def test_job_goes_its_way_and_keeps_what_is_not_given(store: Store) -> None:
+    """Updates change what they name; the rest of the row stays."""
+    heard = Heard()
+    assert store.put_job(job("a", forecast=b"f"), heard)
+    assert store.update_job("a", "running", done=heard, started_wall_s=101.0)
+    assert store.update_job("a", "done", b"answer", None, 105.0, heard)
+    assert [heard.next() for _ in range(3)] == [None, None, None]
+    assert get(store, "a") == job(
+        "a", "done", started_wall_s=101.0, ended_wall_s=105.0, result=b"answer", forecast=b"f"
+    )
+
+
+def test_job_ends_once(store: Store) -> None:
+    """An ended job is not changed again, and an unknown one is not made: NotFound is heard."""
+    heard = Heard()
+    assert store.put_job(job("a"), heard)
+    assert store.update_job("a", "failed", None, b"no", 5.0, heard)
+    assert store.update_job("a", "done", b"late", None, 6.0, heard)
+    assert store.update_job("b", "done", b"who", None, 6.0, heard)
+    told = [heard.next() for _ in range(4)]
+    assert told[:2] == [None, None]
+    assert [type(error) for error in told[2:]] == [NotFound, NotFound]
+    row = get(store, "a")
+    assert row is not None
+    assert (row.status, row.error, row.result) == ("failed", b"no", None)
+    assert get(store, "b") is None
+
+
+def test_job_id_taken_is_heard(store: Store) -> None:
+    """A second job under one id is refused and does not replace the first."""
+    heard = Heard()
+    assert store.put_job(job("a"), heard)
+    assert store.put_job(replace(job("a"), tenant="other"), heard)
+    assert heard.next() is None
+    assert isinstance(heard.next(), sqlite3.IntegrityError)
+    row = get(store, "a")
+    assert row is not None
+    assert row.tenant == "demo"
+
+
+def test_jobs_unfinished_are_found_after_a_restart(tmp_path: Path) -> None:
+    """Queued and running jobs come back, oldest first; ended ones do not."""
+    first = opened(tmp_path)
+    for id, status, created in (
+        ("late", "queued", 30.0),
+        ("early", "running", 10.0),
+        ("over", "done", 5.0),
+    ):
+        assert first.put_job(replace(job(id, status), created_wall_s=created))
+    assert first.stop(WAIT_S)
+    second = opened(tmp_path)
+    assert [row.id for row in second.load_unfinished()] == ["early", "late"]
+    assert second.stop(WAIT_S)
+
+
+def test_job_expired_leaves_a_tombstone_and_then_nothing(store: Store) -> None:
+    """After its TTL a job is `gone` with nothing in it; after TOMBSTONE_S it is unknown."""
+    assert store.put_job(job("a", "done", ended_wall_s=1000.0, result=b"r", forecast=b"f"))
+    assert store.put_job(job("b", "done", ended_wall_s=1001.0, result=b"r"))
+    assert store.put_job(job("c", "running"))
+    assert store.expire_jobs(1000.5 + TTL_S)
+    gone, kept = get(store, "a"), get(store, "b")
+    assert gone == JobRow("a", "demo", "gone", 100.0, b"", ended_wall_s=1000.0)
+    assert kept is not None
+    assert kept.status == "done"
+    assert store.expire_jobs(1000.5 + TTL_S + TOMBSTONE_S)
+    assert get(store, "a") is None
+    still = get(store, "c")
+    assert still is not None
+    assert still.status == "running"
+
+
+def test_jobs_expired_are_more_than_a_slice(store: Store) -> None:
+    """Expiring goes on, slice by slice, until none is left."""
+    last = 2 * SLICE_ROWS + 10
+    for i in range(last + 1):
+        assert store.put_job(job(str(i), "done", ended_wall_s=float(i)))
+    assert store.expire_jobs(last + TTL_S + 1)
+    for _ in range(10):
+        row = get(store, str(last))
+        assert row is not None
+    assert row.status == "gone"
+
+
+def test_jobs_prompt_is_overwritten_on_the_disk(tmp_path: Path) -> None:
+    """The bytes of an expired request are not left in the file; while it lives they are."""
+    path = tmp_path / "a.db"
+    secret = b"canary-prompt-text" * 50
+    store = opened(tmp_path)
+    assert store.put_job(replace(job("a", "done", ended_wall_s=1.0), request=secret))
+    assert store.stop(WAIT_S)
+    assert secret in path.read_bytes()
+    store = opened(tmp_path)
+    assert store.expire_jobs(2.0 + TTL_S)
+    assert store.stop(WAIT_S)
+    assert b"canary" not in path.read_bytes()
+
+
+def test_state_is_kept_under_its_name(tmp_path: Path) -> None:
+    """The last value put is read by the next process; an unknown name is None."""
+    first = opened(tmp_path)
+    assert first.put_state("limits", b"1")
+    assert first.put_state("limits", b"2")
+    assert first.stop(WAIT_S)
+    second = opened(tmp_path)
+    assert second.get_state("limits") == b"2"
+    assert second.get_state("other") is None
+    assert second.stop(WAIT_S)
+
+
+def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
+    """`ok` before the start and after the stop is False, with the reason."""
+    store = Store(tmp_path / "a.db", StoreSettings())
+    assert (store.snapshot().ok, store.snapshot().reason) == (False, "not started")
+    store.start()
+    heard = Heard()
+    assert store.append_history(history(1), heard)
+    assert heard.next() is None
+    store.load_history(1)
+    shot = store.snapshot()
+    assert (shot.ok, shot.reason, shot.rows, shot.errors) == (True, "", 1, 0)
+    assert shot.committed >= 2
+    assert shot.last_commit_s > 0
+    assert store.stop(WAIT_S)
+    assert (store.snapshot().ok, store.snapshot().reason) == (False, "stopped")
+    with pytest.raises(Unavailable):
+        store.load_history(1)
