@@ -1,0 +1,1 @@
+"""Offline tools on the same rooms: demo provider, data split, history seeding."""

@@ -1,0 +1,123 @@
+"""How fast the demo provider is, and whom it turns away.
+
+Congestion: up to `congestion_knee` concurrent streams each run at full speed; beyond,
+every stream's speed is (knee ÷ streams) to the power `congestion_exponent`. With 1 the
+total rate stays what it is at the knee; above 1 it falls, as overloaded servers do.
+
+Limits are per key: `rpm` is a token bucket that holds one minute's requests (OpenAI's
+`x-ratelimit-reset-requests` is the time until it is full again), `max_concurrency` a count.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.errors import GatewayError
+from gateway.settings.schema import Demo
+
+TICK_S = 0.005  # no stream wakes more often; faster tokens come several at a time
+CONCURRENCY_RETRY_S = 0.5
+
+
+class Limited(GatewayError):
+    """A key is over its rate or its concurrency, in OpenAI's words."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+
+class Pace:
+    """The one shared resource of the demo: how many streams run, and so how fast."""
+
+    def __init__(self, settings: Demo) -> None:
+        self._settings = settings
+        self._chance = random.Random(settings.seed)
+        self.active = 0
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """One stream takes its share while inside."""
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+
+    def speed(self) -> float:
+        """Of one stream, as a share of full speed: (0, 1]."""
+        crowd = max(1.0, self.active / self._settings.congestion_knee)
+        return math.pow(crowd, -self._settings.congestion_exponent)
+
+    def noise(self) -> float:
+        """A factor around 1, log-normal."""
+        return math.exp(self._chance.gauss(0.0, self._settings.noise))
+
+    def fault(self) -> int | None:
+        """500 or 503 for a share `error_rate` of requests."""
+        if self._chance.random() >= self._settings.error_rate:
+            return None
+        return self._chance.choice((500, 503))
+
+
+class KeyLimits:
+    """What one key has left. Times are monotonic seconds."""
+
+    def __init__(self, settings: Demo, now: float) -> None:
+        self.rpm = settings.rpm
+        self.max_concurrency = settings.max_concurrency
+        self.running = 0
+        self._level = float(self.rpm)
+        self._at = now
+
+    @contextmanager
+    def request(self, now: float) -> Iterator[None]:
+        """Count one request in. Raises Limited."""
+        self._refill(now)
+        if self.rpm and self._level < 1:
+            wait_s = (1 - self._level) * 60 / self.rpm
+            raise Limited(
+                f"Rate limit reached: {self.rpm} requests per minute. "
+                f"Please try again in {wait_s:.3f}s.",
+                retry_after_s=wait_s,
+            )
+        if self.max_concurrency and self.running >= self.max_concurrency:
+            raise Limited(
+                f"Too many concurrent requests: at most {self.max_concurrency}.",
+                retry_after_s=CONCURRENCY_RETRY_S,
+            )
+        self._level -= 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    def headers(self, now: float) -> dict[str, str]:
+        """OpenAI's x-ratelimit-*-requests; empty where there is no rate limit."""
+        if not self.rpm:
+            return {}
+        self._refill(now)
+        reset_s = (self.rpm - self._level) * 60 / self.rpm
+        return {
+            "x-ratelimit-limit-requests": str(self.rpm),
+            "x-ratelimit-remaining-requests": str(max(0, int(self._level))),
+            "x-ratelimit-reset-requests": duration(reset_s),
+        }
+
+    def _refill(self, now: float) -> None:
+        if self.rpm:
+            self._level = min(self.rpm, self._level + (now - self._at) * self.rpm / 60)
+        self._at = now
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 120ms, 1s, 1.5s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    if seconds < 60:
+        return f"{round(seconds, 3):g}s"
+    return f"{int(seconds // 60)}m{int(seconds % 60)}s"
