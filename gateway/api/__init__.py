@@ -1,0 +1,1 @@
+"""The HTTP surface: authentication, OpenAI routes, prediction, jobs, administration."""

@@ -1,0 +1,193 @@
+"""The operator's routes, behind the admin token, and the open ones: health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from litestar import Response, get, post
+from litestar.handlers import HTTPRouteHandler
+from msgspec import Struct
+
+from gateway.api.auth import AdminToken
+from gateway.api.openai import DataPlane
+from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
+from gateway.engine.engine import Engine
+from gateway.errors import InvalidRequest, SettingsError
+from gateway.observe.journal import Journal
+from gateway.observe.metrics import Metrics
+from gateway.predict.predictor import Predictor
+from gateway.settings.live import LiveSettings
+from gateway.store.store import Store
+
+
+class ResetRequest(Struct, forbid_unknown_fields=True):
+    scope: Literal["stats", "learned", "waiting", "all"]
+    history: bool = False  # also forget what the store keeps; only with learned or all
+
+
+class Health(Protocol):
+    """What readiness asks; the composition root answers."""
+
+    def health(self) -> tuple[bool, dict[str, Any]]: ...
+
+    def profiles(self) -> list[dict[str, Any]]: ...
+
+
+class Admin:
+    """Handlers of the operator's routes."""
+
+    def __init__(
+        self,
+        *,
+        token: Callable[[], AdminToken],
+        live: LiveSettings,
+        plane: DataPlane,
+        engine: Engine,
+        predictor: Predictor,
+        store: Store,
+        metrics: Metrics,
+        journal: Journal,
+        health: Health,
+    ) -> None:
+        self._token = token
+        self._live = live
+        self._plane = plane
+        self._engine = engine
+        self._predictor = predictor
+        self._store = store
+        self._metrics = metrics
+        self._journal = journal
+        self._health = health
+        self._since = engine.snapshot()  # /stats counts from here; /metrics never goes back
+
+    def _check(self, request: AnyRequest) -> None:
+        self._token().check(raw_headers(request))
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        return [*self._open(), *self._reading(), *self._acting()]
+
+    def _open(self) -> list[HTTPRouteHandler]:
+        @get(["/health", "/healthz", "/readyz"])
+        async def health(request: AnyRequest) -> AnyResponse:
+            ready, body = self._health.health()
+            alive = request.scope["path"] == "/healthz"  # liveness: the loop answered
+            return answer(body, 200 if ready or alive else 503)
+
+        @get("/metrics")
+        async def metrics(request: AnyRequest) -> Response[bytes]:
+            # Taken on the loop, rendered off it: a scrape takes milliseconds.
+            taken = self._metrics.take()
+            accept = request.headers.get("accept", "")
+            body, kind = await asyncio.to_thread(self._metrics.render, accept, taken)
+            return Response(body, media_type=kind)
+
+        @get("/models")
+        async def models(request: AnyRequest) -> AnyResponse:
+            tenant = self._plane.directory.tenants.authenticate(raw_headers(request))
+            profiles = [
+                p for p in self._health.profiles() if not tenant.models or p["id"] in tenant.models
+            ]
+            return answer({"models": profiles})
+
+        return [health, metrics, models]
+
+    def _reading(self) -> list[HTTPRouteHandler]:
+        @get("/stats")
+        async def stats(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            snapshot = self._engine.snapshot()
+            return answer(
+                {
+                    "pools": snapshot.pools,
+                    "submitted": snapshot.submitted - self._since.submitted,
+                    "dispatched": snapshot.dispatched - self._since.dispatched,
+                    "ended": {
+                        outcome: count - self._since.ended.get(outcome, 0)
+                        for outcome, count in snapshot.ended.items()
+                    },
+                    "draining": snapshot.draining,
+                    "predictor": self._predictor.snapshot(),
+                    "store": self._store.snapshot(),
+                    "settings": self._live.state,
+                }
+            )
+
+        @get("/_stats")
+        async def accounts(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            return answer({"accounts": self._engine.snapshot().accounts})
+
+        @get("/events")
+        async def events(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            count = _number(request, "n", 100, 1, 100_000)
+            since = _number(request, "since", -1, 0, 2**62)
+            return answer(self._journal.tail(count, None if since < 0 else since))
+
+        return [stats, accounts, events]
+
+    def _acting(self) -> list[HTTPRouteHandler]:
+        @post("/tick", status_code=200)
+        async def tick(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            return answer({"started": self._engine.tick()})
+
+        @post("/reset", status_code=200)
+        async def reset(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            return answer(await self._reset(await read_json(request, ResetRequest)))
+
+        @post("/admin/config", status_code=200)
+        async def config(request: AnyRequest) -> AnyResponse:
+            self._check(request)
+            patch = await read_json(request, dict[str, Any])
+            try:
+                restart = self._live.patch(patch)
+            except SettingsError as error:
+                raise InvalidRequest(error.message, code="invalid_settings") from None
+            return answer(
+                {
+                    "status": "applied",
+                    "generation": self._live.state.generation,
+                    "needs_restart": restart,
+                }
+            )
+
+        return [tick, reset, config]
+
+    async def _reset(self, request: ResetRequest) -> dict[str, Any]:
+        scope = request.scope
+        if request.history and scope not in ("learned", "all"):
+            raise InvalidRequest("'history' goes with scope learned or all.", param="history")
+        done: dict[str, Any] = {"scope": scope}
+        if scope in ("stats", "all"):
+            self._journal.clear()
+            self._journal.reset(scope)
+            self._since = self._engine.snapshot()
+        if scope in ("waiting", "all"):
+            done["refused"] = self._engine.drop_waiting()
+        if scope in ("learned", "all"):
+            self._predictor.reset_learned()
+        if request.history:
+            await from_thread(lambda d: self._store.clear_history(d), "The history store is busy.")
+            done["history"] = "cleared"
+        return done
+
+
+def _number(request: AnyRequest, name: str, default: int, least: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        raise InvalidRequest(
+            f"Invalid value for '{name}': expected {least} to {most}.",
+            param=name,
+            code="invalid_value",
+        )
+    return value

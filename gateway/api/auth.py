@@ -1,0 +1,110 @@
+"""Who calls: a tenant by its key, or the operator by the admin token.
+
+Keys are random 256-bit strings, so their SHA-256 needs no salt or stretching. A look-up by
+digest leaks nothing usable through time; the digests are compared in constant time besides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from gateway.errors import Forbidden, ModelNotFound, Unauthorized
+from gateway.settings.schema import Settings, Tenant
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+
+
+def digest(key: str | bytes) -> str:
+    """A key as gateway.toml holds it: `sha256:` and 64 hex digits."""
+    raw = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
+    return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+def presented_key(headers: Headers) -> bytes | None:
+    """The credential of a request: Bearer token, or Azure's and Anthropic's key headers."""
+    for name, value in headers:
+        if name in _KEY_HEADERS:
+            if name == b"authorization":
+                scheme, _, token = value.partition(b" ")
+                if scheme.lower() != b"bearer":
+                    continue
+                return token.strip() or None
+            return value.strip() or None
+    return None
+
+
+class Tenants:
+    """The tenants of one generation of settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._by_digest = {key: tenant for tenant in settings.tenants for key in tenant.keys}
+        self._anonymous = next((t for t in settings.tenants if t.anonymous), None)
+        self.only_one = len(settings.tenants) == 1
+
+    def authenticate(self, headers: Headers) -> Tenant:
+        """The caller's tenant. Raises Unauthorized."""
+        key = presented_key(headers)
+        if key is not None:
+            hashed = digest(key)
+            tenant = self._by_digest.get(hashed)
+            if tenant is not None and any(hmac.compare_digest(hashed, k) for k in tenant.keys):
+                return tenant
+        if self._anonymous is not None:
+            return self._anonymous
+        if key is None:
+            raise Unauthorized(
+                "No API key given: send it as `Authorization: Bearer KEY`.", should_retry=False
+            )
+        raise Unauthorized("Incorrect API key.", should_retry=False)
+
+    def stateful(self, tenant: Tenant) -> bool:
+        """Whether routes whose objects live at the provider are relayed for this tenant.
+
+        The provider keeps such objects per account, so tenants that share one could read
+        each other's; unless it is said otherwise, only a lone tenant may use them.
+        """
+        return self.only_one if tenant.stateful is None else tenant.stateful
+
+
+def allowed(tenant: Tenant, model: str) -> None:
+    """Raises ModelNotFound when the tenant may not use the model: to it, it does not exist."""
+    if tenant.models and model not in tenant.models:
+        raise model_not_found(model)
+
+
+def model_not_found(model: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"The model `{model[:200]}` does not exist or you do not have access to it.",
+        param="model",
+        should_retry=False,
+    )
+
+
+class AdminToken:
+    """The operator's token, kept as a digest."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = digest(token)
+
+    def check(self, headers: Headers) -> None:
+        """Raises Unauthorized unless `Authorization: Bearer <admin token>` came."""
+        key = presented_key(headers)
+        if key is None or not hmac.compare_digest(digest(key), self._digest):
+            raise Unauthorized(
+                "This route wants `Authorization: Bearer <admin token>`.",
+                code="invalid_admin_token",
+                should_retry=False,
+            )
+
+
+def forbidden_stateful(path: str) -> Forbidden:
+    return Forbidden(
+        f"`/v1{path}` keeps its objects at the provider, where tenants share an account; "
+        "set `stateful = true` for this tenant to relay it.",
+        code="stateful_route",
+        should_retry=False,
+    )

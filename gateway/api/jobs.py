@@ -1,0 +1,290 @@
+"""`POST /submit` and `GET /status/{id}`: requests whose answer is fetched later.
+
+A submitted job is committed before its id is given, runs through the same scheduler and
+relay as every other request, and keeps its result in the store until its TTL, over restarts:
+queued jobs run again then; one that was running has failed as `interrupted`, since running
+it again might bill it twice, unless it was submitted as `retry_safe`. An id is readable by
+its tenant alone; unknown and foreign ids look the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.api.openai import Asked, DataPlane
+from gateway.api.schemas import PredictRequest, check_messages, positive
+from gateway.api.web import from_thread
+from gateway.engine.engine import Engine
+from gateway.engine.relay import Call
+from gateway.errors import GatewayError, Gone, InvalidRequest, NotFound, Unavailable
+from gateway.predict.features import PromptView
+from gateway.settings.schema import Tenant
+from gateway.store.rows import JobRow
+from gateway.store.store import Store
+from gateway.types import Job, JobRecord, Outcome, Verdict, Workload
+
+logger = logging.getLogger("gateway.jobs")
+MAX_RESULT_BYTES = 16 * 2**20
+_JSON: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
+
+
+def messages_of(request: PredictRequest) -> list[dict[str, Any]]:
+    """The request as chat messages. Raises InvalidRequest."""
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
+    positive(request.max_tokens, "max_tokens")
+    if request.messages is not None:
+        check_messages(request.messages)
+        for i, message in enumerate(request.messages):
+            if not isinstance(message.get("role"), str):
+                raise InvalidRequest(
+                    f"Missing required parameter: 'messages[{i}].role'.",
+                    param=f"messages[{i}].role",
+                    code="missing_required_parameter",
+                )
+        return request.messages
+    return [{"role": "user", "content": request.prompt}]
+
+
+class _Collector:
+    """An ASGI `send` that keeps the answer."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            return
+        body = message.get("body", b"")
+        self._size += len(body)
+        if self._size > MAX_RESULT_BYTES:
+            raise ResultTooLarge
+        self._parts.append(body)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self._parts)
+
+
+class ResultTooLarge(Exception):
+    """The answer is larger than a stored result may be."""
+
+
+async def _nobody_leaves() -> dict[str, Any]:
+    """An ASGI `receive` of a client that never disconnects."""
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+class Jobs:
+    """Submitted jobs that wait or run; the ended ones are the store's. An engine listener."""
+
+    def __init__(self, data_plane: DataPlane, engine: Engine, store: Store) -> None:
+        self._plane = data_plane
+        self._engine = engine
+        self._store = store
+        self._active: dict[str, JobRow] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.stopping = False
+
+    def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
+        """Take up what the last process left."""
+        for row in unfinished:
+            request = msgspec.json.decode(row.request, type=PredictRequest)
+            tenant = tenants.get(row.tenant)
+            if row.status == "running" and not request.retry_safe:
+                self._fail(row.id, "interrupted", "The gateway stopped while this job ran.")
+            elif tenant is None:
+                self._fail(row.id, "tenant_removed", "The job's tenant is gone.")
+            else:
+                try:
+                    self._start(row, tenant, request)
+                except GatewayError as error:
+                    self._fail(row.id, error.code or "rejected", error.message)
+
+    async def submit(self, tenant: Tenant, request: PredictRequest) -> str:
+        """Commit a job and start it; its id. Raises InvalidRequest, ModelNotFound, Unavailable."""
+        if self._engine.draining:
+            raise Unavailable("The gateway is draining.", code="draining", retry_after_s=5.0)
+        messages_of(request)
+        self._plane.route(tenant, self._model(tenant, request))
+        row = JobRow(
+            id="job_" + secrets.token_hex(12),
+            tenant=tenant.name,
+            status="queued",
+            created_wall_s=time.time(),
+            request=msgspec.json.encode(request),
+        )
+        await from_thread(
+            lambda done: self._store.put_job(row, done), "The job store takes no more work now."
+        )
+        self._start(row, tenant, request)
+        return row.id
+
+    async def status(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+        """What is known of a job. Raises NotFound, Gone."""
+        row = self._active.get(job_id)
+        if row is None:
+            row = await from_thread(
+                lambda done: self._store.get_job(job_id, done), "The job store is busy."
+            )
+        if row is None or row.tenant != tenant.name:
+            raise NotFound(f"No job {job_id[:64]!r}.", code="job_not_found")
+        if row.status == "gone":
+            raise Gone(f"The result of {job_id} was kept until its TTL and is gone.")
+        return _shown(row)
+
+    async def stop(self) -> None:
+        """End what still runs; what waits stays queued in the store for the next process."""
+        self.stopping = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # -- running -----------------------------------------------------------------------------
+
+    def _model(self, tenant: Tenant, request: PredictRequest) -> str:
+        return request.model or default_model(self._plane, tenant)
+
+    def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
+        call, view = self._call(row, tenant, request)
+        self._active[row.id] = row
+        task = asyncio.ensure_future(self._run(row.id, call, view))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _call(
+        self, row: JobRow, tenant: Tenant, request: PredictRequest
+    ) -> tuple[Call, PromptView]:
+        messages = messages_of(request)
+        model = self._model(tenant, request)
+        view = PromptView.of_chat(
+            messages,
+            tenant=tenant.name,
+            model=model,
+            max_tokens=request.max_tokens,
+            task_type=request.task_type,
+        )
+        body: dict[str, Any] = {"model": model, "messages": messages}
+        if request.max_tokens is not None:
+            body["max_tokens"] = request.max_tokens
+        asked = Asked(model=model, max_tokens=request.max_tokens, view=view)
+        route = self._plane.route(tenant, model)
+        job = self._plane.job(row.id, tenant, route, asked, self._engine.clock())
+        call = Call(
+            job=job,
+            route="/submit",
+            method="POST",
+            path="/chat/completions",
+            query=b"",
+            headers=_JSON,
+            body=msgspec.json.encode(body),
+            metric_model=model,
+        )
+        return call, view
+
+    async def _run(self, job_id: str, call: Call, view: PromptView) -> None:
+        collector = _Collector()
+        try:
+            record = await self._plane.relay(call, view, _nobody_leaves, collector.send)
+        except asyncio.CancelledError:
+            if self._active[job_id].status == "running":
+                self._fail(job_id, "interrupted", "The gateway stopped while this job ran.")
+            raise
+        except ResultTooLarge:
+            self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
+        except Exception:
+            logger.exception("submitted job failed", extra={"request_id": job_id})
+            self._fail(job_id, "internal_error", "The gateway failed to run this job.")
+        else:
+            self._end(job_id, record, collector)
+        finally:
+            if not self.stopping:
+                self._active.pop(job_id, None)
+
+    def _end(self, job_id: str, record: JobRecord, collector: _Collector) -> None:
+        if record.outcome is Outcome.SHUTDOWN and record.attempts == 0:
+            return  # never ran: stays queued in the store
+        ok = record.outcome is Outcome.OK and collector.status == 200
+        self._finish(job_id, ok, collector.body)
+
+    def _fail(self, job_id: str, code: str, message: str) -> None:
+        error = GatewayError(message, code=code)
+        self._finish(job_id, False, msgspec.json.encode(error.wire()))
+
+    def _finish(self, job_id: str, ok: bool, body: bytes) -> None:
+        """Ended rows live on in `_active` until they are committed, so no reader misses one."""
+        row = self._active.get(job_id)
+        ended = time.time()
+        if row is not None:
+            self._active[job_id] = msgspec.structs.replace(
+                row,
+                status="done" if ok else "failed",
+                ended_wall_s=ended,
+                result=body if ok else None,
+                error=None if ok else body,
+            )
+        taken = self._store.update_job(
+            job_id,
+            "done" if ok else "failed",
+            result=body if ok else None,
+            error=None if ok else body,
+            ended_wall_s=ended,
+        )
+        if not taken:
+            logger.error("the store took no result", extra={"request_id": job_id})
+
+    # -- engine listener: only what concerns submitted jobs -------------------------------------
+
+    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
+        row = self._active.get(job.id)
+        if row is None or row.status != "queued":
+            return
+        now = time.time()
+        self._active[job.id] = msgspec.structs.replace(row, status="running", started_wall_s=now)
+        self._store.update_job(job.id, "running", started_wall_s=now)
+
+    def submitted(self, job: Job) -> None: ...
+
+    def reforecast(self, job: Job, workload: Workload) -> None: ...
+
+    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
+
+    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
+
+    def ended(self, record: JobRecord) -> None: ...
+
+
+def default_model(plane: DataPlane, tenant: Tenant) -> str:
+    """The model of a request that names none: the tenant's first."""
+    if tenant.models:
+        return tenant.models[0]
+    return next(iter(plane.directory.routes))
+
+
+def _shown(row: JobRow) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "request_id": row.id,
+        "status": row.status,
+        "created_at": row.created_wall_s,
+        "started_at": row.started_wall_s,
+        "ended_at": row.ended_wall_s,
+    }
+    if row.result is not None:
+        shown["result"] = msgspec.Raw(row.result)
+    if row.error is not None:
+        try:
+            shown["error"] = msgspec.json.decode(row.error)["error"]
+        except (msgspec.MsgspecError, KeyError, TypeError):
+            shown["error"] = {"message": "The provider's error could not be read."}
+    return shown

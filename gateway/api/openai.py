@@ -1,0 +1,554 @@
+"""The data plane: `* /v1/*`, raw ASGI.
+
+Decodes only the fields the gateway owns or forecasts by, keeps the body's bytes, and hands
+a `Call` to the relay. Destinations come from the settings alone: the client's path is
+appended to an account's base URL after one canonical check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.api import auth
+from gateway.api.problems import internal, send_problem
+from gateway.api.schemas import (
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    ResponsesRequest,
+    check_generation,
+    check_messages,
+    decode,
+)
+from gateway.engine.engine import Engine, Permit
+from gateway.engine.relay import BrokenAnswer, Call, Relay
+from gateway.engine.scope import Receive, Send
+from gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    Unavailable,
+    UnsupportedMedia,
+)
+from gateway.predict.features import PromptView
+from gateway.predict.predictor import Predictor
+from gateway.schedule.routes import Route
+from gateway.settings.schema import Server, Tenant
+from gateway.types import (
+    QUANTILE_LEVELS,
+    Job,
+    JobClass,
+    JobRecord,
+    Outcome,
+    Rung,
+    Workload,
+)
+
+Scope = dict[str, Any]
+logger = logging.getLogger("gateway.api")
+
+_PATH = re.compile(r"^(/[A-Za-z0-9_.~:@!$&'()*+,;=-]+)+$")
+_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n\r\n([^\r\n]{1,200})\r\n')
+_FORM_SCAN_BYTES = 64 * 1024
+
+GENERATING: dict[str, type[Generation]] = {
+    "/chat/completions": ChatRequest,
+    "/completions": CompletionRequest,
+    "/responses": ResponsesRequest,
+}
+STATELESS = frozenset(
+    {
+        *GENERATING,
+        "/embeddings",
+        "/moderations",
+        "/rerank",
+        "/images/generations",
+        "/images/edits",
+        "/images/variations",
+        "/audio/speech",
+        "/audio/transcriptions",
+        "/audio/translations",
+    }
+)
+"""Routes whose request is all there is; other routes' objects live at the provider."""
+
+LIGHT = Workload(
+    prompt_tokens=1,
+    p50=1.0,
+    p90=1.0,
+    grid=(1.0,) * len(QUANTILE_LEVELS),
+    p_short=1.0,
+    cost_p50=1.0,
+    cost_p90=1.0,
+    risk=0.0,
+    confidence=1.0,
+    rung=Rung.HEURISTIC,
+)
+"""The forecast of a request that generates no text."""
+
+
+class Directory(Struct, frozen=True):
+    """What the data plane reads of the settings; replaced whole on a reload."""
+
+    tenants: auth.Tenants
+    routes: dict[str, Route]
+    server: Server
+
+
+class BodyMemory:
+    """Bytes of request bodies held at once, bounded."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def take(self, size: int, limit: int) -> None:
+        """Raises Unavailable when the bound is reached."""
+        if self.held + size > limit:
+            raise Unavailable(
+                "Too many request bodies are held; try again shortly.",
+                code="body_memory",
+                retry_after_s=1.0,
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole."""
+
+
+async def read_body(
+    headers: list[tuple[bytes, bytes]], receive: Receive, server: Server, memory: BodyMemory
+) -> bytes:
+    """The whole request body. What it takes of `memory` is the caller's to give back.
+
+    Raises BodyTooLarge, RequestTimeout, Unavailable, ClientGone.
+    """
+    announced = next((v for k, v in headers if k == b"content-length"), None)
+    if announced is not None and announced.isdigit() and int(announced) > server.max_body_bytes:
+        raise _too_large(server)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(server.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                if part:
+                    if size + len(part) > server.max_body_bytes:
+                        raise _too_large(server)
+                    memory.take(len(part), server.body_memory_bytes)
+                    size += len(part)
+                    parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        memory.give_back(size)
+        raise RequestTimeout("The request body did not arrive in time.") from None
+    except BaseException:
+        memory.give_back(size)
+        raise
+
+
+def _too_large(server: Server) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than {server.max_body_bytes} bytes.")
+
+
+_ids = random.Random(secrets.randbits(256))
+
+
+def new_id() -> str:
+    """A name, not a secret: what it names is readable by its tenant alone."""
+    return f"req_{_ids.getrandbits(96):024x}"
+
+
+class Asked(Struct):
+    """A parsed request: what routing, forecasting and relaying need of it."""
+
+    model: str
+    stream: bool = False
+    wants_usage: bool = True
+    ends_with_done: bool = False
+    n: int = 1
+    max_tokens: int | None = None
+    view: PromptView | None = None
+
+
+class DataPlane:
+    """ASGI application of `/v1/*`."""
+
+    def __init__(
+        self, directory: Directory, engine: Engine, relay: Relay, predictor: Predictor
+    ) -> None:
+        self.directory = directory
+        self._engine = engine
+        self._relay = relay
+        self._predictor = predictor
+        self.memory = BodyMemory()
+        self.learn: Callable[[PromptView, Job, JobRecord], None] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        arrived_s = self._engine.clock()
+        request_id = new_id()
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        path = _canonical(scope)
+        early = _Early(request_id, arrived_s, scope["method"], path)
+        try:
+            await self._serve(scope, receive, send, headers, path, early)
+        except GatewayError as error:
+            await self._refuse(early, error, send)
+        except ClientGone:
+            self._engine.ended(early.record(499, Outcome.CANCELLED, None, self._engine.clock()))
+        except BrokenAnswer:
+            raise
+        except Exception:
+            logger.exception("request failed", extra={"request_id": request_id})
+            await self._refuse(early, internal(), send)
+
+    async def _serve(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: list[tuple[bytes, bytes]],
+        path: str,
+        early: _Early,
+    ) -> None:
+        directory = self.directory
+        method = scope["method"]
+        tenant = directory.tenants.authenticate(headers)
+        early.tenant = tenant.name
+        if path == "/models" or path.startswith("/models/"):
+            _only(method, "GET")
+            await _send_json(send, 200, self.models(tenant, path), early.id)
+            return
+        _check_route(directory, tenant, method, path)
+        body = await read_body(headers, receive, directory.server, self.memory)
+        try:
+            asked = self._parse(tenant, method, path, headers, body)
+            call = self._call(scope, tenant, path, headers, body, asked, early)
+            await self.relay(call, asked.view, receive, send)
+        finally:
+            self.memory.give_back(len(body))
+
+    async def relay(
+        self, call: Call, view: PromptView | None, receive: Receive, send: Send
+    ) -> JobRecord:
+        """Run one call and learn from it. Also the way of POST /submit."""
+
+        def refine(permit: Permit) -> None:
+            if view is None:
+                return
+            engine, job_id = self._engine, call.job.id
+
+            def home(workload: Workload) -> None:
+                engine.loop.call_soon_threadsafe(engine.reforecast, job_id, workload)
+
+            self._predictor.refine(view, home, lambda: engine.holds(job_id))
+
+        record = await self._relay.run(call, receive, send, submitted=refine)
+        if view is not None and self.learn is not None:
+            self.learn(view, call.job, record)
+        return record
+
+    # -- parsing -----------------------------------------------------------------------------
+
+    def _parse(
+        self,
+        tenant: Tenant,
+        method: str,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> Asked:
+        encoding = _header(headers, b"content-encoding")
+        if encoding not in (None, b"identity"):
+            raise UnsupportedMedia("Compressed request bodies are not accepted.")
+        kind = GENERATING.get(path) if method == "POST" else None
+        if kind is not None:
+            request = decode(body, kind)
+            check_generation(request)
+            return self._generation(tenant, path, request)
+        return _routed_only(path, headers, body, self.directory.routes)
+
+    def _generation(self, tenant: Tenant, path: str, request: Generation) -> Asked:
+        if isinstance(request, ChatRequest):
+            check_messages(request.messages)
+        stream = request.stream is True
+        options = request.stream_options
+        chat_like = path != "/responses"
+        return Asked(
+            model=request.model,
+            stream=stream,
+            # The responses API always tells its usage; the older routes when asked.
+            wants_usage=not (stream and chat_like)
+            or bool(options is not None and options.include_usage),
+            ends_with_done=stream and chat_like,
+            n=request.n or 1,
+            max_tokens=request.limit,
+            view=view_of(tenant.name, request),
+        )
+
+    def _call(
+        self,
+        scope: Scope,
+        tenant: Tenant,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        asked: Asked,
+        early: _Early,
+    ) -> Call:
+        route = self.route(tenant, asked.model)
+        early.model = asked.model
+        job = self.job(
+            early.id,
+            tenant,
+            route,
+            asked,
+            early.arrived_s,
+            class_override=_class_header(headers),
+            deadline_s=_deadline(headers, early.arrived_s),
+            client_retries=_retry_count(headers),
+        )
+        return Call(
+            job=job,
+            route=early.route,
+            method=scope["method"],
+            path=path,
+            query=scope.get("query_string", b""),
+            headers=headers,
+            body=body,
+            stream=asked.stream,
+            wants_usage=asked.wants_usage,
+            ends_with_done=asked.ends_with_done,
+            metric_model=asked.model,
+            connection=scope["state"].get("connection") if "state" in scope else None,
+        )
+
+    def route(self, tenant: Tenant, model: str) -> Route:
+        """Who serves a model for a tenant. Raises ModelNotFound."""
+        auth.allowed(tenant, model)
+        route = self.directory.routes.get(model)
+        if route is None:
+            raise auth.model_not_found(model)
+        return route
+
+    def job(
+        self,
+        job_id: str,
+        tenant: Tenant,
+        route: Route,
+        asked: Asked,
+        arrived_s: float,
+        *,
+        class_override: JobClass | None = None,
+        deadline_s: float | None = None,
+        client_retries: int = 0,
+    ) -> Job:
+        view = asked.view
+        return Job(
+            id=job_id,
+            tenant=tenant.name,
+            model=asked.model,
+            pool=route.pool,
+            accounts=route.accounts,
+            workload=LIGHT if view is None else self._predictor.forecast(view),
+            arrived_s=arrived_s,
+            n=asked.n,
+            max_tokens=asked.max_tokens,
+            class_override=class_override or tenant.job_class,
+            deadline_s=deadline_s,
+            client_retries=client_retries,
+        )
+
+    def models(self, tenant: Tenant, path: str = "/models") -> dict[str, Any]:
+        """GET /v1/models and /v1/models/{id}, OpenAI's shape, the caller's models only."""
+        names = [m for m in self.directory.routes if not tenant.models or m in tenant.models]
+        objects = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "sagesched"} for name in names
+        ]
+        if path == "/models":
+            return {"object": "list", "data": objects}
+        wanted = path.removeprefix("/models/")
+        for value in objects:
+            if value["id"] == wanted:
+                return value
+        raise auth.model_not_found(wanted)
+
+    async def _refuse(self, early: _Early, error: GatewayError, send: Send) -> None:
+        outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
+        self._engine.ended(early.record(error.status, outcome, error.code, self._engine.clock()))
+        await send_problem(send, error, [(b"x-request-id", early.id.encode())])
+
+
+class _Early:
+    """What is known of a request before it is a job, for the record of one that never is."""
+
+    __slots__ = ("arrived_s", "id", "model", "route", "tenant")
+
+    def __init__(self, request_id: str, arrived_s: float, method: str, path: str) -> None:
+        self.id = request_id
+        self.arrived_s = arrived_s
+        known = path in STATELESS or path == "/models"
+        self.route = "/v1" + path if known else "other"
+        self.tenant = "other"
+        self.model = "other"
+
+    def record(self, status: int, outcome: Outcome, code: str | None, now: float) -> JobRecord:
+        return JobRecord(
+            id=self.id,
+            wall_s=time.time(),
+            route=self.route,
+            tenant=self.tenant,
+            model=self.model,
+            outcome=outcome,
+            status=status,
+            error_code=code,
+            total_s=now - self.arrived_s,
+        )
+
+
+def view_of(tenant: str, request: Generation) -> PromptView:
+    """What the predictor reads of a request."""
+    shared: dict[str, Any] = {
+        "tenant": tenant,
+        "model": request.model,
+        "max_tokens": request.limit,
+        "n": request.n or 1,
+        "stop": request.stop is not None,
+        "temperature": request.temperature,
+        "reasoning_effort": request.reasoning_effort
+        or (request.reasoning.effort if request.reasoning else None),
+        "tools": len(request.tools or ()),
+        "response_format": request.response_format.type if request.response_format else None,
+        "stream": request.stream is True,
+    }
+    if isinstance(request, ChatRequest):
+        return PromptView.of_chat(request.messages, **shared)
+    if isinstance(request, ResponsesRequest):
+        messages = request.input if isinstance(request.input, list) else []
+        if isinstance(request.input, str):
+            messages = [{"role": "user", "content": request.input}]
+        if request.instructions:
+            messages = [{"role": "system", "content": request.instructions}, *messages]
+        return PromptView.of_chat(messages, **shared)
+    prompt = request.prompt if isinstance(request, CompletionRequest) else None
+    if isinstance(prompt, list):
+        prompt = "\n".join(p for p in prompt if isinstance(p, str))
+    return PromptView.of_prompt(prompt if isinstance(prompt, str) else "", **shared)
+
+
+def _canonical(scope: Scope) -> str:
+    """The path below /v1, as it is sent on."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    path: str = raw.split(b"?")[0].decode("latin-1")
+    if path.startswith("/v1"):
+        path = path[3:]
+    return path if path in ("", "/") else path.rstrip("/")
+
+
+def _check_route(directory: Directory, tenant: Tenant, method: str, path: str) -> None:
+    """Raises for a path that is not sent on as it is, or may not be."""
+    if not _PATH.match(path) or any(part in (".", "..") for part in path.split("/")):
+        raise NotFound(f"Unknown request URL: {method} /v1{path[:200]}.", code="unknown_url")
+    if path in STATELESS:
+        _only(method, "POST")
+    elif not directory.tenants.stateful(tenant):
+        raise auth.forbidden_stateful(path)
+
+
+def _only(method: str, wanted: str) -> None:
+    if method != wanted:
+        raise MethodNotAllowed(f"Not allowed to {method} here; use {wanted}.")
+
+
+def _routed_only(
+    path: str, headers: list[tuple[bytes, bytes]], body: bytes, routes: dict[str, Route]
+) -> Asked:
+    """A request the gateway only routes: by the model its body names. Where none may be
+    named, as in a listing, the first model's accounts answer."""
+    kind = _header(headers, b"content-type") or b""
+    model, stream = None, False
+    if b"multipart/form-data" in kind:
+        match = _FORM_MODEL.search(body[:_FORM_SCAN_BYTES])
+        model = match[1].decode("utf-8", "replace") if match else None
+    elif body and (b"json" in kind or path in STATELESS):
+        request = decode(body, AnyRequest)
+        model, stream = request.model, request.stream is True
+    if not model:
+        if path in STATELESS and path != "/moderations":
+            raise InvalidRequest(
+                "Missing required parameter: 'model'.",
+                param="model",
+                code="missing_required_parameter",
+            )
+        model = next(iter(routes))
+    return Asked(model=model, stream=stream)
+
+
+def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
+
+
+def _class_header(headers: list[tuple[bytes, bytes]]) -> JobClass | None:
+    value = _header(headers, b"x-sagesched-class")
+    if value is None:
+        return None
+    try:
+        return JobClass(value.decode("latin-1").strip().lower())
+    except ValueError:
+        raise InvalidRequest(
+            "Invalid value for 'x-sagesched-class': expected interactive or heavy.",
+            param="x-sagesched-class",
+            code="invalid_value",
+        ) from None
+
+
+def _deadline(headers: list[tuple[bytes, bytes]], arrived_s: float) -> float | None:
+    """The SDK says how long its client is patient (openai-python: X-Stainless-Read-Timeout)."""
+    value = _header(headers, b"x-stainless-read-timeout")
+    try:
+        patience = float(value) if value is not None else 0.0
+    except ValueError:
+        return None
+    return arrived_s + patience if 0 < patience < 86_400 else None
+
+
+def _retry_count(headers: list[tuple[bytes, bytes]]) -> int:
+    value = _header(headers, b"x-stainless-retry-count")
+    return int(value) if value is not None and value.isdigit() and len(value) < 4 else 0
+
+
+async def _send_json(send: Send, status: int, value: Any, request_id: str) -> None:
+    body = msgspec.json.encode(value)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

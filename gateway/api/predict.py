@@ -1,0 +1,157 @@
+"""`POST /predict` and `POST /ingest`: the forecast alone, and teaching it by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from litestar import post
+from litestar.handlers import HTTPRouteHandler
+
+from gateway.api import auth
+from gateway.api.jobs import default_model, messages_of
+from gateway.api.openai import DataPlane
+from gateway.api.schemas import IngestRequest, PredictRequest, positive
+from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
+from gateway.errors import InvalidRequest
+from gateway.predict.features import PromptView
+from gateway.predict.predictor import Predictor
+from gateway.settings.schema import Tenant
+from gateway.store.store import Store
+from gateway.types import QUANTILE_LEVELS, HistoryRow, Workload
+
+MAX_TOKENS = 10_000_000
+
+
+def forecast_body(workload: Workload) -> dict[str, Any]:
+    """The answer of /predict. Tokens are whole numbers, as the seed system's were."""
+    return {
+        "size_bucket": workload.size_bucket,
+        "expected_output_tokens_p50": round(workload.p50),
+        "expected_output_tokens_p90": round(workload.p90),
+        "predicted_cost_p50": workload.cost_p50,
+        "predicted_cost_p90": workload.cost_p90,
+        "predicted_cost_usd_p50": workload.cost_usd_p50,
+        "risk_score": workload.risk,
+        "confidence_score": workload.confidence,
+        "fallback_level": workload.rung,
+        "class": workload.job_class,
+        "p_short": workload.p_short,
+        "prompt_tokens": workload.prompt_tokens,
+        "quantiles": {
+            f"{level:g}": round(value, 1)
+            for level, value in zip(QUANTILE_LEVELS, workload.grid, strict=True)
+        },
+    }
+
+
+class Forecasts:
+    """Handlers of /predict and /ingest."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        predictor: Predictor,
+        store: Store,
+        wait_s: Callable[[], float],
+    ) -> None:
+        self._plane = plane
+        self._predictor = predictor
+        self._store = store
+        self._wait_s = wait_s
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        @post("/predict", status_code=200)
+        async def predict(request: AnyRequest) -> AnyResponse:
+            tenant = self._tenant(request)
+            asked = await read_json(request, PredictRequest)
+            workload = await self.best(self._view(tenant, asked))
+            return answer(forecast_body(workload))
+
+        @post("/ingest", status_code=200)
+        async def ingest(request: AnyRequest) -> AnyResponse:
+            tenant = self._tenant(request)
+            asked = await read_json(request, IngestRequest)
+            await self._ingest(tenant, asked)
+            return answer({"status": "stored"})
+
+        return [predict, ingest]
+
+    async def best(self, view: PromptView) -> Workload:
+        """The best rung to be had within the wait; stage 0's where it takes longer."""
+        first = self._predictor.forecast(view)
+        loop = asyncio.get_running_loop()
+        better: asyncio.Future[Workload] = loop.create_future()
+
+        def home(workload: Workload) -> None:
+            if not better.done():
+                better.set_result(workload)
+
+        def done(workload: Workload) -> None:
+            loop.call_soon_threadsafe(home, workload)
+
+        if not self._predictor.refine(view, done, lambda: not better.done()):
+            return first
+        try:
+            async with asyncio.timeout(self._wait_s()):
+                return await better
+        except TimeoutError:
+            return first
+
+    async def _ingest(self, tenant: Tenant, asked: IngestRequest) -> None:
+        for value, name in (
+            (asked.output_tokens, "output_tokens"),
+            (asked.prompt_tokens, "prompt_tokens"),
+        ):
+            if value is not None and not 0 <= value <= MAX_TOKENS:
+                raise InvalidRequest(
+                    f"Invalid value for '{name}': expected 0 to {MAX_TOKENS}, got {value}.",
+                    param=name,
+                    code="invalid_value",
+                )
+        view = self._view(
+            tenant,
+            PredictRequest(
+                prompt=asked.prompt,
+                messages=asked.messages,
+                max_tokens=asked.max_tokens,
+                model=asked.model,
+                task_type=asked.task_type,
+            ),
+        )
+        limit = asked.max_tokens
+        row = await from_thread(
+            lambda done: self._predictor.learn(
+                view,
+                output_tokens=asked.output_tokens,
+                prompt_tokens=asked.prompt_tokens,
+                censored=not asked.success or (limit is not None and asked.output_tokens >= limit),
+                success=asked.success,
+                wall_s=time.time(),
+                done=done,
+            ),
+            "The predictor takes no more results now.",
+        )
+        assert isinstance(row, HistoryRow)
+        await from_thread(
+            lambda done: self._store.append_history(row, done),
+            "The history takes no more rows now.",
+        )
+
+    def _tenant(self, request: AnyRequest) -> Tenant:
+        return self._plane.directory.tenants.authenticate(raw_headers(request))
+
+    def _view(self, tenant: Tenant, asked: PredictRequest) -> PromptView:
+        messages = messages_of(asked)
+        positive(asked.max_tokens, "max_tokens", MAX_TOKENS)
+        if asked.model is not None:
+            auth.allowed(tenant, asked.model)
+        return PromptView.of_chat(
+            messages,
+            tenant=tenant.name,
+            model=asked.model or default_model(self._plane, tenant),
+            max_tokens=asked.max_tokens,
+            task_type=asked.task_type,
+        )

@@ -1,0 +1,184 @@
+"""What the gateway reads of requests, and what it answers. Only the fields it owns or
+forecasts by; everything else in a body passes through unread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct
+
+from gateway.errors import InvalidRequest
+
+T = TypeVar("T")
+
+
+class Part(Struct):
+    type: str = ""
+    text: str | None = None
+
+
+class Message(Struct):
+    role: str
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(Struct):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Struct):
+    type: str | None = None
+
+
+class Reasoning(Struct):
+    effort: str | None = None
+
+
+class Generation(Struct):
+    """Fields shared by the generating routes."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    temperature: float | None = None
+    stop: str | list[str] | None = None
+    tools: list[Raw] | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    reasoning: Reasoning | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The larger of the limits given: the smaller one beside it must not shrink a
+        reservation that the provider will not honour."""
+        given = [
+            limit
+            for limit in (self.max_tokens, self.max_completion_tokens, self.max_output_tokens)
+            if limit is not None
+        ]
+        return max(given) if given else None
+
+
+class ChatRequest(Generation, kw_only=True):
+    messages: list[Message]
+
+
+class CompletionRequest(Generation, kw_only=True):
+    prompt: Any = None
+
+
+class ResponsesRequest(Generation, kw_only=True):
+    input: Any = None
+    instructions: str | None = None
+
+
+class AnyRequest(Struct):
+    """A route the gateway only routes."""
+
+    model: str | None = None
+    stream: bool | None = None
+
+
+class PredictRequest(Struct, forbid_unknown_fields=True):
+    """POST /predict, POST /submit."""
+
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    max_tokens: int | None = None
+    model: str | None = None
+    task_type: str | None = None
+    retry_safe: bool | None = None
+
+
+class IngestRequest(Struct, forbid_unknown_fields=True):
+    output_tokens: int
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    model: str | None = None
+    task_type: str | None = None
+    success: bool = True
+
+
+_WHAT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
+_UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`")
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Decode a JSON body. Raises InvalidRequest with OpenAI's wording and `param`."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"We could not parse the JSON body of your request: {error}", code="invalid_json"
+        ) from None
+    except RecursionError:
+        raise InvalidRequest("The JSON body is nested too deeply.", code="invalid_json") from None
+
+
+def _invalid(text: str) -> InvalidRequest:
+    match = _WHAT.match(text)
+    what = match["what"] if match else text
+    path = ((match["path"] if match else None) or "$").removeprefix("$").removeprefix(".")
+    missing, unknown = _MISSING.search(what), _UNKNOWN.search(what)
+    if missing:
+        param = f"{path}.{missing['field']}".lstrip(".")
+        return InvalidRequest(
+            f"Missing required parameter: '{param}'.",
+            param=param,
+            code="missing_required_parameter",
+        )
+    if unknown:
+        param = f"{path}.{unknown['field']}".lstrip(".")
+        return InvalidRequest(
+            f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter"
+        )
+    if not path:
+        return InvalidRequest(f"The body is not valid: {what}.", code="invalid_type")
+    return InvalidRequest(
+        f"Invalid value for '{path}': {what[:1].lower() + what[1:]}.",
+        param=path,
+        code="invalid_type",
+    )
+
+
+def positive(value: int | None, name: str, most: int | None = None) -> None:
+    """Raises InvalidRequest unless `value` is None or in [1, most]."""
+    if value is None:
+        return
+    if value < 1 or (most is not None and value > most):
+        bound = "at least 1" if most is None else f"between 1 and {most}"
+        raise InvalidRequest(
+            f"Invalid value for '{name}': expected {bound}, got {value}.",
+            param=name,
+            code="invalid_value",
+        )
+
+
+def check_generation(request: Generation) -> None:
+    """The rules over values that types do not carry."""
+    if not request.model.strip():
+        raise InvalidRequest("'model' must not be empty.", param="model", code="invalid_value")
+    positive(request.max_tokens, "max_tokens")
+    positive(request.max_completion_tokens, "max_completion_tokens")
+    positive(request.max_output_tokens, "max_output_tokens")
+    positive(request.n, "n", 128)
+
+
+def check_messages(messages: list[Any] | None) -> None:
+    if not messages:
+        raise InvalidRequest(
+            "'messages' must hold at least one message.", param="messages", code="empty_array"
+        )
