@@ -1,0 +1,59 @@
+# `make` alone lists the targets. Set-up is part of `run` and `test`: nothing to do first.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(VENV)/run-ready: requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/dev-ready: requirements-dev.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@ $(VENV)/run-ready
+
+run: $(VENV)/run-ready ## set up and run the gateway with gateway.toml
+	@exec $(BIN)/python -m gateway serve --config gateway.toml
+
+stop: ## drain and end a gateway started by `make run` in this folder
+	@pkill -TERM -f "$(BIN)/python -m gateway serve" || echo "no gateway runs"
+
+test: $(VENV)/dev-ready ## set up and run the tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m gateway check --config gateway.toml
+
+bench: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
+	@$(BIN)/python -m tests.bench.overhead
+
+bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
+	@$(BIN)/python -m tests.bench.predict_speed
+
+models: ## export the encoder and train the quantile models (maintainers; see models/README.md)
+	@models/build.sh
+
+image: ## build the container image
+	docker build --tag sagesched-gateway .
+
+lock: ## resolve the locks again, with a cool-down of 8 days (needs uv)
+	@before=$$(date -d '8 days ago' +%Y-%m-%d); for name in requirements requirements-dev; do \
+	  uv pip compile -q --universal --python-version 3.11 --exclude-newer $$before \
+	    --generate-hashes --no-header --no-emit-index-url --no-annotate $$name.in -o $$name.lock; done
+
+clean: ## remove the environment and what runs leave behind
+	rm -rf $(VENV) .venv-models var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.PHONY: help run stop test check bench bench-predict models image lock clean

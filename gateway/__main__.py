@@ -1,0 +1,116 @@
+"""The command line: `sagesched serve`, and what is around it.
+
+Sets the numeric libraries' threads to one before anything imports them: several OpenMP and
+BLAS copies in one process fight over two cores, and every vector here is small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gateway import __version__
+from gateway.errors import SettingsError
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run one command; the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        return code
+    except SettingsError as error:
+        print(f"sagesched: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sagesched", description="A gateway in front of LLM APIs that predicts and schedules."
+    )
+    parser.add_argument("--version", action="version", version=f"sagesched {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=lambda args: _run(run, args))
+        return sub
+
+    def config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--config", default="gateway.toml", metavar="FILE")
+
+    sub = command("serve", "serve", "run the gateway")
+    config(sub)
+    sub = command("check", "check", "validate the settings without starting")
+    config(sub)
+    sub = command("demo-provider", "demo_provider", "run the built-in demo provider alone")
+    _demo_options(sub)
+    sub = command("key", "new_key", "make a tenant key and the hash for gateway.toml")
+    sub = command("ask", "ask", "send one chat request to a running gateway")
+    sub.add_argument("prompt")
+    sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
+    sub.add_argument("--model", default="gpt-5.4-mini")
+    sub.add_argument("--stream", action="store_true")
+    sub.add_argument("--key", default="anything")
+    sub = command("get", "get", "read one route of a running gateway")
+    sub.add_argument("path", help="such as /metrics, /health, /stats")
+    sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
+    sub = command("predict", "predict", "ask a running gateway for a forecast")
+    sub.add_argument("prompt")
+    sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
+    sub.add_argument("--key", default="anything")
+    sub = command("healthcheck", "healthcheck", "exit 0 when a running gateway is ready")
+    sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
+
+    history = commands.add_parser("history", help="work on the stored history")
+    history_commands = history.add_subparsers(required=True, metavar="COMMAND")
+    sub = history_commands.add_parser("seed", help="fill the history with demo rows")
+    sub.set_defaults(run=lambda args: _run("history_seed", args))
+    config(sub)
+    sub.add_argument("--count", type=int, default=300)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--tenant", default=None, help="default: the first tenant")
+    return parser
+
+
+def _demo_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--host", default="127.0.0.1", choices=["127.0.0.1", "::1", "localhost"])
+    sub.add_argument("--port", type=int, default=4010)
+    sub.add_argument("--base-latency", type=float, default=0.15, metavar="SECONDS")
+    sub.add_argument("--token-latency", type=float, default=0.01, metavar="SECONDS")
+    sub.add_argument("--congestion-knee", type=int, default=16, metavar="STREAMS")
+    sub.add_argument("--congestion-exponent", type=float, default=1.0)
+    sub.add_argument("--noise", type=float, default=0.1, metavar="SIGMA")
+    sub.add_argument("--rpm", type=int, default=0, help="requests a minute and key, 0: no limit")
+    sub.add_argument("--max-concurrency", type=int, default=0, help="a key, 0: no limit")
+    sub.add_argument("--error-rate", type=float, default=0.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--keys",
+        default="",
+        metavar="ENV,ENV",
+        help="names of environment variables that hold the accepted keys; default: any key",
+    )
+    sub.add_argument("--end-with-stdin", action="store_true", help="end when standard input closes")
+
+
+def _run(name: str, args: argparse.Namespace) -> int:
+    # Imported late: `--help` and `key` need none of the libraries.
+    if name in ("serve", "check"):
+        from gateway import serve as module
+    else:
+        from gateway import commands as module  # type: ignore[no-redef]
+    result: int = getattr(module, name)(args)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

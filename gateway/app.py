@@ -1,0 +1,368 @@
+"""The composition root: settings become objects, objects become one ASGI application.
+
+The only file that may import every room. A `Gateway` is built on the running loop, started
+once and stopped once; a reload builds what can fail first and swaps afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from litestar import Litestar, asgi
+
+from gateway import __version__
+from gateway.api.admin import Admin
+from gateway.api.auth import AdminToken, Tenants
+from gateway.api.jobs import Jobs
+from gateway.api.listener import Buffers
+from gateway.api.openai import DataPlane, Directory
+from gateway.api.predict import Forecasts
+from gateway.api.problems import send_problem
+from gateway.api.submit import submit_handlers
+from gateway.api.web import error_answer
+from gateway.balance.pool import Accounts
+from gateway.engine.engine import Engine
+from gateway.engine.relay import Relay
+from gateway.errors import SettingsError
+from gateway.observe.journal import Journal
+from gateway.observe.listener import AtEnd
+from gateway.observe.logs import Logs
+from gateway.observe.metrics import Metrics, Names
+from gateway.observe.state import Shell, Snapshots
+from gateway.predict.features import PromptView
+from gateway.predict.predictor import Predictor
+from gateway.replay.seed import rows as seed_rows
+from gateway.schedule import events
+from gateway.schedule.routes import routes
+from gateway.schedule.scheduler import Scheduler
+from gateway.settings.live import Apply, LiveSettings
+from gateway.settings.load import secret
+from gateway.settings.schema import Settings
+from gateway.shipped import shipped
+from gateway.store.store import Store
+from gateway.types import HistoryRow, Job, JobRecord, Outcome
+from gateway.upstream.client import UpstreamClient, open_transport
+from gateway.upstream.providers import Target, target
+
+logger = logging.getLogger("gateway.app")
+LAG_PERIOD_S = 0.1
+
+_LEARNED = frozenset(
+    {Outcome.OK, Outcome.CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.STALLED, Outcome.SHUTDOWN}
+)
+
+
+def targets(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, Target]:
+    """Every account with its key. Raises SettingsError for a secret that does not resolve."""
+    return {
+        account.name: target(
+            account, secret(account.api_key, f"accounts ({account.name}).api_key", environ)
+        )
+        for account in settings.accounts
+    }
+
+
+def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Every secret in force, for the log's redaction."""
+    keys = [t.key for t in targets(settings, environ).values()]
+    return [*keys, secret(settings.admin.token, "admin.token", environ)]
+
+
+class Gateway:
+    """One gateway process's objects. Build it on the running loop."""
+
+    def __init__(
+        self,
+        live: LiveSettings,
+        store: Store,
+        logs: Logs,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        settings = live.current
+        self.live = live
+        self.store = store
+        self._environ = environ
+        self._started_wall_s = time.time()
+        self.predictor = Predictor(
+            settings.predict,
+            shipped("models"),
+            history=store.load_history(settings.predict.history_window_size, None),
+        )
+        self.buffers = Buffers(settings.server)
+        self.journal = Journal(settings.observe.events)
+        self.metrics = Metrics(self._snapshots, _names(settings))
+        self.logs = logs
+        self.engine = Engine(Scheduler(settings, Accounts(settings.accounts, settings.balance)))
+        self.client = UpstreamClient(open_transport())
+        self.relay = Relay(
+            self.engine, self.client, targets(settings, environ), settings.server, send_problem
+        )
+        self.plane = DataPlane(_directory(settings), self.engine, self.relay, self.predictor)
+        self.plane.learn = self._learn
+        self.jobs = Jobs(self.plane, self.engine, store)
+        at_end = AtEnd(self.metrics.ended, logs.request_line)
+        self.engine.listeners = (self.journal, self.jobs, at_end)
+        self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))
+        self.app = self._litestar()
+        self._lag_timer: asyncio.TimerHandle | None = None
+        live.on_change(self._prepare)
+
+    # -- life --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.predictor.start()
+        tenants = {tenant.name: tenant for tenant in self.live.current.tenants}
+        self.jobs.resume(self.store.load_unfinished(), tenants)
+        self._tick(self.engine.clock())
+
+    async def drain(self) -> None:
+        """Refuse what is new, let the rest finish; after the time-out end it."""
+        running = self.relay.open
+        self.journal.draining(running, self.engine.jobs - running)
+        self.engine.drain()
+        timeout_s = self.live.current.server.drain_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.engine.idle()
+                await self.relay.idle()
+        except TimeoutError:
+            logger.warning("%d requests still ran after %g s", self.relay.open, timeout_s)
+            self.relay.end_all()
+            await self.relay.idle()
+
+    async def stop(self) -> None:
+        """After the listener is closed: threads, store, connections."""
+        await self.jobs.stop()
+        if self._lag_timer is not None:
+            self._lag_timer.cancel()
+        self.engine.close()
+        await asyncio.to_thread(self.predictor.stop, 5.0)
+        await asyncio.to_thread(self.store.stop, 10.0)
+        await self.client.aclose()
+
+    def reload(self) -> None:
+        """SIGHUP. A file that is not valid changes nothing."""
+        try:
+            restart = self.live.reload()
+        except SettingsError as error:
+            logger.error("settings not reloaded: %s", error.message)
+            self.journal.reloaded(self.live.state.generation, error.message)
+            return
+        self.journal.reloaded(self.live.state.generation)
+        logger.info("settings reloaded", extra={"generation": self.live.state.generation})
+        for key in restart:
+            logger.warning("%s changed: it needs a restart", key)
+
+    # -- what changes with the settings --------------------------------------------------------
+
+    def _prepare(self, settings: Settings) -> Apply:
+        new_targets = targets(settings, self._environ)
+        admin_token = AdminToken(secret(settings.admin.token, "admin.token", self._environ))
+        directory = _directory(settings)
+
+        def apply() -> None:
+            self.relay.targets = new_targets
+            self.relay.server = self.buffers.server = settings.server
+            self.plane.directory = directory
+            self._admin_token = admin_token
+            self.metrics.rename(_names(settings))
+            self.journal.resize(settings.observe.events)
+            self.logs.apply(settings.observe, secrets_of(settings, self._environ))
+            self.store.apply(settings.store)
+            self.predictor.reconfigure(settings.predict)
+            self.engine.feed(events.SettingsChanged(settings=settings))
+
+        return apply
+
+    # -- learning ------------------------------------------------------------------------------
+
+    def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
+        """What the answer teaches. One that was cut teaches that it is at least so long."""
+        usage = record.usage
+        if usage is None or record.outcome not in _LEARNED or usage.output_tokens <= 0:
+            return
+        whole = record.outcome is Outcome.OK
+        cut = record.finish_reason in ("length", "incomplete", "max_output_tokens")
+
+        def learned(row: HistoryRow) -> None:
+            self.store.append_history(row)
+
+        self.predictor.learn(
+            view,
+            output_tokens=max(round(usage.output_tokens / job.n), 1),
+            prompt_tokens=None if usage.estimated else usage.prompt_tokens,
+            censored=not whole or cut,
+            success=whole,
+            wall_s=record.wall_s,
+            done=learned,
+        )
+
+    # -- what people see -----------------------------------------------------------------------
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """Readiness, and what it rests on."""
+        snapshot = self.engine.snapshot()
+        usable = [a.name for a in snapshot.accounts if a.state in ("open", "backoff", "half_open")]
+        predictor, store = self.predictor.snapshot(), self.store.snapshot()
+        ready = bool(usable) and not self.engine.draining
+        status = "draining" if self.engine.draining else "ok" if ready else "no_account"
+        return ready, {
+            "status": status,
+            "version": __version__,
+            "uptime_s": round(time.time() - self._started_wall_s, 1),
+            "accounts": {"usable": len(usable), "all": len(snapshot.accounts)},
+            "predictor": predictor.state,
+            "store": "ok" if store.ok else "failing",
+            "settings": {
+                "generation": self.live.state.generation,
+                "last_reload_ok": self.live.state.ok,
+            },
+        }
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """Model profiles for GET /models."""
+        return [
+            {
+                "id": model,
+                "pool": route.pool,
+                "accounts": list(route.accounts),
+                **self.predictor.profile(model),
+            }
+            for model, route in self.plane.directory.routes.items()
+        ]
+
+    def _snapshots(self) -> Snapshots:
+        reload = self.live.state
+        return Snapshots(
+            scheduler=self.engine.snapshot(),
+            predictor=self.predictor.snapshot(),
+            store=self.store.snapshot(),
+            shell=Shell(
+                ready=self.health()[0],
+                config_generation=reload.generation,
+                config_reload_ok=reload.ok,
+                config_reload_wall_s=reload.success_wall_s,
+                body_bytes=self.plane.memory.held,
+                buffer_bytes=self.buffers.held(),
+                open_streams=self.relay.open,
+                connections=len(self.buffers),
+                journal_dropped=self.journal.dropped,
+                log_lines_lost=self.logs.lost,
+            ),
+        )
+
+    def _tick(self, due_s: float) -> None:
+        """How late the loop runs a timer is how late it runs everything."""
+        now = self.engine.clock()
+        self.metrics.lag(now - due_s)
+        self.logs.pump()
+        self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
+
+    # -- HTTP ----------------------------------------------------------------------------------
+
+    def _litestar(self) -> Litestar:
+        plane = self.plane
+
+        @asgi("/v1", is_mount=True, copy_scope=False)
+        async def data_plane(scope: Any, receive: Any, send: Any) -> None:
+            await plane(scope, receive, send)
+
+        admin = Admin(
+            token=lambda: self._admin_token,
+            live=self.live,
+            plane=plane,
+            engine=self.engine,
+            predictor=self.predictor,
+            store=self.store,
+            metrics=self.metrics,
+            journal=self.journal,
+            health=self,
+        )
+        forecasts = Forecasts(
+            plane,
+            self.predictor,
+            self.store,
+            lambda: self.live.current.predict.predict_wait_s,
+        )
+        return Litestar(
+            route_handlers=[
+                data_plane,
+                *admin.handlers(),
+                *forecasts.handlers(),
+                *submit_handlers(self.jobs, plane),
+            ],
+            openapi_config=None,
+            exception_handlers={Exception: error_answer},
+            request_max_body_size=self.live.current.server.max_body_bytes,
+            logging_config=None,
+        )
+
+
+def _directory(settings: Settings) -> Directory:
+    return Directory(Tenants(settings), routes(settings.accounts), settings.server)
+
+
+def _names(settings: Settings) -> Names:
+    """The label values the metrics may use."""
+    return Names(
+        models=frozenset(m for a in settings.accounts for m in a.model_map),
+        accounts=frozenset(a.name for a in settings.accounts),
+        tenants=frozenset(t.name for t in settings.tenants),
+    )
+
+
+def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) -> int:
+    """Teach a store demo history without a running gateway; how many rows it took.
+
+    A gateway that runs on the same store learns them at its next start.
+    """
+    store = Store(Path(settings.store.path), settings.store)
+    store.start()
+    predictor = Predictor(settings.predict, shipped("models"))
+    predictor.start()
+    room = threading.BoundedSemaphore(64)
+    stored = 0
+
+    def committed(error: Exception | None) -> None:
+        nonlocal stored
+        stored += error is None
+        room.release()
+
+    def learned(row: HistoryRow) -> None:
+        if not store.append_history(row, committed):
+            room.release()
+
+    try:
+        for row in seed_rows(count, seed):
+            room.acquire()
+            limit = row["max_tokens"] or None
+            taken = predictor.learn(
+                PromptView.of_prompt(
+                    row["prompt"],
+                    tenant=tenant or settings.tenants[0].name,
+                    model=row["model"],
+                    max_tokens=limit,
+                    task_type=row["task_type"],
+                ),
+                output_tokens=row["output_tokens"],
+                prompt_tokens=row["prompt_tokens"],
+                censored=limit is not None and row["output_tokens"] >= limit,
+                success=row["success"],
+                wall_s=time.time(),
+                done=learned,
+            )
+            if not taken:
+                room.release()
+        for _ in range(64):  # until the last is committed
+            room.acquire()
+    finally:
+        predictor.stop(5.0)
+        store.stop(10.0)
+    return stored

@@ -1,0 +1,149 @@
+"""The small commands. Each imports what it needs when it runs, so that all start fast."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from gateway.errors import SettingsError
+
+ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
+
+
+def new_key(args: argparse.Namespace) -> int:
+    from gateway.api.auth import digest
+
+    key = "sage-" + secrets.token_urlsafe(32)
+    print(f"key (give it to the client, it is not stored): {key}")
+    print(f'hash (for keys = [...] in gateway.toml):        "{digest(key)}"')
+    return 0
+
+
+def demo_provider(args: argparse.Namespace) -> int:
+    from gateway.replay import demo
+    from gateway.settings.schema import Demo
+
+    settings = msgspec.convert(
+        {
+            "enabled": True,
+            "host": args.host,
+            "port": args.port,
+            "base_latency_s": args.base_latency,
+            "token_latency_s": args.token_latency,
+            "congestion_knee": args.congestion_knee,
+            "congestion_exponent": args.congestion_exponent,
+            "noise": args.noise,
+            "rpm": args.rpm,
+            "max_concurrency": args.max_concurrency,
+            "error_rate": args.error_rate,
+            "seed": args.seed,
+        },
+        Demo,
+    )
+    names = [name for name in args.keys.split(",") if name]
+    keys = [os.environ[name] for name in names if os.environ.get(name)]
+    if args.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    demo.run(settings, keys or None)
+    return 0
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _url(args: argparse.Namespace) -> str:
+    url: str = args.url or f"http://127.0.0.1:{os.environ.get('PORT') or 3000}"
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _reach(args: argparse.Namespace, method: str, path: str, **more: Any) -> httpx.Response:
+    try:
+        return httpx.request(method, _url(args) + path, timeout=600, trust_env=False, **more)
+    except httpx.TransportError as error:
+        raise SettingsError(f"no gateway answers at {_url(args)}: {error}") from None
+
+
+def get(args: argparse.Namespace) -> int:
+    token = os.environ.get(ADMIN_ENV, "")
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    response = _reach(args, "GET", "/" + args.path.lstrip("/"), headers=headers)
+    _show(response)
+    return 0 if response.is_success else 1
+
+
+def predict(args: argparse.Namespace) -> int:
+    headers = {"authorization": f"Bearer {args.key}"}
+    response = _reach(args, "POST", "/predict", json={"prompt": args.prompt}, headers=headers)
+    _show(response)
+    return 0 if response.is_success else 1
+
+
+def healthcheck(args: argparse.Namespace) -> int:
+    return 0 if _reach(args, "GET", "/health").is_success else 1
+
+
+def ask(args: argparse.Namespace) -> int:
+    body = {
+        "model": args.model,
+        "messages": [{"role": "user", "content": args.prompt}],
+        "stream": args.stream,
+    }
+    headers = {"authorization": f"Bearer {args.key}"}
+    if not args.stream:
+        response = _reach(args, "POST", "/v1/chat/completions", json=body, headers=headers)
+        if response.is_success:
+            print(response.json()["choices"][0]["message"]["content"])
+        else:
+            _show(response)
+        _show_headers(response)
+        return 0 if response.is_success else 1
+    with httpx.Client(timeout=600, trust_env=False) as client:
+        request = client.build_request(
+            "POST", _url(args) + "/v1/chat/completions", json=body, headers=headers
+        )
+        response = client.send(request, stream=True)
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                choices = json.loads(line[6:]).get("choices") or [{}]
+                print(choices[0].get("delta", {}).get("content") or "", end="", flush=True)
+        print()
+        _show_headers(response)
+        return 0 if response.is_success else 1
+
+
+def _show(response: httpx.Response) -> None:
+    try:
+        print(json.dumps(response.json(), indent=2, ensure_ascii=False))
+    except ValueError:
+        print(response.text)
+
+
+def _show_headers(response: httpx.Response) -> None:
+    for name, value in response.headers.items():
+        if name.startswith("x-sagesched"):
+            print(f"{name}: {value}", file=sys.stderr)
+
+
+def history_seed(args: argparse.Namespace) -> int:
+    """Learn demo rows as the running gateway would, into the store of the settings."""
+    from gateway.app import seed_history
+    from gateway.settings import load
+
+    settings = load.load(Path(args.config))
+    started = time.monotonic()
+    count = seed_history(settings, args.count, args.seed, args.tenant)
+    print(f"{count} rows in {time.monotonic() - started:.1f} s, in {settings.store.path}")
+    return 0

@@ -1,0 +1,1 @@
+"""Forecasts of output length. Synchronous CPU work on one thread; no asyncio."""

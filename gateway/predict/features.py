@@ -1,0 +1,405 @@
+"""What the predictor reads of a request, and the cheap features it takes from that.
+
+`PromptView` is the whole input of the predictor: made on the event loop, immutable, and
+bounded. The last user text is cut (head and tail) before anything else looks at it, so a
+1 MB prompt costs what a 1 KB one does; everything else is a count. Any content is
+accepted: garbage in a field reads as its absence, lone surrogates and binary as odd text.
+
+`features` is stage 0's input and must stay within some tens of microseconds on the loop.
+That is why it counts bytes through `bytes.translate` (2 µs for 2,000 bytes, any class of
+characters) and intersects one set of words with word groups, instead of running regular
+expressions. Their order is the order the shipped models were trained with: new ones go to
+the end, and `models/train_quantiles.py` records the names.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from math import log1p, nan
+from typing import Any
+
+from msgspec import Struct
+
+MAX_CHARS = 2000
+SYSTEM_CHARS = 500
+WORD_CHARS = 1000  # of a text, what is looked at word by word
+HEAD_SHARE = 0.75  # of what is kept of a long text; the instruction mostly leads, else closes
+
+
+class PromptView(Struct, frozen=True, gc=False, kw_only=True):
+    """One request as the predictor sees it.
+
+    `chars`, `system_chars`, `prior_chars` and `last_answer_chars` are true lengths, not cut.
+    """
+
+    tenant: str
+    model: str
+    text: str  # the last user message, cut
+    text_chars: int = 0
+    system: str = ""  # cut
+    system_chars: int = 0
+    chars: int = 0  # of all messages
+    wide_ratio: float = 0.0  # share of the text's characters that are not ASCII
+    messages: int = 1
+    turns: int = 1  # user messages
+    answers: int = 0  # assistant messages before this one
+    prior_chars: int = 0  # of all of them
+    last_answer_chars: int = 0
+    tool_results: int = 0
+    tools: int = 0
+    json_format: int = 0  # 0 text, 1 json_object, 2 json_schema
+    max_tokens: int | None = None
+    n: int = 1
+    stop: bool = False
+    temperature: float | None = None
+    reasoning_effort: str | None = None
+    stream: bool = False
+    task_type: str | None = None
+
+    @classmethod
+    def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
+        """From a plain prompt; parameters as `of_chat`."""
+        return cls.of_chat([{"role": "user", "content": prompt}], **shared)
+
+    @classmethod
+    def of_chat(
+        cls,
+        messages: object,
+        *,
+        tenant: str,
+        model: str,
+        max_tokens: int | None = None,
+        n: int | None = 1,
+        stop: bool = False,
+        temperature: float | None = None,
+        reasoning_effort: str | None = None,
+        tools: int = 0,
+        response_format: str | None = None,
+        stream: bool = False,
+        task_type: str | None = None,
+        max_chars: int = MAX_CHARS,
+    ) -> PromptView:
+        """From chat messages: dicts or objects with `role` and `content` (text or parts).
+
+        Never raises on content; what is not a message is skipped.
+        """
+        seen = _Seen()
+        for message in messages if isinstance(messages, list | tuple) else ():
+            seen.add(message, max_chars)
+        return cls(
+            tenant=tenant,
+            model=model,
+            text=seen.text,
+            text_chars=seen.text_chars,
+            system=seen.system,
+            system_chars=seen.system_chars,
+            chars=seen.chars,
+            wide_ratio=_wide_ratio(seen.text),
+            messages=seen.messages,
+            turns=seen.turns,
+            answers=seen.answers,
+            prior_chars=seen.prior_chars,
+            last_answer_chars=seen.last_answer_chars,
+            tool_results=seen.tool_results,
+            tools=tools,
+            json_format=_FORMATS.get(response_format or "", 0),
+            max_tokens=max_tokens if max_tokens and max_tokens > 0 else None,
+            n=n if n and n > 0 else 1,
+            stop=stop,
+            temperature=temperature,
+            reasoning_effort=reasoning_effort,
+            stream=stream,
+            task_type=task_type,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """An estimate: 4 characters a token of ASCII text, 0.7 tokens a wide character."""
+        per_char = 0.25 + 0.45 * self.wide_ratio
+        return int(self.chars * per_char) + 3 + 4 * self.messages
+
+
+_FORMATS = {"json_object": 1, "json_schema": 2}
+
+
+class _Seen:
+    """Counts over the messages of one request."""
+
+    def __init__(self) -> None:
+        self.text = self.system = ""
+        self.text_chars = self.system_chars = self.chars = self.messages = self.turns = 0
+        self.answers = self.prior_chars = self.last_answer_chars = self.tool_results = 0
+
+    def add(self, message: object, max_chars: int) -> None:
+        if isinstance(message, dict):
+            role, content = message.get("role"), message.get("content")
+        else:
+            role, content = getattr(message, "role", None), getattr(message, "content", None)
+        if not isinstance(role, str):
+            return
+        text, size = _text_of(content, max_chars)
+        self.messages += 1
+        self.chars += size
+        if role == "user":
+            self.turns += 1
+            self.text, self.text_chars = text, size
+        elif role in ("system", "developer"):
+            self.system_chars += size
+            self.system = self.system or cut(text, SYSTEM_CHARS)
+        elif role == "assistant":
+            self.answers += 1
+            self.prior_chars += size
+            self.last_answer_chars = size
+        elif role in ("tool", "function"):
+            self.tool_results += 1
+
+
+def cut(text: str, max_chars: int) -> str:
+    """Head and tail of a text, at most `max_chars` of it."""
+    if len(text) <= max_chars:
+        return text
+    head = int(max_chars * HEAD_SHARE)
+    return text[:head] + text[head - max_chars :]
+
+
+def _text_of(content: object, max_chars: int) -> tuple[str, int]:
+    """Cut text of a message's content, and its true length in characters."""
+    if isinstance(content, str):
+        return cut(content, max_chars), len(content)
+    if isinstance(content, bytes):
+        return content[:max_chars].decode("utf-8", "replace"), len(content)
+    if not isinstance(content, list | tuple):
+        return "", 0
+    pieces, size = [], 0
+    for part in content:
+        if isinstance(part, str):
+            text: object = part
+        else:
+            text = part.get("text") if isinstance(part, dict) else getattr(part, "text", None)
+        if isinstance(text, str) and text:
+            size += len(text)
+            pieces.append(cut(text, max_chars))
+    return cut("\n".join(pieces[:64]), max_chars), size
+
+
+def _wide_ratio(text: str) -> float:
+    if not text or text.isascii():
+        return 0.0
+    return 1.0 - len(text.encode("ascii", "ignore")) / len(text)
+
+
+def prompt_key(view: PromptView, key: bytes) -> bytes:
+    """Keyed hash of the prompt, blind to case and white space; the text cannot be had back.
+
+    Covers what shapes the answer besides model and limit: text, system, place in the
+    conversation, tools, format. 16 bytes, BLAKE2b (RFC 7693) keyed with `key` (≤ 64 bytes).
+    """
+    shape = (
+        f"{view.text_chars},{view.system_chars},{view.chars},{view.messages},"
+        f"{view.tools},{view.json_format},{view.reasoning_effort}"
+        if view.text_chars > MAX_CHARS or view.messages > 1
+        else f"{view.tools},{view.json_format},{view.reasoning_effort}"
+    )
+    parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
+    data = "\x00".join(parts).encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=16, key=key).digest()
+
+
+# --- features ---------------------------------------------------------------------------
+
+_DIGITS = b"0123456789"
+_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_CODE = b"{}()[]<>=;_#\\/*&|"
+_CJK_LEAD = bytes(range(0xE4, 0xEA))  # first UTF-8 byte of U+4000 … U+9FFF
+_WIDE = bytes(range(0x80, 0x100))
+
+WORD_GROUPS: tuple[tuple[str, frozenset[str]], ...] = tuple(
+    (name, frozenset(words.split()))
+    for name, words in (
+        ("write", "write compose draft essay story poem article blog letter novel script speech"),
+        ("create", "create generate design develop build make plan propose brainstorm suggest"),
+        ("explain", "explain describe discuss elaborate analyze analyse compare why how detail"),
+        ("list", "list enumerate name bullet bullets points ideas examples steps top ten"),
+        ("code", "code function implement python java javascript c++ sql class program script api"),
+        ("fix", "fix debug error bug refactor optimize improve correct rewrite edit revise"),
+        ("brief", "brief briefly short concise shortly succinct one sentence only just simply"),
+        ("long", "detailed comprehensive thorough long in-depth complete full extensive words"),
+        ("pick", "classify choose which select option true false yes no sentiment label answer"),
+        ("extract", "extract convert translate transform summarize summarise summary tl;dr parse"),
+        ("math", "calculate compute solve sum equation probability number many much prove"),
+        ("format", "json xml yaml csv table markdown html format schema latex"),
+        ("think", "step-by-step reasoning think step reason carefully explain."),
+        ("role", "you act as role assistant character pretend imagine expert"),
+        ("question", "what who when where which is are does do can could should would will"),
+        ("thanks", "thanks thank ok okay hi hello hey great good please yes continue"),
+    )
+)
+FIRST_WORDS = {
+    word: index
+    for index, word in enumerate(
+        [
+            "write",
+            "create",
+            "generate",
+            "explain",
+            "describe",
+            "what",
+            "how",
+            "why",
+            "who",
+            "when",
+            "where",
+            "which",
+            "is",
+            "are",
+            "can",
+            "could",
+            "do",
+            "does",
+            "give",
+            "list",
+            "tell",
+            "make",
+            "please",
+            "i",
+            "you",
+            "the",
+            "a",
+            "in",
+            "if",
+            "translate",
+            "summarize",
+            "convert",
+            "find",
+            "rewrite",
+            "given",
+            "compare",
+            "provide",
+            "suggest",
+            "identify",
+            "classify",
+            "calculate",
+            "solve",
+            "implement",
+            "design",
+            "act",
+            "continue",
+            "hi",
+            "hello",
+            "imagine",
+            "let",
+            "my",
+            "this",
+            "there",
+            "for",
+            "from",
+            "as",
+            "def",
+            "import",
+            "#",
+        ]
+    )
+}
+CHINESE = ("写", "翻译", "总结", "列", "代码", "解释", "介绍", "什么", "如何", "字", "法", "案")
+_ASKED_SIZE = re.compile(
+    r"(\d[\d,]{0,6})[- ]?(?:(word)|(sentence|line)|(paragraph)|(page)|(字|characters))"
+)
+_PER_UNIT = (1.3, 25.0, 110.0, 500.0, 0.9)  # tokens a word, sentence, paragraph, page, character
+_EFFORT = {"none": 0.0, "minimal": 1.0, "low": 2.0, "medium": 3.0, "high": 4.0, "xhigh": 5.0}
+
+NAMES: tuple[str, ...] = (
+    *("text", "text_bytes", "chars", "system", "prior_mean", "last_answer", "messages", "turns"),
+    *("answers", "tool_results", "words", "word_length", "lines", "wide", "cjk", "digits"),
+    *("upper", "code_signs", "questions", "stops", "commas", "fences", "bullets", "urls"),
+    *("quotes", "dollars", "choices", "ends_question", "ends_colon", "asked_size", "first_word"),
+    *(f"words_{name}" for name, _ in WORD_GROUPS),
+    *(f"zh_{i}" for i in range(len(CHINESE))),
+    *("system_json", "system_brief", "system_code", "tools", "json_format", "max_tokens"),
+    *("temperature", "effort", "stop", "n", "model_mean", "task_mean"),
+)
+"""Names of `features`, in their order."""
+
+
+def features(view: PromptView, model_mean: float = nan, task_mean: float = nan) -> list[float]:
+    """Cheap features of a request, in the order of `NAMES`; ≤ 60 µs.
+
+    Args:
+        model_mean: mean log1p(output tokens) of the model, NaN where it is not known.
+        task_mean: the same of the task type.
+    """
+    text = view.text
+    raw = text.encode("utf-8", "replace")
+    size = len(raw) or 1
+    read = cut(text, WORD_CHARS)
+    words = read.lower().split()
+    known = set(words)
+    first = FIRST_WORDS.get(words[0].strip(",.:!?")) if words else None
+    system = view.system.lower()
+    effort = _EFFORT.get(view.reasoning_effort, nan) if view.reasoning_effort else nan
+    row = [
+        log1p(view.text_chars),
+        log1p(size),
+        log1p(view.chars),
+        log1p(view.system_chars),
+        log1p(view.prior_chars / view.answers) if view.answers else nan,
+        log1p(view.last_answer_chars) if view.answers else nan,
+        view.messages,
+        view.turns,
+        view.answers,
+        view.tool_results,
+        log1p(len(words) * len(text) / (len(read) or 1)),
+        len(read) / (len(words) or 1),
+        log1p(raw.count(b"\n")),
+        _share(raw, _WIDE, size),
+        _share(raw, _CJK_LEAD, size),
+        _share(raw, _DIGITS, size),
+        _share(raw, _UPPER, size),
+        _share(raw, _CODE, size),
+        raw.count(b"?") + raw.count("？".encode()),
+        log1p(raw.count(b".") + raw.count("。".encode())),
+        log1p(raw.count(b",") + raw.count("，".encode())),
+        raw.count(b"```"),
+        raw.count(b"\n- ") + raw.count(b"\n* "),
+        raw.count(b"http"),
+        log1p(raw.count(b'"')),
+        raw.count(b"$"),
+        raw.count(b"\nA") + raw.count(b"(A)") + raw.count(b"\nB"),
+        raw.endswith((b"?", "？".encode())),
+        raw.endswith((b":", "：".encode())),
+        _asked_size(read),
+        nan if first is None else first,
+    ]
+    row += [len(known & group) for _, group in WORD_GROUPS]
+    if view.wide_ratio > 0.1:
+        row += [word in read for word in CHINESE]
+    else:
+        row += [0.0] * len(CHINESE)
+    row += [
+        "json" in system,
+        "brief" in system or "concise" in system or "short" in system,
+        "code" in system or "function" in system,
+        view.tools,
+        view.json_format,
+        log1p(view.max_tokens) if view.max_tokens else nan,
+        nan if view.temperature is None else view.temperature,
+        effort,
+        view.stop,
+        view.n,
+        model_mean,
+        task_mean,
+    ]
+    return row
+
+
+def _share(raw: bytes, what: bytes, size: int) -> float:
+    return 1.0 - len(raw.translate(None, what)) / size if raw else 0.0
+
+
+def _asked_size(text: str) -> float:
+    """log1p of the tokens that "300 words", "three pages" and the like ask for; NaN if none."""
+    match = _ASKED_SIZE.search(text)
+    if match is None or match.lastindex is None:
+        return nan
+    count = int(match[1].replace(",", "") or 0)
+    return log1p(count * _PER_UNIT[match.lastindex - 2])

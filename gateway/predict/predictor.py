@@ -1,0 +1,443 @@
+"""The predictor: stage 0 on the caller's thread, everything slow on one thread of its own.
+
+Who owns what (DESIGN.md, pattern 7). The event loop owns stage 0's booster and the cache
+of repeats. The predictor thread owns a `Foresight` (encoder, index, boosters, residuals).
+Between them go immutable values only: views and lessons through two bounded queues,
+forecasts before learning; workloads and the calibration table come back by replacing a
+reference or through `_news`, a deque the loop empties into its cache.
+
+Fail open: `forecast` never raises; a full queue, a late item, a bad artefact or a dead
+thread costs quality, never an answer. The thread runs at nice 10 where the system allows
+it for a thread, so that on one core the loop goes first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from math import expm1
+from pathlib import Path
+
+from msgspec import Struct, structs
+
+from gateway.predict.artefacts import Artefacts, LengthModel, Tables
+from gateway.predict.calibrate import Calibration
+from gateway.predict.features import PromptView, cut, prompt_key
+from gateway.predict.foresight import (
+    Foresight,
+    Lesson,
+    Money,
+    heuristic_grid,
+    stage0_grid,
+    workload_of,
+)
+from gateway.predict.prices import Price
+from gateway.settings.schema import Predict
+from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
+
+logger = logging.getLogger(__name__)
+
+CACHE_ITEMS = 4096  # repeats remembered, about 1 kB each
+NEWS_ITEMS = 1024  # forecasts on their way to the cache
+NEWS_PER_CALL = 64  # taken over by one `forecast`: some 10 µs
+SLICE_ROWS = 32  # of history put into the index before the core is offered to others
+NICE = 10
+
+CacheKey = tuple[str, str, int | None, int, bytes]
+Done = Callable[[Workload], None]
+Learned = Callable[[HistoryRow], None]
+
+
+class _Question(Struct, frozen=True):
+    view: PromptView
+    done: Done
+    wanted: Callable[[], bool]
+
+
+class _Result(Struct, frozen=True):
+    lesson: Lesson
+    done: Learned | None
+
+
+class Predictor:
+    """Forecasts of output length, with a thread that refines them and learns.
+
+    `forecast` and `reconfigure` are the loop's; `refine`, `learn`, `snapshot` may be called
+    from any thread.
+
+    Args:
+        settings: [predict].
+        folder: models/.
+        history: rows to fill the index with at start, oldest first.
+        prices: by model, for `cost_usd_p50`.
+        key: of the prompt hash, at most 64 bytes; random when empty.
+    """
+
+    def __init__(
+        self,
+        settings: Predict,
+        folder: Path,
+        *,
+        history: Sequence[HistoryRow] = (),
+        prices: Mapping[str, Price] | None = None,
+        key: bytes = b"",
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._prices: Mapping[str, Price] = prices or {}
+        self._key = key or os.urandom(16)
+        # the loop's
+        self._stage0: LengthModel | None = None
+        self._tables: Tables | None = None
+        self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
+        self._forecasts = dict.fromkeys(Rung, 0)
+        self._cache_hits = 0
+        # shared: replaced whole, or guarded by `_wake`
+        self._calibration = Calibration()
+        self._news: deque[tuple[int, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
+        self._generation = 0  # news of an older one is not taken over
+        self._wake = threading.Condition()
+        self._questions: deque[_Question] = deque()
+        self._results: deque[_Result] = deque()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._stop_at: float | None = None
+        self._dropped_full = self._learn_lost = 0
+        # the thread's
+        self._history: Sequence[HistoryRow] = history
+        self._foresight: Foresight | None = None
+        self._thread: threading.Thread | None = None
+        self._state = "starting"
+        self._encoder = ""
+        self._rows = 0
+        self._refined = dict.fromkeys(Rung, 0)
+        self._skipped_late = 0
+        self._seconds = 0.0
+        self._faults = 0
+
+    # --- life ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; artefacts are loaded there. Does nothing when not enabled."""
+        if self._settings.enabled and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="predictor", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread: forecasts are dropped, results learned from while time allows."""
+        thread = self._thread
+        with self._wake:
+            self._stop_at = time.monotonic() + timeout_s
+            self._questions.clear()
+            self._wake.notify()
+        if thread is not None:
+            thread.join(timeout_s)
+        with self._wake:
+            self._learn_lost += len(self._results)
+            self._results.clear()
+
+    def reconfigure(self, settings: Predict) -> None:
+        """Take new settings; what they change on the thread is done there."""
+        old, self._settings = self._settings, settings
+        self._cache.clear()
+        self._generation += 1
+        if self._thread is None:
+            self.start()
+        elif settings.embedding_model_name != old.embedding_model_name:
+            self._order(self._load)
+        else:
+            self._order(self._configure)
+
+    def reset_learned(self) -> None:
+        """Empty the index, the calibration and the cache of repeats."""
+        self._generation += 1
+        self._cache.clear()
+        self._calibration = Calibration()
+        self._order(self._forget)
+
+    # --- the loop's side ----------------------------------------------------------------
+
+    def forecast(self, view: PromptView) -> Workload:
+        """Stage 0: ≤ 0.2 ms, never raises. A lately refined or learned repeat is answered
+        from the cache, with the rung it was given then."""
+        try:
+            if not self._settings.enabled:
+                return self._counted(
+                    workload_of(view, heuristic_grid(view), Rung.HEURISTIC, self._money)
+                )
+            self._take_news()
+            view = self._cut(view)
+            key = self._cache_key(view)
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                self._cache_hits += 1
+                return self._counted(found)
+            bias = self._calibration.stage0(view.model)
+            grid, rung = stage0_grid(view, self._stage0, self._tables, bias)
+            return self._counted(workload_of(view, grid, rung, self._money))
+        except Exception:
+            self._fault("a forecast failed")
+            plain = structs.replace(view, max_tokens=None, n=1)
+            return self._counted(
+                workload_of(plain, heuristic_grid(plain), Rung.HEURISTIC, self._money)
+            )
+
+    def refine(self, view: PromptView, done: Done, wanted: Callable[[], bool]) -> bool:
+        """Ask for the best forecast.
+
+        Args:
+            done: gets it, on the predictor thread, at most once; never after False.
+            wanted: asked on the predictor thread just before work; False skips the item.
+
+        Returns:
+            False when the queue is full or nobody works on it.
+        """
+        return self._offer(
+            self._questions, _Question(view, done, wanted), self._settings.queue_items
+        )
+
+    def learn(
+        self,
+        view: PromptView,
+        *,
+        output_tokens: int,
+        prompt_tokens: int | None,
+        censored: bool,
+        success: bool,
+        wall_s: float,
+        done: Learned | None = None,
+    ) -> bool:
+        """Learn from a finished request; forecasts go first.
+
+        Args:
+            output_tokens: per choice.
+            prompt_tokens: as the provider counted; None takes the estimate.
+            censored: the answer was cut: its natural length is longer.
+            success: the provider answered; a failed, uncensored length is not learned from.
+            wall_s: when it ended, Unix time.
+            done: gets the history row, on the predictor thread, once it is learned.
+
+        Returns:
+            False when the queue is full or nobody works on it: the result is lost.
+        """
+        lesson = Lesson(view, output_tokens, prompt_tokens, censored, success, wall_s)
+        return self._offer(self._results, _Result(lesson, done), self._settings.learn_items)
+
+    def profile(self, model: str) -> dict[str, float | None]:
+        """What is known of a model, for people: typical length and price."""
+        tables, price = self._tables, self._prices.get(model)
+        mean = None if tables is None else tables.models.get(model, tables.mean)
+        bias = self._calibration.stage0(model)
+        return {
+            "typical_output_tokens": None if mean is None else round(expm1(mean + bias), 1),
+            "usd_per_million_prompt_tokens": None if price is None else price.prompt,
+            "usd_per_million_output_tokens": None if price is None else price.output,
+        }
+
+    def snapshot(self) -> PredictorSnapshot:
+        alive = self._alive
+        return PredictorSnapshot(
+            ready=alive and self._foresight is not None and self._settings.enabled,
+            state=self._describe(alive),
+            encoder=self._encoder,
+            index_rows=self._rows,
+            forecast_queue=len(self._questions),
+            learn_queue=len(self._results),
+            forecasts={rung: self._forecasts[rung] + self._refined[rung] for rung in Rung},
+            skipped_late=self._skipped_late,
+            dropped_full=self._dropped_full,
+            learn_lost=self._learn_lost,
+            cache_hits=self._cache_hits,
+            seconds=self._seconds,
+        )
+
+    def _describe(self, alive: bool) -> str:
+        if not self._settings.enabled:
+            return "off"
+        if self._thread is not None and not alive and not self._state.startswith("degraded"):
+            return "degraded: the predictor thread has ended"
+        return self._state
+
+    @property
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def _money(self) -> Money:
+        return Money(self._settings.cost_output_ratio, self._prices)
+
+    def _cut(self, view: PromptView) -> PromptView:
+        limit = self._settings.max_chars
+        if len(view.text) <= limit:
+            return view
+        return structs.replace(view, text=cut(view.text, limit))
+
+    def _cache_key(self, view: PromptView) -> CacheKey:
+        return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
+
+    def _counted(self, workload: Workload) -> Workload:
+        self._forecasts[workload.rung] += 1
+        return workload
+
+    def _take_news(self) -> None:
+        for _ in range(min(len(self._news), NEWS_PER_CALL)):
+            generation, key, workload = self._news.popleft()
+            if generation != self._generation:
+                continue
+            self._cache[key] = workload
+            self._cache.move_to_end(key)
+            if len(self._cache) > CACHE_ITEMS:
+                self._cache.popitem(last=False)
+
+    # --- between the two ----------------------------------------------------------------
+
+    def _offer(
+        self, queue: deque[_Question] | deque[_Result], item: _Question | _Result, room: int
+    ) -> bool:
+        is_result = isinstance(item, _Result)
+        with self._wake:
+            taken = (
+                self._settings.enabled
+                and self._alive
+                and self._stop_at is None
+                and len(queue) < room
+            )
+            if taken:
+                queue.append(item)  # type: ignore[arg-type]
+                self._wake.notify()
+            elif self._settings.enabled:
+                self._learn_lost += is_result
+                self._dropped_full += not is_result
+        return taken
+
+    def _order(self, order: Callable[[], None]) -> None:
+        with self._wake:
+            self._orders.append(order)
+            self._wake.notify()
+
+    # --- the thread's side --------------------------------------------------------------
+
+    def _run(self) -> None:
+        _give_way()
+        try:
+            self._load()
+            while (item := self._next()) is not None:
+                if callable(item):
+                    item()
+                elif isinstance(item, _Question):
+                    self._answer(item)
+                else:
+                    self._take_in(item)
+                self._seconds = time.thread_time()
+        except BaseException as error:  # the thread ends; the loop goes on with stage 0
+            self._state = f"degraded: the predictor thread died: {type(error).__name__}"
+            logger.exception("the predictor thread died")
+
+    def _next(self) -> Callable[[], None] | _Question | _Result | None:
+        """Orders before questions before results; None to end."""
+        with self._wake:
+            while True:
+                if self._stop_at is not None and (
+                    not self._results or time.monotonic() >= self._stop_at
+                ):
+                    return None
+                if self._orders:
+                    return self._orders.popleft()
+                if self._questions:
+                    return self._questions.popleft()
+                if self._results:
+                    return self._results.popleft()
+                self._wake.wait()
+
+    def _load(self) -> None:
+        self._state = "starting"
+        settings = self._settings
+        artefacts = Artefacts(
+            self._folder, settings.embedding_model_name, settings.max_encoder_tokens
+        )
+        # Stage 0 first: it is the loop's from here on.
+        self._tables, self._stage0 = artefacts.tables, artefacts.stage0()
+        foresight = Foresight(settings, artefacts, self._key, self._prices)
+        self._encoder = artefacts.encoder_name
+        self._refill(foresight, self._history)
+        self._history = ()
+        self._foresight = foresight
+        self._publish()
+        problems = artefacts.problems
+        self._state = f"degraded: {'; '.join(problems)}" if problems else "ready"
+        for problem in problems:
+            logger.error("predictor: %s", problem)
+
+    def _refill(self, foresight: Foresight, rows: Sequence[HistoryRow]) -> None:
+        for i, row in enumerate(rows):
+            foresight.remember(row)
+            if i % SLICE_ROWS == SLICE_ROWS - 1:
+                time.sleep(0)
+                self._rows = foresight.rows
+                if self._stop_at is not None:
+                    return
+
+    def _configure(self) -> None:
+        if self._foresight is not None:
+            self._foresight.configure(self._settings)
+            self._publish()
+
+    def _forget(self) -> None:
+        if self._foresight is not None:
+            self._foresight.forget()
+            self._publish()
+
+    def _answer(self, question: _Question) -> None:
+        generation = self._generation
+        try:
+            if not question.wanted():
+                self._skipped_late += 1
+                return
+            assert self._foresight is not None
+            view = self._cut(question.view)
+            workload = self._foresight.forecast(view)
+            self._refined[workload.rung] += 1
+            self._news.append((generation, self._cache_key(view), workload))
+            question.done(workload)
+        except Exception:
+            self._fault("a refinement failed")
+
+    def _take_in(self, result: _Result) -> None:
+        generation = self._generation
+        try:
+            assert self._foresight is not None
+            view = self._cut(result.lesson.view)
+            row = self._foresight.learn(structs.replace(result.lesson, view=view))
+            self._publish()
+            key = self._cache_key(view)
+            self._news.append((generation, key, self._foresight.forecast(view)))
+            if result.done is not None:
+                result.done(row)
+        except Exception:
+            self._learn_lost += 1
+            self._fault("learning failed")
+
+    def _publish(self) -> None:
+        assert self._foresight is not None
+        self._calibration = self._foresight.calibration
+        self._rows = self._foresight.rows
+
+    def _fault(self, what: str) -> None:
+        """Once in a while with its traceback, which holds no prompt; always counted."""
+        self._faults += 1
+        if self._faults & (self._faults - 1) == 0:
+            logger.exception("predictor: %s (%d so far)", what, self._faults)
+
+
+def _give_way() -> None:
+    """Lower this thread's priority; on Linux a native thread id names one thread."""
+    if sys.platform == "linux":
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        except OSError:
+            pass

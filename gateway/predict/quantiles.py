@@ -1,0 +1,180 @@
+"""The forecast distribution: grids of quantiles, made, mended, mixed and cut.
+
+A grid is seven values of log1p(output tokens) at `QUANTILE_LEVELS`. Everything is done in
+logarithms, because lengths are: half and double are equally wrong.
+
+Two sources speak. The boosters know what kind of request this is; neighbours know what
+answers to nearly the same prompt looked like. They are mixed quantile by quantile with
+weight w = n_eff / (n_eff + k0) for the neighbours, where n_eff counts a repeat of the
+prompt as 1 and a row at the similarity threshold as 0 (quadratic in between; a row of
+another model counts half). k0 = 1: lengths of one prompt scatter by about 0.45 in
+logarithms, the boosters' error by about 0.7, so one true repeat is worth as much as they.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from math import expm1, log1p
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.predict.index import Neighbours
+from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
+
+Grid = tuple[float, ...]
+
+K0 = 1.0
+SCATTER = 0.45  # of log length between answers to the same prompt
+OTHER_MODEL = 0.5  # what a row of another model counts
+NEAREST = 20  # rows the neighbour features look at
+MAX_LOG = log1p(1_000_000)
+Z = (-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449)  # normal, at QUANTILE_LEVELS
+_STEPS = tuple(np.diff((0.0, *QUANTILE_LEVELS, 1.0)))
+
+NEIGHBOUR_NAMES = (
+    *("nn_max", "nn_top5", "nn_effective", "nn_mean", "nn_p10", "nn_p50", "nn_p90"),
+    *("nn_first", "nn_same_model", "nn_same_count"),
+)
+"""Names of `neighbour_features`, in their order."""
+
+
+def rearranged(grid: Sequence[float]) -> Grid:
+    """Non-decreasing and within [0, log 10⁶]: quantile models may cross each other.
+
+    Sorting never worsens them (Chernozhukov, Fernández-Val, Galichon, 2010).
+    """
+    return tuple(min(max(value, 0.0), MAX_LOG) for value in sorted(grid))
+
+
+def truncated(grid: Grid, max_tokens: int | None) -> Grid:
+    """The answer stops at `max_tokens`."""
+    if max_tokens is None or grid[-1] <= (top := log1p(max_tokens)):
+        return grid
+    return tuple(min(value, top) for value in grid)
+
+
+def shifted(grid: Sequence[float], by: float) -> Grid:
+    return rearranged([value + by for value in grid])
+
+
+def to_tokens(grid: Grid) -> Grid:
+    return tuple(expm1(value) for value in grid)
+
+
+def probability_at_most(grid: Grid, value: float) -> float:
+    """P(X ≤ value), linear between the grid's levels; beyond them the last slope goes on."""
+    last = len(grid) - 1
+    if value >= grid[last]:
+        if grid[last] == grid[last - 1]:
+            return 1.0
+        slope = (QUANTILE_LEVELS[-1] - QUANTILE_LEVELS[-2]) / (grid[last] - grid[last - 1])
+        return min(QUANTILE_LEVELS[-1] + (value - grid[last]) * slope, 1.0)
+    if value < grid[0]:
+        if grid[1] == grid[0]:
+            return 0.0
+        slope = (QUANTILE_LEVELS[1] - QUANTILE_LEVELS[0]) / (grid[1] - grid[0])
+        return max(QUANTILE_LEVELS[0] - (grid[0] - value) * slope, 0.0)
+    i = bisect_right(grid, value) - 1
+    if i >= last or grid[i + 1] == grid[i]:
+        return QUANTILE_LEVELS[min(i, last)]
+    share = (value - grid[i]) / (grid[i + 1] - grid[i])
+    return QUANTILE_LEVELS[i] + share * (QUANTILE_LEVELS[i + 1] - QUANTILE_LEVELS[i])
+
+
+def value_at(grid: Grid, level: float) -> float:
+    """The quantile at any level, linear between the grid's, flat outside."""
+    return float(np.interp(level, QUANTILE_LEVELS, grid))
+
+
+def p_short(grid: Grid) -> float:
+    """P(output ≤ 64 tokens)."""
+    return probability_at_most(grid, log1p(SHORT_TOKENS))
+
+
+def risk(grid: Grid) -> float:
+    """The chance that the answer exceeds twice its median: what a reserve would miss by."""
+    return 1.0 - probability_at_most(grid, log1p(2 * expm1(grid[3])))
+
+
+def confidence(grid: Grid) -> float:
+    """exp(−σ), σ the scatter of log length from p10 to p90: 1 certain, 0.5 within a factor 2.
+
+    Neighbours raise it by narrowing the grid.
+    """
+    sigma = (grid[5] - grid[1]) / (Z[5] - Z[1])
+    return float(np.exp(-sigma))
+
+
+# --- neighbours -------------------------------------------------------------------------
+
+
+def neighbour_weights(near: Neighbours, threshold: float) -> npt.NDArray[np.float64]:
+    """What each neighbour counts in `n_eff`: 1 a repeat, 0 at the threshold or below."""
+    span = max(1.0 - threshold, 1e-3)
+    closeness = np.clip((near.similarity.astype(np.float64) - threshold) / span, 0.0, 1.0)
+    weights: npt.NDArray[np.float64] = closeness**2
+    weights[~near.same_model] *= OTHER_MODEL
+    return weights
+
+
+def neighbour_grid(near: Neighbours, weights: npt.NDArray[np.float64], prior: Grid) -> Grid:
+    """Weighted quantiles of the neighbours' lengths, each smeared by the usual scatter.
+
+    A censored length stands for the median of what `prior` holds possible beyond it.
+    """
+    lengths = near.length.astype(np.float64)
+    for i in np.flatnonzero(near.censored):
+        passed = probability_at_most(prior, float(lengths[i]))
+        lengths[i] = max(lengths[i], value_at(prior, (1.0 + passed) / 2))
+    points = (lengths[:, None] + SCATTER * np.array(Z)).ravel()
+    mass = (weights[:, None] * _level_mass()).ravel()
+    order = np.argsort(points)
+    reached = np.cumsum(mass[order]) - mass[order] / 2
+    return rearranged(np.interp(QUANTILE_LEVELS, reached / mass.sum(), points[order]).tolist())
+
+
+def _level_mass() -> npt.NDArray[np.float64]:
+    """The probability that each of `Z` stands for."""
+    steps = np.array(_STEPS)
+    mass = (steps[:-1] + steps[1:]) / 2
+    mass[0] += steps[0] / 2
+    mass[-1] += steps[-1] / 2
+    return mass
+
+
+def blended(model: Grid, near: Grid, effective: float) -> Grid:
+    """Quantile-wise mean, weight n_eff / (n_eff + k0) on the neighbours."""
+    w = effective / (effective + K0)
+    return rearranged([(1 - w) * a + w * b for a, b in zip(model, near, strict=True)])
+
+
+def neighbour_features(near: Neighbours) -> list[float]:
+    """What the boosters read of the nearest rows, in the order of `NEIGHBOUR_NAMES`.
+
+    Weights fall by e for each 0.05 of similarity below the nearest. NaN without neighbours.
+    """
+    if len(near) == 0:
+        return [float("nan")] * len(NEIGHBOUR_NAMES)
+    similarity = near.similarity[:NEAREST].astype(np.float64)
+    length = near.length[:NEAREST].astype(np.float64)
+    same = near.same_model[:NEAREST]
+    weights = np.exp((similarity - similarity[0]) / 0.05)
+    total = float(weights.sum())
+    order = np.argsort(length)
+    reached = (np.cumsum(weights[order]) - weights[order] / 2) / total
+    low, middle, high = np.interp((0.1, 0.5, 0.9), reached, length[order])
+    of_same = float((weights * same).sum())
+    return [
+        float(similarity[0]),
+        float(similarity[:5].mean()),
+        total**2 / float((weights**2).sum()),
+        float((weights * length).sum()) / total,
+        float(low),
+        float(middle),
+        float(high),
+        float(length[0]),
+        float((weights * same * length).sum()) / of_same if of_same > 0 else float("nan"),
+        float(same.sum()),
+    ]

@@ -1,0 +1,251 @@
+"""`sagesched serve`: start, signals, drain, and what a newcomer reads."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gateway import __version__
+from gateway.api.listener import protocol_for
+from gateway.app import Gateway, secrets_of, targets
+from gateway.engine.supervise import Child
+from gateway.errors import SettingsError
+from gateway.observe.logs import Logs
+from gateway.settings import load
+from gateway.settings.live import LiveSettings
+from gateway.settings.schema import Settings
+from gateway.store.store import Store
+
+logger = logging.getLogger("gateway")
+DEMO_KEYS = ("DEMO_API_KEY", "DEMO_API_KEY_B")
+ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server without its signal handlers: a drain comes before its shutdown."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(args: argparse.Namespace) -> int:
+    path = Path(args.config)
+    settings = load.load(path)
+    made_token = _fill_demo_secrets(settings)
+    logs = Logs(settings.observe, secrets_of(settings))
+    logs.configure()
+    for name, why in load.IGNORED_ENVIRONMENT.items():
+        if os.environ.get(name):
+            logger.warning("%s is set and ignored: %s", name, why)
+    try:
+        sock = _bind(settings)
+    except OSError as error:
+        where = f"{settings.server.host}:{settings.server.port}"
+        print(f"sagesched: cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        return 1
+    store = Store(Path(settings.store.path), settings.store)
+    store.start()
+    # So that the predictor's thread hands the interpreter back within half a millisecond.
+    sys.setswitchinterval(0.0005)
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(
+                _serve(LiveSettings(path, settings=settings), store, sock, made_token, logs)
+            )
+    finally:
+        store.stop(1.0)
+        logs.flush()
+
+
+async def _serve(
+    live: LiveSettings, store: Store, sock: socket.socket, made_token: bool, logs: Logs
+) -> int:
+    settings = live.current
+    demo = await _start_demo(settings)
+    gateway = Gateway(live, store, logs)
+    server = Server(
+        uvicorn.Config(
+            gateway.app,
+            http=protocol_for(gateway.buffers),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            date_header=False,
+            timeout_keep_alive=round(settings.server.keepalive_s),
+            timeout_graceful_shutdown=2,
+        )
+    )
+    gateway.start()
+    # What start-up made lives as long as the process: keep the collector from walking it.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    stopping = _Stop(gateway, server, store, demo)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.signalled, number)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    host, port = sock.getsockname()[:2]
+    serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+    sock.listen(2048)
+    logger.info("listening", extra={"host": host, "port": port, "version": __version__})
+    if settings.demo.enabled:
+        print(_what_next(settings, port, made_token), file=sys.stderr, flush=True)
+    try:
+        await serving
+    finally:
+        await gateway.stop()
+        if demo is not None:
+            await demo.stop()
+    logger.info("stopped")
+    return 0
+
+
+class _Stop:
+    """SIGTERM drains; a second one ends at once."""
+
+    def __init__(self, gateway: Gateway, server: Server, store: Store, demo: Child | None) -> None:
+        self._gateway = gateway
+        self._server = server
+        self._store = store
+        self._demo = demo
+        self._draining: asyncio.Task[None] | None = None
+
+    def signalled(self, number: int) -> None:
+        if self._draining is None:
+            logger.info("draining", extra={"signal": signal.Signals(number).name})
+            self._draining = asyncio.ensure_future(self._drain())
+            return
+        logger.warning("ended at once by a second signal")
+        if self._demo is not None:
+            self._demo.kill()
+        self._store.stop(1.0)
+        os._exit(128 + number)
+
+    async def _drain(self) -> None:
+        await self._gateway.drain()
+        self._server.should_exit = True
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _bind(settings: Settings) -> socket.socket:
+    host = settings.server.host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, settings.server.port))
+    sock.setblocking(False)
+    return sock
+
+
+def _fill_demo_secrets(settings: Settings) -> bool:
+    """With the demo provider nobody has keys: make those that are missing. True when the
+    admin token is one of them."""
+    if not settings.demo.enabled:
+        return False
+    for name in DEMO_KEYS:
+        os.environ.setdefault(name, "demo-" + secrets.token_urlsafe(24))
+    if settings.admin.token == f"env:{ADMIN_ENV}" and not os.environ.get(ADMIN_ENV):
+        os.environ[ADMIN_ENV] = secrets.token_urlsafe(24)
+        return True
+    return False
+
+
+async def _start_demo(settings: Settings) -> Child | None:
+    demo = settings.demo
+    if not demo.enabled:
+        return None
+    command = [
+        *_self_command(),
+        "demo-provider",
+        *("--host", demo.host, "--port", str(demo.port)),
+        *("--base-latency", str(demo.base_latency_s)),
+        *("--token-latency", str(demo.token_latency_s)),
+        *("--congestion-knee", str(demo.congestion_knee)),
+        *("--congestion-exponent", str(demo.congestion_exponent)),
+        *("--noise", str(demo.noise)),
+        *("--rpm", str(demo.rpm)),
+        *("--max-concurrency", str(demo.max_concurrency)),
+        *("--error-rate", str(demo.error_rate)),
+        *("--seed", str(demo.seed)),
+        *("--keys", ",".join(DEMO_KEYS)),
+        "--end-with-stdin",
+    ]
+    # The child finds the package wherever this process found it.
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    child = Child("the demo provider", command, environ)
+    try:
+        await child.start()
+    except RuntimeError as error:
+        raise SettingsError(f"{error}: is the port {demo.port} ([demo] port) taken?") from None
+    return child
+
+
+def _self_command() -> list[str]:
+    frozen = getattr(sys, "frozen", False)
+    return [sys.executable] if frozen else [sys.executable, "-m", "gateway"]
+
+
+def _what_next(settings: Settings, port: int, made_token: bool) -> str:
+    url = f"http://127.0.0.1:{port}"
+    me = "sagesched" if getattr(sys, "frozen", False) else f"{sys.executable} -m gateway"
+    at = "" if port == 3000 else f" --url {url}"
+    lines = [
+        "",
+        f"SageSched Gateway {__version__} on {url}/v1, two accounts on the built-in demo provider.",
+    ]
+    if made_token:
+        lines += [
+            "The admin token made for this run:",
+            f"  export {ADMIN_ENV}={os.environ[ADMIN_ENV]}",
+        ]
+    lines += [
+        "Try, in another terminal:",
+        f'  {me} ask{at} "Hello!"',
+        f'  {me} ask{at} --stream "Write a short story about a lighthouse"',
+        f'  {me} predict{at} "Write a short story about a lighthouse"',
+        f"  {me} get{at} /metrics",
+        f"  {me} get{at} /stats",
+        f"Any OpenAI client works: base_url={url}/v1, any API key. Ctrl-C ends it.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def check(args: argparse.Namespace) -> int:
+    settings = load.load(Path(args.config))
+    if settings.demo.enabled:
+        _fill_demo_secrets(settings)
+    targets(settings)
+    secrets_of(settings)
+    models = {m for a in settings.accounts for m in a.model_map}
+    print(
+        f"{args.config}: ok: {len(settings.accounts)} accounts, {len(models)} models, "
+        f"{len(settings.tenants)} tenants"
+    )
+    return 0
