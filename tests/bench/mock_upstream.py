@@ -1,0 +1,109 @@
+"""The fastest provider there can be: one fixed answer, at once, over a bare Protocol.
+
+It exists so that `overhead.py` measures the gateway and not its upstream: no framework,
+no JSON, no parsing beyond where a request ends and whether it asks for a stream.
+Run as a process of its own; prints its port, ends on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+CHUNKS = 20
+
+_USAGE = {"prompt_tokens": 12, "completion_tokens": CHUNKS, "total_tokens": 12 + CHUNKS}
+_BASE = {"id": "chatcmpl-mock", "created": 1_760_000_000, "model": "mock-model"}
+
+
+def _whole() -> bytes:
+    message = {"role": "assistant", "content": "A fixed answer of the mock upstream."}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    tree = {**_BASE, "object": "chat.completion", "choices": [choice], "usage": _USAGE}
+    body = json.dumps(tree).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    return head % len(body) + body
+
+
+def _streamed(counted: bool) -> bytes:
+    def event(choices: list[Any], **more: Any) -> bytes:
+        tree = {**_BASE, "object": "chat.completion.chunk", "choices": choices, **more}
+        return _chunk(b"data: " + json.dumps(tree).encode() + b"\n\n")
+
+    unused: dict[str, Any] = {"usage": None} if counted else {}
+    parts = [
+        event([{"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None}], **unused)
+        for i in range(CHUNKS)
+    ]
+    parts.append(event([{"index": 0, "delta": {}, "finish_reason": "stop"}], **unused))
+    if counted:
+        parts.append(event([], usage=_USAGE))
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    return b"".join([head, *parts, _chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"])
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+WHOLE = _whole()
+STREAMED = _streamed(counted=False)
+STREAMED_COUNTED = _streamed(counted=True)
+
+
+class Mock(asyncio.Protocol):
+    """Answers each complete request at once; pipelined ones, too."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._buffer = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while True:
+            head_end = self._buffer.find(b"\r\n\r\n")
+            if head_end < 0:
+                return
+            end = self._end(self._buffer[:head_end].lower(), head_end + 4)
+            if end is None:
+                return
+            request, self._buffer = self._buffer[:end], self._buffer[end:]
+            self._transport.write(self._answer(request[head_end + 4 :]))
+
+    def _end(self, head: bytes, body_at: int) -> int | None:
+        at = head.find(b"content-length:")
+        if at >= 0:
+            end = body_at + int(head[at + 15 :].split(b"\r\n", 1)[0])
+            return end if len(self._buffer) >= end else None
+        if b"transfer-encoding: chunked" in head:
+            last = self._buffer.find(b"0\r\n\r\n", body_at)
+            return last + 5 if last >= 0 else None
+        return body_at
+
+    def _answer(self, body: bytes) -> bytes:
+        flat = body.replace(b" ", b"")
+        if b'"stream":true' not in flat:
+            return WHOLE
+        return STREAMED_COUNTED if b'"include_usage":true' in flat else STREAMED
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    server = await loop.create_server(Mock, "127.0.0.1", 0, backlog=1024)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(main())

@@ -1,0 +1,259 @@
+"""What the gateway costs: a mock upstream that answers at once, asked directly and through it.
+
+    python tests/bench/overhead.py [--seconds 8] [--quick] [--out tests/bench/RESULTS.md]
+
+Three targets side by side in one run (direct, prediction off, prediction on), each cell
+measured on all three before the next cell, so that whatever the machine does meanwhile
+hits all alike. "Added" is the gateway's quantile minus the direct one of the same cell.
+Upstream, gateways and load generator are processes of their own and share the machine's
+cores; the generator's CPU share is in the table because a busy generator measures itself,
+the target's CPU time per request because it is the figure that a busy machine moves least.
+Budgets and limits are wide open: this measures work per request, not scheduling. The
+gateway's log is on, as shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+WARM_UP_S = 2.0
+PACKAGES = ("uvicorn", "uvloop", "httptools", "aiohttp", "httpx", "litestar", "msgspec")
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    load: tuple[str, ...]
+    quick: bool = False  # measured with --quick, too
+
+
+CELLS = (
+    Cell("closed loop, 16", ("--concurrency", "16"), quick=True),
+    Cell("closed loop, 64", ("--concurrency", "64")),
+    Cell("open loop, 100/s", ("--rate", "100", "--concurrency", "64")),
+    Cell("open loop, 200/s", ("--rate", "200", "--concurrency", "64"), quick=True),
+    Cell("open loop, 300/s", ("--rate", "300", "--concurrency", "64")),
+    Cell("64 streams", ("--stream", "--concurrency", "64"), quick=True),
+)
+
+
+@dataclass
+class Target:
+    name: str
+    port: int
+    pid: int  # whose CPU time and memory count
+
+
+@dataclass
+class Row:
+    cell: str
+    target: str
+    result: dict[str, Any]
+    cpu_ms: float  # the target's CPU time per request: hardly moved by other load
+    rss_mb: float
+    direct: dict[str, Any]  # the same cell without the gateway
+
+    @property
+    def timing(self) -> str:
+        """What a cell is about: streams by their first bytes, others by the whole."""
+        return "first_ms" if "stream" in self.cell else "total_ms"
+
+    def added_ms(self, quantile: str) -> float:
+        there = self.result[self.timing][quantile]
+        return float(there - self.direct[self.timing][quantile])
+
+
+@contextmanager
+def mock_upstream() -> Iterator[Target]:
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "mock_upstream.py")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield Target("direct", int(process.stdout.readline()), process.pid)
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def gateway(name: str, upstream: Target, *, predict: bool) -> Iterator[Target]:
+    wide = 1_000_000_000
+    with tempfile.TemporaryDirectory() as directory:
+        process = GatewayProcess(
+            Path(directory),
+            accounts=[
+                account(
+                    f"http://127.0.0.1:{upstream.port}/v1",
+                    models=["mock-model"],
+                    initial_concurrency=10_000,
+                    max_concurrency=10_000,
+                )
+            ],
+            schedule={"interactive_inflight_tokens": wide, "heavy_inflight_tokens": wide},
+            predict={"enabled": predict},
+            start_timeout_s=60.0,
+        )
+        with process:
+            assert process.process is not None
+            yield Target(name, process.port, process.process.pid)
+
+
+def load(target: Target, how: tuple[str, ...], seconds: float, seed: int) -> dict[str, Any]:
+    """One run of the load generator; its report."""
+    command = [sys.executable, str(HERE / "load.py"), "--port", str(target.port), *how]
+    command += ["--key", TENANT_KEY, "--seconds", str(seconds), "--seed", str(seed)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def measure(cell: Cell, target: Target, seconds: float, seed: int) -> tuple[Any, float, float]:
+    """The report, the target's CPU milliseconds per request, and its memory in MB."""
+    before_s = cpu_s(target.pid)
+    result = load(target, cell.load, seconds, seed)
+    spent_ms = 1000 * (cpu_s(target.pid) - before_s)
+    return result, spent_ms / max(1, result["answered"]), rss_mb(target.pid)
+
+
+def run(cells: list[Cell], seconds: float) -> list[Row]:
+    rows: list[Row] = []
+    with ExitStack() as running:
+        direct = running.enter_context(mock_upstream())
+        targets = [direct]
+        for name, predict in (("prediction off", False), ("prediction on", True)):
+            targets.append(running.enter_context(gateway(name, direct, predict=predict)))
+        for number, target in enumerate(targets):
+            load(target, ("--concurrency", "16"), WARM_UP_S, seed=1000 + number)
+        for number, cell in enumerate(cells):
+            first: dict[str, Any] = {}
+            for target in targets:
+                # One seed per cell: the same prompts and arrivals for each target, new to it.
+                result, cpu, memory = measure(cell, target, seconds, seed=number)
+                first = first or result
+                rows.append(Row(cell.name, target.name, result, cpu, memory, first))
+                note(rows[-1])
+    return rows
+
+
+def note(row: Row) -> None:
+    """Progress, so that a long run is seen to run."""
+    sys.stderr.write(f"{row.cell}, {row.target}: {row.result['per_s']:.0f}/s\n")
+
+
+def table(rows: list[Row]) -> str:
+    head = (
+        "| load | through | req/s | p50 ms | p99 ms | added p50 | added p99 | failed "
+        "| generator CPU | CPU ms/request | MB |"
+    )
+    out = [head, "|" + "---|" * 11]
+    for row in rows:
+        direct, timing = row.target == "direct", row.result[row.timing]
+        added = ["", ""] if direct else [f"{row.added_ms(q):.2f}" for q in ("p50", "p99")]
+        what = f"{row.cell} (first bytes)" if row.timing == "first_ms" else row.cell
+        cells = [
+            what,
+            row.target,
+            f"{row.result['per_s']:.0f}",
+            f"{timing['p50']:.2f}",
+            f"{timing['p99']:.2f}",
+            *added,
+            str(row.result["failed"] + row.result["unsent"]),
+            f"{row.result['cpu_share']:.2f}",
+            f"{row.cpu_ms:.2f}",
+            f"{row.rss_mb:.0f}",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def headline(rows: list[Row]) -> str:
+    """The two figures that the project set itself."""
+    by = {(row.cell, row.target): row for row in rows}
+    at_16 = by["closed loop, 16", "prediction on"].result["per_s"]
+    on, off = (by["open loop, 200/s", f"prediction {x}"] for x in ("on", "off"))
+    apart = on.result["total_ms"]["p99"] - off.result["total_ms"]["p99"]
+    return (
+        f"With prediction on, 16 concurrent: **{at_16:.0f} req/s** (wanted ≥ 1,000). "
+        f"p99 at 200 req/s, prediction on minus off: **{apart:+.2f} ms** (wanted ≤ 2)."
+    )
+
+
+def report(rows: list[Row], command: str) -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return "\n\n".join(
+        [
+            f"## Overhead, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            f"`{command}`",
+            f"{machine()}; Python {platform.python_version()}, {packages}; commit {commit()}.",
+            headline(rows),
+            table(rows),
+        ]
+    )
+
+
+def machine() -> str:
+    model = "unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores of {model}, {gib:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def commit() -> str:
+    ask = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or "none"
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and all its threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="what the gateway costs per request")
+    parser.add_argument("--seconds", type=float, default=8.0, help="per cell and target")
+    parser.add_argument("--quick", action="store_true", help="three cells of 2 s: a smoke test")
+    parser.add_argument("--out", type=Path, help="append the result to this Markdown file")
+    options = parser.parse_args()
+    cells = [cell for cell in CELLS if cell.quick or not options.quick]
+    rows = run(cells, 2.0 if options.quick else options.seconds)
+    command = shlex.join(["python", "tests/bench/overhead.py", *sys.argv[1:]])
+    text = report(rows, command)
+    print(text)
+    if options.out is not None:
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(f"\n{text}\n")
+    return 1 if any(row.result["failed"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,160 @@
+"""Microseconds of the predictor's parts: `python tests/bench/predict_speed.py`.
+
+Stage 0 as the loop calls it (a fresh prompt each time, so the repeat cache never helps);
+refining and learning as the thread does them, on a full window, alone on the core.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoder import pack
+from gateway.predict.features import PromptView, features, prompt_key
+from gateway.predict.foresight import Foresight, Lesson
+from gateway.predict.predictor import Predictor
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+from gateway.types import HistoryRow
+
+WORDS = [
+    "please",
+    "explain",
+    "the",
+    "budget",
+    "of",
+    "a",
+    "small",
+    "town",
+    "in",
+    "detail",
+    "and",
+    "list",
+    "three",
+    "ways",
+    "how",
+    "to",
+    "write",
+    "code",
+    "for",
+    "a",
+    "parser",
+    "that",
+    "reads",
+    "numbers",
+    "from",
+    "tables",
+    "while",
+    "the",
+    "river",
+    "rises",
+    "again",
+]
+
+
+def text_of(rng: random.Random, chars: int) -> str:
+    words: list[str] = []
+    while sum(map(len, words)) + len(words) < chars:
+        words.append(rng.choice(WORDS))
+    return " ".join(words)[:chars]
+
+
+def view_of(rng: random.Random, chars: int) -> PromptView:
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant. Answer briefly."},
+        {"role": "user", "content": f"{rng.random()} {text_of(rng, chars)}"},
+    ]
+    return PromptView.of_chat(messages, tenant="bench", model="gpt-5.4-mini", max_tokens=1024)
+
+
+def report(name: str, work: Callable[[int], object], times: int) -> None:
+    taken = []
+    for i in range(times):
+        begin = time.perf_counter()
+        work(i)
+        taken.append((time.perf_counter() - begin) * 1e6)
+    p50, p99 = np.percentile(taken, (50, 99))
+    print(f"{name:44s} p50 {p50:9.1f} µs   p99 {p99:9.1f} µs   n {times}")
+
+
+def wait_ready(predictor: Predictor) -> None:
+    until = time.monotonic() + 60
+    while predictor.snapshot().state == "starting" and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def history(count: int) -> list[HistoryRow]:
+    vectors = np.random.default_rng(0).standard_normal((count, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return [
+        HistoryRow(
+            wall_s=float(i),
+            tenant=("bench", "other")[i % 2],
+            model="gpt-5.4-mini",
+            task_type="",
+            prompt_key=b"",
+            encoder="all-MiniLM-L6-v2",
+            vector=pack(vector),
+            prompt_tokens=10,
+            output_tokens=10 + i % 500,
+            max_tokens=0,
+            censored=False,
+            success=True,
+        )
+        for i, vector in enumerate(vectors)
+    ]
+
+
+def main() -> None:
+    rng = random.Random(0)
+    models: Path = shipped("models")
+    settings = Predict()
+    begin = time.perf_counter()
+    predictor = Predictor(settings, models)
+    predictor.start()
+    wait_ready(predictor)
+    print(f"start: {time.perf_counter() - begin:.2f} s, {predictor.snapshot().state}")
+    for chars in (100, 2_000, 4_000, 1_000_000):
+        # The 1 MB text is cut when the view is made; making views is timed apart.
+        views = [view_of(rng, chars) for _ in range(20 if chars > 10_000 else 3_000)]
+        report(
+            f"stage 0 forecast, {chars} characters",
+            lambda i, v=views: predictor.forecast(v[i]),
+            len(views),
+        )
+    views = [view_of(rng, 4_000) for _ in range(2000)]
+    report("  features", lambda i: features(views[i]), len(views))
+    report("  prompt key", lambda i: prompt_key(views[i], b"key"), len(views))
+    messages = [{"role": "user", "content": text_of(rng, 4_000)}]
+    report("  view", lambda i: PromptView.of_chat(messages, tenant="t", model="m"), 2000)
+    predictor.stop(5)
+
+    foresight = Foresight(settings, Artefacts(models, "all-MiniLM-L6-v2", 64), b"key", {})
+    begin = time.perf_counter()
+    rows = history(settings.history_window_size)
+    begin = time.perf_counter()
+    for row in rows:
+        foresight.remember(row)
+    print(f"index of {len(rows)} rows built in {time.perf_counter() - begin:.2f} s")
+    for tokens, chars in ((16, 45), (64, 4_000)):
+        views = [view_of(rng, chars) for _ in range(150)]
+        report(f"refine, ~{tokens} tokens", lambda i, v=views: foresight.forecast(v[i]), 150)
+        report("refine, vector cached", lambda i, v=views: foresight.forecast(v[i]), 150)
+        report(
+            "learn, vector cached",
+            lambda i, v=views: foresight.learn(Lesson(v[i], 99, 20, False, True, 0.0)),
+            150,
+        )
+
+
+if __name__ == "__main__":
+    main()

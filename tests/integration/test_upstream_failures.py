@@ -1,0 +1,267 @@
+"""What the provider does wrong, and what the client sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from tests.kit import steps
+from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
+from tests.kit.provider import ScriptedProvider
+from tests.kit.raw import RawClient
+from tests.kit.steps import EVENTS, JSON, Cut, Hang, Head, Send, Stream, chunk, chunks, event
+
+CHAT = "/v1/chat/completions"
+KEY = {"authorization": f"Bearer {TENANT_KEY}"}
+Start = Callable[..., GatewayProcess]
+
+
+def body(**more: Any) -> dict[str, Any]:
+    return {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+def post(gateway: GatewayProcess, **more: Any) -> httpx.Response:
+    return httpx.post(gateway.url(CHAT), json=body(**more), headers=KEY, timeout=20)
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    lines = [x.removeprefix("data: ") for x in response.text.split("\n\n") if x]
+    return [x if x == "[DONE]" else msgspec.json.decode(x) for x in lines]
+
+
+@pytest.fixture
+def two() -> Any:
+    with ScriptedProvider() as a, ScriptedProvider() as b:
+        yield a, b
+
+
+@pytest.mark.parametrize("rst", [False, True])
+def test_stream_cut_upstream_ends_with_one_error_event(
+    start_gateway: Start, provider: ScriptedProvider, rst: bool
+) -> None:
+    """A stream that dies after its first event: one error event, no [DONE], no half event."""
+    provider.enqueue(
+        [
+            Head(headers=EVENTS),
+            Send(event(chunk({"content": "a"}))),
+            Send(b'data: {"half'),
+            Cut(rst=rst),
+        ]
+    )
+    gateway = start_gateway(provider)
+    response = post(gateway, stream=True)
+    assert response.status_code == 200
+    first, last = events_of(response)
+    assert first["choices"][0]["delta"] == {"content": "a"}
+    assert set(last["error"]) == {"message", "type", "param", "code"}
+    assert last["error"]["code"] == "upstream_broken"
+    line = gateway.wait_log(lambda x: x.get("outcome") == "upstream_error")
+    assert line["error_code"] == "upstream_broken"
+
+
+def test_stream_that_ends_without_its_end_is_an_error(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """A body that ends properly but without finish_reason and [DONE] was truncated: say so."""
+    provider.enqueue([Stream([chunk({"content": "a"})])])
+    gateway = start_gateway(provider)
+    events = events_of(post(gateway, stream=True))
+    assert events[-1]["error"]["code"] == "upstream_broken"
+    assert "[DONE]" not in events
+
+
+def test_whole_stream_ends_with_done_and_no_error(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """The twin: a stream that ends as it should has its [DONE] and no error event."""
+    provider.stream(["a", "b"])
+    gateway = start_gateway(provider)
+    events = events_of(post(gateway, stream=True))
+    assert events[-1] == "[DONE]"
+    assert not any("error" in e for e in events[:-1])
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [Cut()],
+        [Head(headers=EVENTS), Cut()],
+        [Head(headers=JSON, length=100), Send(b'{"a":'), Cut()],
+        steps.error(429, retry_after=30),
+        steps.error(503),
+        steps.error(500),
+        steps.error(401),
+        [Stream([{"error": {"message": "no room", "code": 503}}])],
+    ],
+    ids=["closed", "no event", "half a body", "429", "503", "500", "401", "error in a 200 stream"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_failed_attempt_goes_to_the_other_account(
+    start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider], script: Any, stream: bool
+) -> None:
+    """Before the first byte another account is tried, and the client sees only its answer."""
+    a, b = two
+    a.enqueue(script)
+    gateway = start_gateway(a, b)
+    response = post(gateway, stream=stream)
+    assert response.status_code == 200
+    assert response.headers["x-sagesched-account"] == "b"
+    assert len(a.exchanges) == len(b.exchanges) == 1
+    line = gateway.wait_log(lambda x: x.get("msg") == "request")
+    assert (line["attempts"], line["account"], line["outcome"]) == (2, "b", "ok")
+
+
+def test_429_keeps_its_account_closed_until_retry_after(
+    start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
+) -> None:
+    """While Retry-After runs, the account gets nothing; the other serves."""
+    a, b = two
+    a.error(429, retry_after=30)
+    gateway = start_gateway(a, b)
+    for _ in range(5):
+        assert post(gateway).headers["x-sagesched-account"] == "b"
+    assert len(a.exchanges) == 1
+    accounts = httpx.get(gateway.url("/_stats"), headers=gateway.admin_headers).json()["accounts"]
+    assert accounts[0]["state"] == "backoff"
+    assert accounts[0]["drops"]["rate_limited"] == 1
+
+
+def test_429_everywhere_waits_instead_of_failing(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """One account, a 429 with a short Retry-After: the request waits for it and succeeds."""
+    provider.error(429, retry_after_ms=300)
+    gateway = start_gateway(provider)
+    response = post(gateway)
+    assert response.status_code == 200
+    arrived = [e.arrived.wait() for e in provider.exchanges]
+    assert arrived[1] - arrived[0] >= 0.29
+
+
+def test_client_error_passes_through_once(
+    start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
+) -> None:
+    """A 400 is the client's: no second account is asked, and the provider's words arrive."""
+    a, b = two
+    a.error(400, code="context_length_exceeded", message="too long")
+    gateway = start_gateway(a, b)
+    response = post(gateway)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert response.json()["error"]["message"] == "too long"
+    assert not b.exchanges
+
+
+def test_error_never_shows_the_account_key(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """A provider that quotes the key in its error does not reveal it."""
+    from tests.kit.gateway import PROVIDER_KEY
+
+    provider.error(400, message=f"Incorrect API key provided: {PROVIDER_KEY} or sk-abcdef123456")
+    gateway = start_gateway(provider)
+    response = post(gateway)
+    assert response.status_code == 400
+    assert PROVIDER_KEY not in response.text
+    assert "sk-abcdef" not in response.text
+    assert "[key]" in response.text
+    assert PROVIDER_KEY not in "\n".join(gateway.output)
+
+
+def test_unreachable_provider_is_a_502(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """Nobody listens: after the attempts, an OpenAI-shaped 502."""
+    provider.refuse_connections()
+    gateway = start_gateway(provider)
+    response = post(gateway)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_unreachable"
+
+
+def test_silent_provider_times_out(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """No first byte within first_byte_timeout_s: 504, and the provider's socket is closed."""
+    provider.enqueue([Hang()])
+    one = account(provider, first_byte_timeout_s=0.3)
+    gateway = start_gateway(accounts=[one], retry={"attempts": 1})
+    response = post(gateway)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "upstream_timeout"
+    provider.exchanges[0].peer_closed.wait(1.0)
+
+
+def test_stream_that_falls_silent_ends_with_an_error_event(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """No next byte within idle_timeout_s: one error event, and the provider's socket closes."""
+    provider.enqueue([Head(headers=EVENTS), Send(event(chunk({"content": "a"}))), Hang()])
+    gateway = start_gateway(accounts=[account(provider, idle_timeout_s=0.3)])
+    events = events_of(post(gateway, stream=True))
+    assert events[-1]["error"]["code"] == "upstream_timeout"
+    provider.exchanges[0].peer_closed.wait(1.0)
+
+
+def test_half_a_large_answer_breaks_the_connection(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """An answer already on its way cannot be taken back: the connection ends short of it."""
+    provider.enqueue([Head(headers=JSON, length=4_000_000), Send(b"x" * 2_000_000), Cut()])
+    gateway = start_gateway(provider)
+    with RawClient.to(gateway.url()) as client:
+        client.request("POST", CHAT, json=body(), headers=KEY)
+        with pytest.raises(EOFError):
+            client.read_response()
+
+
+def test_injected_usage_is_hidden_and_counted(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Usage is asked for upstream, kept from a client that did not ask, and counted."""
+    provider.stream(["a", "b"], usage=(7, 2))
+    gateway = start_gateway(provider)
+    response = post(gateway, stream=True)
+    assert msgspec.json.decode(provider.exchanges[0].request.body)["stream_options"] == {
+        "include_usage": True
+    }
+    assert "usage" not in response.text
+    assert all(e == "[DONE]" or e["choices"] for e in events_of(response))
+    line = gateway.wait_log(lambda x: x.get("msg") == "request")
+    assert (line["prompt_tokens"], line["actual"]) == (7, 2)
+
+
+def test_asked_usage_arrives_untouched(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """A client that asks for usage gets the provider's bytes as they are."""
+    sent = chunks(["a", "b"], (7, 2))
+    provider.enqueue([Stream(sent, done=True)])
+    gateway = start_gateway(provider)
+    response = post(gateway, stream=True, stream_options={"include_usage": True})
+    assert response.content == b"".join(event(x) for x in sent) + b"data: [DONE]\n\n"
+
+
+def test_body_is_untouched_but_for_owned_keys(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Unknown members, number formats and order reach the provider byte for byte."""
+    raw = (
+        b'{"z": 1.50, "model":"kit-model", "x_custom": {"b":[1 , 2],"a":null},'
+        b' "messages": [{"role":"user","content":"h\\u00e9"}] , "temperature":1e0}'
+    )
+    gateway = start_gateway(provider)
+    headers = {**KEY, "content-type": "application/json"}
+    assert httpx.post(gateway.url(CHAT), content=raw, headers=headers).status_code == 200
+    assert provider.exchanges[0].request.body == raw
+
+
+def test_client_credentials_stay_here(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """The provider sees the account's key and nothing of the client's identity."""
+    from tests.kit.gateway import PROVIDER_KEY
+
+    gateway = start_gateway(provider)
+    headers = {**KEY, "cookie": "a=b", "openai-organization": "org-x", "x-forwarded-for": "1.2.3.4"}
+    httpx.post(gateway.url(CHAT), json=body(), headers=headers)
+    seen = dict(provider.exchanges[0].request.headers)
+    assert seen["authorization"] == f"Bearer {PROVIDER_KEY}"
+    assert not {"cookie", "openai-organization", "x-forwarded-for"} & set(seen)
+    assert TENANT_KEY not in str(seen)
