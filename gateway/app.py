@@ -53,6 +53,7 @@ from gateway.upstream.providers import Target, target
 
 logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
+SWEEP_PERIOD_S = 60.0
 
 _LEARNED = frozenset(
     {Outcome.OK, Outcome.CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.STALLED, Outcome.SHUTDOWN}
@@ -106,12 +107,13 @@ class Gateway:
         )
         self.plane = DataPlane(_directory(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
-        self.jobs = Jobs(self.plane, self.engine, store)
+        self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
         at_end = AtEnd(self.metrics.ended, logs.request_line)
         self.engine.listeners = (self.journal, self.jobs, at_end)
         self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))
         self.app = self._litestar()
         self._lag_timer: asyncio.TimerHandle | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
         live.on_change(self._prepare)
 
     # -- life --------------------------------------------------------------------------------
@@ -121,6 +123,7 @@ class Gateway:
         tenants = {tenant.name: tenant for tenant in self.live.current.tenants}
         self.jobs.resume(self.store.load_unfinished(), tenants)
         self._tick(self.engine.clock())
+        self._sweep()
 
     async def drain(self) -> None:
         """Refuse what is new, let the rest finish; after the time-out end it."""
@@ -140,8 +143,9 @@ class Gateway:
     async def stop(self) -> None:
         """After the listener is closed: threads, store, connections."""
         await self.jobs.stop()
-        if self._lag_timer is not None:
-            self._lag_timer.cancel()
+        for timer in (self._lag_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
         self.engine.close()
         await asyncio.to_thread(self.predictor.stop, 5.0)
         await asyncio.to_thread(self.store.stop, 10.0)
@@ -264,6 +268,11 @@ class Gateway:
         self.metrics.lag(now - due_s)
         self.logs.pump()
         self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
+
+    def _sweep(self) -> None:
+        """Empty submitted jobs whose TTL is over."""
+        self.store.expire_jobs(time.time())
+        self._sweep_timer = self.engine.loop.call_later(SWEEP_PERIOD_S, self._sweep)
 
     # -- HTTP ----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ HEADER_TIMEOUT_S = 20.0
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
 MIN_BUFFER_BYTES = 16 * 1024
+KERNEL_BUFFER_BYTES = 128 * 1024
 
 
 class Buffers:
@@ -82,6 +83,8 @@ class GatewayProtocol(HttpToolsProtocol):
             with contextlib.suppress(OSError, AttributeError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                # Left alone, the kernel grows this to megabytes nobody has counted.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
                 sock.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.write_timeout_s * 1000)
                 )

@@ -145,6 +145,7 @@ class Accounts:
 
     def _best(self, accounts: Iterable[str], now: float) -> Fit | Blocked:
         best: Account | None = None
+        lightest = (float("inf"), 0)
         reason, until_s = Reason.HEALTH, float("inf")
         for name in accounts:
             account = self._accounts.get(name)
@@ -152,11 +153,9 @@ class Accounts:
                 continue
             blocked = account.blocked(now)
             if blocked is None:
-                if best is None or (account.score, account.last_lease) < (
-                    best.score,
-                    best.last_lease,
-                ):
-                    best = account
+                rank = (account.score, account.last_lease)
+                if rank < lightest:
+                    best, lightest = account, rank
                 continue
             if NEAREST[blocked.reason] < NEAREST[reason]:
                 reason = blocked.reason

@@ -8,7 +8,7 @@ from gateway.schedule.entry import Entry
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Lane, Line, Tier
 from gateway.settings.schema import Schedule
-from gateway.types import Blocked, Fit, JobClass, Reason
+from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
 
 TENANT_CAP = Blocked(Reason.TENANT_CAP)
 CLASS_BUDGET = Blocked(Reason.CLASS_BUDGET)
@@ -21,7 +21,11 @@ class Allocation:
     """Reads pools and accounts, changes neither (but for parking capped tenants' lanes)."""
 
     def __init__(self, settings: Schedule, accounts: AccountPool) -> None:
-        self._settings = settings
+        self._borrow = settings.borrow
+        self._caps = {
+            mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
+            for mode in Mode
+        }
         self._accounts = accounts
 
     def fits(self, pool: Pool, entry: Entry, now: float) -> Fit | Blocked:
@@ -34,30 +38,26 @@ class Allocation:
 
     def lane_fits(self, pool: Pool, lane: Lane, is_open: bool, now: float) -> Fit | Blocked:
         """`fits` for every job of the lane at once; `is_open` is that of its class."""
-        return TENANT_CAP if lane.tenant.capped else self.tier_fits(pool, lane.tier, is_open, now)
-
-    def tier_fits(self, pool: Pool, tier: Tier, is_open: bool, now: float) -> Fit | Blocked:
-        """`fits` for every job of the tier whose tenant is below its cap."""
+        if lane.tenant.capped:
+            return TENANT_CAP
         if not is_open:
             return CLASS_BUDGET
-        if 0 < tier_cap(self._settings, tier.bucket, pool.mode) <= pool.budget.buckets[tier.bucket]:
+        if self._is_full(pool, lane.tier):
             return TIER_CAP
-        return self.place(pool, tier.line, now)
+        return self.place(pool, lane.tier.line, now)
 
     def is_open(self, pool: Pool, cls: JobClass, now: float) -> bool:
         """May this class start a job? Below its budget, or on what the other leaves idle."""
         if pool.budget.owns_room(cls):
             return True
-        if not (self._settings.borrow and pool.budget.has_spare):
-            return False
-        # The pool has room and this class has none of its own, so it is the other's: jobs of
-        # the other class that fit do so by right, and come first.
-        return not any(
-            tier.cls is not cls
-            and isinstance(self.tier_fits(pool, tier, True, now), Fit)
-            and tier.best() is not None
-            for tier in pool.tiers()
-        )
+        return self._lends(pool) and self._best(pool, True, now) is None
+
+    def _lends(self, pool: Pool) -> bool:
+        """There is room, and who has none of its own may use what the owner does not."""
+        return self._borrow and pool.budget.has_spare
+
+    def _is_full(self, pool: Pool, tier: Tier) -> bool:
+        return 0 < self._caps[pool.mode][tier.bucket] <= pool.budget.buckets[tier.bucket]
 
     def place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
         """The accounts' answer, asked once per change of theirs and moment."""
@@ -92,19 +92,32 @@ class Allocation:
         return self._next_retry(pool, now) or self._next_waiting(pool, now)
 
     def _next_waiting(self, pool: Pool, now: float) -> tuple[Entry, str] | None:
-        """The smallest key among the jobs that fit."""
+        """The smallest key among the jobs that fit: of classes below their budget, and where
+        none of those can start anything, of the others on borrowed room."""
         if not pool.waiting:
             return None
-        is_open = {cls: self.is_open(pool, cls, now) for cls in JobClass}
+        found = self._best(pool, True, now)
+        if found is None and self._lends(pool):
+            found = self._best(pool, False, now)
+        return found
+
+    def _best(self, pool: Pool, owns: bool, now: float) -> tuple[Entry, str] | None:
+        """The smallest key among jobs whose class has room of its own (or has not: `owns`) and
+        that nothing else blocks; `fits` over many jobs, cheapest question first."""
         best: Entry | None = None
         account = ""
-        for tier in pool.tiers():
-            answer = self.tier_fits(pool, tier, is_open[tier.cls], now)
+        for line in pool.lines.values():
+            if not line.waiting:
+                continue
+            answer = self.place(pool, line, now)
             if not isinstance(answer, Fit):
                 continue
-            first = tier.best()
-            if first is not None and (best is None or first.precedes(best)):
-                best, account = first, answer.account
+            for tier in line.tiers.values():
+                if pool.budget.owns_room(tier.cls) is not owns or self._is_full(pool, tier):
+                    continue
+                first = tier.best()
+                if first is not None and (best is None or first.precedes(best)):
+                    best, account = first, answer.account
         return None if best is None else (best, account)
 
     def _next_retry(self, pool: Pool, now: float) -> tuple[Entry, str] | None:

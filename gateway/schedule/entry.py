@@ -88,8 +88,8 @@ class Entry:
         self.routed = False  # its model was configured when it came
         self.bound = False  # to some of the accounts that serve its model
         self.workload: Workload = job.workload
-        self.cls: JobClass = job.job_class
-        self.bucket: SizeBucket = job.workload.size_bucket
+        self.cls = JobClass.HEAVY  # these four by `weigh`
+        self.bucket = SizeBucket.LONG
         self.reserve = 0
         self.key = 0.0
         self.rungs: set[Rung] = set()  # rungs that have re-forecast it

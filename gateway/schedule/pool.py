@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gateway.schedule.budget import Budget
 from gateway.schedule.entry import Entry, Tenant
 from gateway.schedule.overload import DrainRate
-from gateway.schedule.queue import Line, Tier
+from gateway.schedule.queue import Line
 from gateway.settings.schema import Schedule
 from gateway.types import JobClass, Mode
 
@@ -101,8 +101,3 @@ class Pool:
         for line in self.lines.values():
             if line.size:
                 yield line
-
-    def tiers(self) -> Iterator[Tier]:
-        for line in self.lines.values():
-            if line.waiting:
-                yield from line.tiers.values()

@@ -246,12 +246,9 @@ class Scheduler:
 
     def _drain(self, pool: Pool, now: float) -> None:
         self._expire(pool, now)
-        self._update_mode(pool)
-        started = self.dispatched
+        self._update_mode(pool)  # starts move work, they do not add any: once is enough
         while found := self.allocation.next(pool, now):
             self._start(pool, *found, now)
-        if self.dispatched > started:
-            self._update_mode(pool)
         pool.wake_s = self.allocation.wake_s(pool, now)
 
     def _start(self, pool: Pool, entry: Entry, account: str, now: float) -> None:

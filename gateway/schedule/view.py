@@ -1,4 +1,4 @@
-"""The scheduler as people and scrapes see it; linear in the live jobs, at their leisure."""
+"""The scheduler as people and scrapes see it: linear in pools, lanes, accounts, not in jobs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 
 
 def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
-    oldest = {(name, cls): 0.0 for name in scheduler.pools for cls in JobClass}
-    for entry in scheduler.jobs.values():
-        if entry.stage is Stage.WAITING:
-            key = (entry.pool, entry.cls)
-            oldest[key] = max(oldest[key], now - entry.since_s)
+    oldest = _oldest(scheduler, now)
     return SchedulerSnapshot(
         pools=tuple(
             PoolSnapshot(
@@ -26,7 +22,9 @@ def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
                 mode=pool.mode,
                 saturation=pool.saturation,
                 classes={
-                    cls: _class_snapshot(scheduler, pool, cls, oldest[pool.name, cls], now)
+                    cls: _class_snapshot(
+                        scheduler, pool, cls, oldest.get((pool.name, cls), 0.0), now
+                    )
                     for cls in JobClass
                 },
                 retrying=pool.retrying,
@@ -40,6 +38,26 @@ def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
         ended=dict(scheduler.ended),
         draining=scheduler.draining,
     )
+
+
+def _oldest(scheduler: Scheduler, now: float) -> dict[tuple[str, JobClass], float]:
+    """How long the first submitted of each pool and class has waited; looks no further than
+    the last of these."""
+    found: dict[tuple[str, JobClass], float] = {}
+    missing = {
+        (pool.name, cls)
+        for pool in scheduler.pools.values()
+        for cls in JobClass
+        if pool.waiting_tokens_of[cls]
+    }
+    for entry in scheduler.jobs.values():
+        if not missing:
+            break
+        key = (entry.pool, entry.cls)
+        if entry.stage is Stage.WAITING and key in missing:
+            missing.discard(key)
+            found[key] = now - entry.since_s
+    return found
 
 
 def _class_snapshot(

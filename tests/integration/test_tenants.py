@@ -79,9 +79,7 @@ def test_events_tell_a_request_from_submitted_to_finished(shared: Shared) -> Non
         shared.gateway.url("/v1/chat/completions"), content=content, headers=headers
     )
     job = response.headers["x-request-id"]
-    events = httpx.get(
-        shared.gateway.url("/events?n=1000"), headers=shared.gateway.admin_headers
-    )
+    events = httpx.get(shared.gateway.url("/events?n=1000"), headers=shared.gateway.admin_headers)
     mine = [e["event"] for e in events.json()["events"] if e.get("job") == job]
     assert [e for e in mine if e != "reforecast"] == ["submitted", "dispatched", "finished"]
     assert "secret-prompt" not in events.text

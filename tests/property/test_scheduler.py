@@ -36,7 +36,7 @@ from gateway.settings.schema import Settings
 from gateway.types import Job, JobClass, Outcome, Rung, Verdict
 from tests.unit.schedule.build import job, settings, workload
 
-QUICK = hypothesis_settings(max_examples=60, stateful_step_count=50, deadline=None, database=None)
+QUICK = hypothesis_settings(max_examples=150, stateful_step_count=50, deadline=None, database=None)
 
 # Two pools: m and k share b; x stands alone on c. The others join, cut and remove.
 SHAPES: list[dict[str, dict[str, Any]]] = [

@@ -5,11 +5,12 @@ from random import Random
 from gateway.schedule.entry import Entry, Tenant
 from gateway.schedule.queue import LazyHeap, Line, Tier
 from gateway.types import JobClass, SizeBucket
-from tests.unit.schedule.build import job
+from tests.unit.schedule.build import job, settings
 
 
 def entry(seq: int, key: float, tenant: Tenant, tokens: float = 1000) -> Entry:
     it = Entry(job(f"j{seq}", tokens), 0, seq, tenant)
+    it.weigh(settings().schedule)
     it.key = key
     return it
 

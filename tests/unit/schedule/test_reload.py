@@ -75,18 +75,16 @@ def test_reload_wakes_a_job_for_an_account_that_ends_in_another_pool() -> None:
     assert places(it.finish("m1")) == {"k1": "a"}
 
 
-def test_reload_changes_budgets_caps_and_waits() -> None:
+def test_reload_changes_caps_budgets_and_waits() -> None:
     """New numbers hold for those that wait, too."""
-    it = World(settings(ONE, {"t": {"max_inflight": 1}}))
-    it.submit("j1")
-    it.submit("j2")
-    it.submit("j3")
-    actions = reload(it, {"a": {"max_concurrency": 64}}, {"t": {"max_inflight": 2}})
-    assert started(actions) == []
-    assert started(it.finish("j1")) == ["j2"]
-    gone = reload(it, ONE, schedule={"max_wait_s": 0.5})
-    assert refused(gone) == {}
-    assert refused(it.tell(Woke(), at=0.5)) == {"j3": ("queue_timeout", Outcome.EVICTED)}
+    it = World(settings({"a": {}}, {"t": {"max_inflight": 1}}))
+    for name in ("j1", "j2", "j3", "j4"):
+        it.submit(name, 500)
+    assert started(reload(it, {"a": {}}, {"t": {"max_inflight": 2}})) == ["j2"]
+    small = {"heavy_inflight_tokens": 1200, "borrow": False}
+    assert started(reload(it, {"a": {}}, schedule=small)) == ["j3"]
+    assert refused(reload(it, {"a": {}}, schedule={**small, "max_wait_s": 0.5})) == {}
+    assert refused(it.tell(Woke(), at=0.5)) == {"j4": ("queue_timeout", Outcome.EVICTED)}
 
 
 def test_reload_accepts_a_job_made_before_it() -> None:

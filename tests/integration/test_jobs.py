@@ -1,0 +1,114 @@
+"""Submitted jobs: durable before their id is given, kept over restarts, gone after their TTL."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kit import steps
+from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
+from tests.kit.provider import ScriptedProvider
+from tests.kit.steps import Hang, Wait
+
+KEY = {"authorization": f"Bearer {TENANT_KEY}"}
+Start = Callable[..., GatewayProcess]
+
+
+def submit(gateway: GatewayProcess, **more: Any) -> str:
+    response = httpx.post(gateway.url("/submit"), json={"prompt": "hi", **more}, headers=KEY)
+    assert response.status_code == 200, response.text
+    job: str = response.json()["request_id"]
+    return job
+
+
+def status(gateway: GatewayProcess, job: str) -> httpx.Response:
+    return httpx.get(gateway.url(f"/status/{job}"), headers=KEY)
+
+
+def ended(gateway: GatewayProcess, job: str) -> dict[str, Any]:
+    gateway.wait_log(lambda x: x.get("msg") == "request" and x.get("request_id") == job)
+    body: dict[str, Any] = status(gateway, job).json()
+    return body
+
+
+def test_job_goes_from_queued_over_running_to_done(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Each state is seen while it holds; the result is the provider's answer."""
+    provider.enqueue([Wait("go"), *steps.answer("first")], steps.answer("second"))
+    one = account(provider, initial_concurrency=1, max_concurrency=1)
+    gateway = start_gateway(accounts=[one])
+    first, second = submit(gateway), submit(gateway, max_tokens=5)
+    provider.wait_request(0)
+    assert status(gateway, first).json()["status"] == "running"
+    assert status(gateway, second).json()["status"] == "queued"
+    provider.gate("go").mark()
+    done = ended(gateway, second)
+    assert done["status"] == "done"
+    assert done["result"]["choices"][0]["message"]["content"] == "second"
+    assert provider.exchanges[1].request.wants("max_tokens") == 5
+    assert status(gateway, first).json()["result"]["choices"][0]["message"]["content"] == "first"
+
+
+def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """What the provider refused is a failed job with its words."""
+    provider.error(400, code="context_length_exceeded", message="too long")
+    gateway = start_gateway(provider)
+    failed = ended(gateway, submit(gateway))
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": []}, {"prompt": "a", "x": 1}])
+def test_bad_submission_is_refused(shared: Any, body: dict[str, Any]) -> None:
+    """Neither prompt nor messages, both, or an unknown member: 400."""
+    response = httpx.post(shared.gateway.url("/submit"), json=body, headers=KEY)
+    assert response.status_code == 400
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def again(gateway: GatewayProcess) -> None:
+    """Kill the process as a crash would, and start it again on the same store."""
+    gateway.signal(signal.SIGKILL)
+    gateway.wait_exit()
+    gateway.start()
+
+
+def test_crash_keeps_results_resumes_queued_and_fails_running_jobs(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """After kill -9: done stays readable, queued runs, running has failed as interrupted, a
+    retry_safe one runs again."""
+    provider.enqueue(steps.answer("kept"), [Hang()], [Hang()])
+    one = account(provider, initial_concurrency=2, max_concurrency=2)
+    gateway = start_gateway(accounts=[one])
+    kept = submit(gateway)
+    ended(gateway, kept)
+    running, safe = submit(gateway), submit(gateway, retry_safe=True)
+    provider.wait_request(2)
+    queued = submit(gateway)
+    # The last submission's commit came after the states of the two before it.
+    again(gateway)
+    assert status(gateway, kept).json()["result"]["choices"][0]["message"]["content"] == "kept"
+    interrupted = status(gateway, running).json()
+    assert (interrupted["status"], interrupted["error"]["code"]) == ("failed", "interrupted")
+    assert ended(gateway, safe)["status"] == "done"
+    assert ended(gateway, queued)["status"] == "done"
+
+
+def test_result_is_gone_after_its_ttl(
+    start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    """Past job_ttl_s its owner hears 410, which is not 404."""
+    gateway = start_gateway(accounts=[account(provider)], store={"job_ttl_s": 0.2})
+    job = submit(gateway)
+    ended(gateway, job)
+    while (response := status(gateway, job)).status_code == 200:
+        pass
+    assert response.status_code == 410
+    assert response.json()["error"]["code"] == "gone"

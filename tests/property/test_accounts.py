@@ -1,0 +1,93 @@
+"""Whatever an account is told: DESIGN.md's property 6, and that no account is lost for ever."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.balance.account import CUTS
+from gateway.balance.pool import Accounts
+from gateway.types import Fit, Reason, Verdict
+from tests.unit.schedule.build import settings
+
+QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "take", "end", "end", "pass"]),
+        st.sampled_from(list(Verdict)),
+        st.integers(0, 50),
+        st.sampled_from([None, 0.0, 3.0, 1000.0]),
+    ),
+    max_size=80,
+)
+
+
+def one(**fields: int) -> Accounts:
+    given_settings = settings(
+        {"a": {"initial_concurrency": 4, "max_concurrency": 6, **fields}},
+        balance={"eject_after": 2, "min_limit": 2},
+    )
+    return Accounts(given_settings.accounts, given_settings.balance)
+
+
+@given(STEPS, st.sampled_from([0, 60]), st.sampled_from([0, 600]))
+@QUICK
+def test_account_limit_moves_only_as_it_may(
+    steps: list[tuple[str, Verdict, int, float | None]], rpm: int, tpm: int
+) -> None:
+    """6: within its bounds, up only by a success while it is in use, down only by a drop."""
+    it, now, leases = one(rpm=rpm, tpm=tpm), 0.0, []
+    for step, verdict, pick, after in steps:
+        before = it.snapshot(now)[0]
+        if step == "pass":
+            now += pick
+        elif step == "take" and isinstance(it.place(("a",), now), Fit):
+            leases.append(it.take("a", 10.0, now))
+        elif step == "end" and leases:
+            lease = leases.pop(pick % len(leases))
+            it.give_back(lease, verdict, retry_after_s=after, tokens=None, now=now)
+        else:
+            continue
+        it.check()
+        seen = it.snapshot(now)[0]
+        assert 2 <= seen.limit <= 6
+        assert seen.inflight == len(leases)
+        if seen.limit > before.limit:
+            assert verdict is Verdict.SUCCESS
+            assert 2 * before.inflight >= before.limit
+        if seen.limit < before.limit or seen.cuts > before.cuts:
+            assert verdict in CUTS
+            assert seen.cuts == before.cuts + 1
+    # whatever happened, time and its own requests' ends bring it back
+    for lease in leases:
+        it.give_back(lease, Verdict.IGNORED, now=now)
+    assert isinstance(it.place(("a",), now + 1000.0), Fit)
+    assert it.leases == 0
+
+
+@given(STEPS)
+@QUICK
+def test_account_says_truly_until_when_it_is_blocked(
+    steps: list[tuple[str, Verdict, int, float | None]],
+) -> None:
+    """`until_s` is in the future, and at that moment the reason is gone or another."""
+    it, now, leases = one(rpm=60, tpm=600), 0.0, []
+    for step, verdict, pick, after in steps:
+        if step == "pass":
+            now += pick / 7
+        elif step == "take" and isinstance(it.place(("a",), now), Fit):
+            leases.append(it.take("a", 10.0, now))
+        elif step == "end" and leases:
+            it.give_back(leases.pop(), verdict, retry_after_s=after, now=now)
+        answer = it.place(("a",), now)
+        if isinstance(answer, Fit) or answer.until_s is None:
+            continue
+        assert answer.until_s > now
+        then = it.place(("a",), answer.until_s)
+        assert isinstance(then, Fit) or (then.reason, then.until_s) != (
+            answer.reason,
+            answer.until_s,
+        )
+        assert isinstance(then, Fit) or then.reason is not Reason.ACCOUNT_BACKOFF
+        now = answer.until_s

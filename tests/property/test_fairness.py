@@ -1,0 +1,162 @@
+"""Bounds over whole runs: who may pass whom, how long a wait can be, what a neighbour costs."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.schedule.events import Action, Dispatch, Finished, Submitted
+from gateway.schedule.ordering import reserve_tokens
+from gateway.types import Job, JobClass, Outcome, Verdict
+from tests.unit.schedule.build import World, job, settings
+
+QUICK = hypothesis_settings(max_examples=60, deadline=None, database=None)
+OVERTAKE_S = 10.0
+TOKENS = st.sampled_from([1, 20, 64, 100, 300, 1000, 5000])
+
+
+def serve(world: World, jobs: list[Job], service_s: float) -> dict[str, float]:
+    """Runs all jobs to their end, each `service_s` after its start; job → start."""
+    starts: dict[str, float] = {}
+    ends: list[tuple[float, str]] = []
+    arrivals = sorted(jobs, key=lambda j: j.arrived_s)
+
+    def note(actions: list[Action]) -> None:
+        for action in actions:
+            assert isinstance(action, Dispatch)
+            starts[action.job_id] = world.now
+            ends.append((world.now + service_s, action.job_id))
+            ends.sort()
+
+    while arrivals or ends:
+        if arrivals and (not ends or arrivals[0].arrived_s <= ends[0][0]):
+            new = arrivals.pop(0)
+            note(world.tell(Submitted(new), at=new.arrived_s))
+        else:
+            at, job_id = ends.pop(0)
+            note(world.tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, 10.0), at=at))
+    return starts
+
+
+def one_slot(**schedule: object) -> World:
+    return World(
+        settings(
+            {"a": {"initial_concurrency": 1}},
+            schedule={"max_overtake_s": OVERTAKE_S, "max_wait_s": 86_400.0, **schedule},
+        )
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0, 60), TOKENS), min_size=1, max_size=40))
+@QUICK
+def test_scheduler_lets_nobody_pass_who_comes_too_late(arrivals: list[tuple[float, int]]) -> None:
+    """3: whoever starts while a job waits arrived less than max_overtake_s after it, so its
+    wait is at most the work of those."""
+    jobs = [job(f"j{n}", tokens, at=at) for n, (at, tokens) in enumerate(arrivals)]
+    starts = serve(one_slot(), jobs, service_s=1.0)
+    for it in jobs:
+        before = [j for j in jobs if j is not it and starts[j.id] < starts[it.id]]
+        passed = [j for j in before if starts[j.id] >= it.arrived_s]
+        assert all(j.arrived_s < it.arrived_s + OVERTAKE_S for j in passed)
+        assert starts[it.id] - it.arrived_s <= len(passed) + 1.0 + 1e-6
+
+
+def test_scheduler_heavy_job_waits_a_bounded_time_under_endless_shorts() -> None:
+    """3: shorts come faster than they can be served, for ever; the heavy one gets its turn
+    after those of its first max_overtake_s. The twin without a bound would wait for all."""
+    shorts = [job(f"s{n}", 10, at=0.5 + n * 0.8) for n in range(500)]
+    heavy = job("heavy", 5000, at=0.5)
+    first = job("first", 10, at=0.0)
+    bound_s = OVERTAKE_S / 0.8 + 2.0
+    assert serve(one_slot(), [first, heavy, *shorts], 1.0)["heavy"] <= bound_s
+    unbounded = one_slot(max_overtake_s=3600.0)
+    assert serve(unbounded, [first, heavy, *shorts], 1.0)["heavy"] > 20 * bound_s
+
+
+def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
+    """3: interactive work that never ends borrows, but does not keep heavy jobs out."""
+    world = World(
+        settings(
+            {"a": {"initial_concurrency": 8}},
+            schedule={
+                "interactive_inflight_tokens": 100,
+                "heavy_inflight_tokens": 300,
+                "max_overtake_s": OVERTAKE_S,
+            },
+        )
+    )
+    shorts = [job(f"s{n}", 50, at=n * 0.1) for n in range(1500)]
+    heavies = [job(f"h{n}", 300, at=10.0 * n) for n in range(10)]
+    starts = serve(world, [*shorts, *heavies], service_s=2.0)
+    assert max(starts[h.id] - h.arrived_s for h in heavies) <= OVERTAKE_S + 2.0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["submit", "finish"]), TOKENS), max_size=80),
+    st.sampled_from([60, 300, 3000]),
+    st.sampled_from([100, 700, 7000]),
+    st.booleans(),
+)
+@QUICK
+def test_scheduler_starts_only_within_its_budgets(
+    steps: list[tuple[str, int]], interactive: int, heavy: int, borrow: bool
+) -> None:
+    """2: by a count of its own: each start finds its class below its budget, or (borrowing)
+    the pool below both; so what is in flight is that and at most one job more."""
+    limits = {JobClass.INTERACTIVE: interactive, JobClass.HEAVY: heavy}
+    world = World(
+        settings(
+            schedule={
+                "interactive_inflight_tokens": interactive,
+                "heavy_inflight_tokens": heavy,
+                "borrow": borrow,
+            }
+        )
+    )
+    held = dict.fromkeys(JobClass, 0)
+    jobs: dict[str, Job] = {}
+    running: list[str] = []
+    for n, (step, tokens) in enumerate(steps):
+        actions: list[Action] = []
+        if step == "submit":
+            jobs[f"j{n}"] = job(f"j{n}", tokens)
+            actions = world.tell(Submitted(jobs[f"j{n}"]))
+        elif running:
+            ended = jobs[running.pop(tokens % len(running))]
+            held[ended.job_class] -= reserve_tokens(ended, ended.workload, 0.5)
+            actions = world.tell(Finished(ended.id, Outcome.OK, Verdict.SUCCESS))
+        for action in actions:
+            assert isinstance(action, Dispatch)
+            new = jobs[action.job_id]
+            below = held[new.job_class] < limits[new.job_class]
+            assert below or (borrow and sum(held.values()) < sum(limits.values()))
+            held[new.job_class] += action.reserve_tokens
+            running.append(new.id)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["submit", "finish", "other"]), TOKENS), max_size=80))
+@QUICK
+def test_scheduler_full_pool_adds_nothing_to_another(steps: list[tuple[str, int]]) -> None:
+    """10: what happens in one pool is the same whether its neighbour is idle or drowning."""
+    given_settings = settings(
+        {"a": {"initial_concurrency": 2}, "b": {"models": ["k"], "initial_concurrency": 1}},
+        schedule={"heavy_inflight_tokens": 500, "max_queue_items": 5},
+    )
+    quiet, loud = World(given_settings), World(given_settings)
+    running: list[str] = []
+    for n, (step, tokens) in enumerate(steps):
+        if step == "other":
+            loud.tell(Submitted(job(f"k{n}", tokens, model="k", accounts=("b",))))
+            continue
+        if step == "finish" and not running:
+            continue
+        event = (
+            Submitted(job(f"j{n}", tokens))
+            if step == "submit"
+            else Finished(running.pop(0), Outcome.OK, Verdict.SUCCESS)
+        )
+        told = quiet.tell(event)
+        same = loud.tell(event)
+        assert [(type(a), a.job_id) for a in told] == [(type(a), a.job_id) for a in same]
+        running += [a.job_id for a in told if isinstance(a, Dispatch)]
