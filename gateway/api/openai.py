@@ -129,6 +129,20 @@ class BodyMemory:
         self.held -= size
 
 
+class Hold:
+    """One body's share of the memory, given back once."""
+
+    __slots__ = ("_memory", "_size")
+
+    def __init__(self, memory: BodyMemory, size: int) -> None:
+        self._memory = memory
+        self._size = size
+
+    def release(self) -> None:
+        size, self._size = self._size, 0
+        self._memory.give_back(size)
+
+
 class ClientGone(Exception):
     """The client left before its request was whole."""
 
@@ -244,12 +258,15 @@ class DataPlane:
             return
         _check_route(directory, tenant, method, path)
         body = await read_body(headers, receive, directory.server, self.memory)
+        hold = Hold(self.memory, len(body))
         try:
             asked = self._parse(tenant, method, path, headers, body)
             call = self._call(scope, tenant, path, headers, body, asked, early)
+            call.release = hold.release
+            del body
             await self.relay(call, asked.view, receive, send)
         finally:
-            self.memory.give_back(len(body))
+            hold.release()
 
     async def relay(
         self, call: Call, view: PromptView | None, receive: Receive, send: Send

@@ -12,8 +12,8 @@ Who may say what:
    that ends without a statement (the client left) makes room for another.
 2. In every other state a request that began before the state was entered says nothing new:
    a stream that was under way when the account was ejected may end well or badly, it proves
-   nothing about now. A Retry-After is the exception: it speaks of the future, so it always
-   counts (and only ever extends).
+   nothing about now. A Retry-After is the exception: it speaks of the future, so however old
+   its request is, it rests an open account and extends a rest.
 3. 429 and 503 rest the account and cut its limit; they never eject it: an account that says
    "later" is alive. Timeouts cut the limit and count as failures. 5xx and broken connections
    count as failures only.

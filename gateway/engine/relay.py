@@ -79,6 +79,7 @@ class Call(Struct):
     ends_with_done: bool = False  # an event stream of this route ends with [DONE]
     metric_model: str = "other"
     connection: Connection | None = None
+    release: Callable[[], None] | None = None  # the body is not needed any more
 
 
 class Trip(Struct):
@@ -165,7 +166,11 @@ class Relay:
                 with permit:
                     if submitted is not None:
                         submitted(permit)
-                    await self._serve(call, permit, trip, watch, send)
+                    try:
+                        await self._serve(call, permit, trip, watch, send)
+                    except asyncio.CancelledError:
+                        permit.end(_OUTCOMES[watch.ended], Verdict.IGNORED)
+                        raise
         except GatewayError as error:
             await self._answer_error(call, permit, trip, error, send)
         except asyncio.CancelledError:
@@ -217,6 +222,7 @@ class Relay:
         raise error
 
     async def _attempt(self, call: Call, target: Target, trip: Trip) -> Answer:
+        trip.ttft_s = trip.usage = trip.error_code = None  # of the attempt before
         body = call.body
         edit = edit_for(target, call.job.model, inject_usage=call.stream and not call.wants_usage)
         if edit is not None and body:
@@ -228,6 +234,8 @@ class Relay:
             headers_for(target, call.headers),
             body,
         )
+        if 300 <= answer.status < 400:
+            raise AttemptFailed(_REDIRECT)  # destinations come from the settings alone
         if answer.status >= 400:
             refusal = b""
             with contextlib.suppress(TimeoutError):
@@ -400,6 +408,9 @@ class Relay:
             headers += _EVENT_HEADERS
         headers += call_headers(permit)
         trip.started, trip.status = True, answer.status
+        if call.release is not None:  # no further attempt will need the body
+            call.body = b""
+            call.release()
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
 
     async def _last(self, trip: Trip, watch: ClientWatch, body: bytes, send: Send) -> None:
@@ -438,14 +449,13 @@ class Relay:
         await self._send_error(send, error, call_headers(permit))
 
     async def _ended_early(self, call: Call, trip: Trip, why: Ended, send: Send) -> None:
+        trip.outcome = _OUTCOMES[why]
         if why is Ended.LEFT:
-            trip.outcome, trip.status = Outcome.CANCELLED, 499
+            trip.status = 499
         elif why is Ended.STALLED:
-            trip.outcome = Outcome.STALLED
             if call.connection is not None:
                 call.connection.abort()
         else:
-            trip.outcome = Outcome.SHUTDOWN
             error = Unavailable("The gateway is stopping.", code="shutdown")
             if not trip.started:
                 trip.status = error.status
@@ -496,6 +506,12 @@ class BrokenAnswer(Exception):
     """The answer cannot be finished; the server closes the connection short of its end."""
 
 
+_OUTCOMES = {
+    None: Outcome.SHUTDOWN,  # cancelled from elsewhere: the server's own end
+    Ended.LEFT: Outcome.CANCELLED,
+    Ended.STALLED: Outcome.STALLED,
+    Ended.SHUTDOWN: Outcome.SHUTDOWN,
+}
 _EVENT_HEADERS: Headers = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
@@ -503,6 +519,14 @@ _EVENT_HEADERS: Headers = [
 
 _REMOVED = Failure(
     Verdict.IGNORED, Outcome.UPSTREAM_ERROR, True, 503, "no_account", "the account was removed"
+)
+_REDIRECT = Failure(
+    Verdict.IGNORED,
+    Outcome.UPSTREAM_ERROR,
+    False,
+    502,
+    "upstream_redirect",
+    "the provider answered with a redirect, which is not followed",
 )
 _CUT = Failure(
     Verdict.SERVER_ERROR,

@@ -16,6 +16,7 @@ import importlib.util
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _PREDICT_NORMAL = 0
 _FLOAT64 = 1
@@ -92,7 +93,7 @@ class Booster:
                 ctypes.byref(self._fast),
             )
         )
-        self._row = (ctypes.c_double * width)()
+        self._row: Any = (ctypes.c_double * width)()
         self._out = (ctypes.c_double * 1)()
         self._length = ctypes.c_int64()
         self._call = library.LGBM_BoosterPredictForMatSingleRowFast

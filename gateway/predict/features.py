@@ -235,72 +235,11 @@ WORD_GROUPS: tuple[tuple[str, frozenset[str]], ...] = tuple(
         ("thanks", "thanks thank ok okay hi hello hey great good please yes continue"),
     )
 )
-FIRST_WORDS = {
-    word: index
-    for index, word in enumerate(
-        [
-            "write",
-            "create",
-            "generate",
-            "explain",
-            "describe",
-            "what",
-            "how",
-            "why",
-            "who",
-            "when",
-            "where",
-            "which",
-            "is",
-            "are",
-            "can",
-            "could",
-            "do",
-            "does",
-            "give",
-            "list",
-            "tell",
-            "make",
-            "please",
-            "i",
-            "you",
-            "the",
-            "a",
-            "in",
-            "if",
-            "translate",
-            "summarize",
-            "convert",
-            "find",
-            "rewrite",
-            "given",
-            "compare",
-            "provide",
-            "suggest",
-            "identify",
-            "classify",
-            "calculate",
-            "solve",
-            "implement",
-            "design",
-            "act",
-            "continue",
-            "hi",
-            "hello",
-            "imagine",
-            "let",
-            "my",
-            "this",
-            "there",
-            "for",
-            "from",
-            "as",
-            "def",
-            "import",
-            "#",
-        ]
-    )
-}
+_OPENINGS = """write create generate explain describe what how why who when where which is are can
+could do does give list tell make please i you the a in if translate summarize convert find rewrite
+given compare provide suggest identify classify calculate solve implement design act continue hi
+hello imagine let my this there for from as def import #"""
+FIRST_WORDS = {word: float(place) for place, word in enumerate(_OPENINGS.split())}
 CHINESE = ("写", "翻译", "总结", "列", "代码", "解释", "介绍", "什么", "如何", "字", "法", "案")
 _ASKED_SIZE = re.compile(
     r"(\d[\d,]{0,6})[- ]?(?:(word)|(sentence|line)|(paragraph)|(page)|(字|characters))"
@@ -331,6 +270,7 @@ def features(view: PromptView, model_mean: float = nan, task_mean: float = nan) 
     text = view.text
     raw = text.encode("utf-8", "replace")
     size = len(raw) or 1
+    ascii_only = raw.isascii()
     read = cut(text, WORD_CHARS)
     words = read.lower().split()
     known = set(words)
@@ -351,8 +291,8 @@ def features(view: PromptView, model_mean: float = nan, task_mean: float = nan) 
         log1p(len(words) * len(text) / (len(read) or 1)),
         len(read) / (len(words) or 1),
         log1p(raw.count(b"\n")),
-        _share(raw, _WIDE, size),
-        _share(raw, _CJK_LEAD, size),
+        0.0 if ascii_only else _share(raw, _WIDE, size),
+        0.0 if ascii_only else _share(raw, _CJK_LEAD, size),
         _share(raw, _DIGITS, size),
         _share(raw, _UPPER, size),
         _share(raw, _CODE, size),

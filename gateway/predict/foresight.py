@@ -148,11 +148,10 @@ class Foresight:
         return 0 if self._index is None else len(self._index)
 
     def configure(self, settings: Predict) -> None:
-        """Take new settings. Another window starts an empty index: `remember` refills it."""
-        if settings.history_window_size != self._settings.history_window_size:
-            self._settings = settings
-            self._index = self._empty_index()
+        """Take new settings; another window keeps the newest rows that fit it."""
         self._settings = settings
+        if self._index is not None and self._index.window != settings.history_window_size:
+            self._index = self._index.resized(settings.history_window_size)
         encoder = self._artefacts.encoder
         if encoder is not None and encoder.max_tokens != settings.max_encoder_tokens:
             encoder.resize(settings.max_encoder_tokens)

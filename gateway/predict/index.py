@@ -88,13 +88,31 @@ class HistoryIndex:
         self._length[at] = log1p(max(output_tokens, 0))
         self._censored[at] = censored
         self._model[at] = _number(model)
-        self._tenant[at] = tenant
-        pool = self._pools.get(tenant)
-        if pool is None:
-            pool = self._pools[tenant] = np.zeros((self.window + 7) // 8, np.uint8)
-        pool[at >> 3] |= 1 << (at & 7)
-        self._counts[tenant] = self._counts.get(tenant, 0) + 1
+        self._enter(at, tenant)
         self._next = (at + 1) % self.window
+
+    def resized(self, window: int) -> HistoryIndex:
+        """The newest rows in a window of another size."""
+        new = HistoryIndex(self.width, window)
+        full = self._size == self.window
+        order = np.arange(self._size) + (self._next if full else 0)
+        order = (order % max(self._size, 1))[-window:]
+        if not len(order):
+            return new
+        new._index.add(np.ascontiguousarray(self._memory()[order]))
+        new._size = len(order)
+        new._next = new._size % window
+        for mine, theirs in (
+            (new._length, self._length),
+            (new._censored, self._censored),
+            (new._model, self._model),
+        ):
+            mine[: new._size] = theirs[order]
+        for at, source in enumerate(order.tolist()):
+            tenant = self._tenant[source]
+            assert tenant is not None
+            new._enter(at, tenant)
+        return new
 
     def tenant_neighbours(self, vector: Vector, tenant: str, model: str, k: int) -> Neighbours:
         """The nearest rows of one tenant."""
@@ -124,6 +142,14 @@ class HistoryIndex:
             censored=self._censored[at],
             same_model=self._model[at] == _number(model),
         )
+
+    def _enter(self, at: int, tenant: str) -> None:
+        self._tenant[at] = tenant
+        pool = self._pools.get(tenant)
+        if pool is None:
+            pool = self._pools[tenant] = np.zeros((self.window + 7) // 8, np.uint8)
+        pool[at >> 3] |= 1 << (at & 7)
+        self._counts[tenant] = self._counts.get(tenant, 0) + 1
 
     def _forget(self, at: int) -> None:
         tenant = self._tenant[at]

@@ -114,7 +114,7 @@ def neighbour_weights(near: Neighbours, threshold: float) -> npt.NDArray[np.floa
     """What each neighbour counts in `n_eff`: 1 a repeat, 0 at the threshold or below."""
     span = max(1.0 - threshold, 1e-3)
     closeness = np.clip((near.similarity.astype(np.float64) - threshold) / span, 0.0, 1.0)
-    weights: npt.NDArray[np.float64] = closeness**2
+    weights: npt.NDArray[np.float64] = np.square(closeness)
     weights[~near.same_model] *= OTHER_MODEL
     return weights
 

@@ -51,9 +51,10 @@ class Finished(Struct, frozen=True):
 
 
 class Withdrawn(Struct, frozen=True):
-    """The client left: waiting, retrying or running."""
+    """The client left (or an operator ended it): waiting, retrying or running."""
 
     job_id: str
+    outcome: Outcome = Outcome.CANCELLED
 
 
 class Woke(Struct, frozen=True):

@@ -141,7 +141,7 @@ class Scheduler:
             case AttemptFailed():
                 self._attempt_failed(event, now)
             case Withdrawn():
-                self._finish(Finished(event.job_id, Outcome.CANCELLED, Verdict.IGNORED), now)
+                self._finish(Finished(event.job_id, event.outcome, Verdict.IGNORED), now)
             case SettingsChanged():
                 reload.reload(self, event.settings, now)
             case DrainStarted():

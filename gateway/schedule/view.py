@@ -22,9 +22,7 @@ def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
                 mode=pool.mode,
                 saturation=pool.saturation,
                 classes={
-                    cls: _class_snapshot(
-                        scheduler, pool, cls, oldest.get((pool.name, cls), 0.0), now
-                    )
+                    cls: _class_snapshot(scheduler, pool, cls, oldest.get((pool.name, cls)), now)
                     for cls in JobClass
                 },
                 retrying=pool.retrying,
@@ -61,7 +59,7 @@ def _oldest(scheduler: Scheduler, now: float) -> dict[tuple[str, JobClass], floa
 
 
 def _class_snapshot(
-    scheduler: Scheduler, pool: Pool, cls: JobClass, oldest_s: float, now: float
+    scheduler: Scheduler, pool: Pool, cls: JobClass, oldest_s: float | None, now: float
 ) -> ClassSnapshot:
     budget = pool.budget
     waiting = 0
@@ -85,6 +83,6 @@ def _class_snapshot(
         running=budget.jobs[cls],
         waiting=waiting,
         waiting_tokens=float(pool.waiting_tokens_of[cls]),
-        oldest_wait_s=oldest_s,
+        oldest_wait_s=oldest_s or 0.0,
         blocked=blocked,
     )

@@ -99,6 +99,7 @@ def open_transport() -> Aiohttp:
                 limit=0,  # limits are the accounts' own
                 keepalive_timeout=20.0,
                 ttl_dns_cache=60,
+                ssl=transport.ssl_context,  # certifi's authorities, or SSL_CERT_FILE's
                 socket_factory=_socket,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -108,7 +109,8 @@ def open_transport() -> Aiohttp:
             read_bufsize=CHUNK_BYTES,
         )
 
-    return Aiohttp(client=session)
+    transport = Aiohttp(client=session)
+    return transport
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:

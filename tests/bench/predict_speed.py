@@ -26,46 +26,13 @@ from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow
 
-WORDS = [
-    "please",
-    "explain",
-    "the",
-    "budget",
-    "of",
-    "a",
-    "small",
-    "town",
-    "in",
-    "detail",
-    "and",
-    "list",
-    "three",
-    "ways",
-    "how",
-    "to",
-    "write",
-    "code",
-    "for",
-    "a",
-    "parser",
-    "that",
-    "reads",
-    "numbers",
-    "from",
-    "tables",
-    "while",
-    "the",
-    "river",
-    "rises",
-    "again",
-]
+TEXT = """please explain the budget of a small town in detail and list three ways how to write
+code for a parser that reads numbers from tables while the river rises again"""
 
 
 def text_of(rng: random.Random, chars: int) -> str:
-    words: list[str] = []
-    while sum(map(len, words)) + len(words) < chars:
-        words.append(rng.choice(WORDS))
-    return " ".join(words)[:chars]
+    words = TEXT.split()
+    return " ".join(rng.choice(words) for _ in range(chars // 3))[:chars]
 
 
 def view_of(rng: random.Random, chars: int) -> PromptView:

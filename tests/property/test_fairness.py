@@ -160,3 +160,13 @@ def test_scheduler_full_pool_adds_nothing_to_another(steps: list[tuple[str, int]
         same = loud.tell(event)
         assert [(type(a), a.job_id) for a in told] == [(type(a), a.job_id) for a in same]
         running += [a.job_id for a in told if isinstance(a, Dispatch)]
+
+
+def test_models_that_share_an_account_do_wait_for_each_other() -> None:
+    """The twin of the test above: joined by one account, the neighbour is felt."""
+    quiet, loud = (
+        World(settings({"a": {"models": ["m", "k"], "initial_concurrency": 1}})) for _ in range(2)
+    )
+    loud.tell(Submitted(job("k", model="k")))
+    assert len(quiet.tell(Submitted(job("j")))) == 1
+    assert loud.tell(Submitted(job("j"))) == []

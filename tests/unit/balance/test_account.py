@@ -165,6 +165,17 @@ def test_account_does_not_hear_requests_older_than_its_state() -> None:
     assert it.state == "open"
 
 
+def test_account_is_not_opened_past_its_probe() -> None:
+    """A late 429 with a Retry-After would lead to backoff, and from there to open."""
+    it = Driver()
+    late = it.take()
+    it.fail(3)
+    it.now = 30.0
+    assert it.state == "half_open"
+    it.end(late, Verdict.RATE_LIMITED, 1.0)
+    assert it.state == "half_open"
+
+
 def test_account_with_a_refused_key_is_out_and_probed_later() -> None:
     """dead_key for dead_key_s, then one probe; refused again, out again."""
     it = Driver()

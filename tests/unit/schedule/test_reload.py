@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.schedule.events import SettingsChanged, Withdrawn, Woke
-from gateway.types import JobClass, Outcome, Verdict
+from gateway.types import JobClass, Mode, Outcome, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started
 
 ONE = {"a": {"initial_concurrency": 1}}
@@ -92,6 +92,21 @@ def test_reload_accepts_a_job_made_before_it() -> None:
     it = World(settings({"a": {}}))
     reload(it, {"b": {}})
     assert places(it.submit("j1", accounts=("a",))) == {"j1": "b"}
+
+
+def test_reload_keeps_what_a_pool_knows_of_itself() -> None:
+    """Its mode, for the hysteresis, and its rate, for the next Retry-After."""
+    budgets = {"heavy_inflight_tokens": 1000, "interactive_inflight_tokens": 3000}
+    it = World(settings(ONE, schedule=budgets))
+    it.submit("j1", 4200)
+    it.submit("j2", 4200)
+    it.finish("j1", 4200, at=1.0)
+    before = it.scheduler.pools["m"]
+    assert (before.mode, before.saturation) == (Mode.CONGESTED, 1.05)
+    reload(it, ONE, schedule=budgets)
+    after = it.scheduler.pools["m"]
+    assert (after is before, after.rate is before.rate) == (False, True)
+    assert after.mode is Mode.CONGESTED, "a new pool would be moderate at 1.05"
 
 
 def test_reload_keeps_a_tenants_jobs_in_flight() -> None:

@@ -103,6 +103,18 @@ def test_retry_does_not_wait_for_an_account_that_rests_too_long() -> None:
     assert gone == {"j1": ("upstream_failed", Outcome.RATE_LIMITED)}
 
 
+def test_retry_waits_no_longer_than_what_is_left_of_max_wait() -> None:
+    """max_wait_s bounds the waits of a job in all; running does not count."""
+    it = world({"a": {"initial_concurrency": 1}}, schedule={"max_wait_s": 10.0})
+    it.submit("j0")
+    it.submit("j1")
+    assert started(it.finish("j0", at=4.0)) == ["j1"]
+    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=5.0, at=100.0)
+    assert started(it.tell(Woke(), at=105.0)) == ["j1"]
+    gone = refused(it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=5.0, at=200.0))
+    assert gone == {"j1": ("upstream_failed", Outcome.RATE_LIMITED)}
+
+
 def test_retry_waits_for_another_account_that_is_full() -> None:
     """A full account has room soon; the one that failed is not tried again before."""
     it = world({"a": {}, "b": {"initial_concurrency": 1}})
