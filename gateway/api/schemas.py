@@ -96,6 +96,11 @@ class PredictRequest(Struct, forbid_unknown_fields=True):
     model: str | None = None
     task_type: str | None = None
     retry_safe: bool | None = None
+    # The seed system's clients send one shape to /predict, /ingest and /submit; what only
+    # /ingest needs is accepted here and not used.
+    output_tokens: int | None = None
+    prompt_tokens: int | None = None
+    success: bool | None = None
 
 
 class IngestRequest(Struct, forbid_unknown_fields=True):

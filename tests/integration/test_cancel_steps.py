@@ -1,0 +1,217 @@
+"""The client leaves at every single step of the loop: whatever the step, the core's
+invariants hold and nothing is left, no permit, lease, provider stream or task.
+
+The engine, core, accounts, relay and client are the real ones on a real loop; only the HTTP
+transport (a seam) is a script, so that each step of the loop is the same in every run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from gateway.api.problems import send_problem
+from gateway.balance.pool import Accounts
+from gateway.engine.engine import Engine
+from gateway.engine.relay import Call, Relay
+from gateway.schedule.routes import routes
+from gateway.schedule.scheduler import Scheduler
+from gateway.settings.load import build
+from gateway.settings.schema import Settings
+from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
+from gateway.upstream.client import Body, UpstreamClient
+from gateway.upstream.providers import target
+from tests.kit.steps import chunk, event
+
+SETTINGS = {
+    "accounts": [
+        {
+            "name": "a",
+            "base_url": "http://provider/v1",
+            "api_key": "env:K",
+            "models": ["m"],
+            "initial_concurrency": 1,
+            "max_concurrency": 1,
+        }
+    ],
+    "tenants": [{"name": "t", "anonymous": True}],
+}
+WORKLOAD = Workload(10, 50.0, 90.0, (50.0,) * len(QUANTILE_LEVELS), 0.9, 1, 1, 0, 1, Rung.HEURISTIC)
+EVENTS = [event(chunk({"content": "a"})), event(chunk({}, "stop")) + b"data: [DONE]\n\n"]
+WHOLE = b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+
+
+class _Content:
+    """aiohttp's stream reader, scripted: one part a step, then the end."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self._parts = list(parts)
+
+    async def readany(self) -> bytes:
+        await asyncio.sleep(0)
+        return self._parts.pop(0) if self._parts else b""
+
+
+class _Response:
+    """As much of aiohttp's response as `Body` uses."""
+
+    def __init__(self, provider: Provider, kind: bytes, parts: list[bytes]) -> None:
+        self.raw_headers = [(b"Content-Type", kind)]
+        self.content = _Content(parts)
+        self._provider = provider
+        provider.open += 1
+        self._closed = False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._provider.open -= 1
+
+
+class Provider(httpx.AsyncBaseTransport):
+    """A scripted transport that counts the streams it has open."""
+
+    def __init__(self, stream: bool, statuses: list[int]) -> None:
+        self.open = 0
+        self._stream = stream
+        self._statuses = statuses
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        status = self._statuses.pop(0) if self._statuses else 200
+        if status != 200:
+            body = Body(_Response(self, b"application/json", [b'{"error":{}}']))  # type: ignore[arg-type]
+        elif self._stream:
+            body = Body(_Response(self, b"text/event-stream", EVENTS))  # type: ignore[arg-type]
+        else:
+            body = Body(_Response(self, b"application/json", [WHOLE[:20], WHOLE[20:]]))  # type: ignore[arg-type]
+        return httpx.Response(status, stream=body)
+
+
+class House:
+    """Engine, relay and a scripted provider."""
+
+    def __init__(self, stream: bool, statuses: list[int]) -> None:
+        settings: Settings = build(SETTINGS, "test")
+        self.settings = settings
+        self.stream = stream
+        self.provider = Provider(stream, statuses)
+        self.engine = Engine(Scheduler(settings, Accounts(settings.accounts, settings.balance)))
+        self.relay = Relay(
+            self.engine,
+            UpstreamClient(self.provider),
+            {"a": target(settings.accounts[0], "key")},
+            settings.server,
+            send_problem,
+        )
+
+    def call(self, job_id: str) -> Call:
+        route = routes(self.settings.accounts)["m"]
+        job = Job(
+            id=job_id,
+            tenant="t",
+            model="m",
+            pool=route.pool,
+            accounts=route.accounts,
+            workload=WORKLOAD,
+            arrived_s=self.engine.clock(),
+        )
+        return Call(
+            job=job,
+            route="/v1/chat/completions",
+            method="POST",
+            path="/chat/completions",
+            query=b"",
+            headers=[],
+            body=msgspec.json.encode({"model": "m"}),
+            stream=self.stream,
+            wants_usage=False,
+            ends_with_done=self.stream,
+        )
+
+    def check_empty(self) -> None:
+        """Property 9: nothing is left."""
+        self.engine.check()
+        assert self.engine.jobs == 0
+        assert self.relay.open == 0
+        assert self.provider.open == 0
+        snapshot = self.engine.snapshot()
+        assert [a.inflight for a in snapshot.accounts] == [0]
+        for cls in snapshot.pools[0].classes.values():
+            assert (cls.running, cls.waiting, cls.inflight_tokens) == (0, 0, 0)
+        assert snapshot.submitted == sum(snapshot.ended.values())
+
+
+async def silent(message: dict[str, Any]) -> None:
+    """A client that takes everything."""
+    await asyncio.sleep(0)
+
+
+def client_that_leaves() -> tuple[Callable[[], Awaitable[dict[str, Any]]], Callable[[], None]]:
+    """An ASGI receive, and how to make it report the disconnect."""
+    gone = asyncio.get_running_loop().create_future()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.shield(gone)
+        return {"type": "http.disconnect"}
+
+    return receive, lambda: gone.done() or gone.set_result(None)
+
+
+async def leave_at(step: int, stream: bool, statuses: list[int], how: str) -> JobRecord | None:
+    """Run one call beside another, let its client leave after `step` loop steps; the record."""
+    house = House(stream, list(statuses))
+    receive, leave = client_that_leaves()
+    stays, _ = client_that_leaves()
+    # The slot's other user: it queues behind or before, and must be served whatever happens.
+    other = asyncio.ensure_future(house.relay.run(house.call("other"), stays, silent))
+    task = asyncio.ensure_future(house.relay.run(house.call("one"), receive, silent))
+    for _ in range(step):
+        await asyncio.sleep(0)
+    finished = task.done()
+    if how == "disconnect":
+        leave()
+    else:
+        task.cancel()
+    await asyncio.wait([task, other])
+    house.check_empty()
+    assert other.result().outcome is Outcome.OK
+    house.engine.close()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    return task.result() if finished else None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("statuses", [[], [500], [200, 500]])
+@pytest.mark.parametrize("how", ["disconnect", "cancel"])
+def test_leaving_at_any_step_leaves_nothing(stream: bool, statuses: list[int], how: str) -> None:
+    """From the first step to the one after the last: permits, leases, streams, tasks all go."""
+    step = 0
+    while True:
+        record = asyncio.run(leave_at(step, stream, statuses, how))
+        if record is not None:
+            assert record.outcome is Outcome.OK
+            break
+        step += 1
+    assert step > 10  # the call really had steps to leave at
+
+
+def test_lost_stream_would_be_seen() -> None:
+    """The twin: a provider stream that nobody closes makes the check fail."""
+
+    async def main() -> None:
+        house = House(True, [])
+        response = _Response(house.provider, b"", [])
+        with pytest.raises(AssertionError):
+            house.check_empty()
+        response.close()
+        house.check_empty()
+
+    asyncio.run(main())
