@@ -234,16 +234,20 @@ class Engine:
 
     def drop_waiting(self) -> int:
         """Refuse every job that has not been started; how many. Running jobs go on."""
-        waiting = [p for p in self._ledger.values() if p.attempts == 0 and not p.settled]
-        for permit in waiting:
+        dropped = 0
+        for permit in list(self._ledger.values()):
+            # One refusal may make room for the next: a job that has started meanwhile stays.
+            if permit.attempts or permit.settled:
+                continue
             error = Unavailable("The queue was reset.", code="reset", retry_after_s=1.0)
             del self._ledger[permit.job.id]
             permit._refuse(error, Outcome.EVICTED)
             for listener in self.listeners:
                 listener.refused(permit.job, Outcome.EVICTED, error.code)
-            self.feed(events.Withdrawn(job_id=permit.job.id))
+            self.feed(events.Withdrawn(job_id=permit.job.id, outcome=Outcome.EVICTED))
+            dropped += 1
         self._tell_idle()
-        return len(waiting)
+        return dropped
 
     def snapshot(self) -> SchedulerSnapshot:
         return self._core.snapshot(self.clock())

@@ -138,7 +138,7 @@ def neighbour_grid(near: Neighbours, weights: npt.NDArray[np.float64], prior: Gr
 def _level_mass() -> npt.NDArray[np.float64]:
     """The probability that each of `Z` stands for."""
     steps = np.array(_STEPS)
-    mass = (steps[:-1] + steps[1:]) / 2
+    mass: npt.NDArray[np.float64] = (steps[:-1] + steps[1:]) / 2
     mass[0] += steps[0] / 2
     mass[-1] += steps[-1] / 2
     return mass

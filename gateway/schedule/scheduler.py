@@ -6,14 +6,14 @@ or metric; the shell feeds one event at a time, does the actions at once and arm
 
 The rules:
 
-1. Every change ends in `_drain`, which goes on until nothing that waits `_fits`: a job never
+1. Every change ends in `_drain`, which goes on until nothing that waits `fits`: a job never
    waits while it could run. Only pools that the event touched are drained, so a full pool costs
    the others nothing.
 2. One predicate decides, in this order: tenant cap, class budget, tier cap, accounts (ceiling,
    pacer, backoff, health). The first no is the job's one `Reason`. The ladder's own question
    (draining) is asked before a job enters, since what waits still runs.
-3. Among jobs that fit, the smallest key goes first (ordering.py), over both classes. Retries go
-   before all: they hold their reserve already.
+3. Among jobs that fit, the smallest key goes first (ordering.py), over both classes, those on
+   borrowed room last. Retries go before all: they hold their reserve already.
 4. A reserve is taken at the first dispatch, corrected by forecasts, and given back at the end,
    once; an account's lease is taken and given back per attempt.
 5. A job ends exactly once, by `Finished`, `Withdrawn` or a `Refuse` of ours. Events about
