@@ -42,8 +42,14 @@ bench: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
 bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
 	@$(BIN)/python -m tests.bench.predict_speed
 
-models: ## export the encoder and train the quantile models (maintainers; see models/README.md)
-	@models/build.sh
+.venv-models/ready: models/requirements-build.lock
+	@test -x .venv-models/bin/python || $(PYTHON) -m venv .venv-models
+	.venv-models/bin/python -m pip --quiet install --require-hashes -r models/requirements-build.lock
+	@touch $@
+
+models: .venv-models/ready ## export the encoder from its reference weights (maintainers)
+	.venv-models/bin/python models/build_encoder.py
+	@echo "quantile models: .venv-models/bin/python models/train_quantiles.py FILE (see models/MODELCARD.md)"
 
 image: ## build the container image
 	docker build --tag sagesched-gateway .

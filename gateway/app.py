@@ -38,6 +38,7 @@ from gateway.observe.metrics import Metrics, Names
 from gateway.observe.state import Shell, Snapshots
 from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
+from gateway.predict.prices import load_prices
 from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
@@ -95,6 +96,8 @@ class Gateway:
             settings.predict,
             shipped("models"),
             history=store.load_history(settings.predict.history_window_size, None),
+            prices=load_prices(shipped("config/prices.toml")),
+            key=_prompt_secret(store),
         )
         self.buffers = Buffers(settings.server)
         self.journal = Journal(settings.observe.events)
@@ -327,6 +330,15 @@ def _names(settings: Settings) -> Names:
     )
 
 
+def _prompt_secret(store: Store) -> bytes:
+    """What prompts are hashed with: made once a store, so that its rows go on matching."""
+    secret_key = store.get_state("prompt_secret")
+    if secret_key is None:
+        secret_key = os.urandom(32)
+        store.put_state("prompt_secret", secret_key)
+    return secret_key
+
+
 def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) -> int:
     """Teach a store demo history without a running gateway; how many rows it took.
 
@@ -334,7 +346,7 @@ def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) 
     """
     store = Store(Path(settings.store.path), settings.store)
     store.start()
-    predictor = Predictor(settings.predict, shipped("models"))
+    predictor = Predictor(settings.predict, shipped("models"), key=_prompt_secret(store))
     predictor.start()
     room = threading.BoundedSemaphore(64)
     stored = 0

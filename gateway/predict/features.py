@@ -244,6 +244,7 @@ CHINESE = ("写", "翻译", "总结", "列", "代码", "解释", "介绍", "什�
 _ASKED_SIZE = re.compile(
     r"(\d[\d,]{0,6})[- ]?(?:(word)|(sentence|line)|(paragraph)|(page)|(字|characters))"
 )
+_UNITS = ("word", "sentence", "line", "paragraph", "page", "字", "characters")
 _PER_UNIT = (1.3, 25.0, 110.0, 500.0, 0.9)  # tokens a word, sentence, paragraph, page, character
 _EFFORT = {"none": 0.0, "minimal": 1.0, "low": 2.0, "medium": 3.0, "high": 4.0, "xhigh": 5.0}
 
@@ -338,6 +339,8 @@ def _share(raw: bytes, what: bytes, size: int) -> float:
 
 def _asked_size(text: str) -> float:
     """log1p of the tokens that "300 words", "three pages" and the like ask for; NaN if none."""
+    if not any(unit in text for unit in _UNITS):  # a tenth of what the expression takes
+        return nan
     match = _ASKED_SIZE.search(text)
     if match is None or match.lastindex is None:
         return nan

@@ -7,9 +7,9 @@ by whoever calls, one call at a time.
 Which rung a forecast is said to come from (its wire name is `fallback_level`):
 
 1. `tenant_neighbors`: TOP_K_NEIGHBORS rows of the tenant are at least SIMILARITY_THRESHOLD
-   near; or fewer, but near enough that they carry half of the mixture (quantiles.py).
+   near; or fewer, but together worth one true repeat of the prompt (quantiles.py, n_eff).
 2. `global_neighbors`: the same over all tenants, the tenant's own rows among them.
-3. `model_only`: the boosters alone, or with neighbours that carry less than half.
+3. `model_only`: the boosters alone, or with neighbours fewer and fainter than that.
 4. `heuristic`: no model is loaded.
 
 Up to 64 neighbours enter the mixture, whatever the rung is called.
@@ -29,7 +29,7 @@ from gateway.predict.features import PromptView, cut, prompt_key
 from gateway.predict.index import HistoryIndex, Neighbours
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
-    K0,
+    REPEAT,
     Grid,
     Z,
     blended,
@@ -252,7 +252,7 @@ class Foresight:
             return grid, False
         close = int((near.similarity >= self._settings.similarity_threshold).sum())
         mixed = blended(grid, neighbour_grid(near, weights, grid), effective)
-        return mixed, close >= self._settings.top_k_neighbors or effective >= K0 * 0.99
+        return mixed, close >= self._settings.top_k_neighbors or effective >= REPEAT
 
     def _vector(self, view: PromptView) -> Vector | None:
         encoder = self._artefacts.encoder

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import expm1
 from pathlib import Path
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts, LengthModel, Tables
 from gateway.predict.calibrate import Calibration
@@ -36,6 +36,7 @@ from gateway.predict.foresight import (
     stage0_grid,
     workload_of,
 )
+from gateway.predict.inbox import Done, Inbox, Learned, Question, Result
 from gateway.predict.prices import Price
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
@@ -49,19 +50,6 @@ SLICE_ROWS = 32  # of history put into the index before the core is offered to o
 NICE = 10
 
 CacheKey = tuple[str, str, int | None, int, bytes]
-Done = Callable[[Workload], None]
-Learned = Callable[[HistoryRow], None]
-
-
-class _Question(Struct, frozen=True):
-    view: PromptView
-    done: Done
-    wanted: Callable[[], bool]
-
-
-class _Result(Struct, frozen=True):
-    lesson: Lesson
-    done: Learned | None
 
 
 class Predictor:
@@ -97,15 +85,11 @@ class Predictor:
         self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
         self._forecasts = dict.fromkeys(Rung, 0)
         self._cache_hits = 0
-        # shared: replaced whole, or guarded by `_wake`
+        # shared: replaced whole, or safe in itself
         self._calibration = Calibration()
         self._news: deque[tuple[int, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
         self._generation = 0  # news of an older one is not taken over
-        self._wake = threading.Condition()
-        self._questions: deque[_Question] = deque()
-        self._results: deque[_Result] = deque()
-        self._orders: deque[Callable[[], None]] = deque()
-        self._stop_at: float | None = None
+        self._inbox = Inbox()
         self._dropped_full = self._learn_lost = 0
         # the thread's
         self._history: Sequence[HistoryRow] = history
@@ -130,15 +114,10 @@ class Predictor:
     def stop(self, timeout_s: float) -> None:
         """End the thread: forecasts are dropped, results learned from while time allows."""
         thread = self._thread
-        with self._wake:
-            self._stop_at = time.monotonic() + timeout_s
-            self._questions.clear()
-            self._wake.notify()
+        self._inbox.close(timeout_s)
         if thread is not None:
             thread.join(timeout_s)
-        with self._wake:
-            self._learn_lost += len(self._results)
-            self._results.clear()
+        self._learn_lost += self._inbox.abandon()
 
     def reconfigure(self, settings: Predict) -> None:
         """Take new settings; what they change on the thread is done there."""
@@ -148,16 +127,16 @@ class Predictor:
         if self._thread is None:
             self.start()
         elif settings.embedding_model_name != old.embedding_model_name:
-            self._order(self._load)
+            self._inbox.order(self._load)
         else:
-            self._order(self._configure)
+            self._inbox.order(self._configure)
 
     def reset_learned(self) -> None:
         """Empty the index, the calibration and the cache of repeats."""
         self._generation += 1
         self._cache.clear()
         self._calibration = Calibration()
-        self._order(self._forget)
+        self._inbox.order(self._forget)
 
     # --- the loop's side ----------------------------------------------------------------
 
@@ -197,9 +176,11 @@ class Predictor:
         Returns:
             False when the queue is full or nobody works on it.
         """
-        return self._offer(
-            self._questions, _Question(view, done, wanted), self._settings.queue_items
+        taken = self._works and self._inbox.ask(
+            Question(view, done, wanted), self._settings.queue_items
         )
+        self._dropped_full += not taken and self._settings.enabled
+        return taken
 
     def learn(
         self,
@@ -226,7 +207,9 @@ class Predictor:
             False when the queue is full or nobody works on it: the result is lost.
         """
         lesson = Lesson(view, output_tokens, prompt_tokens, censored, success, wall_s)
-        return self._offer(self._results, _Result(lesson, done), self._settings.learn_items)
+        taken = self._works and self._inbox.tell(Result(lesson, done), self._settings.learn_items)
+        self._learn_lost += not taken and self._settings.enabled
+        return taken
 
     def profile(self, model: str) -> dict[str, float | None]:
         """What is known of a model, for people: typical length and price."""
@@ -246,8 +229,8 @@ class Predictor:
             state=self._describe(alive),
             encoder=self._encoder,
             index_rows=self._rows,
-            forecast_queue=len(self._questions),
-            learn_queue=len(self._results),
+            forecast_queue=self._inbox.questions,
+            learn_queue=self._inbox.results,
             forecasts={rung: self._forecasts[rung] + self._refined[rung] for rung in Rung},
             skipped_late=self._skipped_late,
             dropped_full=self._dropped_full,
@@ -266,6 +249,10 @@ class Predictor:
     @property
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def _works(self) -> bool:
+        return self._settings.enabled and self._alive
 
     @property
     def _money(self) -> Money:
@@ -294,65 +281,23 @@ class Predictor:
             if len(self._cache) > CACHE_ITEMS:
                 self._cache.popitem(last=False)
 
-    # --- between the two ----------------------------------------------------------------
-
-    def _offer(
-        self, queue: deque[_Question] | deque[_Result], item: _Question | _Result, room: int
-    ) -> bool:
-        is_result = isinstance(item, _Result)
-        with self._wake:
-            taken = (
-                self._settings.enabled
-                and self._alive
-                and self._stop_at is None
-                and len(queue) < room
-            )
-            if taken:
-                queue.append(item)  # type: ignore[arg-type]
-                self._wake.notify()
-            elif self._settings.enabled:
-                self._learn_lost += is_result
-                self._dropped_full += not is_result
-        return taken
-
-    def _order(self, order: Callable[[], None]) -> None:
-        with self._wake:
-            self._orders.append(order)
-            self._wake.notify()
-
     # --- the thread's side --------------------------------------------------------------
 
     def _run(self) -> None:
         _give_way()
         try:
             self._load()
-            while (item := self._next()) is not None:
-                if callable(item):
-                    item()
-                elif isinstance(item, _Question):
+            while (item := self._inbox.take()) is not None:
+                if isinstance(item, Question):
                     self._answer(item)
-                else:
+                elif isinstance(item, Result):
                     self._take_in(item)
+                else:
+                    item()
                 self._seconds = time.thread_time()
         except BaseException as error:  # the thread ends; the loop goes on with stage 0
             self._state = f"degraded: the predictor thread died: {type(error).__name__}"
             logger.exception("the predictor thread died")
-
-    def _next(self) -> Callable[[], None] | _Question | _Result | None:
-        """Orders before questions before results; None to end."""
-        with self._wake:
-            while True:
-                if self._stop_at is not None and (
-                    not self._results or time.monotonic() >= self._stop_at
-                ):
-                    return None
-                if self._orders:
-                    return self._orders.popleft()
-                if self._questions:
-                    return self._questions.popleft()
-                if self._results:
-                    return self._results.popleft()
-                self._wake.wait()
 
     def _load(self) -> None:
         self._state = "starting"
@@ -379,7 +324,7 @@ class Predictor:
             if i % SLICE_ROWS == SLICE_ROWS - 1:
                 time.sleep(0)
                 self._rows = foresight.rows
-                if self._stop_at is not None:
+                if self._inbox.closing:
                     return
 
     def _configure(self) -> None:
@@ -392,7 +337,7 @@ class Predictor:
             self._foresight.forget()
             self._publish()
 
-    def _answer(self, question: _Question) -> None:
+    def _answer(self, question: Question) -> None:
         generation = self._generation
         try:
             if not question.wanted():
@@ -407,7 +352,7 @@ class Predictor:
         except Exception:
             self._fault("a refinement failed")
 
-    def _take_in(self, result: _Result) -> None:
+    def _take_in(self, result: Result) -> None:
         generation = self._generation
         try:
             assert self._foresight is not None

@@ -7,8 +7,9 @@ Two sources speak. The boosters know what kind of request this is; neighbours kn
 answers to nearly the same prompt looked like. They are mixed quantile by quantile with
 weight w = n_eff / (n_eff + k0) for the neighbours, where n_eff counts a repeat of the
 prompt as 1 and a row at the similarity threshold as 0 (quadratic in between; a row of
-another model counts half). k0 = 1: lengths of one prompt scatter by about 0.45 in
-logarithms, the boosters' error by about 0.7, so one true repeat is worth as much as they.
+another model counts half). k0 = 2: in strict replay of the held-out conversations the
+pinball loss was 0.1471, 0.1447, 0.1429 at k0 = 0.5, 1, 3, and a lower k0 is sooner to
+believe what a tenant repeats.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
 
 Grid = tuple[float, ...]
 
-K0 = 1.0
+K0 = 2.0
+REPEAT = 0.99  # n_eff of one repeat, half precision of a stored vector allowed
 SCATTER = 0.45  # of log length between answers to the same prompt
 OTHER_MODEL = 0.5  # what a row of another model counts
 NEAREST = 20  # rows the neighbour features look at

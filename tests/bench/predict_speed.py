@@ -38,7 +38,7 @@ def text_of(rng: random.Random, chars: int) -> str:
 def view_of(rng: random.Random, chars: int) -> PromptView:
     messages = [
         {"role": "system", "content": "You are a helpful assistant. Answer briefly."},
-        {"role": "user", "content": f"{rng.random()} {text_of(rng, chars)}"},
+        {"role": "user", "content": f"{rng.randrange(10**6)} {text_of(rng, chars)}"},
     ]
     return PromptView.of_chat(messages, tenant="bench", model="gpt-5.4-mini", max_tokens=1024)
 
@@ -51,6 +51,23 @@ def report(name: str, work: Callable[[int], object], times: int) -> None:
         taken.append((time.perf_counter() - begin) * 1e6)
     p50, p99 = np.percentile(taken, (50, 99))
     print(f"{name:44s} p50 {p50:9.1f} µs   p99 {p99:9.1f} µs   n {times}")
+
+
+def stage0_beside_the_thread(predictor: Predictor, rng: random.Random) -> None:
+    """Stage 0 at 200 calls a second while the thread has refinements waiting all the time."""
+    views = [view_of(rng, 4_000) for _ in range(1000)]
+    taken = []
+    for seen in views:
+        for _ in range(2):
+            predictor.refine(seen, lambda _: None, lambda: True)
+        begin = time.perf_counter()
+        predictor.forecast(seen)
+        taken.append((time.perf_counter() - begin) * 1e6)
+        time.sleep(0.005)
+    p50, p99 = np.percentile(taken, (50, 99))
+    print(f"{'stage 0 beside a busy thread':44s} p50 {p50:9.1f} µs   p99 {p99:9.1f} µs   n 1000")
+    rss = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RSS" in line)
+    print(f"memory: {rss.split(':')[1].strip()}")
 
 
 def wait_ready(predictor: Predictor) -> None:
@@ -103,6 +120,7 @@ def main() -> None:
     report("  prompt key", lambda i: prompt_key(views[i], b"key"), len(views))
     messages = [{"role": "user", "content": text_of(rng, 4_000)}]
     report("  view", lambda i: PromptView.of_chat(messages, tenant="t", model="m"), 2000)
+    stage0_beside_the_thread(predictor, rng)
     predictor.stop(5)
 
     foresight = Foresight(settings, Artefacts(models, "all-MiniLM-L6-v2", 64), b"key", {})

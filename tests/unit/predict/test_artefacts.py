@@ -1,0 +1,106 @@
+"""Shipped artefacts: checked, loaded, or said to be missing."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.features import NAMES, PromptView
+from gateway.shipped import shipped
+from tests.unit.predict.conftest import NAME, Damage, flip, replace
+
+Make = Callable[[Damage], Path]
+
+
+def test_artefacts_shipped_load_without_a_problem(artefacts: Artefacts) -> None:
+    """The repository's own artefacts are whole and fit the code."""
+    assert artefacts.problems == []
+    assert artefacts.encoder is not None
+    assert artefacts.full is not None
+    assert artefacts.stage0() is not None
+
+
+def test_manifest_names_every_artefact_with_origin_and_licence() -> None:
+    """Each table has file, sha256, origin, licence and command; each hash is the file's."""
+    folder = shipped("models")
+    manifest = tomllib.loads((folder / "manifest.toml").read_text())
+    for table in manifest.values():
+        assert {"file", "sha256", "origin", "licence", "command"} <= table.keys()
+        data = (folder / table["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == table["sha256"]
+    named = {table["file"] for table in manifest.values()}
+    kinds = (".onnx", ".txt", ".json", ".npy", ".bin")
+    lying = {p.name for p in folder.iterdir() if p.suffix in kinds} - {"sentences.txt"}
+    assert lying == named
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (flip("encoder.onnx"), "encoder.onnx: the sha256 is not the manifest's"),
+        (flip("tokenizer.json"), "tokenizer.json: the sha256 is not the manifest's"),
+        (replace("encoder.onnx", None), "encoder.onnx cannot be read"),
+    ],
+)
+def test_artefacts_without_encoder_keep_stage0(damaged: Make, damage: Damage, said: str) -> None:
+    """A bad encoder costs neighbours and the full model, not stage 0."""
+    found = Artefacts(damaged(damage), NAME, 64)
+    assert [said in problem for problem in found.problems] == [True]
+    assert (found.encoder, found.full, found.encoder_name) == (None, None, "")
+    assert found.stage0() is not None
+
+
+@pytest.mark.parametrize("name", ["full.txt", "projection.npy"])
+def test_artefacts_without_full_model_keep_the_rest(damaged: Make, name: str) -> None:
+    """A bad full model leaves encoder and stage 0."""
+    found = Artefacts(damaged(flip(name)), NAME, 64)
+    assert len(found.problems) == 1
+    assert found.full is None
+    assert found.encoder is not None
+    assert found.stage0() is not None
+
+
+@pytest.mark.parametrize("name", ["stage0.txt", "tables.json"])
+def test_artefacts_without_stage0_keep_the_encoder(damaged: Make, name: str) -> None:
+    """Without tables or trees stage 0 is None; the encoder still serves neighbours."""
+    found = Artefacts(damaged(flip(name)), NAME, 64)
+    assert found.problems
+    assert found.stage0() is None
+    assert found.encoder is not None
+
+
+@pytest.mark.parametrize("content", [None, b"not toml [", b"\xff\xfe", b"[encoder]\nfile = 'x'\n"])
+def test_artefacts_without_manifest_are_none(damaged: Make, content: bytes | None) -> None:
+    """No usable manifest: nothing is loaded, and the reason is said."""
+    found = Artefacts(damaged(replace("manifest.toml", content)), NAME, 64)
+    assert found.problems
+    assert (found.encoder, found.full, found.stage0()) == (None, None, None)
+
+
+def test_artefacts_of_an_encoder_not_shipped_say_so() -> None:
+    """Another encoder's name does not silently get this one's vectors."""
+    found = Artefacts(shipped("models"), "paraphrase-multilingual-MiniLM-L12-v2", 64)
+    assert found.encoder is None
+    assert "paraphrase-multilingual-MiniLM-L12-v2" in found.problems[0]
+
+
+def test_stage0_tells_long_from_short(artefacts: Artefacts) -> None:
+    """An essay is forecast longer than a yes-or-no question, whatever the model."""
+    stage0, tables = artefacts.stage0(), artefacts.tables
+    assert stage0 is not None
+    assert tables is not None
+    essay, question = (
+        stage0.grid(tables.features_of(PromptView.of_prompt(text, tenant="t", model="new")))
+        for text in (
+            "Write a detailed 1500 word essay on the history of the printing press.",
+            "Is seven a prime number? Answer only yes or no.",
+        )
+    )
+    assert essay[3] > question[3] + 1.0
+    assert list(essay) == sorted(essay)
+    assert len(tables.features) == len(NAMES)

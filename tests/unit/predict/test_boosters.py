@@ -1,0 +1,81 @@
+"""LightGBM models one row at a time."""
+
+from __future__ import annotations
+
+from math import nan
+
+import pytest
+
+from gateway.predict.boosters import Booster, BoosterError
+from gateway.predict.features import NAMES
+from gateway.shipped import shipped
+
+TINY = """tree
+version=v4
+num_class=1
+num_tree_per_iteration=1
+label_index=0
+max_feature_idx=1
+objective=regression
+feature_names=a b
+feature_infos=[0:10] [0:10]
+tree_sizes=0
+
+Tree=0
+num_leaves=2
+num_cat=0
+split_feature=1
+split_gain=1
+threshold=3
+decision_type=2
+left_child=-1
+right_child=-2
+leaf_value=10 20
+leaf_weight=1 1
+leaf_count=1 1
+internal_value=0
+internal_weight=0
+internal_count=2
+is_linear=0
+shrinkage=1
+
+
+end of trees
+"""
+
+
+def tiny() -> str:
+    body = TINY[TINY.index("Tree=0") : TINY.index("end of trees")]
+    return TINY.replace("tree_sizes=0", f"tree_sizes={len(body)}")
+
+
+def test_booster_follows_its_tree() -> None:
+    """Left of the threshold 10, right of it 20; each call stands alone."""
+    booster = Booster(tiny(), 2)
+    assert [booster.predict(row) for row in ([0, 3.0], [0, 3.1], [9, 1], [9, 9])] == [
+        10.0,
+        20.0,
+        10.0,
+        20.0,
+    ]
+
+
+def test_booster_takes_missing_values() -> None:
+    """NaN is a value like any other."""
+    text = (shipped("models") / "stage0.txt").read_text()
+    assert 0 < Booster(text, len(NAMES)).predict([nan] * len(NAMES)) < 12
+
+
+def test_booster_refuses_another_width() -> None:
+    """A model of other features is an error when it is loaded, not when it is used."""
+    with pytest.raises(BoosterError, match="takes 2 features, the code gives 3"):
+        Booster(tiny(), 3)
+    with pytest.raises(ValueError):
+        Booster(tiny(), 2).predict([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("text", ["", "not a model", "tree\n", "tree\nversion=v4\n"])
+def test_booster_refuses_what_is_no_model(text: str) -> None:
+    """Garbage is a BoosterError."""
+    with pytest.raises(BoosterError):
+        Booster(text, 2)

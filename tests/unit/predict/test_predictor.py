@@ -1,0 +1,342 @@
+"""The predictor: stage 0 on the caller's thread, one thread for the rest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.predict.features import PromptView
+from gateway.predict.predictor import Predictor
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+from gateway.types import HistoryRow, Rung, Workload
+from tests.unit.predict.conftest import Damage, flip, replace
+
+Make = Callable[..., Predictor]
+WAIT_S = 30.0
+
+
+def view(text: str = "Write a short poem about the sea", **more: Any) -> PromptView:
+    return PromptView.of_prompt(text, tenant=more.pop("tenant", "a"), model="m", **more)
+
+
+def always() -> bool:
+    return True
+
+
+class Inbox:
+    """Takes what comes home from the thread."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._here = threading.Condition()
+
+    def __call__(self, item: Any) -> None:
+        with self._here:
+            self.items.append(item)
+            self._here.notify()
+
+    def wait(self, count: int = 1) -> list[Any]:
+        with self._here:
+            assert self._here.wait_for(lambda: len(self.items) >= count, WAIT_S)
+        return self.items
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[Predictor] = []
+
+    def build(
+        settings: Predict | None = None, folder: Path | None = None, **more: Any
+    ) -> Predictor:
+        predictor = Predictor(
+            settings or Predict(), folder or shipped("models"), key=b"key", **more
+        )
+        made.append(predictor)
+        predictor.start()
+        return predictor
+
+    yield build
+    for predictor in made:
+        predictor.stop(10)
+
+
+def refined(predictor: Predictor, seen: PromptView) -> Workload:
+    inbox = Inbox()
+    assert predictor.refine(seen, inbox, always)
+    found: Workload = inbox.wait()[0]
+    return found
+
+
+def learned(predictor: Predictor, seen: PromptView, tokens: int, **more: Any) -> HistoryRow:
+    inbox = Inbox()
+    values = {"prompt_tokens": None, "censored": False, "success": True, "wall_s": 1.0} | more
+    assert predictor.learn(seen, output_tokens=tokens, done=inbox, **values)
+    row: HistoryRow = inbox.wait()[0]
+    return row
+
+
+class Gate:
+    """Holds the predictor thread inside an item until it is opened."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._entered, self._open = threading.Event(), threading.Event()
+        assert predictor.refine(view("gate"), lambda _: None, self._wait)
+        assert self._entered.wait(WAIT_S)
+
+    def _wait(self) -> bool:
+        self._entered.set()
+        return not self._open.wait(WAIT_S)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def test_predictor_becomes_ready_and_refines(make: Make) -> None:
+    """With the shipped artefacts a refinement comes home from the thread."""
+    predictor = make()
+    found = refined(predictor, view())
+    assert found.rung is Rung.MODEL_ONLY
+    shot = predictor.snapshot()
+    assert (shot.ready, shot.state, shot.encoder) == (True, "ready", "all-MiniLM-L6-v2")
+
+
+def test_predictor_knows_at_once_what_it_learned(make: Make) -> None:
+    """After one answer the next forecast, refined or stage 0, follows it."""
+    predictor = make()
+    before = refined(predictor, view())
+    row = learned(predictor, view(), 2500)
+    assert (row.output_tokens, row.tenant, len(row.vector)) == (2500, "a", 768)
+    after = refined(predictor, view())
+    assert after.rung is Rung.TENANT_NEIGHBORS
+    assert after.p50 > 2 * before.p50
+    assert predictor.forecast(view()) == after
+    assert predictor.snapshot().cache_hits == 1
+    assert predictor.snapshot().index_rows == 1
+
+
+def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
+    """A refined prompt is answered with its refinement, another limit or tenant is not."""
+    predictor = make()
+    found = refined(predictor, view())
+    assert predictor.forecast(view()) == found
+    assert predictor.snapshot().cache_hits == 1
+    predictor.forecast(view(max_tokens=7))
+    predictor.forecast(view(tenant="b"))
+    assert predictor.snapshot().cache_hits == 1
+
+
+def test_predictor_fills_its_index_from_history(make: Make) -> None:
+    """Rows given at start serve as neighbours."""
+    rows = [learned(make(), view(), 800) for _ in range(2)] * 3
+    other = make(history=rows)
+    found = refined(other, view())
+    assert found.rung is Rung.TENANT_NEIGHBORS
+    assert other.snapshot().index_rows == 6
+
+
+def test_predictor_skips_an_item_nobody_waits_for(make: Make) -> None:
+    """`wanted` is asked just before work; False means no work and no answer."""
+    predictor = make()
+    inbox = Inbox()
+    assert predictor.refine(view(), inbox, lambda: False)
+    refined(predictor, view("another"))
+    assert inbox.items == []
+    assert predictor.snapshot().skipped_late == 1
+
+
+def test_predictor_refuses_when_a_queue_is_full(make: Make) -> None:
+    """Beyond its bound a queue says False at once, and counts what it lost."""
+    predictor = make(Predict(queue_items=2, learn_items=1))
+    gate = Gate(predictor)
+    inbox = Inbox()
+    assert [predictor.refine(view(), inbox, always) for _ in range(3)] == [True, True, False]
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    assert [predictor.learn(view(), output_tokens=9, **told) for _ in range(2)] == [True, False]
+    shot = predictor.snapshot()
+    assert (shot.forecast_queue, shot.learn_queue) == (2, 1)
+    assert (shot.dropped_full, shot.learn_lost) == (1, 1)
+    gate.open()
+    inbox.wait(2)
+
+
+def test_predictor_forecasts_before_it_learns(make: Make) -> None:
+    """A result that waits lets later forecasts pass."""
+    predictor = make()
+    gate = Gate(predictor)
+    order = Inbox()
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    assert predictor.learn(view(), output_tokens=9, done=order, **told)
+    assert predictor.refine(view(), order, always)
+    gate.open()
+    kinds = [type(item) for item in order.wait(2)]
+    assert kinds == [Workload, HistoryRow]
+
+
+def test_predictor_survives_callers_that_fail(make: Make) -> None:
+    """An exception in `wanted` or `done` costs that item only."""
+    predictor = make()
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("the caller's fault")
+
+    assert predictor.refine(view(), fail, always)
+    assert predictor.refine(view(), lambda _: None, fail)
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    assert predictor.learn(view(), output_tokens=9, done=fail, **told)
+    assert refined(predictor, view()).p50 > 0
+    assert predictor.snapshot().ready
+
+
+@pytest.mark.parametrize(
+    ("damage", "rung"),
+    [
+        (flip("encoder.onnx"), Rung.MODEL_ONLY),
+        (replace("encoder.onnx", b"garbage"), Rung.MODEL_ONLY),
+        (flip("stage0.txt"), Rung.HEURISTIC),
+        (replace("manifest.toml", b"\x00"), Rung.HEURISTIC),
+    ],
+)
+def test_predictor_degrades_with_a_bad_artefact(
+    make: Make, damaged: Callable[[Damage], Path], damage: Damage, rung: Rung
+) -> None:
+    """A wrong or missing file is said in the state; forecasts go on, one rung lower."""
+    predictor = make(folder=damaged(damage))
+    refined(predictor, view())
+    assert predictor.snapshot().state.startswith("degraded: ")
+    assert predictor.forecast(view("something not seen yet")).rung is rung
+    assert learned(predictor, view(), 100).output_tokens == 100
+
+
+def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
+    """Without a thread there is a forecast; refining and learning say False."""
+    idle = Predictor(Predict(), shipped("models"))
+    assert idle.forecast(view()).rung is Rung.HEURISTIC
+    assert idle.snapshot().state == "starting"
+    predictor = make()
+    refined(predictor, view())
+    predictor.stop(10)
+    assert predictor.forecast(view("another")).rung is Rung.MODEL_ONLY
+    assert not predictor.refine(view(), lambda _: None, always)
+    shot = predictor.snapshot()
+    assert not shot.ready
+    assert shot.state == "degraded: the predictor thread has ended"
+
+
+def test_predictor_outlives_its_thread(make: Make) -> None:
+    """A thread that dies is said in the state; stage 0 goes on."""
+    predictor = make(history=[None])  # not a row: nothing on the thread expects that
+    predictor._thread.join(WAIT_S)
+    assert predictor.snapshot().state == "degraded: the predictor thread died: AttributeError"
+    assert not predictor.snapshot().ready
+    assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
+    assert not predictor.refine(view(), lambda _: None, always)
+
+
+def test_predictor_learns_what_waits_before_it_stops(make: Make) -> None:
+    """Stopping drops forecasts, and takes in results for as long as it may."""
+    predictor = make()
+    gate = Gate(predictor)
+    forecasts, rows = Inbox(), Inbox()
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    assert predictor.refine(view(), forecasts, always)
+    for _ in range(3):
+        assert predictor.learn(view(), output_tokens=9, done=rows, **told)
+    stopping = threading.Thread(target=predictor.stop, args=(WAIT_S,))
+    stopping.start()
+    gate.open()
+    stopping.join(WAIT_S)
+    assert len(rows.items) == 3
+    assert forecasts.items == []
+
+
+def test_predictor_disabled_is_off_and_cheap(make: Make) -> None:
+    """enabled = false: heuristics, no thread, nothing learned or lost."""
+    predictor = make(Predict(enabled=False))
+    assert predictor.forecast(view()).rung is Rung.HEURISTIC
+    assert not predictor.refine(view(), lambda _: None, always)
+    shot = predictor.snapshot()
+    assert (shot.state, shot.ready, shot.dropped_full) == ("off", False, 0)
+
+
+def test_predictor_can_be_switched_on_and_off(make: Make) -> None:
+    """A reload starts the thread, rests it, and wakes it with what it knew."""
+    predictor = make(Predict(enabled=False))
+    predictor.reconfigure(Predict(enabled=True))
+    learned(predictor, view(), 2500)
+    predictor.reconfigure(Predict(enabled=False))
+    assert predictor.snapshot().state == "off"
+    assert predictor.forecast(view()).rung is Rung.HEURISTIC
+    predictor.reconfigure(Predict(enabled=True))
+    assert refined(predictor, view()).rung is Rung.TENANT_NEIGHBORS
+
+
+def test_reconfigure_takes_effect_on_the_thread(make: Make) -> None:
+    """A smaller window keeps the newest rows; an encoder not shipped is said, not used."""
+    predictor = make()
+    for i in range(4):
+        learned(predictor, view(f"Tell me about the number {i}"), 100)
+    predictor.reconfigure(Predict(history_window_size=2))
+    refined(predictor, view())
+    assert predictor.snapshot().index_rows == 2
+    predictor.reconfigure(Predict(embedding_model_name="another"))
+    refined(predictor, view())
+    assert "no artefact for the encoder 'another'" in predictor.snapshot().state
+
+
+def test_reset_learned_forgets_everything_learned(make: Make) -> None:
+    """Index, calibration and cache are empty; the forecast is the untaught one."""
+    predictor = make()
+    before = refined(predictor, view())
+    for _ in range(3):
+        learned(predictor, view(), 3000)
+    predictor.reset_learned()
+    assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
+    assert predictor.forecast(view()).p50 < 1000
+    assert refined(predictor, view()) == before
+    assert predictor.snapshot().index_rows == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "x" * 1_000_000, "\x00\xff", "\ud800", "😀" * 3000, "请写一首诗" * 1000]
+)
+def test_predictor_takes_any_text(make: Make, text: str) -> None:
+    """Empty, huge, binary, surrogates, emoji, Chinese: stage 0, refine and learn answer."""
+    predictor = make()
+    seen = view(text)
+    refined(predictor, seen)
+    learned(predictor, seen, 10)
+    assert predictor.forecast(seen).p50 >= 0
+    assert predictor.snapshot().ready
+
+
+def test_forecast_never_raises(make: Make) -> None:
+    """Even a view of wrong types gets a forecast."""
+    predictor = make()
+    refined(predictor, view())
+    broken = PromptView(tenant="a", model="m", text=None)  # type: ignore[arg-type]
+    assert predictor.forecast(broken).rung is Rung.HEURISTIC
+
+
+def test_snapshot_counts_forecasts_by_rung(make: Make) -> None:
+    """Each forecast given, of either stage, is counted under its rung."""
+    predictor = make()
+    refined(predictor, view())
+    predictor.forecast(view("one"))
+    predictor.forecast(view("two"))
+    shot = predictor.snapshot()
+    assert shot.forecasts[Rung.MODEL_ONLY] == 3
+    assert set(shot.forecasts) == set(Rung)
+
+
+def test_profile_tells_typical_length_and_price(make: Make) -> None:
+    """A model's profile has its typical length; a price where one is known."""
+    predictor = make()
+    refined(predictor, view())
+    profile = predictor.profile("m")
+    assert profile["typical_output_tokens"] is not None
+    assert profile["usd_per_million_output_tokens"] is None

@@ -1,0 +1,163 @@
+"""Grids of quantiles: made, mended, mixed and cut."""
+
+from __future__ import annotations
+
+from math import expm1, log1p
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.predict.index import NO_NEIGHBOURS, Neighbours
+from gateway.predict.quantiles import (
+    NEIGHBOUR_NAMES,
+    SCATTER,
+    Z,
+    blended,
+    confidence,
+    neighbour_features,
+    neighbour_grid,
+    neighbour_weights,
+    p_short,
+    probability_at_most,
+    rearranged,
+    risk,
+    truncated,
+    value_at,
+)
+from gateway.types import QUANTILE_LEVELS
+
+logs = st.lists(st.floats(-5, 20), min_size=7, max_size=7)
+
+
+def normal(centre: float, sigma: float) -> tuple[float, ...]:
+    return tuple(centre + sigma * z for z in Z)
+
+
+def near(
+    similarity: list[float],
+    tokens: list[float],
+    *,
+    censored: list[bool] | None = None,
+    same: list[bool] | None = None,
+) -> Neighbours:
+    count = len(tokens)
+    return Neighbours(
+        similarity=np.array(similarity, np.float32),
+        length=np.log1p(np.array(tokens, np.float32)),
+        censored=np.array(censored or [False] * count),
+        same_model=np.array(same or [True] * count),
+    )
+
+
+@given(logs)
+def test_rearranged_grid_is_non_decreasing_and_bounded(values: list[float]) -> None:
+    """Crossing quantiles are put in order, within [0, log 10⁶]."""
+    grid = rearranged(values)
+    assert list(grid) == sorted(grid)
+    assert grid[0] >= 0.0
+    assert grid[-1] <= log1p(1_000_000)
+
+
+@given(logs, st.integers(1, 10_000))
+def test_truncated_grid_stops_at_max_tokens(values: list[float], limit: int) -> None:
+    """No quantile lies above max_tokens; those below stay."""
+    grid = rearranged(values)
+    short = truncated(grid, limit)
+    assert expm1(short[-1]) <= limit * (1 + 1e-9)
+    assert all(b == a or b == log1p(limit) for a, b in zip(grid, short, strict=True))
+    assert truncated(grid, None) == grid
+
+
+@given(logs, st.floats(-2, 22), st.floats(0, 3))
+def test_probability_rises_with_the_value(values: list[float], at: float, step: float) -> None:
+    """The distribution function is within [0, 1] and does not fall."""
+    grid = rearranged(values)
+    low, high = probability_at_most(grid, at), probability_at_most(grid, at + step)
+    assert 0.0 <= low <= high + 1e-12 <= 1.0 + 1e-9
+
+
+def test_probability_at_a_quantile_is_its_level() -> None:
+    """P(X ≤ quantile) is the level, and the other way round."""
+    grid = normal(5, 0.8)
+    for level, value in zip(QUANTILE_LEVELS, grid, strict=True):
+        assert probability_at_most(grid, value) == pytest.approx(level)
+        assert value_at(grid, level) == pytest.approx(value)
+
+
+def test_p_short_is_sure_at_the_ends() -> None:
+    """Certainly short, certainly long, and half where the median is 64."""
+    assert p_short(normal(log1p(10), 0.2)) == 1.0
+    assert p_short(normal(log1p(2000), 0.2)) == 0.0
+    assert p_short(normal(log1p(64), 0.5)) == pytest.approx(0.5)
+
+
+def test_p_short_of_an_answer_cut_at_64_is_one() -> None:
+    """max_tokens 64 makes any answer short."""
+    assert p_short(truncated(normal(7, 0.5), 64)) == 1.0
+
+
+def test_risk_is_the_chance_of_twice_the_median() -> None:
+    """Wide grids risk more, and one cut at twice its median risks nothing."""
+    wide, tight = normal(5, 1.2), normal(5, 0.3)
+    assert 0.0 <= risk(tight) < 0.05 < risk(wide) <= 0.5
+    assert risk(truncated(wide, int(expm1(5)))) == 0.0
+
+
+def test_confidence_falls_with_the_scatter() -> None:
+    """1 when certain, exp(−σ) otherwise."""
+    assert confidence((5.0,) * 7) == 1.0
+    assert confidence(normal(5, 0.7)) == pytest.approx(np.exp(-0.7), rel=1e-3)
+
+
+def test_neighbour_weight_is_one_for_a_repeat_and_none_at_the_threshold() -> None:
+    """1 at similarity 1, 0 at and below the threshold, half for another model."""
+    found = near([1.0, 0.9, 0.8, 0.1, 1.0], [1] * 5, same=[True] * 4 + [False])
+    assert neighbour_weights(found, 0.8) == pytest.approx([1, 0.25, 0, 0, 0.5], abs=1e-6)
+
+
+def test_neighbour_grid_of_one_row_scatters_around_it() -> None:
+    """One neighbour is no certainty: its length smeared by the usual scatter."""
+    grid = neighbour_grid(near([1.0], [100]), np.array([1.0]), normal(5, 1))
+    assert grid[3] == pytest.approx(log1p(100), abs=0.01)
+    assert grid[5] - grid[3] == pytest.approx(SCATTER * Z[5], rel=0.25)
+
+
+def test_neighbour_grid_covers_what_the_neighbours_said() -> None:
+    """With many neighbours the median and the outer quantiles are theirs."""
+    rng = np.random.default_rng(1)
+    logs_ = np.sort(rng.normal(5, 1.0, 64_000))[500::1000]  # as regular as a sample can be
+    found = near([1.0] * 64, np.expm1(logs_).tolist())
+    grid = neighbour_grid(found, np.ones(64), normal(3, 1))
+    assert grid[3] == pytest.approx(np.median(logs_), abs=0.15)
+    share = (rng.normal(5, np.hypot(1.0, SCATTER), 5000) <= grid[5]).mean()
+    assert 0.85 < share < 0.95
+
+
+def test_neighbour_grid_reads_a_censored_length_as_a_lower_bound() -> None:
+    """A cut answer pulls the forecast up, not down to where it was cut."""
+    prior = normal(log1p(500), 0.5)
+    cut = neighbour_grid(near([1.0], [50], censored=[True]), np.array([1.0]), prior)
+    whole = neighbour_grid(near([1.0], [50]), np.array([1.0]), prior)
+    assert whole[3] == pytest.approx(log1p(50), abs=0.01)
+    assert cut[3] == pytest.approx(log1p(500), abs=0.05)
+
+
+def test_blend_follows_the_effective_neighbours() -> None:
+    """No neighbour: the model's grid. One: a third of the way. Many: theirs."""
+    model, theirs = normal(3, 0.5), normal(6, 0.5)
+    assert blended(model, theirs, 0.0) == pytest.approx(model)
+    assert blended(model, theirs, 1.0)[3] == pytest.approx(4.0)
+    assert blended(model, theirs, 99.0)[3] == pytest.approx(6, abs=0.1)
+
+
+def test_neighbour_features_have_their_names() -> None:
+    """As many numbers as names; without neighbours NaN throughout."""
+    row = neighbour_features(near([0.9, 0.5], [10, 1000], same=[False, True]))
+    named = dict(zip(NEIGHBOUR_NAMES, row, strict=True))
+    assert named["nn_max"] == pytest.approx(0.9)
+    assert named["nn_first"] == pytest.approx(log1p(10))
+    assert named["nn_same_model"] == pytest.approx(log1p(1000))
+    assert 1.0 <= named["nn_effective"] < 1.1
+    assert np.isnan(neighbour_features(NO_NEIGHBOURS)).all()
