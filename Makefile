@@ -24,7 +24,7 @@ run: $(VENV)/run-ready ## set up and run the gateway with gateway.toml
 	@exec $(BIN)/python -m gateway serve --config gateway.toml
 
 stop: ## drain and end a gateway started by `make run` in this folder
-	@pkill -TERM -f "$(BIN)/python -m gateway serve" || echo "no gateway runs"
+	@pkill -TERM -f '^$(BIN)/python -m gateway serv[e]' || echo "no gateway runs"
 
 test: $(VENV)/dev-ready ## set up and run the tests
 	@$(BIN)/python -m pytest

@@ -60,7 +60,8 @@ def demo_provider(args: argparse.Namespace) -> int:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: its lock would be in the interpreter's way at exit
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

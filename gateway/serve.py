@@ -213,7 +213,8 @@ def _self_command() -> list[str]:
 
 def _what_next(settings: Settings, port: int, made_token: bool) -> str:
     url = f"http://127.0.0.1:{port}"
-    me = "sagesched" if getattr(sys, "frozen", False) else f"{sys.executable} -m gateway"
+    frozen = getattr(sys, "frozen", False)
+    me = "sagesched" if frozen else f"{sys.executable} -m gateway"
     at = "" if port == 3000 else f" --url {url}"
     lines = [
         "",

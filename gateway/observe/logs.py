@@ -174,7 +174,7 @@ class Logs:
     def _set_level(self) -> None:
         logging.getLogger().setLevel(self._level)
         # Their INFO tells of each connection.
-        for name in ("httpx", "httpcore", "aiohttp", "asyncio"):
+        for name in ("httpx", "httpcore", "aiohttp", "asyncio", "faiss"):
             logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
 
     def request_line(self, record: JobRecord) -> None:
