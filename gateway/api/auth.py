@@ -15,7 +15,7 @@ from gateway.settings.schema import Settings, Tenant
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-_KEY_HEADERS = (b"authorization", b"api-key", b"x-api-key")
+_KEY_HEADERS = (b"api-key", b"x-api-key")
 
 
 def digest(key: str | bytes) -> str:
@@ -24,17 +24,23 @@ def digest(key: str | bytes) -> str:
     return "sha256:" + hashlib.sha256(raw).hexdigest()
 
 
+def bearer(headers: Headers) -> bytes | None:
+    """The token of `Authorization: Bearer TOKEN`; None where there is none."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, token = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                return token.strip() or None
+    return None
+
+
 def presented_key(headers: Headers) -> bytes | None:
     """The credential of a request: Bearer token, or Azure's and Anthropic's key headers."""
-    for name, value in headers:
-        if name in _KEY_HEADERS:
-            if name == b"authorization":
-                scheme, _, token = value.partition(b" ")
-                if scheme.lower() != b"bearer":
-                    continue
-                return token.strip() or None
-            return value.strip() or None
-    return None
+    headers = list(headers)
+    token = bearer(headers)
+    if token is not None:
+        return token
+    return next((v.strip() for k, v in headers if k in _KEY_HEADERS and v.strip()), None)
 
 
 class Tenants:
@@ -92,7 +98,7 @@ class AdminToken:
 
     def check(self, headers: Headers) -> None:
         """Raises Unauthorized unless `Authorization: Bearer <admin token>` came."""
-        key = presented_key(headers)
+        key = bearer(headers)
         if key is None or not hmac.compare_digest(digest(key), self._digest):
             raise Unauthorized(
                 "This route wants `Authorization: Bearer <admin token>`.",

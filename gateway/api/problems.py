@@ -14,6 +14,7 @@ from gateway.engine.scope import Send
 from gateway.errors import GatewayError, UpstreamRefused
 
 Headers = list[tuple[bytes, bytes]]
+MAX_WAIT_S = 86_400.0
 
 
 def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
@@ -23,8 +24,8 @@ def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]
-    if error.retry_after_s is not None:
-        wait = max(error.retry_after_s, 0.0)
+    if error.retry_after_s is not None and not math.isnan(error.retry_after_s):
+        wait = min(max(error.retry_after_s, 0.0), MAX_WAIT_S)
         headers.append((b"retry-after-ms", str(math.ceil(wait * 1000)).encode()))
         headers.append((b"retry-after", str(max(math.ceil(wait), 1)).encode()))
     if error.should_retry is not None:

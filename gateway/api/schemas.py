@@ -13,6 +13,8 @@ from msgspec import Raw, Struct
 from gateway.errors import InvalidRequest
 
 T = TypeVar("T")
+MAX_CHOICES = 128
+MAX_TOKENS = 2**31 - 1  # beyond any provider's, within a 64-bit column
 
 
 class Part(Struct):
@@ -122,6 +124,8 @@ _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`")
 def decode(body: bytes, kind: type[T]) -> T:
     """Decode a JSON body. Raises InvalidRequest with OpenAI's wording and `param`."""
     try:
+        if not body.isascii():
+            body.decode()  # msgspec looks at the strings it keeps; the rest is relayed, too
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
@@ -150,10 +154,11 @@ def _invalid(text: str) -> InvalidRequest:
         return InvalidRequest(
             f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter"
         )
+    what = what[:1].lower() + what[1:]
     if not path:
         return InvalidRequest(f"The body is not valid: {what}.", code="invalid_type")
     return InvalidRequest(
-        f"Invalid value for '{path}': {what[:1].lower() + what[1:]}.",
+        f"Invalid value for '{path}': {what}.",
         param=path,
         code="invalid_type",
     )
@@ -176,10 +181,11 @@ def check_generation(request: Generation) -> None:
     """The rules over values that types do not carry."""
     if not request.model.strip():
         raise InvalidRequest("'model' must not be empty.", param="model", code="invalid_value")
-    positive(request.max_tokens, "max_tokens")
-    positive(request.max_completion_tokens, "max_completion_tokens")
-    positive(request.max_output_tokens, "max_output_tokens")
-    positive(request.n, "n", 128)
+    positive(request.max_tokens, "max_tokens", MAX_TOKENS)
+    positive(request.max_completion_tokens, "max_completion_tokens", MAX_TOKENS)
+    positive(request.max_output_tokens, "max_output_tokens", MAX_TOKENS)
+    positive(request.n, "n", MAX_CHOICES)
+    positive(request.best_of, "best_of", MAX_CHOICES)
 
 
 def check_messages(messages: list[Any] | None) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.settings import load
-from gateway.settings.schema import Settings
+from gateway.settings.schema import Demo, Settings
 
 Apply = Callable[[], None]
 Prepare = Callable[[Settings], Apply]
@@ -27,11 +28,8 @@ RESTART_ONLY = (
     ("server", "host"),
     ("server", "port"),
     ("store", "path"),
-    ("predict", "enabled"),
-    ("predict", "embedding_model_name"),
-    ("predict", "history_window_size"),
-    ("demo", "enabled"),
-    ("demo", "port"),
+    ("server", "keepalive_s"),
+    *(("demo", field) for field in Demo.__struct_fields__),
 )
 """What a reload accepts but only a restart puts in force."""
 
@@ -71,11 +69,9 @@ class LiveSettings:
         try:
             settings = load.load(self.path, self._environ, patch)
             applies = [prepare(settings) for prepare in self._prepares]
-        except SettingsError as error:
-            before_state = self.state
-            self.state = ReloadState(
-                before_state.generation, False, before_state.success_wall_s, error.message
-            )
+        except Exception as error:  # of a fault of ours, too: nothing has changed yet
+            said = error.message if isinstance(error, SettingsError) else type(error).__name__
+            self.state = msgspec.structs.replace(self.state, ok=False, error=said)
             raise
         before, self.current, self._patch = self.current, settings, patch
         for apply in applies:

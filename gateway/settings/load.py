@@ -6,12 +6,13 @@ Precedence: environment > admin patch > file (DESIGN.md, pattern 4). Every failu
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -35,17 +36,34 @@ IGNORED_ENVIRONMENT = {
     "PREDICTOR_BASE_URL": "the predictor is part of this process; there is no second service",
 }
 
+_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
+_WORDS = {
+    "Object missing required field": "missing key",
+    "`object | array`": "a table or an array",
+    "`object`": "a table",
+    "`array`": "an array",
+}
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
 def read_file(path: Path) -> Tree:
     """The file as a tree; SettingsError when it cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a BOM
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: not valid TOML: nested too deeply") from None
+
+
+class Whole(dict[str, Any]):
+    """A table of a patch that replaces what stands in its place instead of merging with it.
+
+    RFC 7396 has no word for it, and without one patches do not compose: first `{"x": null}`,
+    then `{"x": {"y": 1}}` leaves only y in x, which no single plain patch says.
+    """
 
 
 def merge(base: Tree, patch: Mapping[str, Any]) -> Tree:
@@ -56,9 +74,25 @@ def merge(base: Tree, patch: Mapping[str, Any]) -> Tree:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
             below = merged.get(key)
-            merged[key] = merge(below if isinstance(below, dict) else {}, value)
+            stays = isinstance(below, dict) and not isinstance(value, Whole)
+            merged[key] = merge(cast(Tree, below) if stays else {}, value)
         else:
             merged[key] = value
+    return merged
+
+
+def merge_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
+    """One patch that does what both do in turn: nulls are kept, since they still remove."""
+    merged = dict(first)
+    for key, value in second.items():
+        if key not in first or not isinstance(value, Mapping) or isinstance(value, Whole):
+            merged[key] = value
+            continue
+        below = first[key]
+        if isinstance(below, Mapping) and not isinstance(below, Whole):
+            merged[key] = merge_patches(below, value)
+        else:  # what stood there is gone by now
+            merged[key] = Whole(merge(below if isinstance(below, Whole) else {}, value))
     return merged
 
 
@@ -78,26 +112,39 @@ def overlay_environment(tree: Tree, environ: Mapping[str, str]) -> Tree:
     return merge(tree, patch)
 
 
-def build(tree: Tree, origin: str) -> Settings:
-    """Validate a tree; `origin` is the file's name for messages."""
+def build(tree: Tree, origin: str, origins: Mapping[str, str] | None = None) -> Settings:
+    """Validate a tree. Raises SettingsError.
+
+    Args:
+        origin: where the tree comes from, for messages: the file's name.
+        origins: other origins of single values, by their path.
+    """
     try:
         return msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
         match = _PATH.match(str(error))
         what = match["what"] if match else str(error)
         path = ((match["path"] if match else None) or "$").removeprefix("$").removeprefix(".")
-        if path.endswith("[...]"):
-            path = path.removesuffix("[...]")
+        path = path.removesuffix("[...]")
+        origin = (origins or {}).get(path, origin)
         where = f"{origin}: {_named(tree, path)}: " if path else f"{origin}: "
-        raise SettingsError(f"{where}{_plain(what)}") from None
+        raise SettingsError(f"{where}{_plain(what, path)}") from None
 
 
 def load(
     path: Path, environ: Mapping[str, str] = os.environ, patch: Mapping[str, Any] | None = None
 ) -> Settings:
-    """File, then patch, then environment, validated as one."""
-    tree = merge(read_file(path), patch or {})
-    return build(overlay_environment(tree, environ), str(path))
+    """File, then patch, then environment, validated as one. Raises SettingsError."""
+    tree = overlay_environment(merge(read_file(path), patch or {}), environ)
+    return build(
+        tree,
+        f"{path} with the admin patch" if patch else str(path),
+        {
+            f"{section}.{field}": f"environment {name}"
+            for name, (section, field, _) in ENVIRONMENT.items()
+            if environ.get(name)
+        },
+    )
 
 
 def _named(tree: Tree, path: str) -> str:
@@ -112,22 +159,42 @@ def _named(tree: Tree, path: str) -> str:
     return f"{path} (name = {str(name)[:64]!r})"
 
 
-def _plain(what: str) -> str:
-    what = what.replace("Object contains unknown field", "unknown key")
-    what = what.replace("Object missing required field", "missing key")
+def _plain(what: str, path: str) -> str:
+    """msgspec's words as an operator's, with what would have been right."""
+    if unknown := _UNKNOWN.match(what):
+        near = difflib.get_close_matches(unknown[1], _keys_at(path), n=1)
+        hint = f", did you mean `{near[0]}`?" if near else ""
+        return f"unknown key `{unknown[1]}`{hint}"
+    if what.startswith("Invalid enum value"):
+        what = f"expected one of {', '.join(_choices_at(path))}, got {what.rpartition(' ')[2]}"
+    if "matching regex" in what:  # names alone have a pattern in their type
+        what = "expected 1 to 64 letters, digits, `.`, `_` or `-`, a letter or digit first"
+    for theirs, ours in _WORDS.items():
+        what = what.replace(theirs, ours)
     return what[:1].lower() + what[1:]
 
 
-def merge_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
-    """One patch that does what both do in turn: nulls are kept, since they still remove."""
-    merged = dict(first)
-    for key, value in second.items():
-        below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = merge_patches(below, value)
+def _type_at(path: str) -> Any:
+    """The schema's type at a path such as `accounts[0].provider`."""
+    here: Any = msgspec.inspect.type_info(Settings)
+    for step in re.findall(r"\w+|\[\d+\]", path):
+        if step.startswith("["):
+            here = here.item_type
         else:
-            merged[key] = dict(value) if isinstance(value, Mapping) else value
-    return merged
+            here = next(field.type for field in here.fields if field.encode_name == step)
+        if isinstance(here, msgspec.inspect.UnionType):
+            here = next(t for t in here.types if not isinstance(t, msgspec.inspect.NoneType))
+    return here
+
+
+def _keys_at(path: str) -> list[str]:
+    return [field.encode_name for field in _type_at(path).fields]
+
+
+def _choices_at(path: str) -> list[str]:
+    here = _type_at(path)
+    values = here.values if isinstance(here, msgspec.inspect.LiteralType) else list(here.cls)
+    return [str(value) for value in values]
 
 
 def secret(reference: str, where: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -135,7 +202,7 @@ def secret(reference: str, where: str, environ: Mapping[str, str] = os.environ) 
     kind, _, rest = reference.partition(":")
     if kind == "env":
         value = environ.get(rest, "")
-        missing = f"the environment variable {rest} is not set"
+        missing = f"the environment variable {rest} is not set, or empty"
     else:
         missing = f"the file {rest} is empty"
         try:

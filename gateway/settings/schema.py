@@ -8,6 +8,7 @@ settings are built by `settings.load` alone.
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from msgspec import Meta, Struct
 
 from gateway.types import JobClass
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+# \Z, not $, in every pattern: $ lets a line break at the end pass, and names go into headers.
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000_000)]
@@ -23,9 +25,11 @@ Bytes = Annotated[int, Meta(ge=1024, le=64 * 2**30)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-_SECRET = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")
-_KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
-_MODEL_NAME = re.compile(r"^[^\s\x00-\x1f]{1,200}$")
+_SECRET = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f]+)\Z")
+_KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}\Z")
+_MODEL_NAME = re.compile(r"^[^\s\x00-\x1f\x7f]{1,200}\Z")
+_HOST = re.compile(r"^[A-Za-z0-9._-]+\Z")
+_URL = re.compile(r"^[\x21-\x7e]+\Z")
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +57,21 @@ class Admin(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if not _SECRET.match(self.token):
-            raise ValueError("admin.token: expected env:NAME or file:PATH, not the token itself")
+            raise ValueError("token: expected env:NAME or file:PATH, not the token itself")
+
+
+def _check_base_url(text: str) -> None:
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname or "", url.port
+        if not _HOST.match(host) or re.fullmatch(r"[0-9.]+", host):
+            ip_address(host)  # an IPv6 address, or one that looks like IPv4
+    except ValueError:
+        raise ValueError("base_url: expected a host name or address and a port") from None
+    if url.scheme not in ("http", "https") or not _URL.match(text) or port == 0:
+        raise ValueError("base_url: expected http://… or https://…")
+    if "@" in url.netloc or "?" in text or "#" in text:
+        raise ValueError("base_url: expected no credentials, query or fragment")
 
 
 class Account(Section, frozen=True, kw_only=True):
@@ -76,11 +94,7 @@ class Account(Section, frozen=True, kw_only=True):
     max_tokens_field: Literal["as_sent", "max_tokens", "max_completion_tokens"] = "as_sent"
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("base_url: expected http://… or https://…")
-        if url.username or url.password or url.query or url.fragment:
-            raise ValueError("base_url: expected no credentials, query or fragment")
+        _check_base_url(self.base_url)
         if not _SECRET.match(self.api_key):
             raise ValueError("api_key: expected env:NAME or file:PATH, not the key itself")
         if not self.models:
@@ -143,7 +157,7 @@ class Schedule(Section, frozen=True):
 
     def __post_init__(self) -> None:
         if self.moderate_above >= self.congested_above:
-            raise ValueError("schedule.congested_above: expected more than moderate_above")
+            raise ValueError("congested_above: expected more than moderate_above")
 
 
 class Balance(Section, frozen=True):

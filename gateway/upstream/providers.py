@@ -7,6 +7,7 @@ teaches the limit, and what a client did wrong teaches nothing.
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import re
 from collections.abc import Iterable
@@ -33,7 +34,13 @@ _DEAD_CODES = frozenset(
 )
 _OVERLOAD_CODES = frozenset({"server_is_overloaded", "overloaded", "overloaded_error"})
 _RATE_CODES = frozenset({"rate_limit_exceeded", "slow_down", "tokens", "requests"})
-_KEY_LIKE = re.compile(r"\b(sk|pk|rk|key|Bearer)[-_ ][A-Za-z0-9_\-*.]{6,}")
+# A digit or a star, or great length, tells a key from a word ("API key provided").
+_KEY_LIKE = re.compile(
+    r"\b(?:(?:sk|pk|rk|key)[-_]|AIza|Bearer )"
+    r"(?:(?=[\w.*~+/=-]*[0-9*])[\w.*~+/=-]{6,}|[\w.*~+/=-]{24,})"
+)
+_WAITS = (b"retry-after-ms", b"retry-after")
+MAX_RETRY_AFTER_S = 86_400.0
 
 # What of a client's headers goes to the provider. Everything else stays here: credentials,
 # cookies, addresses, and the headers that choose who pays.
@@ -55,6 +62,7 @@ RETURNED = frozenset(
 )
 
 
+FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n\r\n([^\r\n]{1,200})\r\n')
 MAX_URLS = 64
 
 
@@ -128,9 +136,16 @@ def edit_for(to: Target, model: str, *, inject_usage: bool) -> BodyEdit | None:
 
 
 def edited(body: bytes, edit: BodyEdit) -> bytes:
-    """`body` with the edit made; every other member keeps its bytes and its place."""
-    members = _members.decode(body)
-    if edit.model is not None:
+    """`body` with the edit made; every other member keeps its bytes and its place.
+
+    A body that names no model gets none. Of a multipart form the model's part is edited, the
+    only one of these keys that forms have; any other body stays as it is.
+    """
+    try:
+        members = _members.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _edited_form(body, edit)
+    if edit.model is not None and "model" in members:
         members["model"] = Raw(_json.encode(edit.model))
     if edit.include_usage:
         options: dict[str, Raw] = {}
@@ -140,13 +155,25 @@ def edited(body: bytes, edit: BodyEdit) -> bytes:
         options["include_usage"] = Raw(b"true")
         members["stream_options"] = Raw(_json.encode(options))
     if edit.max_tokens_field != "as_sent":
-        other = "max_completion_tokens" if edit.max_tokens_field == "max_tokens" else "max_tokens"
-        if other in members and edit.max_tokens_field not in members:
-            members = {
-                (edit.max_tokens_field if key == other else key): value
-                for key, value in members.items()
-            }
+        members = _with_limit_in(edit.max_tokens_field, members)
     return _json.encode(members)
+
+
+def _with_limit_in(field: str, members: dict[str, Raw]) -> dict[str, Raw]:
+    """The token limit under the one name this account knows. A null is no limit."""
+    other = "max_completion_tokens" if field == "max_tokens" else "max_tokens"
+    if other not in members or bytes(members.get(field, b"null")) != b"null":
+        return members
+    return {
+        (field if key == other else key): value for key, value in members.items() if key != field
+    }
+
+
+def _edited_form(body: bytes, edit: BodyEdit) -> bytes:
+    model = None if edit.model is None else FORM_MODEL.search(body)
+    if model is None or edit.model is None:
+        return body
+    return body[: model.start(1)] + edit.model.encode() + body[model.end(1) :]
 
 
 class Failure(Struct, frozen=True):
@@ -163,18 +190,33 @@ class Failure(Struct, frozen=True):
 
 
 def retry_after(headers: Iterable[tuple[bytes, bytes]], wall_s: float) -> float | None:
-    """Seconds from `retry-after-ms` or `Retry-After` (RFC 9110 §10.2.3: seconds or a date)."""
-    found = {k.lower(): v for k, v in headers if k.lower() in (b"retry-after-ms", b"retry-after")}
+    """Seconds from `retry-after-ms` or `Retry-After` (RFC 9110 §10.2.3: seconds or a date).
+
+    Between 0 and a day; None where neither says a time. `wall_s` is the time of day (Unix).
+    """
+    found = {k.lower(): v.decode("latin-1").strip() for k, v in headers if k.lower() in _WAITS}
+    wait = _number(found.get(b"retry-after-ms"), 1000)
+    if wait is None:
+        text = found.get(b"retry-after")
+        wait = _number(text, 1)
+        if wait is None and text is not None:
+            wait = _seconds_until(text, wall_s)
+    return None if wait is None else min(max(wait, 0.0), MAX_RETRY_AFTER_S)
+
+
+def _number(text: str | None, per_second: int) -> float | None:
+    if text is None or not re.fullmatch(r"-?[0-9]{1,300}(\.[0-9]{1,20})?", text):
+        return None
+    return float(text) / per_second
+
+
+def _seconds_until(date: str, wall_s: float) -> float | None:
     try:
-        if b"retry-after-ms" in found:
-            return max(float(found[b"retry-after-ms"]) / 1000, 0.0)
-        if b"retry-after" not in found:
-            return None
-        text = found[b"retry-after"].decode("latin-1").strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
-            return float(text)
-        return max(email.utils.parsedate_to_datetime(text).timestamp() - wall_s, 0.0)
-    except (ValueError, TypeError, OverflowError):
+        when = email.utils.parsedate_to_datetime(date)
+        if when.tzinfo is None:  # HTTP's dates are GMT, the ones that do not say so, too
+            when = when.replace(tzinfo=datetime.UTC)
+        return when.timestamp() - wall_s
+    except (ValueError, TypeError, OverflowError, IndexError):
         return None
 
 
@@ -183,8 +225,7 @@ def classify(
 ) -> Failure:
     """Read a refusal (status ≥ 400, or an error inside a 200 stream sent as `status`)."""
     error = _error_object(body)
-    code = str(error.get("code") or "")
-    kind = str(error.get("type") or "")
+    code, kind = _word(error.get("code")), _word(error.get("type"))
     wait = retry_after(headers, wall_s)
     clean = _clean(error, status, to.key)
 
@@ -194,7 +235,7 @@ def classify(
             verdict=verdict,
             outcome=outcome,
             retryable=retry,
-            status=final or status,
+            status=final or (status if status <= 599 else 502),
             code=code or kind or f"http_{status}",
             message=f"the provider answered {status}",
             body=None if final else clean,
@@ -239,29 +280,34 @@ def _error_object(body: bytes) -> dict[str, Any]:
         value = value[0]
     if not isinstance(value, dict):
         return {}
-    inner = value.get("error", value)
+    inner = value.get("error") or value
     if isinstance(inner, dict):
         return inner
     return {"message": inner} if isinstance(inner, str) else {}
 
 
+def _word(value: Any) -> str:
+    """A code or type as a bounded text; it becomes a log field and a header's neighbour."""
+    return str(value)[:100] if isinstance(value, str | int) else ""
+
+
 def _clean(error: dict[str, Any], status: int, key: str) -> bytes:
     """The provider's error in OpenAI's shape, without anything that looks like a key."""
-    message = str(error.get("message") or error.get("detail") or f"the provider answered {status}")
-    if key:
-        message = message.replace(key, "[key]")
-    message = _KEY_LIKE.sub("[key]", message)
-    kind = error.get("type")
-    param, code = error.get("param"), error.get("code")
+
+    def scrubbed(text: str) -> str:
+        return _KEY_LIKE.sub("[key]", text.replace(key, "[key]") if key else text)
+
+    said = error.get("message") or error.get("detail") or f"the provider answered {status}"
+    message = said if isinstance(said, str) else _json.encode(said).decode()
+    kind, code, param = _word(error.get("type")), error.get("code"), error.get("param")
     return _json.encode(
         {
             "error": {
-                "message": message[:4000],
-                "type": str(kind)
-                if kind
-                else ("invalid_request_error" if status < 500 else "server_error"),
-                "param": param if isinstance(param, str) else None,
-                "code": str(code) if code is not None else None,
+                "message": scrubbed(message)[:4000],
+                "type": scrubbed(kind)
+                or ("invalid_request_error" if status < 500 else "server_error"),
+                "param": scrubbed(param)[:200] if isinstance(param, str) else None,
+                "code": scrubbed(_word(code)) if code is not None else None,
             }
         }
     )

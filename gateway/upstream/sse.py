@@ -3,6 +3,12 @@
 Source: WHATWG HTML, "Server-sent events", parsing an event stream. The splitter keeps
 each event's bytes exactly as they came, terminator included, so that what is relayed is
 what was received.
+
+Three things make the cuts treacherous. A line ends with CRLF, LF or CR, so a chunk that
+ends in CR may end in half a line end: the event waits for one more byte. An event may be
+larger than what one is willing to hold: it is handed on in pieces, marked as such, since a
+piece that happens to begin with `data:` is no event. And blank lines may stand between
+events; they belong to the event after them.
 """
 
 from __future__ import annotations
@@ -11,53 +17,85 @@ import re
 
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINES = re.compile(rb"\r\n|\n|\r")
+_TAIL = 3  # bytes at the end of a chunk that may be part of an event's end: CR LF CR
+BOM = b"\xef\xbb\xbf"
+
+
+class Piece(bytes):
+    """A part of an event that is too long to hold; the parts joined are the event."""
+
+    __slots__ = ()
 
 
 class Splitter:
     """Cuts a byte stream into events.
 
-    An event longer than `max_bytes` is handed on in pieces: holding it whole would let a
-    provider fill the memory. `whole` is False for such a piece.
+    Args:
+        max_bytes: an event longer than this comes in pieces (`Piece`): holding it whole
+            would let a provider fill the memory. Held are at most `max_bytes` and a chunk.
     """
 
-    __slots__ = ("_held", "_max_bytes")
+    __slots__ = ("_held", "_long", "_max_bytes", "_searched")
 
     def __init__(self, max_bytes: int = 2**20) -> None:
         self._held = b""
+        self._searched = 0  # bytes of `_held` in which no end begins: looked at once only
+        self._long = False  # the event under way has already come in part
         self._max_bytes = max_bytes
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that `chunk` completes, each with its terminator."""
+        """The events that `chunk` completes, each with its terminator, and pieces."""
         data = self._held + chunk if self._held else chunk
-        # The common case by far: one write of the provider is one or more whole events.
-        if data.endswith(b"\n\n") and data.count(b"\n\n") == 1 and b"\r" not in data:
-            self._held = b""
+        # The common case by far: one write of the provider is one whole event.
+        if (
+            data.find(b"\n\n", self._searched) == len(data) - 2
+            and not self._long
+            and 2 <= len(data) <= self._max_bytes
+            and b"\r" not in data
+        ):
+            self._held, self._searched = b"", 0
             return [data]
         events: list[bytes] = []
         start = 0
-        for match in _END.finditer(data):
-            if match.end() == len(data) and data.endswith(b"\r"):
+        for match in _END.finditer(data, self._searched):
+            end = match.end()
+            if end == len(data) and data.endswith(b"\r"):
                 break  # its "\n" may come with the next chunk
-            events.append(data[start : match.end()])
-            start = match.end()
-        self._held = data[start:]
-        if len(self._held) > self._max_bytes:
-            events.append(self._held)
-            self._held = b""
+            event = data[start:end]
+            events.append(Piece(event) if self._long or end - start > self._max_bytes else event)
+            self._long = False
+            start = end
+        held = data[start:]
+        if len(held) > self._max_bytes:
+            events.append(Piece(held[:-_TAIL]))
+            held = held[-_TAIL:]
+            self._long = True
+        self._held, self._searched = held, max(len(held) - _TAIL, 0)
         return events
 
     def rest(self) -> bytes:
         """What came after the last whole event; the splitter is empty afterwards."""
-        held, self._held = self._held, b""
+        held = Piece(self._held) if self._long else self._held
+        self._held, self._searched, self._long = b"", 0, False
         return held
 
 
+def _is_plain(event: bytes) -> bool:
+    """One `data: ` line and nothing else, ended by LF LF: nearly every event there is."""
+    return (
+        event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
+    )
+
+
 def data_of(event: bytes) -> bytes | None:
-    """The event's data lines joined with a line feed; None for comments and field-only events."""
-    if event.startswith(b"data: ") and event.find(b"\n") >= len(event) - 2:
-        return event[6:].rstrip(b"\r\n")
+    """The event's data lines joined with a line feed; None for comments and field-only events.
+
+    A byte order mark before the first line is passed over, as a stream's first may have one.
+    """
+    if _is_plain(event):
+        return event[6:-2]
     lines = []
-    for line in _LINES.split(event):
+    for line in _LINES.split(event.removeprefix(BOM)):
         if line.startswith(b"data:"):
             value = line[5:]
             lines.append(value[1:] if value.startswith(b" ") else value)
@@ -69,3 +107,27 @@ def data_of(event: bytes) -> bytes | None:
 def event_of(data: bytes) -> bytes:
     """One event that carries `data`, which holds no line break."""
     return b"data: " + data + b"\n\n"
+
+
+def with_data(event: bytes, data: bytes) -> bytes:
+    """`event` with `data`, which holds no line break, in place of its data lines; its other
+    lines and its line ends stay."""
+    if _is_plain(event):
+        return event_of(data)
+    kept: list[bytes] = []
+    written = False
+    position = 0
+    mark = BOM if event.startswith(BOM) else b""
+    body = event.removeprefix(BOM)
+    for match in _LINES.finditer(body):
+        line, end = body[position : match.start()], match[0]
+        position = match.end()
+        if line != b"data" and not line.startswith(b"data:"):
+            kept.append(line + end)
+        elif not written:
+            kept.append(b"data: " + data + end)
+            written = True
+    last = body[position:]  # a stream's last event may lack its end
+    if last == b"data" or last.startswith(b"data:"):
+        last = b"" if written else b"data: " + data
+    return mark + b"".join(kept) + last

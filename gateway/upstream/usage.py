@@ -5,17 +5,30 @@ a stream costs a few substring searches an event. Usage may come on a chunk with
 on a final one without, twice, or never (public gateway threads, summed up in the team's
 field notes): the last one that counts anything wins, and where there is none, the events
 that carried content are counted instead and the usage is marked as estimated.
+
+Nothing a provider writes may break the stream: an answer with one odd member (a number for
+a text, say) is read member by member, and what cannot be read at all passes untouched.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
 from gateway.types import Usage
-from gateway.upstream.sse import Splitter, data_of
+from gateway.upstream.sse import Piece, Splitter, data_of, with_data
+
+MAX_TOKENS = 10**9
+"""Counts beyond this are cut: a provider's number is not trusted into a 64-bit column."""
+
+_NO_ERROR = Raw(b"null")  # a union with Raw would not decode
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
+# What makes a chunk without choices more than the usage chunk (Azure's first one).
+_PAYLOAD = ("error", "prompt_filter_results")
 
 
 class _PromptDetails(Struct):
@@ -48,19 +61,41 @@ class _Inner(Struct):
 
     usage: _UsageFields | None = None
     status: str | None = None
+    error: Raw = _NO_ERROR
 
 
 class _Answer(Struct):
+    type: str | None = None
     usage: _UsageFields | None = None
     choices: list[_Choice] | None = None
     response: _Inner | None = None
     status: str | None = None
-    error: Raw = Raw(b"null")  # a union with Raw would not decode
+    error: Raw = _NO_ERROR
 
 
 _answers = msgspec.json.Decoder(_Answer)
+_fields = {
+    field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(_Answer)
+}
 _members = msgspec.json.Decoder(dict[str, Raw])
 _json = msgspec.json.Encoder()
+
+
+def _answer(data: bytes) -> _Answer:
+    """Raises one of _DECODE_ERRORS when `data` is no JSON object."""
+    try:
+        return _answers.decode(data)
+    except msgspec.ValidationError:
+        read: dict[str, Any] = {}
+        for name, raw in _members.decode(data).items():
+            if name in _fields:
+                with contextlib.suppress(*_DECODE_ERRORS):
+                    read[name] = _fields[name].decode(raw)
+        return _Answer(**read)
+
+
+def _count(value: int | None) -> int:
+    return min(max(value or 0, 0), MAX_TOKENS)
 
 
 def _usage(fields: _UsageFields | None) -> Usage | None:
@@ -75,18 +110,18 @@ def _usage(fields: _UsageFields | None) -> Usage | None:
     cached = fields.prompt_tokens_details or fields.input_tokens_details
     reasoning = fields.completion_tokens_details or fields.output_tokens_details
     return Usage(
-        prompt_tokens=max(prompt or 0, 0),
-        output_tokens=max(output or 0, 0),
-        cached_tokens=max((cached.cached_tokens if cached else None) or 0, 0),
-        reasoning_tokens=max((reasoning.reasoning_tokens if reasoning else None) or 0, 0),
+        prompt_tokens=_count(prompt),
+        output_tokens=_count(output),
+        cached_tokens=_count(cached.cached_tokens if cached else None),
+        reasoning_tokens=_count(reasoning.reasoning_tokens if reasoning else None),
     )
 
 
 def answer_usage(body: bytes) -> tuple[Usage | None, str | None]:
     """Usage and finish reason of a whole JSON answer; (None, None) where it has none."""
     try:
-        answer = _answers.decode(body)
-    except msgspec.MsgspecError:
+        answer = _answer(body)
+    except _DECODE_ERRORS:
         return None, None
     finish = next((c.finish_reason for c in answer.choices or () if c.finish_reason), None)
     return _usage(answer.usage), finish or answer.status
@@ -97,7 +132,8 @@ class StreamMeter:
 
     Args:
         hide_usage: the gateway asked for usage on its own account: the usage chunk and the
-            `usage` members are taken out, all else stays byte for byte.
+            `usage` members are taken out; events without one and all other members stay byte
+            for byte.
         max_event_bytes: longer events pass in pieces, unread.
 
     Attributes after the stream: `usage`, `finish_reason`, `error` (the provider's error
@@ -132,18 +168,24 @@ class StreamMeter:
 
     def rest(self) -> bytes:
         """What a stream that ended in good order held after its last whole event."""
-        held = self._splitter.rest()
-        return self._event(held) if held.strip() else b""
+        return self._event(self._splitter.rest())
 
     def estimated(self, prompt_tokens: int) -> Usage:
         """Usage by count of events: what is known of a stream that was cut."""
         return Usage(prompt_tokens, self.content_events, estimated=True)
 
     def _event(self, event: bytes) -> bytes:
+        if isinstance(event, Piece):
+            return event
         if b"[DONE]" in event and (data_of(event) or b"").startswith(b"[DONE]"):
             self.done = True
             return event
-        if b'"usage"' in event or b'"error"' in event or b'"finish_reason"' in event:
+        if (
+            b'"finish_reason"' in event  # the commonest first
+            or b'"usage"' in event
+            or b'"error"' in event
+            or b'"response"' in event
+        ):
             return self._read(event)
         if b"delta" in event or b'"text"' in event:
             self.content_events += 1
@@ -154,8 +196,8 @@ class StreamMeter:
         if data is None:
             return event
         try:
-            answer = _answers.decode(data)
-        except msgspec.MsgspecError:
+            answer = _answer(data)
+        except _DECODE_ERRORS:
             return event
         if answer.choices:
             self.content_events += 1
@@ -165,24 +207,39 @@ class StreamMeter:
         usage = _usage(answer.usage) or _usage(inner.usage if inner else None)
         if usage is not None and (self.usage is None or usage.output_tokens or usage.prompt_tokens):
             self.usage = usage
-        if inner is not None and inner.status in ("completed", "incomplete", "failed"):
+        if inner is not None and inner.status in _TERMINAL:
             self.finish_reason = inner.status
             self.done = True
-        if bytes(answer.error) != b"null":
+            self._remember_error(inner.error)
+        if answer.error is not _NO_ERROR:
             self._remember_error(answer.error)
+        if answer.type == "error" and self.error is None:  # the responses API's error event
+            self._remember_error(Raw(data))
         if self._hide and b'"usage"' in data:
-            return self._without_usage(event, data, bool(answer.choices))
+            return self._without_usage(event, data, answer.choices == [])
         return event
 
     def _remember_error(self, raw: Raw) -> None:
-        value = msgspec.json.decode(raw)
+        if bytes(raw) == b"null":
+            return
+        try:
+            value = msgspec.json.decode(raw)
+        except _DECODE_ERRORS:
+            value = "an error that cannot be read"
         if value:
             self.error = value if isinstance(value, dict) else {"message": str(value)}
 
-    def _without_usage(self, event: bytes, data: bytes, has_choices: bool) -> bytes:
-        members = _members.decode(data)
-        if members.pop("usage", None) is None:
+    def _without_usage(self, event: bytes, data: bytes, no_choices: bool) -> bytes:
+        try:
+            members = _members.decode(data)
+        except _DECODE_ERRORS:
             return event
-        if not has_choices and members.get("choices") is not None and "error" not in members:
-            return b""  # the chunk that only carries usage
-        return b"data: " + _json.encode(members) + b"\n\n"
+        usage = members.pop("usage", None)
+        if usage is None:
+            return event
+        if bytes(usage) != b"null":
+            # Parsers index choices[0]: the chunk that only carries usage must go, whole.
+            no_choices = no_choices or bytes(members.get("choices", b"")) == b"null"
+            if no_choices and all(bytes(members.get(p, b"null")) == b"null" for p in _PAYLOAD):
+                return b""
+        return with_data(event, _json.encode(members))

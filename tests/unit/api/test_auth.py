@@ -1,0 +1,207 @@
+"""Who calls, and what it may."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from gateway.api.auth import (
+    AdminToken,
+    Tenants,
+    allowed,
+    bearer,
+    digest,
+    forbidden_stateful,
+    model_not_found,
+    presented_key,
+)
+from gateway.errors import ModelNotFound, Unauthorized
+from gateway.settings.schema import Tenant
+from tests.unit.settings.trees import valid
+
+KEY, OTHER = b"sk-one", b"sk-other"
+
+
+def headers(**named: bytes) -> list[tuple[bytes, bytes]]:
+    return [(name.replace("_", "-").encode(), value) for name, value in named.items()]
+
+
+def tenants(**anonymous: bool) -> Tenants:
+    """Tenant `one` with two keys, tenant `other` with one, and an anonymous one when asked."""
+    listed: list[dict[str, Any]] = [
+        {"name": "one", "keys": [digest(b"sk-first"), digest(KEY)]},
+        {"name": "other", "keys": [digest(OTHER)]},
+    ]
+    if anonymous:
+        listed.append({"name": "anyone", "anonymous": True})
+    return Tenants(valid(tenants=listed))
+
+
+def tenant(**fields: Any) -> Tenant:
+    found: Tenant = valid(tenants=[{"name": "t", "anonymous": True, **fields}]).tenants[0]
+    return found
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["sk-one", "", "ü", "\udcff"])
+def test_digest_is_sha256_of_the_bytes(key: str) -> None:
+    """As `printf %s KEY | sha256sum` gives it; bytes that are no text count, too."""
+    raw = key.encode("utf-8", "surrogateescape")
+    assert digest(key) == digest(raw) == "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("sent", "key"),
+    [
+        ([], None),
+        (headers(authorization=b"Bearer sk-one"), KEY),
+        (headers(authorization=b"bearer sk-one"), KEY),
+        (headers(authorization=b"BEARER   sk-one "), KEY),
+        (headers(authorization=b" Bearer sk-one"), KEY),
+        (headers(authorization=b"Bearer"), None),
+        (headers(authorization=b"Bearer "), None),
+        (headers(authorization=b"Basic sk-one"), None),
+        (headers(authorization=b"sk-one"), None),
+        (headers(api_key=b"sk-one"), KEY),
+        (headers(x_api_key=b" sk-one "), KEY),
+        (headers(x_api_key=b""), None),
+        (headers(x_api_key=b"", api_key=b"sk-one"), KEY),
+        (headers(authorization=b"Basic dTpw", x_api_key=b"sk-one"), KEY),
+        (headers(cookie=b"sk-one", x_key=b"sk-one"), None),
+    ],
+)
+def test_presented_key_reads_every_clients_header(sent: Any, key: bytes | None) -> None:
+    """OpenAI's, Azure's and Anthropic's clients each have their own."""
+    assert presented_key(sent) == key
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_presented_key_prefers_the_bearer_token(turned: bool) -> None:
+    """Whichever of two credentials comes first, the same one counts."""
+    sent = headers(authorization=b"Bearer sk-one", x_api_key=b"sk-other")
+    assert presented_key(sent[::-1] if turned else sent) == KEY
+
+
+def test_bearer_reads_authorization_alone() -> None:
+    """The other headers are tenants' business."""
+    assert bearer(headers(authorization=b"Bearer sk-one")) == KEY
+    assert bearer(headers(api_key=b"sk-one", x_api_key=b"sk-one")) is None
+
+
+# -- tenants -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "name"), [(KEY, "one"), (b"sk-first", "one"), (OTHER, "other")])
+def test_authenticate_finds_the_keys_tenant(key: bytes, name: str) -> None:
+    """A tenant may have several keys, so that they can be rotated."""
+    assert tenants().authenticate(headers(authorization=b"Bearer " + key)).name == name
+
+
+@pytest.mark.parametrize("key", [b"sk-on", b"sk-one2", b"SK-ONE", b"\xff", digest(KEY).encode()])
+def test_authenticate_refuses_other_keys(key: bytes) -> None:
+    """Nothing like a key is one; the hash of the settings file least of all."""
+    with pytest.raises(Unauthorized) as caught:
+        tenants().authenticate(headers(authorization=b"Bearer " + key))
+    error = caught.value
+    assert (error.status, error.code, error.should_retry) == (401, "invalid_api_key", False)
+    assert error.message == "Incorrect API key."
+
+
+def test_authenticate_says_how_to_send_a_key() -> None:
+    """A newcomer who sent none is told where it goes."""
+    with pytest.raises(Unauthorized, match="Authorization: Bearer KEY"):
+        tenants().authenticate([])
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ([], "anyone"),
+        (headers(authorization=b"Bearer anything"), "anyone"),
+        (headers(authorization=b"Bearer sk-other"), "other"),
+    ],
+)
+def test_authenticate_takes_anybody_where_one_is_anonymous(sent: Any, name: str) -> None:
+    """Any key or none; but who has a key of a tenant is that tenant."""
+    assert tenants(anonymous=True).authenticate(sent).name == name
+
+
+def test_stateful_routes_are_for_lone_tenants() -> None:
+    """Objects at the provider belong to an account: tenants sharing it could read each
+    other's, unless the operator says otherwise."""
+    alone, told = tenant(), tenant(stateful=False)
+    assert Tenants(valid()).stateful(alone)
+    assert not Tenants(valid()).stateful(told)
+    assert not tenants().stateful(alone)
+    assert tenants().stateful(tenant(stateful=True))
+
+
+def test_forbidden_stateful_says_what_to_set() -> None:
+    """The operator finds the setting in the message."""
+    error = forbidden_stateful("/files")
+    assert (error.status, error.code) == (403, "stateful_route")
+    assert "`/v1/files`" in error.message
+    assert "stateful = true" in error.message
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def test_allowed_models_are_all_or_the_listed() -> None:
+    """To a tenant that may not use it, a model does not exist: 404, as for a misspelt one."""
+    allowed(tenant(), "whatever")
+    allowed(tenant(models=["m"]), "m")
+    for model in ("m2", "M", "m ", ""):
+        with pytest.raises(ModelNotFound) as caught:
+            allowed(tenant(models=["m"]), model)
+        assert caught.value.wire() == model_not_found(model).wire()
+
+
+def test_model_not_found_is_openais() -> None:
+    """Status, param and code as SDKs and their users know them; the name is bounded."""
+    error = model_not_found("x" * 10_000)
+    assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
+    assert error.should_retry is False
+    assert len(error.message) < 300
+
+
+# -- the operator ------------------------------------------------------------------------------
+
+
+def test_admin_token_is_the_operators_alone() -> None:
+    """The token itself passes, in the one header that is documented."""
+    token = AdminToken("adm-1")
+    token.check(headers(authorization=b"Bearer adm-1"))
+    token.check(headers(x_api_key=b"sk-one", authorization=b"Bearer adm-1"))
+    for sent in (
+        [],
+        headers(authorization=b"Bearer adm-2"),
+        headers(authorization=b"Basic adm-1"),
+        headers(authorization=b"Bearer"),
+        headers(authorization=b"Bearer " + digest("adm-1").encode()),
+        headers(x_api_key=b"adm-1"),
+    ):
+        with pytest.raises(Unauthorized) as caught:
+            token.check(sent)
+        assert (caught.value.status, caught.value.code) == (401, "invalid_admin_token")
+
+
+def test_admin_token_and_tenants_keys_are_two_things() -> None:
+    """A tenant's key opens no operator's route, nor the admin token a tenant's."""
+    with pytest.raises(Unauthorized):
+        AdminToken("adm-1").check(headers(authorization=b"Bearer " + KEY))
+    with pytest.raises(Unauthorized):
+        tenants().authenticate(headers(authorization=b"Bearer adm-1"))
+
+
+def test_keys_are_not_kept_in_the_clear() -> None:
+    """A dump of the objects has digests alone; the twin finds the digest."""
+    kept = repr(vars(AdminToken("adm-1"))) + repr(vars(tenants()))
+    assert "adm-1" not in kept
+    assert "sk-" not in kept
+    assert digest("adm-1") in kept
+    assert digest(KEY) in kept

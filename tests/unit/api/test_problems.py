@@ -1,0 +1,101 @@
+"""Errors as responses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.api.problems import internal, problem
+from gateway.errors import (
+    GatewayError,
+    InvalidRequest,
+    Refused,
+    Unauthorized,
+    Unavailable,
+    UpstreamRefused,
+)
+
+
+def headers_of(error: GatewayError) -> dict[bytes, bytes]:
+    _, headers, body = problem(error)
+    named = dict(headers)
+    assert len(named) == len(headers)
+    assert named[b"content-length"] == str(len(body)).encode()
+    assert named[b"content-type"] == b"application/json"
+    return named
+
+
+def test_problem_is_openais_object() -> None:
+    """Four members, always all of them."""
+    status, _, body = problem(InvalidRequest("Bad é.", param="n", code="invalid_value"))
+    assert status == 400
+    assert json.loads(body) == {
+        "error": {
+            "message": "Bad é.",
+            "type": "invalid_request_error",
+            "param": "n",
+            "code": "invalid_value",
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("wait", "ms", "seconds"),
+    [
+        (0.0, b"0", b"1"),
+        (-3.0, b"0", b"1"),
+        (0.0004, b"1", b"1"),
+        (0.25, b"250", b"1"),
+        (1.0, b"1000", b"1"),
+        (1.001, b"1001", b"2"),
+        (300.0, b"300000", b"300"),
+        (float("inf"), b"86400000", b"86400"),
+    ],
+)
+def test_problem_says_when_to_come_again(wait: float, ms: bytes, seconds: bytes) -> None:
+    """Milliseconds for SDKs; whole seconds, rounded up and never 0, for everyone else."""
+    headers = headers_of(Refused("Full.", retry_after_s=wait))
+    assert (headers[b"retry-after-ms"], headers[b"retry-after"]) == (ms, seconds)
+
+
+@pytest.mark.parametrize("wait", [None, float("nan")])
+def test_problem_without_a_wait_says_none(wait: float | None) -> None:
+    """No header is better than a made-up one."""
+    headers = headers_of(Refused("Full.", retry_after_s=wait))
+    assert not {b"retry-after-ms", b"retry-after"} & set(headers)
+
+
+@pytest.mark.parametrize(("should", "value"), [(True, b"true"), (False, b"false"), (None, None)])
+def test_problem_says_whether_a_retry_helps(should: bool | None, value: bytes | None) -> None:
+    """SDKs retry 429 and 5xx on their own unless they are told."""
+    headers = headers_of(Unavailable("Draining.", should_retry=should))
+    assert headers.get(b"x-should-retry") == value
+
+
+@pytest.mark.parametrize(
+    ("error", "scheme"), [(Unauthorized("No."), b"Bearer"), (InvalidRequest("No."), None)]
+)
+def test_problem_names_the_scheme_with_401_alone(error: Any, scheme: bytes | None) -> None:
+    """RFC 9110 §15.5.2: a 401 carries a challenge."""
+    assert headers_of(error).get(b"www-authenticate") == scheme
+
+
+def test_problem_passes_the_providers_words_on() -> None:
+    """Its status and body, and when it wants to be asked again."""
+    error = UpstreamRefused(429, b'{"error":{"message":"slow"}}', retry_after_s=2.0)
+    assert headers_of(error)[b"retry-after"] == b"2"
+    assert problem(error)[::2] == (429, b'{"error":{"message":"slow"}}')
+
+
+def test_internal_tells_nothing_of_the_inside() -> None:
+    """A fault is in the log, under the request's id; the client hears that there was one."""
+    status, _, body = problem(internal())
+    assert status == 500
+    assert json.loads(body)["error"] == {
+        "message": "The gateway failed to handle the request.",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }

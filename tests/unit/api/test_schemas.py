@@ -1,0 +1,231 @@
+"""What is read of requests, and how a bad one is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.api.schemas import (
+    MAX_CHOICES,
+    MAX_TOKENS,
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    IngestRequest,
+    PredictRequest,
+    ResponsesRequest,
+    check_generation,
+    check_messages,
+    decode,
+    positive,
+)
+from gateway.errors import InvalidRequest
+
+QUICK = hypothesis_settings(max_examples=200, deadline=None, database=None)
+MESSAGES = [{"role": "user", "content": "hi"}]
+KINDS = [
+    AnyRequest,
+    ChatRequest,
+    CompletionRequest,
+    IngestRequest,
+    PredictRequest,
+    ResponsesRequest,
+]
+
+
+def chat(**members: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": MESSAGES, **members}).encode()
+
+
+def refused(body: bytes, kind: type = ChatRequest) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        decode(body, kind)
+    assert caught.value.status == 400
+    assert caught.value.type == "invalid_request_error"
+    return caught.value
+
+
+# -- decode ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code", "said"),
+    [
+        (b"", None, "invalid_json", "parse the JSON body"),
+        (b"{", None, "invalid_json", "parse the JSON body"),
+        (b'{"model": "m",}', None, "invalid_json", "parse the JSON body"),
+        (b'{"model": NaN}', None, "invalid_json", "parse the JSON body"),
+        (b'{"model": "\xff"}', None, "invalid_json", "parse the JSON body"),
+        (chat(x="\ud800"), None, "invalid_json", "parse the JSON body"),
+        (b'{"x": ' + b"[" * 100_000, None, "invalid_json", "nested too deeply"),
+        (b"[]", None, "invalid_type", "expected"),
+        (b'"model"', None, "invalid_type", "expected"),
+        (b"{}", "model", "missing_required_parameter", "'model'"),
+        (b'{"model": "m"}', "messages", "missing_required_parameter", "'messages'"),
+        (chat(model=None), "model", "invalid_type", "expected `str`, got `null`"),
+        (chat(max_tokens="5"), "max_tokens", "invalid_type", "got `str`"),
+        (chat(max_tokens=5.5), "max_tokens", "invalid_type", "got `float`"),
+        (chat(max_tokens=True), "max_tokens", "invalid_type", "got `bool`"),
+        (chat(stream="yes"), "stream", "invalid_type", "expected `bool | null`, got `str`"),
+        (chat(stop=5), "stop", "invalid_type", "got `int`"),
+        (chat(messages={}), "messages", "invalid_type", "got `object`"),
+        (
+            chat(messages=[*MESSAGES, {"content": "x"}]),
+            "messages[1].role",
+            "missing_required_parameter",
+            "'messages[1].role'",
+        ),
+        (chat(messages=[{"role": 1}]), "messages[0].role", "invalid_type", "got `int`"),
+        (
+            chat(messages=[{"role": "user", "content": [{"text": 5}]}]),
+            "messages[0].content[0].text",
+            "invalid_type",
+            "got `int`",
+        ),
+        (
+            chat(stream_options={"include_usage": "yes"}),
+            "stream_options.include_usage",
+            "invalid_type",
+            "got `str`",
+        ),
+    ],
+)
+def test_decode_names_the_member_and_what_was_expected(
+    body: bytes, param: str | None, code: str, said: str
+) -> None:
+    """OpenAI's `param` and `code`, so that a client's code can tell one fault from another."""
+    error = refused(body)
+    assert (error.param, error.code) == (param, code)
+    assert said in error.message
+
+
+def test_decode_refuses_what_is_no_utf8_anywhere() -> None:
+    """Also in members that are not looked at: they are relayed, and edited bodies are read."""
+    for body in (b'{"model": "m", "\xff": 1}', b'{"model": "m", "x": "\xff"}'):
+        assert refused(body, AnyRequest).code == "invalid_json"
+    assert decode('{"model": "é", "ü": "日本"}'.encode(), AnyRequest).model == "é"
+
+
+def test_decode_names_unknown_members_where_all_are_known() -> None:
+    """The gateway's own routes are strict; a slip must not be without effect."""
+    error = refused(b'{"prompt": "x", "max_token": 5}', PredictRequest)
+    assert (error.param, error.code) == ("max_token", "unknown_parameter")
+    assert error.message == "Unknown parameter: 'max_token'."
+
+
+def test_decode_passes_over_what_the_gateway_does_not_own() -> None:
+    """The provider's routes are not: a member of next year's API is none of our business."""
+    request = decode(chat(new_thing={"a": 1}, logprobs="whatever"), ChatRequest)
+    assert request.model == "m"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "x"},
+        {"role": "user", "content": [{"type": "text", "text": "x"}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]},
+        {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "refusal": "no"},
+        {"role": "tool", "tool_call_id": "1", "content": "x"},
+        {"role": "developer", "content": "x", "name": "n"},
+    ],
+)
+def test_chat_takes_every_kind_of_message(message: dict[str, Any]) -> None:
+    """Texts, parts, tools, refusals: everything the official client can send."""
+    (read,) = decode(chat(messages=[message]), ChatRequest).messages
+    assert read.role == message["role"]
+
+
+def test_generation_takes_nulls_for_absent() -> None:
+    """Clients write null for what they leave out."""
+    names = ("stream", "stream_options", "max_tokens", "n", "temperature", "stop", "tools")
+    request = decode(chat(**dict.fromkeys(names)), ChatRequest)
+    check_generation(request)
+    assert request.limit is None
+
+
+@QUICK
+@given(
+    body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode), kind=st.sampled_from(KINDS)
+)
+@example(body=b'{"model": "\\ud800"}', kind=AnyRequest)
+@example(body=b"\xef\xbb\xbf{}", kind=AnyRequest)
+def test_decode_raises_nothing_else(body: bytes, kind: type) -> None:
+    """Whatever a client sends is read or refused; it is never a fault of the gateway."""
+    with contextlib.suppress(InvalidRequest):
+        decode(body, kind)
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        ({}, None),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 6}, 6),
+        ({"max_output_tokens": 7}, 7),
+        ({"max_tokens": 5, "max_completion_tokens": 9}, 9),
+        ({"max_tokens": 9, "max_completion_tokens": 5}, 9),
+    ],
+)
+def test_limit_is_the_larger_of_those_given(limits: dict[str, int], limit: int | None) -> None:
+    """A small one beside it must not shrink a reservation the provider will not honour."""
+    assert decode(chat(**limits), ChatRequest).limit == limit
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+@pytest.mark.parametrize("value", [0, -1, MAX_TOKENS + 1, 10**30])
+def test_check_generation_bounds_the_limits(name: str, value: int) -> None:
+    """From one token to what a 64-bit sum can hold many of."""
+    request = decode(chat(**{name: value}), ChatRequest)
+    with pytest.raises(InvalidRequest) as caught:
+        check_generation(request)
+    assert (caught.value.param, caught.value.code) == (name, "invalid_value")
+    assert f"between 1 and {MAX_TOKENS}" in caught.value.message
+    check_generation(decode(chat(**{name: 1}), ChatRequest))
+    check_generation(decode(chat(**{name: MAX_TOKENS}), ChatRequest))
+
+
+@pytest.mark.parametrize("name", ["n", "best_of"])
+@pytest.mark.parametrize("value", [0, -1, MAX_CHOICES + 1])
+def test_check_generation_bounds_the_choices(name: str, value: int) -> None:
+    """Each choice is reserved for: their number has a bound, OpenAI's."""
+    with pytest.raises(InvalidRequest) as caught:
+        check_generation(decode(chat(**{name: value}), ChatRequest))
+    assert (caught.value.param, caught.value.code) == (name, "invalid_value")
+    check_generation(decode(chat(**{name: MAX_CHOICES}), ChatRequest))
+
+
+@pytest.mark.parametrize("model", ["", " ", "\t\n"])
+def test_check_generation_wants_a_model(model: str) -> None:
+    """An empty name is no unknown model but a missing one."""
+    with pytest.raises(InvalidRequest) as caught:
+        check_generation(decode(chat(model=model), ChatRequest))
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("messages", [None, []])
+def test_check_messages_wants_one(messages: list[Any] | None) -> None:
+    """No messages, nothing to answer."""
+    with pytest.raises(InvalidRequest) as caught:
+        check_messages(messages)
+    assert (caught.value.param, caught.value.code) == ("messages", "empty_array")
+    check_messages(MESSAGES)
+
+
+def test_positive_without_an_upper_bound() -> None:
+    """None is absent, and absent is fine."""
+    positive(None, "x")
+    positive(10**30, "x")
+    with pytest.raises(InvalidRequest, match="expected at least 1, got 0"):
+        positive(0, "x")

@@ -1,0 +1,129 @@
+"""Changing the settings in force; tests/property/test_settings.py has every order of changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import SettingsError
+from gateway.settings.live import RESTART_ONLY, LiveSettings
+from gateway.settings.schema import Settings
+from tests.unit.settings.trees import SMALLEST_TOML
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "gateway.toml"
+    path.write_text(SMALLEST_TOML)
+    return path
+
+
+class Part:
+    """A part of the gateway that takes new settings, and may refuse them."""
+
+    def __init__(self) -> None:
+        self.attempts: list[int] = []
+        self.refuses: Exception | None = None
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        if self.refuses is not None:
+            raise self.refuses
+        return lambda: self.attempts.append(settings.retry.attempts)
+
+
+def test_live_settings_start_with_the_file(path: Path) -> None:
+    """Generation 1 is the file's, with the environment over it."""
+    live = LiveSettings(path, {"PORT": "8080"})
+    assert live.current.server.port == 8080
+    assert (live.state.generation, live.state.ok) == (1, True)
+
+
+def test_live_settings_of_a_broken_file_do_not_start(path: Path) -> None:
+    """There is nothing to fall back to at the start."""
+    path.write_text("[server]")
+    with pytest.raises(SettingsError, match="missing key `accounts`"):
+        LiveSettings(path, {})
+
+
+def test_reload_reads_the_file_and_tells_every_part(path: Path) -> None:
+    """Each part gets the new settings once, after all have agreed."""
+    live = LiveSettings(path, {})
+    parts = [Part(), Part()]
+    for part in parts:
+        live.on_change(part.prepare)
+    path.write_text(SMALLEST_TOML + "[retry]\nattempts = 5\n")
+    assert live.reload() == []
+    assert live.current.retry.attempts == 5
+    assert [part.attempts for part in parts] == [[5], [5]]
+    assert (live.state.generation, live.state.ok, live.state.error) == (2, True, "")
+
+
+def test_patch_survives_a_reload_and_adds_to_earlier_ones(path: Path) -> None:
+    """Patches lie over the file; null removes, what the file says, too."""
+    live = LiveSettings(path, {})
+    live.patch({"retry": {"attempts": 7}})
+    live.patch({"retry": {"budget_min": 1}})
+    path.write_text(SMALLEST_TOML + "[retry]\nattempts = 5\nbudget_ratio = 0.5\n")
+    live.reload()
+    retry = live.current.retry
+    assert (retry.attempts, retry.budget_min, retry.budget_ratio) == (7, 1, 0.5)
+    live.patch({"retry": None})
+    assert live.current.retry.attempts == 3  # removed altogether: the default's
+
+
+def test_environment_wins_over_a_patch(path: Path) -> None:
+    """Precedence: environment, then patch, then file."""
+    live = LiveSettings(path, {"TOP_K_NEIGHBORS": "9"})
+    live.patch({"predict": {"top_k_neighbors": 3}})
+    assert live.current.predict.top_k_neighbors == 9
+
+
+def test_change_that_a_part_refuses_changes_nothing(path: Path) -> None:
+    """Not even in the parts that had agreed, nor in the patches that come after."""
+    live = LiveSettings(path, {})
+    willing, refusing = Part(), Part()
+    live.on_change(willing.prepare)
+    live.on_change(refusing.prepare)
+    before = live.current
+    refusing.refuses = SettingsError("accounts (a).api_key: no")
+    with pytest.raises(SettingsError):
+        live.patch({"retry": {"attempts": 7}})
+    assert live.current is before
+    assert willing.attempts == refusing.attempts == []
+    assert (live.state.generation, live.state.ok) == (1, False)
+    assert live.state.error == "accounts (a).api_key: no"
+    refusing.refuses = None
+    live.patch({"retry": {"budget_min": 1}})
+    assert live.current.retry.attempts == 3
+    assert willing.attempts == [3]
+    assert (live.state.generation, live.state.ok, live.state.error) == (2, True, "")
+
+
+def test_change_that_a_fault_stops_changes_nothing(path: Path) -> None:
+    """A bug in a part is not the operator's, but it must not leave half a change either."""
+    live = LiveSettings(path, {})
+    part = Part()
+    live.on_change(part.prepare)
+    part.refuses = ZeroDivisionError("secret detail")
+    before = live.current
+    with pytest.raises(ZeroDivisionError):
+        live.patch({"retry": {"attempts": 7}})
+    assert live.current is before
+    assert (live.state.ok, live.state.error) == (False, "ZeroDivisionError")
+
+
+def test_change_says_what_needs_a_restart(path: Path) -> None:
+    """What was changed but is not in force yet is named, and only that."""
+    live = LiveSettings(path, {})
+    assert live.patch({"server": {"port": 1234, "drain_timeout_s": 5}}) == ["server.port"]
+    assert live.patch({"demo": {"base_latency_s": 1.0}}) == ["demo.base_latency_s"]
+    assert live.patch({"retry": {"attempts": 7}, "predict": {"enabled": False}}) == []
+
+
+def test_restart_only_names_keys_that_exist(path: Path) -> None:
+    """A key that is renamed must not make every reload fail."""
+    settings = LiveSettings(path, {}).current
+    for section, key in RESTART_ONLY:
+        assert hasattr(getattr(settings, section), key)

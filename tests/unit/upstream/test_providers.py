@@ -1,0 +1,506 @@
+"""Addressing a provider, editing a body for it, and reading its refusals."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from msgspec import Raw
+
+from gateway.settings.schema import Account
+from gateway.types import Outcome, Verdict
+from gateway.upstream.providers import (
+    MAX_RETRY_AFTER_S,
+    MAX_URLS,
+    RETURNED,
+    BodyEdit,
+    Failure,
+    Target,
+    classify,
+    edit_for,
+    edited,
+    headers_for,
+    retry_after,
+    stream_error_status,
+    target,
+    url_for,
+)
+
+QUICK = hypothesis_settings(max_examples=100, deadline=None, database=None)
+KEY = "prov-7c1e5f0a9b"
+
+
+def account(**fields: Any) -> Account:
+    given = {"name": "a", "base_url": "https://h.example/v1", "api_key": "env:K", "models": ["m"]}
+    return msgspec.convert({**given, **fields}, Account)
+
+
+def to(**fields: Any) -> Target:
+    return target(account(**fields), KEY)
+
+
+def refusal(status: int, error: Any = None, *, headers: Any = ()) -> Failure:
+    body = b"" if error is None else json.dumps({"error": error}).encode()
+    return classify(status, headers, body, to(), 0.0)
+
+
+def passed_on(failure: Failure) -> dict[str, Any]:
+    assert failure.body is not None
+    value: dict[str, Any] = json.loads(failure.body)
+    assert set(value) == {"error"}
+    assert set(value["error"]) == {"message", "type", "param", "code"}
+    inner: dict[str, Any] = value["error"]
+    return inner
+
+
+# -- classify: what a refusal teaches --------------------------------------------------------
+
+DEAD, OVER, RATE = Verdict.DEAD_KEY, Verdict.OVERLOADED, Verdict.RATE_LIMITED
+LATE, FAULT, NONE = Verdict.TIMEOUT, Verdict.SERVER_ERROR, Verdict.IGNORED
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "verdict", "outcome", "retryable"),
+    [
+        (400, None, NONE, Outcome.CLIENT_ERROR, False),
+        (400, "context_length_exceeded", NONE, Outcome.CLIENT_ERROR, False),
+        (400, "invalid_api_key", DEAD, Outcome.UPSTREAM_ERROR, True),
+        (401, None, DEAD, Outcome.UPSTREAM_ERROR, True),
+        (402, None, DEAD, Outcome.UPSTREAM_ERROR, True),
+        (403, None, NONE, Outcome.CLIENT_ERROR, True),
+        (403, "account_deactivated", DEAD, Outcome.UPSTREAM_ERROR, True),
+        (404, "model_not_found", NONE, Outcome.CLIENT_ERROR, True),
+        (408, None, LATE, Outcome.UPSTREAM_TIMEOUT, True),
+        (409, None, NONE, Outcome.CLIENT_ERROR, False),
+        (413, None, NONE, Outcome.CLIENT_ERROR, False),
+        (422, None, NONE, Outcome.CLIENT_ERROR, False),
+        (429, None, RATE, Outcome.RATE_LIMITED, True),
+        (429, "rate_limit_exceeded", RATE, Outcome.RATE_LIMITED, True),
+        (429, "slow_down", RATE, Outcome.RATE_LIMITED, True),
+        (429, 429, RATE, Outcome.RATE_LIMITED, True),
+        (429, "insufficient_quota", DEAD, Outcome.UPSTREAM_ERROR, True),
+        (429, "credit_balance_exhausted", DEAD, Outcome.UPSTREAM_ERROR, True),
+        (429, "server_is_overloaded", OVER, Outcome.UPSTREAM_ERROR, True),
+        (500, None, FAULT, Outcome.UPSTREAM_ERROR, True),
+        (500, "rate_limit_exceeded", RATE, Outcome.RATE_LIMITED, True),
+        (502, None, FAULT, Outcome.UPSTREAM_ERROR, True),
+        (503, None, OVER, Outcome.UPSTREAM_ERROR, True),
+        (504, None, LATE, Outcome.UPSTREAM_TIMEOUT, True),
+        (529, None, OVER, Outcome.UPSTREAM_ERROR, True),
+        (599, None, FAULT, Outcome.UPSTREAM_ERROR, True),
+    ],
+)
+def test_classify_goes_by_code_before_status(
+    status: int, code: str | int | None, verdict: Verdict, outcome: Outcome, retryable: bool
+) -> None:
+    """Exhausted quota is a dead key however it is numbered; a client's fault teaches nothing."""
+    failure = refusal(status, {"message": "no", "code": code})
+    assert (failure.verdict, failure.outcome, failure.retryable) == (verdict, outcome, retryable)
+    assert failure.code == (str(code) if code is not None else f"http_{status}")
+
+
+def test_classify_reads_the_type_where_there_is_no_code() -> None:
+    """Some providers name the reason in `type` alone."""
+    assert refusal(429, {"type": "insufficient_quota"}).verdict is Verdict.DEAD_KEY
+    assert refusal(500, {"type": "overloaded_error"}).verdict is Verdict.OVERLOADED
+    assert refusal(400, {"type": "invalid_request_error"}).code == "invalid_request_error"
+
+
+def test_classify_hides_the_accounts_own_trouble() -> None:
+    """A refused key is the operator's business: the client gets 502, and no word of it."""
+    failure = refusal(401, {"message": "Incorrect API key", "code": "invalid_api_key"})
+    assert (failure.status, failure.body) == (502, None)
+    assert "key" not in failure.message
+
+
+def test_classify_passes_the_clients_own_fault_on() -> None:
+    """The twin: what the client can mend reaches it in the provider's words."""
+    failure = refusal(400, {"message": "Bad tool", "param": "tools", "code": "bad", "type": "t"})
+    assert failure.status == 400
+    assert passed_on(failure) == {
+        "message": "Bad tool",
+        "type": "t",
+        "param": "tools",
+        "code": "bad",
+    }
+
+
+def test_classify_tells_when_to_come_again() -> None:
+    """The provider's wait goes along, for the account and for the client."""
+    assert refusal(429, headers=[(b"Retry-After", b"7")]).retry_after_s == 7.0
+
+
+def test_classify_keeps_the_status_within_http() -> None:
+    """A status beyond 599 is no HTTP: servers refuse to write it."""
+    assert refusal(999).status == 502
+    assert refusal(599).status == 599
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (b"", "the provider answered 400", None),
+        (b"<html>Bad</html>", "the provider answered 400", None),
+        (b'{"error": {"mess', "the provider answered 400", None),
+        (b"[]", "the provider answered 400", None),
+        (b"7", "the provider answered 400", None),
+        (b"\xff\xfe", "the provider answered 400", None),
+        (b"[" * 100_000, "the provider answered 400", None),
+        (b'{"error": null}', "the provider answered 400", None),
+        (b'{"error": null, "message": "m"}', "m", None),
+        (b'{"error": "m"}', "m", None),
+        (b'{"detail": "m"}', "m", None),
+        (b'{"detail": [{"loc": ["body"], "msg": "m"}]}', '[{"loc":["body"],"msg":"m"}]', None),
+        (b'{"object": "error", "message": "m", "code": 40001}', "m", "40001"),
+        (b'{"error": {"message": "m", "code": 400, "status": "BAD"}}', "m", "400"),
+        (b'[{"error": {"message": "m", "code": 400}}]', "m", "400"),
+        (b'{"error": {"message": {"a": 1}, "code": {"b": 2}}}', '{"a":1}', ""),
+    ],
+)
+def test_classify_reads_errors_of_every_shape(body: bytes, message: str, code: str | None) -> None:
+    """OpenAI's object, Gemini's array, FastAPI's detail, plain texts, and no JSON at all."""
+    error = passed_on(classify(400, [], body, to(), 0.0))
+    assert (error["message"], error["code"]) == (message, code)
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        KEY,
+        "sk-proj-abc123DEF456",
+        "sk-ab**********89",
+        "sk_live_4eC39HqLyjWD",
+        "Bearer eyJhbGciOiJIUzI1",
+        "AIzaSyA-1234567890abc",
+        "key-" + "abcdefgh" * 4,
+    ],
+)
+def test_classify_scrubs_what_looks_like_a_key(secret: str) -> None:
+    """Providers repeat the key they refuse; no client may read it, in whatever member."""
+    error = passed_on(
+        refusal(400, {"message": f"Bad: {secret}.", "code": f"c {secret}", "type": secret})
+    )
+    assert secret not in json.dumps(error)
+    assert error["message"].startswith("Bad: [key]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Incorrect API key provided: it has expired.",
+        "Unknown key parameter in tools",
+        "primary key constraint",
+        "a risk-adjusted, task-specific key-value store",
+        "Bearer authentication required",
+    ],
+)
+def test_classify_leaves_words_that_are_no_key(text: str) -> None:
+    """The twin: a sentence about keys is no key, and must stay readable."""
+    assert passed_on(refusal(400, {"message": text}))["message"] == text
+
+
+def test_classify_bounds_what_it_passes_on() -> None:
+    """A provider's texts end up in headers, logs and memory."""
+    long = "x" * 100_000
+    failure = refusal(400, dict.fromkeys(("message", "type", "code", "param"), long))
+    assert len(failure.code) <= 100
+    assert max(len(value) for value in passed_on(failure).values()) <= 4000
+
+
+@QUICK
+@given(status=st.integers(400, 999), body=st.binary(max_size=100))
+@example(status=400, body=b'{"error": {"code": "\xff"}}')
+def test_classify_never_raises(status: int, body: bytes) -> None:
+    """A refusal is read or it is not; it is never a fault of the gateway."""
+    assert classify(status, [], body, to(), 0.0).status <= 599
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": 429}, 429),
+        ({"code": "503"}, 503),
+        ({"status": 400, "code": "x"}, 400),
+        ({"code": 200}, 500),
+        ({"code": True}, 500),
+        ({"code": "4290"}, 500),
+        ({"type": "invalid_request_error"}, 400),
+        ({"type": "BadRequestError", "code": None}, 400),
+        ({"code": "context_length_exceeded"}, 400),
+        ({"code": "rate_limit_exceeded"}, 429),
+        ({"message": "no"}, 500),
+        ({}, 500),
+    ],
+)
+def test_stream_error_status_is_the_one_it_stands_for(error: dict[str, Any], status: int) -> None:
+    """An error inside a 200 stream is classified as the refusal it should have been."""
+    assert stream_error_status(error) == status
+
+
+# -- retry_after -------------------------------------------------------------------------------
+
+NOON = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        ([], None),
+        ([(b"retry-after", b"7")], 7.0),
+        ([(b"Retry-After", b" 1.5 ")], 1.5),
+        ([(b"retry-after", b"0")], 0.0),
+        ([(b"retry-after-ms", b"250")], 0.25),
+        ([(b"retry-after", b"7"), (b"retry-after-ms", b"250")], 0.25),
+        ([(b"retry-after-ms", b"soon"), (b"retry-after", b"7")], 7.0),
+        ([(b"retry-after", b"-5")], 0.0),
+        ([(b"retry-after-ms", b"-5")], 0.0),
+        ([(b"retry-after", b"9" * 30)], MAX_RETRY_AFTER_S),
+        ([(b"retry-after-ms", b"9" * 300)], MAX_RETRY_AFTER_S),
+        ([(b"retry-after", b"9" * 400)], None),
+        ([(b"retry-after-ms", b"nan")], None),
+        ([(b"retry-after-ms", b"inf")], None),
+        ([(b"retry-after-ms", b"1_000")], None),
+        ([(b"retry-after", b"")], None),
+        ([(b"retry-after", b"later")], None),
+        ([(b"retry-after", b"\xff")], None),
+        ([(b"retry-after", b"Sun, 06 Nov 1994 08:50:07 GMT")], 30.0),
+        ([(b"retry-after", b"Sun, 06 Nov 1994 08:50:07 -0000")], 30.0),
+        ([(b"retry-after", b"Sun Nov  6 08:50:07 1994")], 30.0),
+        ([(b"retry-after", b"Sunday, 06-Nov-94 08:50:07 GMT")], 30.0),
+        ([(b"retry-after", b"Sun, 06 Nov 1994 09:50:07 +0100")], 30.0),
+        ([(b"retry-after", b"Sun, 06 Nov 1994 08:49:00 GMT")], 0.0),
+        ([(b"retry-after", b"Fri, 31 Dec 9999 23:59:59 GMT")], MAX_RETRY_AFTER_S),
+        ([(b"retry-after", b"Sun, 99 Nov 1994 08:50:07 GMT")], None),
+        ([(b"x-ratelimit-reset", b"7")], None),
+    ],
+)
+def test_retry_after_reads_every_way_to_say_it(headers: Any, wait: float | None) -> None:
+    """Milliseconds before seconds, seconds before dates; what is unreadable says nothing."""
+    assert retry_after(headers, NOON) == wait
+
+
+@QUICK
+@given(name=st.sampled_from([b"retry-after", b"retry-after-ms"]), value=st.binary(max_size=40))
+def test_retry_after_is_none_or_within_a_day(name: bytes, value: bytes) -> None:
+    """Whatever stands there, what comes out can be waited for."""
+    wait = retry_after([(name, value)], NOON)
+    assert wait is None or 0.0 <= wait <= MAX_RETRY_AFTER_S
+
+
+# -- editing a body ----------------------------------------------------------------------------
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(["model", "max_tokens", "max_completion_tokens", "é"]) | st.text(max_size=6)
+EDITS = st.builds(
+    BodyEdit,
+    model=st.none() | st.just("upstream/model"),
+    include_usage=st.booleans(),
+    max_tokens_field=st.sampled_from(["as_sent", "max_tokens", "max_completion_tokens"]),
+)
+MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+OWNED = {"model", "max_tokens", "max_completion_tokens", "stream_options"}
+
+
+def _raw(body: bytes) -> dict[str, bytes]:
+    return {key: bytes(value) for key, value in MEMBERS.decode(body).items()}
+
+
+@QUICK
+@given(members=st.dictionaries(NAMES, VALUES), edit=EDITS, spaced=st.booleans())
+def test_edited_keeps_every_other_member(
+    members: dict[str, Any], edit: BodyEdit, spaced: bool
+) -> None:
+    """Members the gateway does not own keep their bytes and their order."""
+    body = json.dumps(members, indent=1 if spaced else None, ensure_ascii=spaced).encode()
+    after = _raw(edited(body, edit))
+    before = _raw(body)
+    others = [(k, v) for k, v in before.items() if k not in OWNED]
+    assert [(k, v) for k, v in after.items() if k not in OWNED] == others
+    if "model" in members:
+        assert after["model"] == (b'"upstream/model"' if edit.model else before["model"])
+    assert ("model" in after) == ("model" in members)
+
+
+def test_edited_keeps_the_place_of_what_it_changes() -> None:
+    """Providers cache by prefix: a member stays where the client put it."""
+    body = b'{"a":1.0,"model":"m","max_tokens":5,"z":"\\u00e9"}'
+    edit = BodyEdit(model="u", include_usage=True, max_tokens_field="max_completion_tokens")
+    assert edited(body, edit) == (
+        b'{"a":1.0,"model":"u","max_completion_tokens":5,"z":"\\u00e9",'
+        b'"stream_options":{"include_usage":true}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("null", '{"include_usage":true}'),
+        ("{}", '{"include_usage":true}'),
+        ('{"include_usage":false}', '{"include_usage":true}'),
+        ('{"x": [1, 2],"include_usage":null}', '{"x":[1, 2],"include_usage":true}'),
+    ],
+)
+def test_edited_asks_for_usage_beside_other_options(given: str, sent: str) -> None:
+    """The client's other stream options stay."""
+    body = f'{{"stream_options":{given}}}'.encode()
+    assert edited(body, BodyEdit(include_usage=True)) == f'{{"stream_options":{sent}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("field", "body", "sent"),
+    [
+        ("as_sent", '{"max_tokens":5}', '{"max_tokens":5}'),
+        ("max_tokens", '{"max_tokens":5}', '{"max_tokens":5}'),
+        ("max_tokens", '{"max_completion_tokens":5}', '{"max_tokens":5}'),
+        ("max_completion_tokens", '{"max_tokens":5}', '{"max_completion_tokens":5}'),
+        (
+            "max_completion_tokens",
+            '{"max_completion_tokens":null,"max_tokens":5}',
+            '{"max_completion_tokens":5}',
+        ),
+        (
+            "max_completion_tokens",
+            '{"max_tokens":5,"max_completion_tokens":null}',
+            '{"max_completion_tokens":5}',
+        ),
+        (
+            "max_completion_tokens",
+            '{"max_completion_tokens":7,"max_tokens":5}',
+            '{"max_completion_tokens":7,"max_tokens":5}',
+        ),
+        ("max_tokens", "{}", "{}"),
+    ],
+)
+def test_edited_names_the_limit_as_the_account_does(field: str, body: str, sent: str) -> None:
+    """One limit is renamed; two that both say something are the client's to sort out."""
+    assert edited(body.encode(), BodyEdit(max_tokens_field=field)) == sent.encode()
+
+
+def test_edited_changes_the_model_of_a_form() -> None:
+    """Audio routes send forms; their model is mapped, too, and the file keeps its bytes."""
+    form = (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\xff\x00\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n--B--\r\n'
+    )
+    assert edited(form % b"m", BodyEdit(model="upstream/m")) == form % b"upstream/m"
+    assert edited(form % b"m", BodyEdit(include_usage=True)) == form % b"m"
+
+
+@pytest.mark.parametrize("body", [b"\x00\xff", b"[1]", b"7", b'{"\xff": 1}', b"[" * 100_000])
+def test_edited_leaves_what_is_no_object(body: bytes) -> None:
+    """A route that is only routed may carry anything: it goes on as it is."""
+    assert edited(body, BodyEdit(model="u", include_usage=True)) == body
+
+
+# -- what an account wants ---------------------------------------------------------------------
+
+
+def test_edit_for_is_none_where_nothing_changes() -> None:
+    """The body's bytes go on untouched when the account takes them as they are."""
+    assert edit_for(to(), "m", inject_usage=False) is None
+    assert edit_for(to(stream_usage=False), "m", inject_usage=True) is None
+    assert edit_for(to(models={"m": "m"}), "m", inject_usage=False) is None
+
+
+def test_edit_for_says_what_the_account_wants() -> None:
+    """Its name for the model, usage where it understands the option, its name for the limit."""
+    wants = to(models={"m": "deployment-7"}, max_tokens_field="max_tokens")
+    assert edit_for(wants, "m", inject_usage=True) == BodyEdit(
+        model="deployment-7", include_usage=True, max_tokens_field="max_tokens"
+    )
+    assert edit_for(to(max_tokens_field="max_tokens"), "m", inject_usage=False) == BodyEdit(
+        max_tokens_field="max_tokens"
+    )
+
+
+@pytest.mark.parametrize("base", ["https://h.example/v1", "https://h.example/v1/"])
+def test_url_for_appends_the_path_to_the_base(base: str) -> None:
+    """With or without a slash at the end; the query is the client's, byte for byte."""
+    at = to(base_url=base)
+    assert str(url_for(at, "/chat/completions", b"")) == "https://h.example/v1/chat/completions"
+    url = url_for(at, "/files/f%2Fx", b"a=%41&b=")
+    assert url.raw_path == b"/v1/files/f%2Fx?a=%41&b="
+
+
+def test_url_for_works_without_a_path_in_the_base() -> None:
+    """A base URL may be a bare host and port."""
+    assert str(url_for(to(base_url="http://h:81"), "/models", b"")) == "http://h:81/models"
+
+
+def test_url_for_never_leaves_the_host() -> None:
+    """A client's path is a path, however much it looks like a host."""
+    url = url_for(to(), "//evil.example/x", b"@evil.example")
+    assert url.host == "h.example"
+
+
+def test_url_for_remembers_a_bounded_number_of_urls() -> None:
+    """Paths come from clients: what is kept of them has a bound, and no query in it."""
+    at = to()
+    for n in range(3 * MAX_URLS):
+        assert url_for(at, f"/files/{n}", b"q=1").raw_path == f"/v1/files/{n}?q=1".encode()
+    assert len(at.urls) == MAX_URLS
+    assert url_for(at, "/files/0", b"").raw_path == b"/v1/files/0"
+
+
+def test_target_keeps_its_own_urls() -> None:
+    """Two accounts never share what one remembers."""
+    one, other = to(), to(base_url="https://other.example/v1")
+    url_for(one, "/x", b"")
+    assert url_for(other, "/x", b"").host == "other.example"
+
+
+def test_headers_for_sends_what_is_harmless_alone() -> None:
+    """Credentials, cookies, addresses and payers of the client stay at the gateway."""
+    harmless = [(b"content-type", b"application/json"), (b"accept", b"*/*"), (b"openai-beta", b"x")]
+    held_back = [
+        (name, b"client's")
+        for name in (
+            b"authorization",
+            b"api-key",
+            b"x-api-key",
+            b"cookie",
+            b"host",
+            b"content-length",
+            b"transfer-encoding",
+            b"connection",
+            b"accept-encoding",
+            b"user-agent",
+            b"forwarded",
+            b"x-forwarded-for",
+            b"openai-organization",
+            b"openai-project",
+            b"x-sagesched-class",
+            b"x-stainless-retry-count",
+        )
+    ]
+    sent = headers_for(to(), [*held_back, *harmless])
+    assert [value for _, value in sent if value == b"client's"] == []
+    assert (b"authorization", b"Bearer " + KEY.encode()) in sent
+    assert sent[-3:] == harmless
+    assert len({name for name, _ in sent}) == len(sent)
+
+
+def test_returned_headers_keep_the_accounts_business() -> None:
+    """Rate limits, cookies and ids of the provider's account are not the client's."""
+    private = {b"set-cookie", b"openai-organization", b"x-ratelimit-remaining-tokens", b"server"}
+    assert not private & RETURNED
+    assert b"content-type" in RETURNED
+
+
+def test_target_does_not_show_its_key() -> None:
+    """A target in a log line or a traceback names the account, never its key."""
+    assert KEY not in repr(to())
+    assert KEY in to().key
