@@ -162,6 +162,10 @@ class Gateway:
             logger.error("settings not reloaded: %s", error.message)
             self.journal.reloaded(self.live.state.generation, error.message)
             return
+        except Exception:
+            logger.exception("settings not reloaded: a fault of the gateway")
+            self.journal.reloaded(self.live.state.generation, "internal error")
+            return
         self.journal.reloaded(self.live.state.generation)
         logger.info("settings reloaded", extra={"generation": self.live.state.generation})
         for key in restart:
@@ -173,6 +177,7 @@ class Gateway:
         new_targets = targets(settings, self._environ)
         admin_token = AdminToken(secret(settings.admin.token, "admin.token", self._environ))
         directory = _directory(settings)
+        secrets = secrets_of(settings, self._environ)
 
         def apply() -> None:
             self.relay.targets = new_targets
@@ -181,7 +186,7 @@ class Gateway:
             self._admin_token = admin_token
             self.metrics.rename(_names(settings))
             self.journal.resize(settings.observe.events)
-            self.logs.apply(settings.observe, secrets_of(settings, self._environ))
+            self.logs.apply(settings.observe, secrets)
             self.store.apply(settings.store)
             self.predictor.reconfigure(settings.predict)
             self.engine.feed(events.SettingsChanged(settings=settings))
@@ -312,7 +317,7 @@ class Gateway:
             ],
             openapi_config=None,
             exception_handlers={Exception: error_answer},
-            request_max_body_size=self.live.current.server.max_body_bytes,
+            request_max_body_size=None,  # bounded by read_body, which follows reloads
             logging_config=None,
         )
 

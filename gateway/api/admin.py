@@ -137,12 +137,12 @@ class Admin:
         @post("/reset", status_code=200)
         async def reset(request: AnyRequest) -> AnyResponse:
             self._check(request)
-            return answer(await self._reset(await read_json(request, ResetRequest)))
+            return answer(await self._reset(await read_json(request, ResetRequest, self._plane)))
 
         @post("/admin/config", status_code=200)
         async def config(request: AnyRequest) -> AnyResponse:
             self._check(request)
-            patch = await read_json(request, dict[str, Any])
+            patch = await read_json(request, dict[str, Any], self._plane)
             try:
                 restart = self._live.patch(patch)
             except SettingsError as error:

@@ -57,12 +57,12 @@ from gateway.types import (
     Rung,
     Workload,
 )
+from gateway.upstream.providers import FORM_MODEL
 
 Scope = dict[str, Any]
 logger = logging.getLogger("gateway.api")
 
 _PATH = re.compile(r"^(/[A-Za-z0-9_.~:@!$&'()*+,;=-]+)+$")
-_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n\r\n([^\r\n]{1,200})\r\n')
 _FORM_SCAN_BYTES = 64 * 1024
 
 GENERATING: dict[str, type[Generation]] = {
@@ -321,7 +321,7 @@ class DataPlane:
             wants_usage=not (stream and chat_like)
             or bool(options is not None and options.include_usage),
             ends_with_done=stream and chat_like,
-            n=request.n or 1,
+            n=max(request.n or 1, request.best_of or 1),
             max_tokens=request.limit,
             view=view_of(tenant.name, request),
         )
@@ -452,7 +452,7 @@ def view_of(tenant: str, request: Generation) -> PromptView:
         "tenant": tenant,
         "model": request.model,
         "max_tokens": request.limit,
-        "n": request.n or 1,
+        "n": max(request.n or 1, request.best_of or 1),
         "stop": request.stop is not None,
         "temperature": request.temperature,
         "reasoning_effort": request.reasoning_effort
@@ -508,7 +508,7 @@ def _routed_only(
     kind = _header(headers, b"content-type") or b""
     model, stream = None, False
     if b"multipart/form-data" in kind:
-        match = _FORM_MODEL.search(body[:_FORM_SCAN_BYTES])
+        match = FORM_MODEL.search(body[:_FORM_SCAN_BYTES])
         model = match[1].decode("utf-8", "replace") if match else None
     elif body and (b"json" in kind or path in STATELESS):
         request = decode(body, AnyRequest)

@@ -66,14 +66,14 @@ class Forecasts:
         @post("/predict", status_code=200)
         async def predict(request: AnyRequest) -> AnyResponse:
             tenant = self._tenant(request)
-            asked = await read_json(request, PredictRequest)
+            asked = await read_json(request, PredictRequest, self._plane)
             workload = await self.best(self._view(tenant, asked))
             return answer(forecast_body(workload))
 
         @post("/ingest", status_code=200)
         async def ingest(request: AnyRequest) -> AnyResponse:
             tenant = self._tenant(request)
-            asked = await read_json(request, IngestRequest)
+            asked = await read_json(request, IngestRequest, self._plane)
             await self._ingest(tenant, asked)
             return answer({"status": "stored"})
 

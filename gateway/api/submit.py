@@ -17,7 +17,7 @@ def submit_handlers(jobs: Jobs, plane: DataPlane) -> list[HTTPRouteHandler]:
     @post("/submit", status_code=200)
     async def submit(request: AnyRequest) -> AnyResponse:
         tenant = plane.directory.tenants.authenticate(raw_headers(request))
-        asked = await read_json(request, PredictRequest)
+        asked = await read_json(request, PredictRequest, plane)
         job_id = await jobs.submit(tenant, asked)
         return answer({"request_id": job_id, "status": "queued"})
 

@@ -11,6 +11,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
+from gateway.api.openai import ClientGone, DataPlane, read_body
 from gateway.api.problems import internal, problem
 from gateway.api.schemas import decode
 from gateway.errors import (
@@ -32,9 +33,21 @@ def raw_headers(request: AnyRequest) -> list[tuple[bytes, bytes]]:
     return list(request.scope["headers"])
 
 
-async def read_json(request: AnyRequest, kind: type[T]) -> T:
-    """The body as `kind`; an absent body reads as `{}`. Raises InvalidRequest."""
-    return decode(await request.body() or b"{}", kind)
+async def read_json(request: AnyRequest, kind: type[T], plane: DataPlane) -> T:
+    """The body as `kind`, within the data plane's bounds; an absent body reads as `{}`.
+
+    Raises InvalidRequest, BodyTooLarge, RequestTimeout, Unavailable.
+    """
+    server = plane.directory.server
+    try:
+        receive: Any = request.receive
+        body = await read_body(raw_headers(request), receive, server, plane.memory)
+    except ClientGone:
+        raise InvalidRequest("The client left.") from None
+    try:
+        return decode(body or b"{}", kind)
+    finally:
+        plane.memory.give_back(len(body))
 
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> AnyResponse:

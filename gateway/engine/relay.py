@@ -280,9 +280,9 @@ class Relay:
                 if not chunk:
                     break
                 out = meter.feed(chunk)
-            if call.ends_with_done and meter.finish_reason is None:
+            out = meter.rest()  # its last event may lack the blank line
+            if call.ends_with_done and meter.finish_reason is None and not meter.done:
                 raise AttemptFailed(_CUT)
-            out = meter.rest()
             self._settle_stream(call, permit, trip, meter)
             await self._last(trip, watch, out, send)
         except (AttemptFailed, asyncio.CancelledError):

@@ -189,3 +189,13 @@ def test_refused_requests_are_counted(shared: Shared) -> None:
     httpx.post(shared.gateway.url(CHAT), json={**GOOD, "n": 0}, headers=KEY)
     text = httpx.get(shared.gateway.url("/metrics")).text
     assert 'outcome="client_error"' in text
+
+
+@pytest.mark.parametrize("path", ["/predict", "/ingest", "/submit"])
+def test_control_plane_bounds_bodies_too(shared: Shared, path: str) -> None:
+    """The same bound on every route that reads a body."""
+    body = {"prompt": "a" * 300_000, "output_tokens": 1}
+    response = httpx.post(shared.gateway.url(path), json=body, headers=KEY)
+    check(response, 413, "request_too_large", None)
+    small = {"prompt": "a" * 100, "output_tokens": 1}
+    assert httpx.post(shared.gateway.url(path), json=small, headers=KEY).status_code == 200
