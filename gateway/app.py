@@ -55,6 +55,7 @@ from gateway.upstream.providers import Target, target
 logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
+LAST_WORDS_S = 2.0
 
 _LEARNED = frozenset(
     {Outcome.OK, Outcome.CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.STALLED, Outcome.SHUTDOWN}
@@ -141,7 +142,12 @@ class Gateway:
         except TimeoutError:
             logger.warning("%d requests still ran after %g s", self.relay.open, timeout_s)
             self.relay.end_all()
-            await self.relay.idle()
+            try:
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self.relay.idle()
+            except TimeoutError:  # clients that do not even take their last words
+                self.relay.abort_all()
+                await self.relay.idle()
 
     async def stop(self) -> None:
         """After the listener is closed: threads, store, connections."""
@@ -323,7 +329,9 @@ class Gateway:
 
 
 def _directory(settings: Settings) -> Directory:
-    return Directory(Tenants(settings), routes(settings.accounts), settings.server)
+    return Directory(
+        Tenants(settings), routes(settings.accounts), settings.server, settings.predict.max_chars
+    )
 
 
 def _names(settings: Settings) -> Names:

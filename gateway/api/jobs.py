@@ -159,7 +159,7 @@ class Jobs:
     # -- running -----------------------------------------------------------------------------
 
     def _model(self, tenant: Tenant, request: PredictRequest) -> str:
-        return request.model or default_model(self._plane, tenant)
+        return request.model or self._plane.default_model(tenant)
 
     def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
         call, view = self._call(row, tenant, request)
@@ -268,13 +268,6 @@ class Jobs:
     def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
 
     def ended(self, record: JobRecord) -> None: ...
-
-
-def default_model(plane: DataPlane, tenant: Tenant) -> str:
-    """The model of a request that names none: the tenant's first."""
-    if tenant.models:
-        return tenant.models[0]
-    return next(iter(plane.directory.routes))
 
 
 def _shown(row: JobRow) -> dict[str, Any]:

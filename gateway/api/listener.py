@@ -6,6 +6,11 @@ What uvicorn leaves open and a gateway must not:
   everybody as connections grow, so that all of them together stay within a bound;
 - a client that takes nothing: `TCP_USER_TIMEOUT` ends it even after the answer is complete;
 - a client that sends its header drop by drop, or connects and says nothing;
+- a client that sends its next request before this one is answered (HTTP pipelining): reading
+  would have to stop, and with it the notice that the client left. The answer under way is
+  finished, what came after it is dropped, and the connection closes, as RFC 9112 §9.3.2 allows;
+- an Upgrade we do not speak (clients that offer h2c): the parser takes the body for the other
+  protocol's first bytes, so a second parser that knows the framing reads it as the body it is;
 - error texts of the server itself, which are to look like OpenAI's.
 """
 
@@ -16,6 +21,7 @@ import contextlib
 import socket
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.api.problems import problem
@@ -27,6 +33,7 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
 MIN_BUFFER_BYTES = 16 * 1024
 KERNEL_BUFFER_BYTES = 128 * 1024
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Buffers:
@@ -73,6 +80,7 @@ class GatewayProtocol(HttpToolsProtocol):
     buffers: Buffers
     _receipt: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    _deaf = False  # the client pipelined: nothing more of it is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -100,23 +108,70 @@ class GatewayProtocol(HttpToolsProtocol):
         self._stop_receipt()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            if not self._deaf:
+                self.send_400_response("")
+
     def on_message_begin(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+            self._deaf = True
+            return
+        # Only a request ends the wait for one: a stray line break, or the rest of a refused
+        # body, must not leave a connection without any timer.
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         self._header_bytes = 0
         self.scope["state"]["connection"] = self
         self._receipt = self.loop.call_later(HEADER_TIMEOUT_S, self._late)
 
     def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
+        if not self._deaf:
+            self._count(len(url))
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
+        if not self._deaf:
+            self._count(len(name) + len(value))
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._deaf:
+            return
         self._stop_receipt()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        # At an upgrade the head alone is complete; its body is still to come.
+        if not self._deaf and not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Go on with a parser that was told this request's framing and nothing of upgrades."""
+        after = _AfterHead(self)
+        self.parser = httptools.HttpRequestParser(after)
+        framing = [b"%s: %s\r\n" % (k, v) for k, v in self.headers if k in _FRAMING]
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
+        after.replaying = False
+        if after.complete:  # a request without a body
+            self.on_message_complete()
+        if rest:
+            self.data_received(rest)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -129,6 +184,8 @@ class GatewayProtocol(HttpToolsProtocol):
             self._receipt = None
 
     def _late(self) -> None:
+        if self._deaf:
+            return
         error = InvalidRequest("The request header did not arrive in time.", code="request_timeout")
         error.status = 408
         self._refuse(error)
@@ -152,8 +209,42 @@ class GatewayProtocol(HttpToolsProtocol):
         """Drop the connection and what it has not taken."""
         self.transport.abort()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """A WebSocket upgrade is answered as the plain request it also is."""
+
+class _AfterHead:
+    """Callbacks of the second parser: silent for the head it is told, the protocol's after.
+
+    Spelled out, since the parser binds what it finds when it is made.
+    """
+
+    def __init__(self, protocol: GatewayProtocol) -> None:
+        self._protocol = protocol
+        self.replaying = True
+        self.complete = False
+
+    def on_message_begin(self) -> None:
+        if not self.replaying:
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self.replaying:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.replaying:
+            self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self.replaying:
+            self._protocol.on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._protocol.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.replaying:
+            self.complete = True
+        else:
+            self._protocol.on_message_complete()
 
 
 def protocol_for(buffers: Buffers) -> type[Any]:

@@ -15,24 +15,30 @@ import secrets
 import time
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from gateway.api import auth
 from gateway.api.problems import internal, send_problem
 from gateway.api.schemas import (
+    NULL,
     AnyRequest,
     ChatRequest,
     CompletionRequest,
     Generation,
+    LooseMessage,
     ResponsesRequest,
+    check_complexity,
     check_generation,
     check_messages,
     decode,
+    given,
+    read_loose,
 )
 from gateway.engine.engine import Engine, Permit
-from gateway.engine.relay import BrokenAnswer, Call, Relay
+from gateway.engine.relay import BrokenAnswer, Call, Ending, Relay
 from gateway.engine.scope import Receive, Send
 from gateway.errors import (
     BodyTooLarge,
@@ -57,13 +63,12 @@ from gateway.types import (
     Rung,
     Workload,
 )
-from gateway.upstream.providers import FORM_MODEL
+from gateway.upstream.providers import FORM_MODEL, FORM_SCAN_BYTES
 
 Scope = dict[str, Any]
 logger = logging.getLogger("gateway.api")
 
 _PATH = re.compile(r"^(/[A-Za-z0-9_.~:@!$&'()*+,;=-]+)+$")
-_FORM_SCAN_BYTES = 64 * 1024
 
 GENERATING: dict[str, type[Generation]] = {
     "/chat/completions": ChatRequest,
@@ -107,6 +112,7 @@ class Directory(Struct, frozen=True):
     tenants: auth.Tenants
     routes: dict[str, Route]
     server: Server
+    max_chars: int  # of a prompt, that the predictor reads
 
 
 class BodyMemory:
@@ -200,7 +206,7 @@ class Asked(Struct):
     model: str
     stream: bool = False
     wants_usage: bool = True
-    ends_with_done: bool = False
+    ending: Ending = Ending.ANY
     n: int = 1
     max_tokens: int | None = None
     view: PromptView | None = None
@@ -234,7 +240,7 @@ class DataPlane:
         except ClientGone:
             self._engine.ended(early.record(499, Outcome.CANCELLED, None, self._engine.clock()))
         except BrokenAnswer:
-            raise
+            raise  # told and recorded; the server closes the connection
         except Exception:
             logger.exception("request failed", extra={"request_id": request_id})
             await self._refuse(early, internal(), send)
@@ -303,10 +309,11 @@ class DataPlane:
             raise UnsupportedMedia("Compressed request bodies are not accepted.")
         kind = GENERATING.get(path) if method == "POST" else None
         if kind is not None:
+            check_complexity(body)
             request = decode(body, kind)
             check_generation(request)
             return self._generation(tenant, path, request)
-        return _routed_only(path, headers, body, self.directory.routes)
+        return _routed_only(path, headers, body, self.default_model(tenant))
 
     def _generation(self, tenant: Tenant, path: str, request: Generation) -> Asked:
         if isinstance(request, ChatRequest):
@@ -320,10 +327,10 @@ class DataPlane:
             # The responses API always tells its usage; the older routes when asked.
             wants_usage=not (stream and chat_like)
             or bool(options is not None and options.include_usage),
-            ends_with_done=stream and chat_like,
-            n=max(request.n or 1, request.best_of or 1),
+            ending=(Ending.CHOICES if chat_like else Ending.TERMINAL) if stream else Ending.ANY,
+            n=choices_of(request),
             max_tokens=request.limit,
-            view=view_of(tenant.name, request),
+            view=view_of(tenant.name, request, self.directory.max_chars),
         )
 
     def _call(
@@ -358,10 +365,14 @@ class DataPlane:
             body=body,
             stream=asked.stream,
             wants_usage=asked.wants_usage,
-            ends_with_done=asked.ends_with_done,
+            ending=asked.ending,
             metric_model=asked.model,
             connection=scope["state"].get("connection") if "state" in scope else None,
         )
+
+    def default_model(self, tenant: Tenant) -> str:
+        """The model of a request that names none: the tenant's first."""
+        return tenant.models[0] if tenant.models else next(iter(self.directory.routes))
 
     def route(self, tenant: Tenant, model: str) -> Route:
         """Who serves a model for a tenant. Raises ModelNotFound."""
@@ -407,7 +418,7 @@ class DataPlane:
         ]
         if path == "/models":
             return {"object": "list", "data": objects}
-        wanted = path.removeprefix("/models/")
+        wanted = unquote(path.removeprefix("/models/"))
         for value in objects:
             if value["id"] == wanted:
                 return value
@@ -446,34 +457,44 @@ class _Early:
         )
 
 
-def view_of(tenant: str, request: Generation) -> PromptView:
+def choices_of(request: Generation) -> int:
+    """How many answers the provider generates: n or best_of, for each prompt of a batch."""
+    each = max(request.n or 1, request.best_of or 1)
+    if isinstance(request, CompletionRequest):
+        return each * max(len(read_loose(request.prompt, list[str]) or ()), 1)
+    return each
+
+
+def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     """What the predictor reads of a request."""
     shared: dict[str, Any] = {
         "tenant": tenant,
         "model": request.model,
         "max_tokens": request.limit,
-        "n": max(request.n or 1, request.best_of or 1),
-        "stop": request.stop is not None,
+        "n": request.n or 1,
+        "stop": given(request.stop),
         "temperature": request.temperature,
         "reasoning_effort": request.reasoning_effort
         or (request.reasoning.effort if request.reasoning else None),
-        "tools": len(request.tools or ()),
+        "tools": len(read_loose(request.tools, list[Raw]) or ()),
         "response_format": request.response_format.type if request.response_format else None,
         "stream": request.stream is True,
+        "max_chars": max_chars,
     }
     if isinstance(request, ChatRequest):
         return PromptView.of_chat(request.messages, **shared)
     if isinstance(request, ResponsesRequest):
-        messages = request.input if isinstance(request.input, list) else []
-        if isinstance(request.input, str):
-            messages = [{"role": "user", "content": request.input}]
+        messages: list[Any] = list(read_loose(request.input, list[LooseMessage]) or ())
+        text = read_loose(request.input, str)
+        if text is not None:
+            messages = [LooseMessage("user", text)]
         if request.instructions:
-            messages = [{"role": "system", "content": request.instructions}, *messages]
+            messages.insert(0, LooseMessage("system", request.instructions))
         return PromptView.of_chat(messages, **shared)
-    prompt = request.prompt if isinstance(request, CompletionRequest) else None
-    if isinstance(prompt, list):
-        prompt = "\n".join(p for p in prompt if isinstance(p, str))
-    return PromptView.of_prompt(prompt if isinstance(prompt, str) else "", **shared)
+    prompt = request.prompt if isinstance(request, CompletionRequest) else NULL
+    batch = read_loose(prompt, list[str])
+    text = batch[0] if batch else read_loose(prompt, str)
+    return PromptView.of_prompt(text or "", **shared)
 
 
 def _canonical(scope: Scope) -> str:
@@ -500,17 +521,16 @@ def _only(method: str, wanted: str) -> None:
         raise MethodNotAllowed(f"Not allowed to {method} here; use {wanted}.")
 
 
-def _routed_only(
-    path: str, headers: list[tuple[bytes, bytes]], body: bytes, routes: dict[str, Route]
-) -> Asked:
+def _routed_only(path: str, headers: list[tuple[bytes, bytes]], body: bytes, default: str) -> Asked:
     """A request the gateway only routes: by the model its body names. Where none may be
     named, as in a listing, the first model's accounts answer."""
     kind = _header(headers, b"content-type") or b""
     model, stream = None, False
     if b"multipart/form-data" in kind:
-        match = FORM_MODEL.search(body[:_FORM_SCAN_BYTES])
+        match = FORM_MODEL.search(body, 0, FORM_SCAN_BYTES)
         model = match[1].decode("utf-8", "replace") if match else None
     elif body and (b"json" in kind or path in STATELESS):
+        check_complexity(body)
         request = decode(body, AnyRequest)
         model, stream = request.model, request.stream is True
     if not model:
@@ -520,7 +540,7 @@ def _routed_only(
                 param="model",
                 code="missing_required_parameter",
             )
-        model = next(iter(routes))
+        model = default
     return Asked(model=model, stream=stream)
 
 

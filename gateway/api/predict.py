@@ -11,7 +11,7 @@ from litestar import post
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api import auth
-from gateway.api.jobs import default_model, messages_of
+from gateway.api.jobs import messages_of
 from gateway.api.openai import DataPlane
 from gateway.api.schemas import IngestRequest, PredictRequest, positive
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
@@ -151,7 +151,7 @@ class Forecasts:
         return PromptView.of_chat(
             messages,
             tenant=tenant.name,
-            model=asked.model or default_model(self._plane, tenant),
+            model=asked.model or self._plane.default_model(tenant),
             max_tokens=asked.max_tokens,
             task_type=asked.task_type,
         )

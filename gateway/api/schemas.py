@@ -10,11 +10,31 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
-from gateway.errors import InvalidRequest
+from gateway.errors import BodyTooLarge, InvalidRequest
 
 T = TypeVar("T")
 MAX_CHOICES = 128
 MAX_TOKENS = 2**31 - 1  # beyond any provider's, within a 64-bit column
+
+
+NULL = Raw(b"null")  # a union with Raw would not decode
+MAX_OBJECTS = 500_000
+MAX_COMMAS = 1_000_000
+COMPLEX_BYTES = 512 * 1024  # smaller bodies cannot be complex enough to matter
+
+
+def check_complexity(body: bytes) -> None:
+    """Raises BodyTooLarge for JSON with so many members that reading it would hold up the loop.
+
+    Counts characters, which may also stand inside strings: half a million objects in one
+    request are no conversation, and no text within today's context windows has so many.
+    """
+    if len(body) > COMPLEX_BYTES and (
+        body.count(b"{") > MAX_OBJECTS or body.count(b",") > MAX_COMMAS
+    ):
+        raise BodyTooLarge(
+            "The JSON body has too many members.", code="request_too_complex", should_retry=False
+        )
 
 
 class Part(Struct):
@@ -51,8 +71,8 @@ class Generation(Struct):
     n: int | None = None
     best_of: int | None = None
     temperature: float | None = None
-    stop: str | list[str] | None = None
-    tools: list[Raw] | None = None
+    stop: Raw = NULL
+    tools: Raw = NULL
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
     reasoning: Reasoning | None = None
@@ -69,16 +89,40 @@ class Generation(Struct):
         return max(given) if given else None
 
 
+class LooseMessage(Struct):
+    """An input item of the responses API, as far as it reads like a message."""
+
+    role: str = ""
+    content: str | list[Part] | None = None
+
+
+_LOOSE_BYTES = 2**20  # of a member without a fixed type, read only to forecast by
+
+
+def given(raw: Raw) -> bool:
+    return bytes(raw) != b"null"
+
+
+def read_loose(raw: Raw, kind: type[T]) -> T | None:
+    """A member of no fixed type, where it reads as `kind` and is not huge; else None."""
+    if not given(raw) or len(bytes(raw)) > _LOOSE_BYTES:
+        return None
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 class ChatRequest(Generation, kw_only=True):
     messages: list[Message]
 
 
 class CompletionRequest(Generation, kw_only=True):
-    prompt: Any = None
+    prompt: Raw = NULL
 
 
 class ResponsesRequest(Generation, kw_only=True):
-    input: Any = None
+    input: Raw = NULL
     instructions: str | None = None
 
 

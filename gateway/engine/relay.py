@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 import time
 from collections.abc import Callable, Mapping
+from enum import StrEnum
 from typing import Any, Protocol
 
 import msgspec
@@ -33,6 +36,7 @@ from gateway.errors import (
 from gateway.settings.schema import Server
 from gateway.types import Job, JobRecord, Outcome, Usage, Verdict
 from gateway.upstream.client import (
+    BROKEN,
     SLOW_FIRST_BYTE,
     SLOW_NEXT_BYTE,
     Answer,
@@ -52,9 +56,12 @@ from gateway.upstream.providers import (
     url_for,
 )
 from gateway.upstream.sse import event_of
-from gateway.upstream.usage import StreamMeter, answer_usage
+from gateway.upstream.usage import StreamMeter, answer_usage, tail_usage
 
+logger = logging.getLogger("gateway.engine")
 ERROR_BODY_BYTES = 64 * 1024
+ERROR_BODY_S = 5.0  # a refusal's words are not worth a longer wait
+USAGE_TAIL_BYTES = 4096  # of an answer too long to be read whole
 TAIL_S = 1.0  # how long the end of a finished stream is waited for, to reuse its connection
 
 
@@ -62,6 +69,14 @@ class Connection(Protocol):
     """The client's connection, where the server gives access to it."""
 
     def abort(self) -> None: ...
+
+
+class Ending(StrEnum):
+    """How an event stream of a route ends when it is whole."""
+
+    CHOICES = "choices"  # [DONE], or a finish reason for every choice
+    TERMINAL = "terminal"  # a terminal event
+    ANY = "any"  # not known: as the provider ends it
 
 
 class Call(Struct):
@@ -76,7 +91,7 @@ class Call(Struct):
     body: bytes
     stream: bool = False
     wants_usage: bool = True  # False: usage is asked for on our account and hidden again
-    ends_with_done: bool = False  # an event stream of this route ends with [DONE]
+    ending: Ending = Ending.ANY
     metric_model: str = "other"
     connection: Connection | None = None
     release: Callable[[], None] | None = None  # the body is not needed any more
@@ -123,7 +138,7 @@ class Relay:
         self.targets = targets
         self.server = server
         self._send_error = send_error
-        self._open: set[ClientWatch] = set()
+        self._open: dict[ClientWatch, Call] = {}
         self._idle: asyncio.Future[None] | None = None
 
     @property
@@ -136,6 +151,13 @@ class Relay:
         for watch in list(self._open):
             watch.end(Ended.SHUTDOWN)
 
+    def abort_all(self) -> None:
+        """Drop the connections of whoever is still there."""
+        for watch, call in list(self._open.items()):
+            if call.connection is not None:
+                call.connection.abort()
+            watch.end(Ended.SHUTDOWN)
+
     async def idle(self) -> None:
         """Until no call is under way."""
         while self._open:
@@ -143,7 +165,7 @@ class Relay:
             await asyncio.shield(self._idle)
 
     def _closed(self, watch: ClientWatch) -> None:
-        self._open.discard(watch)
+        self._open.pop(watch, None)
         if not self._open and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
@@ -159,7 +181,7 @@ class Relay:
         """Schedule, relay, settle. Returns the record that listeners were told."""
         trip = Trip()
         watch = ClientWatch(receive)
-        self._open.add(watch)
+        self._open[watch] = call
         permit = self._engine.submit(call.job, len(call.body))
         try:
             async with watch:
@@ -176,6 +198,14 @@ class Relay:
         except asyncio.CancelledError:
             trip.outcome, trip.status = Outcome.SHUTDOWN, 503
             raise
+        except BrokenAnswer:
+            raise
+        except Exception as error:  # a fault of ours: recorded here, once
+            logger.exception("request failed", extra={"request_id": call.job.id})
+            trip.outcome, trip.error_code = Outcome.FAILED, "internal_error"
+            if trip.started:
+                raise BrokenAnswer("internal error") from error
+            await self._answer_error(call, permit, trip, GatewayError(_FAULT), send)
         finally:
             if trip.answer is not None:
                 trip.answer.abort()
@@ -234,12 +264,14 @@ class Relay:
             headers_for(target, call.headers),
             body,
         )
+        if answer.status < 200:
+            raise AttemptFailed(BROKEN)
         if 300 <= answer.status < 400:
             raise AttemptFailed(_REDIRECT)  # destinations come from the settings alone
         if answer.status >= 400:
             refusal = b""
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(target.account.idle_timeout_s):
+                async with asyncio.timeout(ERROR_BODY_S):
                     refusal = await answer.read_up_to(ERROR_BODY_BYTES)
             raise AttemptFailed(
                 classify(answer.status, answer.headers, refusal, target, time.time())
@@ -281,7 +313,7 @@ class Relay:
                     break
                 out = meter.feed(chunk)
             out = meter.rest()  # its last event may lack the blank line
-            if call.ends_with_done and meter.finish_reason is None and not meter.done:
+            if not _is_whole(call, meter) and meter.error is None:
                 raise AttemptFailed(_CUT)
             self._settle_stream(call, permit, trip, meter)
             await self._last(trip, watch, out, send)
@@ -298,19 +330,21 @@ class Relay:
         out = b""
         try:
             async with asyncio.timeout(target.account.first_byte_timeout_s):
-                while not out and not meter.done:
+                while not meter.seen_data:  # comments are held: they promise nothing yet
                     chunk = await self._next(answer, trip)
                     if not chunk:
                         break
                     if trip.ttft_s is None:
                         trip.ttft_s = self._engine.clock() - call.job.arrived_s
-                    out = meter.feed(chunk)
+                    out += meter.feed(chunk)
         except TimeoutError:
             raise AttemptFailed(SLOW_FIRST_BYTE) from None
         if meter.error is not None and meter.content_events == 0:
             status = stream_error_status(meter.error)
             refusal = msgspec.json.encode({"error": meter.error})
             raise AttemptFailed(classify(status, answer.headers, refusal, target, time.time()))
+        if not meter.seen_data and call.ending is not Ending.ANY:
+            raise AttemptFailed(_CUT)
         return out
 
     def _settle_stream(self, call: Call, permit: Permit, trip: Trip, meter: StreamMeter) -> None:
@@ -349,22 +383,37 @@ class Relay:
                 size += len(chunk)
             body = b"".join(parts)
             if ended:
+                if limit and body.lstrip()[:9] == b'{"error":':
+                    self._refused_late(body, answer, target)
                 trip.usage, trip.finish_reason = answer_usage(body) if limit else (None, None)
                 self._settle(permit, trip, Outcome.OK, Verdict.SUCCESS)
                 await self._start(call, permit, trip, answer, str(len(body)).encode(), send)
                 await self._last(trip, watch, body, send)
                 return
             await self._start(call, permit, trip, answer, answer.header(b"content-length"), send)
+            tail = b""
             while body:
                 clock.writing()
                 trip.bytes_out += len(body)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
                 clock.reading()
+                tail = (tail + body)[-USAGE_TAIL_BYTES:]
                 body = await self._next(answer, trip)
+            trip.usage = tail_usage(tail) if limit else None
             self._settle(permit, trip, Outcome.OK, Verdict.SUCCESS)
             await self._last(trip, watch, b"", send)
         finally:
             clock.stop()
+
+    def _refused_late(self, body: bytes, answer: Answer, target: Target) -> None:
+        """A 200 whose body is an error: read it as the refusal it is."""
+        try:
+            error = msgspec.json.decode(body)["error"]
+        except (msgspec.MsgspecError, KeyError, RecursionError):
+            return
+        if error:
+            status = stream_error_status(error if isinstance(error, dict) else {})
+            raise AttemptFailed(classify(status, answer.headers, body, target, time.time()))
 
     async def _next(self, answer: Answer, trip: Trip) -> bytes:
         try:
@@ -398,15 +447,17 @@ class Relay:
         length: bytes | None,
         send: Send,
     ) -> None:
-        headers = [(k, v) for k, v in answer.headers if k in RETURNED]
+        headers = [(k, v) for k, v in answer.headers if k in RETURNED and not _CONTROL.search(v)]
         upstream_id = answer.header(b"x-request-id")
-        if upstream_id is not None:
+        if upstream_id is not None and not _CONTROL.search(upstream_id):
             headers.append((b"x-upstream-request-id", upstream_id))
         if length is not None:
             headers.append((b"content-length", length))
         elif call.stream:
             headers += _EVENT_HEADERS
         headers += call_headers(permit)
+        if self._engine.draining:
+            headers.append((b"connection", b"close"))
         trip.started, trip.status = True, answer.status
         if call.release is not None:  # no further attempt will need the body
             call.body = b""
@@ -502,6 +553,9 @@ class Relay:
         )
 
 
+_FAULT = "The gateway failed to handle the request."
+
+
 class BrokenAnswer(Exception):
     """The answer cannot be finished; the server closes the connection short of its end."""
 
@@ -512,6 +566,7 @@ _OUTCOMES = {
     Ended.STALLED: Outcome.STALLED,
     Ended.SHUTDOWN: Outcome.SHUTDOWN,
 }
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header value may hold
 _EVENT_HEADERS: Headers = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
@@ -563,12 +618,25 @@ def _error_of(failure: Failure) -> GatewayError:
     return kind(message, code=failure.code, retry_after_s=failure.retry_after_s)
 
 
+def _is_whole(call: Call, meter: StreamMeter) -> bool:
+    """Whether a stream that ended in good order had said all it had to say."""
+    if meter.done or call.ending is Ending.ANY:
+        return True
+    return call.ending is Ending.CHOICES and meter.finished_choices >= call.job.n
+
+
 def _is_events(answer: Answer) -> bool:
-    return (answer.header(b"content-type") or b"").lower().startswith(b"text/event-stream")
+    """Events that can be read: a provider may compress although it was asked not to."""
+    kind = (answer.header(b"content-type") or b"").lower()
+    return kind.startswith(b"text/event-stream") and _is_plain(answer)
+
+
+def _is_plain(answer: Answer) -> bool:
+    return answer.header(b"content-encoding") in (None, b"identity")
 
 
 def _is_json(answer: Answer) -> bool:
-    return b"json" in (answer.header(b"content-type") or b"").lower()
+    return b"json" in (answer.header(b"content-type") or b"").lower() and _is_plain(answer)
 
 
 async def _read_tail(answer: Answer) -> None:

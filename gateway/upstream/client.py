@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from multidict import CIMultiDict
+from yarl import URL
 
 from gateway.types import Outcome, Verdict
 from gateway.upstream.providers import Failure, Headers, Target
@@ -52,23 +56,63 @@ class Body(httpx.AsyncByteStream):
         self._response.close()
 
 
+_reused: ContextVar[bool] = ContextVar("reused", default=False)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Remembers for the task that connects whether its connection had served before."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
+    ) -> Any:
+        connection = await super().connect(req, traces, timeout)
+        protocol: Any = connection.protocol
+        _reused.set(hasattr(protocol, "sagesched_served"))
+        protocol.sagesched_served = True
+        return connection
+
+
 class Aiohttp(AiohttpTransport):
     """httpx-aiohttp's transport; see the head of this file."""
+
+    _fresh: aiohttp.ClientSession | None = None
+
+    def fresh(self) -> aiohttp.ClientSession:
+        """A session whose connections serve once."""
+        if self._fresh is None:
+            self._fresh = _session(self.ssl_context, keep=False)
+        return self._fresh
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        if self._fresh is not None:
+            await self._fresh.close()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         timeout = request.extensions["timeout"]
         content = request.stream.content  # type: ignore[union-attr]
+        session = self.client
         try:
-            response = await self.client.request(
-                request.method,
-                str(request.url),
-                headers=CIMultiDict(request.headers.multi_items()),
-                data=content or None,
-                allow_redirects=False,
-                timeout=timeout,
-            )
+            while True:
+                try:
+                    response = await session.request(
+                        request.method,
+                        URL(str(request.url), encoded=True),
+                        headers=CIMultiDict(request.headers.multi_items()),
+                        data=content or None,
+                        allow_redirects=False,
+                        timeout=timeout,
+                    )
+                    break
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                    # A kept-alive connection that the provider had closed meanwhile: nothing
+                    # of this request was answered, and no account is to blame. Once more, on a
+                    # connection of its own.
+                    if session is not self.client or not _reused.get():
+                        raise
+                    session = self.fresh()
         except TimeoutError as error:
             raise httpx.ConnectTimeout("connect") from error
         except aiohttp.ClientConnectorError as error:
@@ -92,25 +136,27 @@ class Content(httpx.AsyncByteStream):
 
 def open_transport() -> Aiohttp:
     """The process's one transport; made on the running loop."""
-
-    def session() -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,  # limits are the accounts' own
-                keepalive_timeout=20.0,
-                ttl_dns_cache=60,
-                ssl=transport.ssl_context,  # certifi's authorities, or SSL_CERT_FILE's
-                socket_factory=_socket,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
-            read_bufsize=CHUNK_BYTES,
-        )
-
-    transport = Aiohttp(client=session)
+    # The authorities are certifi's, or SSL_CERT_FILE's.
+    transport = Aiohttp(client=lambda: _session(transport.ssl_context, keep=True))
     return transport
+
+
+def _session(context: ssl.SSLContext, *, keep: bool) -> aiohttp.ClientSession:
+    kept: dict[str, Any] = {"keepalive_timeout": 20.0} if keep else {"force_close": True}
+    return aiohttp.ClientSession(
+        connector=_Connector(
+            limit=0,  # limits are the accounts' own
+            ttl_dns_cache=60,
+            ssl=context,
+            socket_factory=_socket,
+            **kept,
+        ),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+        skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept", "Content-Type"),
+        read_bufsize=CHUNK_BYTES,
+    )
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:

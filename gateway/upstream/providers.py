@@ -62,7 +62,8 @@ RETURNED = frozenset(
 )
 
 
-FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n\r\n([^\r\n]{1,200})\r\n')
+FORM_SCAN_BYTES = 64 * 1024  # of a form, in which its model is looked for
+FORM_MODEL = re.compile(rb'name="model"[^\r\n]{0,200}\r\n\r\n([^\r\n]{1,200})\r\n')
 MAX_URLS = 64
 
 
@@ -170,7 +171,7 @@ def _with_limit_in(field: str, members: dict[str, Raw]) -> dict[str, Raw]:
 
 
 def _edited_form(body: bytes, edit: BodyEdit) -> bytes:
-    model = None if edit.model is None else FORM_MODEL.search(body)
+    model = None if edit.model is None else FORM_MODEL.search(body, 0, FORM_SCAN_BYTES)
     if model is None or edit.model is None:
         return body
     return body[: model.start(1)] + edit.model.encode() + body[model.end(1) :]

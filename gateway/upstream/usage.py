@@ -13,6 +13,7 @@ a text, say) is read member by member, and what cannot be read at all passes unt
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import msgspec
@@ -53,6 +54,7 @@ class _UsageFields(Struct):
 
 
 class _Choice(Struct):
+    index: int = 0
     finish_reason: str | None = None
 
 
@@ -127,6 +129,19 @@ def answer_usage(body: bytes) -> tuple[Usage | None, str | None]:
     return _usage(answer.usage), finish or answer.status
 
 
+def tail_usage(tail: bytes) -> Usage | None:
+    """Usage from the end of a JSON answer that was too long to keep; None where it is not there."""
+    at = tail.rfind(b'"usage"')
+    start = tail.find(b"{", at)
+    if at < 0 or start < 0:
+        return None
+    try:
+        value, _ = json.JSONDecoder().raw_decode(tail[start:].decode("utf-8", "replace"))
+        return _usage(msgspec.convert(value, _UsageFields))
+    except (ValueError, RecursionError):
+        return None
+
+
 class StreamMeter:
     """Reads a stream of events on its way to the client.
 
@@ -141,12 +156,14 @@ class StreamMeter:
     """
 
     __slots__ = (
+        "_finished",
         "_hide",
         "_splitter",
         "content_events",
         "done",
         "error",
         "finish_reason",
+        "seen_data",
         "usage",
     )
 
@@ -158,6 +175,13 @@ class StreamMeter:
         self.error: dict[str, Any] | None = None
         self.content_events = 0
         self.done = False
+        self.seen_data = False  # an event that is more than a comment has passed
+        self._finished: set[int] = set()
+
+    @property
+    def finished_choices(self) -> int:
+        """Choices that have their finish reason."""
+        return len(self._finished)
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes the client gets for `chunk`: whole events only."""
@@ -176,7 +200,10 @@ class StreamMeter:
 
     def _event(self, event: bytes) -> bytes:
         if isinstance(event, Piece):
+            self.seen_data = True
             return event
+        if not self.seen_data:
+            self.seen_data = data_of(event) is not None
         if b"[DONE]" in event and (data_of(event) or b"").startswith(b"[DONE]"):
             self.done = True
             return event
@@ -202,7 +229,9 @@ class StreamMeter:
         if answer.choices:
             self.content_events += 1
             for choice in answer.choices:
-                self.finish_reason = choice.finish_reason or self.finish_reason
+                if choice.finish_reason:
+                    self.finish_reason = choice.finish_reason
+                    self._finished.add(choice.index)
         inner = answer.response
         usage = _usage(answer.usage) or _usage(inner.usage if inner else None)
         if usage is not None and (self.usage is None or usage.output_tokens or usage.prompt_tokens):

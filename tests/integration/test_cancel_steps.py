@@ -18,7 +18,7 @@ import pytest
 from gateway.api.problems import send_problem
 from gateway.balance.pool import Accounts
 from gateway.engine.engine import Engine
-from gateway.engine.relay import Call, Relay
+from gateway.engine.relay import Call, Ending, Relay
 from gateway.schedule.routes import routes
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.load import build
@@ -132,7 +132,7 @@ class House:
             body=msgspec.json.encode({"model": "m"}),
             stream=self.stream,
             wants_usage=False,
-            ends_with_done=self.stream,
+            ending=Ending.CHOICES if self.stream else Ending.ANY,
         )
 
     def check_empty(self) -> None:
