@@ -9,7 +9,7 @@ COPY requirements.lock ./
 RUN python3 -m venv /venv \
  && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
       --require-hashes -r requirements.lock \
- && find /venv -name __pycache__ -type d -prune -exec rm -rf {} +
+ && /venv/bin/python -m compileall -q /venv
 
 FROM ${BASE}
 # lightgbm needs the OpenMP runtime.
@@ -27,13 +27,13 @@ COPY gateway ./gateway
 COPY models ./models
 COPY config ./config
 COPY gateway.toml LICENSE ./
-RUN mkdir var && chown 10001:10001 var
+RUN python3 -m compileall -q gateway && mkdir var && chown 10001:10001 var
 USER 10001:10001
 VOLUME /app/var
 EXPOSE 3000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-  CMD ["python3", "-m", "gateway", "healthcheck"]
+  CMD ["python3", "-m", "gateway", "healthcheck", "--config", "gateway.toml"]
 # The shipped gateway.toml binds loopback, which is all an anonymous tenant may have: mount a
 # file of your own with server.host = "0.0.0.0" and tenants with keys.
 ENTRYPOINT ["python3", "-m", "gateway"]

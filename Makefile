@@ -7,24 +7,28 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1: \2/'
 
-$(VENV)/run-ready: requirements.lock
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed (PYTHON=… names another one)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: is python3-venv installed?"; exit 1; }
+
+$(VENV)/run-ready: requirements.lock | $(BIN)/pip
 	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@
 
-$(VENV)/dev-ready: requirements-dev.lock
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/dev-ready: requirements-dev.lock | $(BIN)/pip
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	$(PIP) install --no-build-isolation --no-deps --editable .
 	@touch $@ $(VENV)/run-ready
 
 run: $(VENV)/run-ready ## set up and run the gateway with gateway.toml
-	@exec $(BIN)/python -m gateway serve --config gateway.toml
+	@mkdir -p var && echo $$$$ > var/gateway.pid && exec $(BIN)/sagesched serve --config gateway.toml
 
 stop: ## drain and end a gateway started by `make run` in this folder
-	@pkill -TERM -f '^$(BIN)/python -m gateway serv[e]' || echo "no gateway runs"
+	@kill -TERM $$(cat var/gateway.pid 2>/dev/null) 2>/dev/null && rm -f var/gateway.pid || echo "no gateway runs"
 
 test: $(VENV)/dev-ready ## set up and run the tests
 	@$(BIN)/python -m pytest

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # `… | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,13 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--key", default="anything")
     sub = command("get", "get", "read one route of a running gateway")
     sub.add_argument("path", help="such as /metrics, /health, /stats")
+    sub.add_argument("--key", default="", help="default: $SAGESCHED_ADMIN_TOKEN")
     sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
     sub = command("predict", "predict", "ask a running gateway for a forecast")
     sub.add_argument("prompt")
     sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
     sub.add_argument("--key", default="anything")
     sub = command("healthcheck", "healthcheck", "exit 0 when a running gateway is ready")
-    sub.add_argument("--url", default=None, help="default: http://127.0.0.1:$PORT")
+    sub.add_argument("--url", default=None, help="default: the port of --config")
+    config(sub)
 
     history = commands.add_parser("history", help="work on the stored history")
     history_commands = history.add_subparsers(required=True, metavar="COMMAND")

@@ -38,7 +38,7 @@ from gateway.observe.metrics import Metrics, Names
 from gateway.observe.state import Shell, Snapshots
 from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
-from gateway.predict.prices import load_prices
+from gateway.predict.prices import Price, load_prices
 from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
@@ -97,7 +97,7 @@ class Gateway:
             settings.predict,
             shipped("models"),
             history=store.load_history(settings.predict.history_window_size, None),
-            prices=load_prices(shipped("config/prices.toml")),
+            prices=_prices(),
             key=_prompt_secret(store),
         )
         self.buffers = Buffers(settings.server)
@@ -209,8 +209,9 @@ class Gateway:
         whole = record.outcome is Outcome.OK
         cut = record.finish_reason in ("length", "incomplete", "max_output_tokens")
 
-        def learned(row: HistoryRow) -> None:
-            self.store.append_history(row)
+        def learned(row: HistoryRow | Exception) -> None:
+            if isinstance(row, HistoryRow):
+                self.store.append_history(row)
 
         self.predictor.learn(
             view,
@@ -343,6 +344,15 @@ def _names(settings: Settings) -> Names:
     )
 
 
+def _prices() -> dict[str, Price]:
+    """Prices are for people: without them forecasts have no money in them, and all goes on."""
+    try:
+        return dict(load_prices(shipped("config/prices.toml")))
+    except Exception as error:
+        logger.error("no prices: %s", error)
+        return {}
+
+
 def _prompt_secret(store: Store) -> bytes:
     """What prompts are hashed with: made once a store, so that its rows go on matching."""
     secret_key = store.get_state("prompt_secret")
@@ -369,8 +379,8 @@ def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) 
         stored += error is None
         room.release()
 
-    def learned(row: HistoryRow) -> None:
-        if not store.append_history(row, committed):
+    def learned(row: HistoryRow | Exception) -> None:
+        if isinstance(row, Exception) or not store.append_history(row, committed):
             room.release()
 
     try:

@@ -62,7 +62,9 @@ def demo_provider(args: argparse.Namespace) -> int:
 def _end_with_stdin() -> None:
     while os.read(0, 4096):  # not sys.stdin: its lock would be in the interpreter's way at exit
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # the server's handlers may not stand yet
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
 
 
 def _url(args: argparse.Namespace) -> str:
@@ -70,15 +72,17 @@ def _url(args: argparse.Namespace) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _reach(args: argparse.Namespace, method: str, path: str, **more: Any) -> httpx.Response:
+def _reach(
+    args: argparse.Namespace, method: str, path: str, timeout_s: float = 600, **more: Any
+) -> httpx.Response:
     try:
-        return httpx.request(method, _url(args) + path, timeout=600, trust_env=False, **more)
-    except httpx.TransportError as error:
+        return httpx.request(method, _url(args) + path, timeout=timeout_s, trust_env=False, **more)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
         raise SettingsError(f"no gateway answers at {_url(args)}: {error}") from None
 
 
 def get(args: argparse.Namespace) -> int:
-    token = os.environ.get(ADMIN_ENV, "")
+    token = args.key or os.environ.get(ADMIN_ENV, "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     response = _reach(args, "GET", "/" + args.path.lstrip("/"), headers=headers)
     _show(response)
@@ -93,7 +97,23 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def healthcheck(args: argparse.Namespace) -> int:
-    return 0 if _reach(args, "GET", "/health").is_success else 1
+    """For an image's HEALTHCHECK: light, and on the port of the settings."""
+    import urllib.error
+    import urllib.request
+
+    url = args.url
+    if url is None:
+        from gateway.settings import load
+
+        server = load.load(Path(args.config)).server
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)
+        url = f"http://{host}:{server.port}"
+    try:
+        with urllib.request.urlopen(url + "/health", timeout=3) as response:
+            return 0 if response.status == 200 else 1
+    except (OSError, ValueError) as error:
+        print(f"sagesched: not ready: {error}", file=sys.stderr)
+        return 1
 
 
 def ask(args: argparse.Namespace) -> int:
@@ -111,18 +131,33 @@ def ask(args: argparse.Namespace) -> int:
             _show(response)
         _show_headers(response)
         return 0 if response.is_success else 1
-    with httpx.Client(timeout=600, trust_env=False) as client:
-        request = client.build_request(
-            "POST", _url(args) + "/v1/chat/completions", json=body, headers=headers
-        )
-        response = client.send(request, stream=True)
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                choices = json.loads(line[6:]).get("choices") or [{}]
-                print(choices[0].get("delta", {}).get("content") or "", end="", flush=True)
-        print()
-        _show_headers(response)
-        return 0 if response.is_success else 1
+    url = _url(args) + "/v1/chat/completions"
+    try:
+        with httpx.stream(
+            "POST", url, json=body, headers=headers, timeout=600, trust_env=False
+        ) as response:
+            return _show_stream(response)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise SettingsError(f"no gateway answers at {_url(args)}: {error}") from None
+
+
+def _show_stream(response: httpx.Response) -> int:
+    if not response.is_success:
+        response.read()
+        _show(response)
+        return 1
+    code = 0
+    for line in response.iter_lines():
+        if line.startswith("data: {"):
+            data = json.loads(line[6:])
+            if data.get("error"):
+                print(f"\n{data['error'].get('message')}", file=sys.stderr)
+                code = 1
+            for choice in data.get("choices") or ():
+                print(choice.get("delta", {}).get("content") or "", end="", flush=True)
+    print()
+    _show_headers(response)
+    return code
 
 
 def _show(response: httpx.Response) -> None:

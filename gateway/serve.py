@@ -9,9 +9,11 @@ import gc
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from gateway.store.store import Store
 logger = logging.getLogger("gateway")
 DEMO_KEYS = ("DEMO_API_KEY", "DEMO_API_KEY_B")
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
+SAME_SIGNAL_S = 0.2
 
 
 class Server(uvicorn.Server):
@@ -76,6 +79,22 @@ async def _serve(
 ) -> int:
     settings = live.current
     demo = await _start_demo(settings)
+    try:
+        return await _run(live, store, sock, made_token, logs, demo)
+    finally:
+        if demo is not None:
+            await demo.stop()
+
+
+async def _run(
+    live: LiveSettings,
+    store: Store,
+    sock: socket.socket,
+    made_token: bool,
+    logs: Logs,
+    demo: Child | None,
+) -> int:
+    settings = live.current
     gateway = Gateway(live, store, logs)
     server = Server(
         uvicorn.Config(
@@ -112,8 +131,6 @@ async def _serve(
         await serving
     finally:
         await gateway.stop()
-        if demo is not None:
-            await demo.stop()
     logger.info("stopped")
     return 0
 
@@ -127,9 +144,14 @@ class _Stop:
         self._store = store
         self._demo = demo
         self._draining: asyncio.Task[None] | None = None
+        self._first_s = 0.0
 
     def signalled(self, number: int) -> None:
+        now = time.monotonic()
+        if self._draining is not None and now - self._first_s < SAME_SIGNAL_S:
+            return  # timeout(1) and some shells signal the process and its group
         if self._draining is None:
+            self._first_s = now
             logger.info("draining", extra={"signal": signal.Signals(number).name})
             self._draining = asyncio.ensure_future(self._drain())
             return
@@ -168,7 +190,7 @@ def _fill_demo_secrets(settings: Settings) -> bool:
     if not settings.demo.enabled:
         return False
     for name in DEMO_KEYS:
-        os.environ.setdefault(name, "demo-" + secrets.token_urlsafe(24))
+        os.environ[name] = os.environ.get(name) or "demo-" + secrets.token_urlsafe(24)
     if settings.admin.token == f"env:{ADMIN_ENV}" and not os.environ.get(ADMIN_ENV):
         os.environ[ADMIN_ENV] = secrets.token_urlsafe(24)
         return True
@@ -214,7 +236,9 @@ def _self_command() -> list[str]:
 def _what_next(settings: Settings, port: int, made_token: bool) -> str:
     url = f"http://127.0.0.1:{port}"
     frozen = getattr(sys, "frozen", False)
-    me = "sagesched" if frozen else f"{sys.executable} -m gateway"
+    script = Path(sys.executable).with_name("sagesched")
+    module = f"{shlex.quote(sys.executable)} -m gateway"
+    me = "sagesched" if frozen else shlex.quote(str(script)) if script.exists() else module
     at = "" if port == 3000 else f" --url {url}"
     lines = [
         "",

@@ -30,7 +30,7 @@ class SizeBucket(StrEnum):
 
     @classmethod
     def of(cls, output_tokens: float) -> SizeBucket:
-        """short ≤ 64, medium ≤ 256, long above (DESIGN.md, quantities)."""
+        """short ≤ 64, medium ≤ 256, long above."""
         if output_tokens <= SHORT_TOKENS:
             return cls.SHORT
         return cls.MEDIUM if output_tokens <= MEDIUM_TOKENS else cls.LONG
@@ -116,7 +116,7 @@ class Workload(Struct, frozen=True, gc=False):
 
     @property
     def job_class(self) -> JobClass:
-        """interactive if P(output ≤ 64) ≥ 0.3 (DESIGN.md): protects true shorts."""
+        """interactive if P(output ≤ 64) ≥ 0.3: protects true shorts."""
         return JobClass.INTERACTIVE if self.p_short >= INTERACTIVE_P_SHORT else JobClass.HEAVY
 
     def quantile(self, level: float) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from litestar import Response, get, post
+from litestar import Response, get, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
@@ -20,6 +21,8 @@ from gateway.observe.metrics import Metrics
 from gateway.predict.predictor import Predictor
 from gateway.settings.live import LiveSettings
 from gateway.store.store import Store
+
+logger = logging.getLogger("gateway.api")
 
 
 class ResetRequest(Struct, forbid_unknown_fields=True):
@@ -69,7 +72,7 @@ class Admin:
         return [*self._open(), *self._reading(), *self._acting()]
 
     def _open(self) -> list[HTTPRouteHandler]:
-        @get(["/health", "/healthz", "/readyz"])
+        @route(["/health", "/healthz", "/readyz"], http_method=["GET", "HEAD"])
         async def health(request: AnyRequest) -> AnyResponse:
             ready, body = self._health.health()
             alive = request.scope["path"] == "/healthz"  # liveness: the loop answered
@@ -146,12 +149,17 @@ class Admin:
             try:
                 restart = self._live.patch(patch)
             except SettingsError as error:
+                logger.error("admin patch refused: %s", error.message)
+                self._journal.reloaded(self._live.state.generation, error.message)
                 raise InvalidRequest(error.message, code="invalid_settings") from None
+            logger.info("admin patch applied", extra={"generation": self._live.state.generation})
+            self._journal.reloaded(self._live.state.generation)
             return answer(
                 {
                     "status": "applied",
                     "generation": self._live.state.generation,
                     "needs_restart": restart,
+                    "overridden_by_environment": self._live.pinned(patch),
                 }
             )
 

@@ -103,7 +103,11 @@ class Jobs:
     def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
         """Take up what the last process left."""
         for row in unfinished:
-            request = msgspec.json.decode(row.request, type=PredictRequest)
+            try:
+                request = msgspec.json.decode(row.request, type=PredictRequest)
+            except msgspec.MsgspecError:  # another version's, or damaged
+                self._fail(row.id, "unreadable", "The stored request cannot be read.")
+                continue
             tenant = tenants.get(row.tenant)
             if row.status == "running" and not request.retry_safe:
                 self._fail(row.id, "interrupted", "The gateway stopped while this job ran.")

@@ -5,10 +5,10 @@ forecasts by; everything else in a body passes through unread.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 from gateway.errors import BodyTooLarge, InvalidRequest
 
@@ -133,14 +133,18 @@ class AnyRequest(Struct):
     stream: bool | None = None
 
 
+ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
+TaskType = Annotated[str, Meta(max_length=64)]
+
+
 class PredictRequest(Struct, forbid_unknown_fields=True):
     """POST /predict, POST /submit."""
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     max_tokens: int | None = None
-    model: str | None = None
-    task_type: str | None = None
+    model: ModelName | None = None
+    task_type: TaskType | None = None
     retry_safe: bool | None = None
     # The seed system's clients send one shape to /predict, /ingest and /submit; what only
     # /ingest needs is accepted here and not used.
@@ -155,8 +159,8 @@ class IngestRequest(Struct, forbid_unknown_fields=True):
     messages: list[dict[str, Any]] | None = None
     prompt_tokens: int | None = None
     max_tokens: int | None = None
-    model: str | None = None
-    task_type: str | None = None
+    model: ModelName | None = None
+    task_type: TaskType | None = None
     success: bool = True
 
 

@@ -25,6 +25,7 @@ from gateway.errors import (
 
 logger = logging.getLogger("gateway.api")
 T = TypeVar("T")
+THREAD_S = 10.0  # what a thread owes an answer within
 AnyResponse = Response[bytes]
 AnyRequest = Request[Any, Any, Any]
 
@@ -110,4 +111,8 @@ async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -
 
     if not ask(done):
         raise Unavailable(full, code="busy", retry_after_s=1.0)
-    return await future
+    try:
+        async with asyncio.timeout(THREAD_S):
+            return await future
+    except TimeoutError:
+        raise Unavailable(full, code="busy", retry_after_s=5.0) from None

@@ -1,7 +1,8 @@
-"""What finished requests teach at once: how far off the boosters are for each model.
+"""What finished requests teach at once: how far off the boosters are for each
+tenant and model. A tenant's own: what one reports must not bend another's forecasts.
 
 The boosters were fitted elsewhere; a model they never saw, or one that has changed, is off
-by a factor more than in its order. So each model keeps a running mean of the residual
+by a factor more than in its order. So each pair keeps a running mean of the residual
 (true minus forecast median, in log1p tokens), forgetting with a memory of some 200
 answers and shrunk towards zero as if ten answers had been right. It is added to the grid.
 
@@ -19,21 +20,22 @@ from msgspec import Struct
 MEMORY = 200.0  # answers
 PRIOR = 10.0  # answers that were right, before the first
 LARGEST = 2.5  # one residual counts for at most this: a factor of 12
-MODELS = 1000  # most models remembered
+PAIRS = 1000  # most tenants' models remembered
 
-_NOTHING: Mapping[str, tuple[float, float]] = MappingProxyType({})
+Pair = tuple[str, str]  # tenant, model
+_NOTHING: Mapping[Pair, tuple[float, float]] = MappingProxyType({})
 
 
 class Calibration(Struct, frozen=True):
-    """By model: what to add to stage 0's grid and to the full model's."""
+    """By tenant and model: what to add to stage 0's grid and to the full model's."""
 
-    bias: Mapping[str, tuple[float, float]] = _NOTHING
+    bias: Mapping[Pair, tuple[float, float]] = _NOTHING
 
-    def stage0(self, model: str) -> float:
-        return self.bias.get(model, (0.0, 0.0))[0]
+    def stage0(self, tenant: str, model: str) -> float:
+        return self.bias.get((tenant, model), (0.0, 0.0))[0]
 
-    def full(self, model: str) -> float:
-        return self.bias.get(model, (0.0, 0.0))[1]
+    def full(self, tenant: str, model: str) -> float:
+        return self.bias.get((tenant, model), (0.0, 0.0))[1]
 
 
 class _Sums:
@@ -53,12 +55,12 @@ class Residuals:
     """The running means behind a `Calibration`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, _Sums] = {}
+        self._sums: dict[Pair, _Sums] = {}
         self.table = Calibration()
 
     def learn(
         self,
-        model: str,
+        pair: Pair,
         length: float,
         *,
         stage0: float,
@@ -69,7 +71,7 @@ class Residuals:
 
         A censored length says something only where it is above the forecast already.
         """
-        sums = self._sums.pop(model, None) or _Sums()
+        sums = self._sums.pop(pair, None) or _Sums()
         keep = 1.0 - 1.0 / MEMORY
         if not censored or length > stage0:
             sums.stage0 = sums.stage0 * keep + _clipped(length - stage0)
@@ -77,8 +79,8 @@ class Residuals:
         if full is not None and (not censored or length > full):
             sums.full = sums.full * keep + _clipped(length - full)
             sums.full_count = sums.full_count * keep + 1.0
-        self._sums[model] = sums  # last in order: the first is the one longest unused
-        if len(self._sums) > MODELS:
+        self._sums[pair] = sums  # last in order: the first is the one longest unused
+        if len(self._sums) > PAIRS:
             del self._sums[next(iter(self._sums))]
         self.table = Calibration(MappingProxyType({m: s.bias() for m, s in self._sums.items()}))
 

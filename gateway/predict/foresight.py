@@ -178,13 +178,15 @@ class Foresight:
         base, rung = self._base(view)
         table = self._residuals.table
         if vector is None or self._index is None:
-            return workload_of(view, shifted(base, table.stage0(view.model)), rung, money)
+            return workload_of(
+                view, shifted(base, table.stage0(view.tenant, view.model)), rung, money
+            )
         everyone = self._index.global_neighbours(vector, view.model, NEIGHBOURS)
         full = self._full(view, vector, everyone)
         if full is None:
-            grid = shifted(base, table.stage0(view.model))
+            grid = shifted(base, table.stage0(view.tenant, view.model))
         else:
-            grid, rung = shifted(full, table.full(view.model)), Rung.MODEL_ONLY
+            grid, rung = shifted(full, table.full(view.tenant, view.model)), Rung.MODEL_ONLY
         own = self._index.tenant_neighbours(vector, view.tenant, view.model, NEIGHBOURS)
         for near, named in ((own, Rung.TENANT_NEIGHBORS), (everyone, Rung.GLOBAL_NEIGHBORS)):
             mixed, carries = self._mixed(grid, near)
@@ -226,7 +228,7 @@ class Foresight:
                 vector, view.tenant, view.model, lesson.output_tokens, censored=lesson.censored
             )
         self._residuals.learn(
-            view.model,
+            (view.tenant, view.model),
             log1p(lesson.output_tokens),
             stage0=base[3],
             full=None if full is None else full[3],

@@ -21,7 +21,7 @@ from gateway.predict.foresight import Lesson
 from gateway.types import HistoryRow, Workload
 
 Done = Callable[[Workload], None]
-Learned = Callable[[HistoryRow], None]
+Learned = Callable[[HistoryRow | Exception], None]
 Order = Callable[[], None]
 
 

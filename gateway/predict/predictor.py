@@ -1,6 +1,6 @@
 """The predictor: stage 0 on the caller's thread, everything slow on one thread of its own.
 
-Who owns what (DESIGN.md, pattern 7). The event loop owns stage 0's booster and the cache
+Who owns what. The event loop owns stage 0's booster and the cache
 of repeats. The predictor thread owns a `Foresight` (encoder, index, boosters, residuals).
 Between them go immutable values only: views and lessons through two bounded queues,
 forecasts before learning; workloads and the calibration table come back by replacing a
@@ -48,6 +48,7 @@ NEWS_ITEMS = 1024  # forecasts on their way to the cache
 NEWS_PER_CALL = 64  # taken over by one `forecast`: some 10 µs
 SLICE_ROWS = 32  # of history put into the index before the core is offered to others
 NICE = 10
+STUCK_S = 5.0
 
 CacheKey = tuple[str, str, int | None, int, bytes]
 
@@ -101,6 +102,7 @@ class Predictor:
         self._refined = dict.fromkeys(Rung, 0)
         self._skipped_late = 0
         self._seconds = 0.0
+        self._busy_since_s: float | None = None  # of the item in work
         self._faults = 0
 
     # --- life ---------------------------------------------------------------------------
@@ -126,9 +128,10 @@ class Predictor:
         self._generation += 1
         if self._thread is None:
             self.start()
-        elif settings.embedding_model_name != old.embedding_model_name:
-            self._inbox.order(self._load)
-        else:
+        else:  # another encoder needs a restart: its vectors are the store's to load
+            self._settings = structs.replace(
+                settings, embedding_model_name=old.embedding_model_name
+            )
             self._inbox.order(self._configure)
 
     def reset_learned(self) -> None:
@@ -156,7 +159,7 @@ class Predictor:
                 self._cache.move_to_end(key)
                 self._cache_hits += 1
                 return self._counted(found)
-            bias = self._calibration.stage0(view.model)
+            bias = self._calibration.stage0(view.tenant, view.model)
             grid, rung = stage0_grid(view, self._stage0, self._tables, bias)
             return self._counted(workload_of(view, grid, rung, self._money))
         except Exception:
@@ -201,7 +204,8 @@ class Predictor:
             censored: the answer was cut: its natural length is longer.
             success: the provider answered; a failed, uncensored length is not learned from.
             wall_s: when it ended, Unix time.
-            done: gets the history row, on the predictor thread, once it is learned.
+            done: gets the history row, on the predictor thread, once it is learned; or the
+                error that kept it from being.
 
         Returns:
             False when the queue is full or nobody works on it: the result is lost.
@@ -215,9 +219,8 @@ class Predictor:
         """What is known of a model, for people: typical length and price."""
         tables, price = self._tables, self._prices.get(model)
         mean = None if tables is None else tables.models.get(model, tables.mean)
-        bias = self._calibration.stage0(model)
         return {
-            "typical_output_tokens": None if mean is None else round(expm1(mean + bias), 1),
+            "typical_output_tokens": None if mean is None else round(expm1(mean), 1),
             "usd_per_million_prompt_tokens": None if price is None else price.prompt,
             "usd_per_million_output_tokens": None if price is None else price.output,
         }
@@ -244,6 +247,9 @@ class Predictor:
             return "off"
         if self._thread is not None and not alive and not self._state.startswith("degraded"):
             return "degraded: the predictor thread has ended"
+        since = self._busy_since_s
+        if alive and since is not None and time.monotonic() - since > STUCK_S:
+            return f"degraded: no progress for {time.monotonic() - since:.0f} s"
         return self._state
 
     @property
@@ -288,12 +294,14 @@ class Predictor:
         try:
             self._load()
             while (item := self._inbox.take()) is not None:
+                self._busy_since_s = time.monotonic()
                 if isinstance(item, Question):
                     self._answer(item)
                 elif isinstance(item, Result):
                     self._take_in(item)
                 else:
                     item()
+                self._busy_since_s = None
                 self._seconds = time.thread_time()
         except BaseException as error:  # the thread ends; the loop goes on with stage 0
             self._state = f"degraded: the predictor thread died: {type(error).__name__}"
@@ -320,7 +328,10 @@ class Predictor:
 
     def _refill(self, foresight: Foresight, rows: Sequence[HistoryRow]) -> None:
         for i, row in enumerate(rows):
-            foresight.remember(row)
+            try:
+                foresight.remember(row)
+            except Exception:  # one row that cannot be read is no reason to forget the rest
+                self._fault("a history row cannot be used")
             if i % SLICE_ROWS == SLICE_ROWS - 1:
                 time.sleep(0)
                 self._rows = foresight.rows
@@ -361,11 +372,14 @@ class Predictor:
             self._publish()
             key = self._cache_key(view)
             self._news.append((generation, key, self._foresight.forecast(view)))
-            if result.done is not None:
-                result.done(row)
-        except Exception:
+        except Exception as error:
             self._learn_lost += 1
             self._fault("learning failed")
+            if result.done is not None:
+                result.done(error)
+            return
+        if result.done is not None:
+            result.done(row)
 
     def _publish(self) -> None:
         assert self._foresight is not None

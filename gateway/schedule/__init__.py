@@ -1,1 +1,1 @@
-"""Which job starts next. Pure: no clock, loop, lock, log or metric (DESIGN.md, pattern 1)."""
+"""Which job starts next. Pure: no clock, loop, lock, log or metric."""

@@ -29,6 +29,7 @@ RESTART_ONLY = (
     ("server", "port"),
     ("store", "path"),
     ("server", "keepalive_s"),
+    ("predict", "embedding_model_name"),
     *(("demo", field) for field in Demo.__struct_fields__),
 )
 """What a reload accepts but only a restart puts in force."""
@@ -81,4 +82,14 @@ class LiveSettings:
             f"{section}.{key}"
             for section, key in RESTART_ONLY
             if getattr(getattr(before, section), key) != getattr(getattr(settings, section), key)
+        ]
+
+    def pinned(self, patch: Mapping[str, Any]) -> list[str]:
+        """Keys of `patch` that the environment overrides, as `section.key (NAME)`."""
+        return [
+            f"{section}.{key} ({name})"
+            for name, (section, key, _) in load.ENVIRONMENT.items()
+            if self._environ.get(name)
+            and isinstance(patch.get(section), Mapping)
+            and key in patch[section]
         ]

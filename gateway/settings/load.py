@@ -1,6 +1,6 @@
 """From gateway.toml, an admin patch and the environment to one validated `Settings`.
 
-Precedence: environment > admin patch > file (DESIGN.md, pattern 4). Every failure is a
+Precedence: environment > admin patch > file. Every failure is a
 `SettingsError` that names the file, the path in it, and what was expected.
 """
 

@@ -1,4 +1,4 @@
-"""Whatever an account is told: DESIGN.md's property 6, and that no account is lost for ever."""
+"""Whatever an account is told: CONTRIBUTING.md's property 6, and none is lost for ever."""
 
 from __future__ import annotations
 

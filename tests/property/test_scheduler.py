@@ -1,4 +1,4 @@
-"""Whatever happens to the scheduler, in whatever order: DESIGN.md's properties 1–6, 9, 10."""
+"""Whatever happens to the scheduler, in whatever order: CONTRIBUTING.md's properties 1–6, 9, 10."""
 
 from __future__ import annotations
 

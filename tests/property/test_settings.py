@@ -1,4 +1,4 @@
-"""DESIGN.md's property 8: a settings patch is applied whole or changes nothing; and patches
+"""CONTRIBUTING.md's property 8: a settings patch is applied whole or changes nothing; and patches
 compose, so that the one kept over the file does what all of them did in turn."""
 
 from __future__ import annotations

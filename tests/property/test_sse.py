@@ -1,4 +1,4 @@
-"""DESIGN.md's property 7: any cut of an event stream gives the same events, and a meter on it
+"""CONTRIBUTING.md's property 7: any cut of an event stream gives the same events, and a meter on it
 the same bytes, usage and end."""
 
 from __future__ import annotations

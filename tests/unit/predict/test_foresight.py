@@ -142,7 +142,7 @@ def test_learning_calibrates_a_model_the_boosters_do_not_know(foresight: Foresig
     for i in range(60):
         seen = view(f"Topic number {i}: tell me about the year {1900 + i}", model="verbose")
         foresight.learn(lesson(seen, 4000))
-    assert foresight.calibration.stage0("verbose") > 0.5
+    assert foresight.calibration.stage0("a", "verbose") > 0.5
     assert foresight.forecast(view("Name three rivers", model="verbose")).p50 > 1.5 * before
 
 

@@ -229,9 +229,14 @@ def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
 
 def test_predictor_outlives_its_thread(make: Make) -> None:
     """A thread that dies is said in the state; stage 0 goes on."""
-    predictor = make(history=[None])  # not a row: nothing on the thread expects that
+
+    class Broken(list[HistoryRow]):
+        def __iter__(self) -> Iterator[HistoryRow]:
+            raise OSError("nothing on the thread expects that")
+
+    predictor = make(history=Broken())
     predictor._thread.join(WAIT_S)
-    assert predictor.snapshot().state == "degraded: the predictor thread died: AttributeError"
+    assert predictor.snapshot().state == "degraded: the predictor thread died: OSError"
     assert not predictor.snapshot().ready
     assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
     assert not predictor.refine(view(), lambda _: None, always)
@@ -283,9 +288,40 @@ def test_reconfigure_takes_effect_on_the_thread(make: Make) -> None:
     predictor.reconfigure(Predict(history_window_size=2))
     refined(predictor, view())
     assert predictor.snapshot().index_rows == 2
-    predictor.reconfigure(Predict(embedding_model_name="another"))
+    predictor.reconfigure(Predict(embedding_model_name="another"))  # wants a restart
     refined(predictor, view())
+    assert predictor.snapshot().state == "ready"
+
+
+def test_encoder_that_is_not_shipped_is_said(make: Make) -> None:
+    """No artefact of that name: degraded, with the reason, and forecasts go on."""
+    predictor = make(settings=Predict(embedding_model_name="another"))
+    assert refined(predictor, view()).rung is Rung.MODEL_ONLY
     assert "no artefact for the encoder 'another'" in predictor.snapshot().state
+
+
+def test_history_row_that_cannot_be_used_is_passed_over(make: Make) -> None:
+    """One damaged row is no reason to forget the others."""
+    good = HistoryRow(1.0, "a", "m", "", b"k" * 16, "", b"", 1, 5, 0, False, True)
+    predictor = make(history=[None, good])
+    assert refined(predictor, view()) is not None
+    assert predictor.snapshot().ready
+
+
+def test_learning_that_fails_is_told(make: Make) -> None:
+    """Whoever waits for a lesson to be learned hears of the error instead of nothing."""
+    predictor = make()
+    told = Inbox()
+    assert predictor.learn(
+        view(),
+        output_tokens="many",  # type: ignore[arg-type]  # nothing after the API expects that
+        prompt_tokens=1,
+        censored=False,
+        success=True,
+        wall_s=1.0,
+        done=told,
+    )
+    assert [type(x) for x in told.wait()] == [TypeError]
 
 
 def test_reset_learned_forgets_everything_learned(make: Make) -> None:

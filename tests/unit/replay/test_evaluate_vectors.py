@@ -1,0 +1,68 @@
+"""Vectors are made once for each text and encoder, and are the encoder's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from gateway.errors import SettingsError
+from gateway.predict.artefacts import Artefacts
+from gateway.replay.evaluate_vectors import Recalled, text_key, vectors_of
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+
+MODELS = shipped("models")
+TEXTS = ["A lamp in the harbour", "Twelve kites", "Twelve kites"]
+SETTINGS = Predict()
+
+
+def test_vectors_are_the_encoders(tmp_path: Path) -> None:
+    """What is recalled is what the serving encoder gives for the text."""
+    known = vectors_of(TEXTS, MODELS, SETTINGS, tmp_path / "v.npz", 1)
+    assert len(known) == 2
+    encoder = Artefacts(MODELS, SETTINGS.embedding_model_name, 64).encoder
+    assert encoder is not None
+    recalled = Recalled({k: item.vector for k, item in known.items()}, encoder.width, 64)
+    for text in TEXTS:
+        assert np.allclose(recalled.vector(text), encoder.vector(text), atol=1e-6)
+
+
+def test_vectors_are_kept_for_the_next_run(tmp_path: Path) -> None:
+    """A second run takes them from the file, with the times of the first, and adds new ones."""
+    kept = tmp_path / "v.npz"
+    first = vectors_of(TEXTS, MODELS, SETTINGS, kept, 1)
+    again = vectors_of([*TEXTS, "A third text"], MODELS, SETTINGS, kept, 1)
+    assert len(again) == 3
+    key = text_key(TEXTS[0])
+    assert again[key].ms == pytest.approx(first[key].ms, rel=1e-5)
+    assert np.array_equal(again[key].vector, first[key].vector)
+
+
+def test_vectors_of_another_encoder_are_not_taken(tmp_path: Path) -> None:
+    """A file made under another token cap is made anew, and a broken one as well."""
+    kept = tmp_path / "v.npz"
+    long = " ".join(f"word{i}" for i in range(60))
+    wide = vectors_of([long], MODELS, SETTINGS, kept, 1)[text_key(long)].vector
+    narrow = structs.replace(SETTINGS, max_encoder_tokens=16)
+    cut = vectors_of([long], MODELS, narrow, kept, 1)[text_key(long)].vector
+    assert not np.allclose(wide, cut, atol=1e-3)
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert np.allclose(vectors_of([long], MODELS, SETTINGS, kept, 1)[text_key(long)].vector, wide)
+
+
+def test_a_text_nobody_encoded_is_an_error() -> None:
+    """A replay never goes on with a vector it does not have, nor under another cap."""
+    recalled = Recalled({}, 384, 64)
+    with pytest.raises(KeyError):
+        recalled.vector("new")
+    with pytest.raises(ValueError):
+        recalled.resize(32)
+
+
+def test_no_encoder_is_said(tmp_path: Path) -> None:
+    """A folder without models is an error of the command."""
+    with pytest.raises(SettingsError):
+        vectors_of(TEXTS, tmp_path, SETTINGS, tmp_path / "v.npz", 1)
