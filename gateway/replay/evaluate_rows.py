@@ -34,6 +34,7 @@ from gateway.store.schema import APPLICATION_ID
 
 Side = Literal["auto", "held", "unfitted"]
 OWN_FILE_SHARE = 0.25  # of rows fitted, from which on FILE is taken for the training file
+STRAY_SHARE = 0.05  # of a source's rows that may meet a fitted prompt by chance
 TENANT = "evaluated"
 
 
@@ -59,7 +60,7 @@ class Chosen(Struct, frozen=True):
     rows_read: int
     fitted_rows: int | None  # None: cannot be known
     side: str
-    never_fitted: dict[str, tuple[Case, ...]]  # by source of which no row was fitted
+    never_fitted: dict[str, tuple[Case, ...]]  # by source that is no part of what was fitted
     vectors: dict[str, Vector] = {}  # of history: by the text that stands for the prompt
 
 
@@ -124,7 +125,11 @@ def choose(
     limit: int | None = None,
     per_source: int = 1000,
 ) -> Chosen:
-    """The rows to judge, in order; of each source never fitted at most `per_source` apart."""
+    """The rows to judge, in order; of each source never fitted at most `per_source` apart.
+
+    A source counts as never fitted when no more than a few of its rows meet a fitted prompt
+    (people ask the same things everywhere); those rows are left out of it.
+    """
     keys = [row_keys(row) for row, _ in rows]
     seen = [any(key in fitted for key in own) for own in keys]
     if side == "auto":
@@ -132,17 +137,22 @@ def choose(
     kept = [not yes for yes in seen]
     if side == "held":
         kept = [yes and not is_fit(g) for yes, g in zip(kept, groups(keys), strict=True)]
-    known = {line.source for (_, line), yes in zip(rows, seen, strict=True) if yes}
     apart: dict[str, list[tuple[Row, _Line]]] = {}
-    for pair in rows:
-        if pair[1].source not in known:
+    strays: Counter[str] = Counter()
+    for pair, yes in zip(rows, seen, strict=True):
+        strays[pair[1].source] += yes
+        if not yes:
             apart.setdefault(pair[1].source, []).append(pair)
     return Chosen(
         cases=_cases([pair for pair, yes in zip(rows, kept, strict=True) if yes][:limit]),
         rows_read=len(rows),
         fitted_rows=sum(seen),
         side=side,
-        never_fitted={name: _cases(own[:per_source]) for name, own in sorted(apart.items())},
+        never_fitted={
+            name: _cases(own[:per_source])
+            for name, own in sorted(apart.items())
+            if strays[name] <= STRAY_SHARE * (strays[name] + len(own))
+        },
     )
 
 

@@ -9,10 +9,8 @@ name, its hash, its token cap); that of another is not read.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,15 +20,14 @@ from msgspec import Struct
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import ArtefactError, Artefacts, Folder
 from gateway.predict.encoder import Encoder, Vector
+from gateway.replay.evaluate_work import Progress, spread
 from gateway.settings.schema import Predict
 
 CHUNK = 64  # texts a worker takes at once
 
-Tell = Callable[[int, int], None]  # done, of all
-
 
 class Known(Struct, frozen=True):
-    """A text's vector, and what it took."""
+    """A text's vector, and what it took: milliseconds of CPU."""
 
     vector: Vector
     ms: float
@@ -73,7 +70,6 @@ def vectors_of(
     settings: Predict,
     kept: Path,
     workers: int,
-    tell: Tell,
 ) -> dict[bytes, Known]:
     """Vectors of all texts by `text_key`, from `kept` or made now and put there.
 
@@ -88,32 +84,14 @@ def vectors_of(
         order = sorted(missing, key=lambda key: len(missing[key]))  # like with like: even chunks
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
         jobs = [[missing[key] for key in chunk] for chunk in chunks]
-        done = 0
-        for chunk, found in zip(chunks, _encoded(jobs, models, settings, workers), strict=True):
+        bar = Progress("vectors", len(missing))
+        made = spread(
+            _read, jobs, _begin, (models, settings), workers, lambda job: bar.step(len(job))
+        )
+        for chunk, found in zip(chunks, made, strict=True):
             known |= dict(zip(chunk, found, strict=True))
-            done += len(chunk)
-            tell(done, len(missing))
         _save(kept, name, known)
     return known
-
-
-def _encoded(
-    jobs: Sequence[list[str]], models: Path, settings: Predict, workers: int
-) -> list[list[Known]] | map[list[Known]]:
-    if workers <= 1 or len(jobs) == 1:
-        reader = _Reader(models, settings)
-        return map(reader.read, jobs)
-    return _pooled(jobs, models, settings, workers)
-
-
-def _pooled(
-    jobs: Sequence[list[str]], models: Path, settings: Predict, workers: int
-) -> map[list[Known]]:
-    """In processes of their own, started afresh: a fork would inherit threads of libraries."""
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _begin, (models, settings))
-    futures = [pool.submit(_read, job) for job in jobs]
-    pool.shutdown(wait=False)
-    return map(lambda future: future.result(), futures)
 
 
 class _Reader:
@@ -126,9 +104,9 @@ class _Reader:
     def read(self, texts: list[str]) -> list[Known]:
         found = []
         for text in texts:
-            started = time.perf_counter()
+            started = time.thread_time()
             vector = self._encoder.vector(text)
-            found.append(Known(vector, 1000 * (time.perf_counter() - started)))
+            found.append(Known(vector, 1000 * (time.thread_time() - started)))
         return found
 
 
