@@ -1,0 +1,205 @@
+"""The command line as a person uses it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.test_openai_client import free_port
+from tests.kit.gateway import ROOT, GatewayProcess
+
+SHIPPED = (ROOT / "gateway.toml").read_text()
+
+
+def sagesched(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PORT", "SAGESCHED_ADMIN_TOKEN")}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *args],
+        cwd=cwd,
+        env={**clean, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_check_accepts_the_shipped_settings() -> None:
+    """As shipped, without any environment, the file is valid."""
+    done = sagesched("check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 accounts" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("port = 3000 ", 'port = "x" ', ["server.port", "int"]),
+        ("port = 3000 ", "port = 70000 ", ["server.port", "65535"]),
+        ("[server]", "[server]\nprot = 1", ["server", "prot"]),
+        ("[[accounts]]", "[accounts", ["TOML"]),
+        ('"env:DEMO_API_KEY"', '"sk-123"', ["demo-a", "api_key", "env:NAME"]),
+        ('"http://127.0.0.1:4010/v1"', '"127.0.0.1"', ["demo-a", "base_url", "expected"]),
+        ('host = "127.0.0.1"', 'host = "0.0.0.0"', ["anonymous", "loopback"]),
+        ('name = "demo-b"', 'name = "demo-a"', ["accounts", "demo-a", "twice"]),
+        ("anonymous = true", 'keys = ["secret"]', ["keys", "sha256"]),
+        ("max_wait_s = 600", "max_wait_s = 0", ["schedule.max_wait_s"]),
+    ],
+)
+def test_check_names_file_path_and_expectation(
+    tmp_path: Path, old: str, new: str, words: list[str]
+) -> None:
+    """A broken file: exit code 2, one line, with everything needed to repair it; no start."""
+    assert old in SHIPPED
+    broken = tmp_path / "broken.toml"
+    broken.write_text(SHIPPED.replace(old, new, 1))
+    for command in ("check", "serve"):
+        done = sagesched(command, "--config", str(broken))
+        assert done.returncode == 2
+        assert str(broken) in done.stderr
+        for word in words:
+            assert word in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "sk-123" not in done.stderr
+
+
+def test_seed_environment_names_override_and_one_is_ignored(tmp_path: Path) -> None:
+    """PORT and its like win over the file; PREDICTOR_BASE_URL gets a warning."""
+    process = _shipped(tmp_path, env={"HEAVY_INFLIGHT_TOKENS": "4321", "PREDICTOR_BASE_URL": "x"})
+    with process:
+        process.wait_log(lambda x: x.get("msg", "").startswith("PREDICTOR_BASE_URL"))
+        stats = httpx.get(process.url("/stats"), headers=process.admin_headers).json()
+        assert stats["pools"][0]["classes"]["heavy"]["budget_tokens"] == 4321
+    bad = sagesched("check", PORT="many")
+    assert bad.returncode == 2
+    assert "PORT" in bad.stderr
+
+
+def _shipped(directory: Path, env: dict[str, str] | None = None, demo: int = 0) -> GatewayProcess:
+    process = GatewayProcess(directory, accounts=[], env=env)
+    text = SHIPPED.replace("4010", str(demo or free_port())).replace("port = 3000 ", "port = 0 ")
+    process.write(text.replace("base_latency_s = 0.15", "base_latency_s = 0.01"))
+    return process
+
+
+def test_printed_lines_work_from_anywhere(tmp_path: Path) -> None:
+    """What `make run` prints can be pasted, in any folder, and does what it says."""
+    process = _shipped(tmp_path, env={"SAGESCHED_ADMIN_TOKEN": ""})
+    with process:
+        process.wait_log(lambda x: x.get("msg") == "listening")
+        httpx.get(process.url("/health"))
+        lines = [x.strip() for x in process.output if x.startswith("  ")]
+        export, *commands = lines
+        assert export.startswith("export SAGESCHED_ADMIN_TOKEN=")
+        assert len(commands) == 5
+        for command in commands:
+            done = subprocess.run(
+                ["bash", "-c", f"{export}; {command}"],
+                cwd="/",
+                env={"PATH": os.environ["PATH"]},
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+            assert done.stdout.strip()
+
+
+def test_ask_tells_what_went_wrong(tmp_path: Path) -> None:
+    """No gateway, an unknown model: a sentence and exit code, no traceback."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    for more in ([], ["--stream"]):
+        done = sagesched("ask", "--url", nobody, *more, "hi")
+        assert done.returncode == 2
+        assert done.stderr.startswith("sagesched: no gateway answers")
+    with _shipped(tmp_path) as process:
+        for more in ([], ["--stream"]):
+            done = sagesched("ask", "--url", process.url(), "--model", "nobody", *more, "hi")
+            assert done.returncode == 1
+            assert "model_not_found" in done.stdout
+
+
+def test_healthcheck_follows_the_settings(tmp_path: Path) -> None:
+    """Exit 0 when the gateway of this file is ready, 1 when nobody answers."""
+    with _shipped(tmp_path) as process:
+        file = tmp_path / "other.toml"
+        file.write_text(SHIPPED.replace("port = 3000 ", f"port = {process.port} "))
+        assert sagesched("healthcheck", "--config", str(file)).returncode == 0
+    assert sagesched("healthcheck", "--config", str(file)).returncode == 1
+
+
+def test_taken_port_is_said(tmp_path: Path) -> None:
+    """Somebody listens already: one line, exit code 1, and no demo provider stays behind."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        file = tmp_path / "gateway.toml"
+        port = taken.getsockname()[1]
+        file.write_text(SHIPPED.replace("port = 3000 ", f"port = {port} "))
+        done = sagesched("serve", "--config", str(file), cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_failed_start_takes_the_demo_provider_along(tmp_path: Path) -> None:
+    """The store cannot be opened: a clear line, and the demo's port is free again."""
+    demo = free_port()
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "sagesched.db").mkdir()
+    file = tmp_path / "gateway.toml"
+    text = SHIPPED.replace("4010", str(demo)).replace("port = 3000 ", "port = 0 ")
+    file.write_text(text)
+    done = sagesched("serve", "--config", str(file), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "sagesched.db" in done.stderr
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://127.0.0.1:{demo}/health")
+
+
+def test_history_seed_teaches_the_next_start(tmp_path: Path) -> None:
+    """Seeded rows are in the store, and a gateway that starts on it knows them."""
+    process = _shipped(tmp_path)
+    done = sagesched(
+        "history", "seed", "--count", "30", "--config", str(process.config), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("30 rows")
+    with process:
+
+        def rows() -> Any:
+            stats = httpx.get(process.url("/stats"), headers=process.admin_headers).json()
+            return stats["predictor"]["index_rows"]
+
+        while rows() < 25:  # failed ones are kept, not searched
+            pass
+
+
+def test_key_is_made_with_its_hash(tmp_path: Path) -> None:
+    """The hash that `key` prints lets the key in; nothing else does."""
+    lines = sagesched("key").stdout.splitlines()
+    key, hashed = lines[0].rsplit(" ", 1)[1], lines[1].rsplit(" ", 1)[1].strip('"')
+    process = _shipped(tmp_path)
+    text = process.config.read_text().replace("anonymous = true", f'keys = ["{hashed}"]')
+    process.write(text)
+    with process:
+        url = process.url("/v1/models")
+        assert httpx.get(url, headers={"authorization": f"Bearer {key}"}).status_code == 200
+        assert httpx.get(url, headers={"authorization": f"Bearer {key}x"}).status_code == 401
+
+
+def test_interrupt_ends_a_foreground_run(tmp_path: Path) -> None:
+    """Ctrl-C drains and ends with 0, the demo provider with it."""
+    process = _shipped(tmp_path)
+    process.start()
+    process.signal(signal.SIGINT)
+    assert process.wait_exit() == 0
+    process.process = None
