@@ -47,7 +47,7 @@ CACHE_ITEMS = 4096  # repeats remembered, about 1 kB each
 NEWS_ITEMS = 1024  # forecasts on their way to the cache
 NEWS_PER_CALL = 64  # taken over by one `forecast`: some 10 µs
 SLICE_ROWS = 32  # of history put into the index before the core is offered to others
-NICE = 10
+NICE = 19
 STUCK_S = 5.0
 
 CacheKey = tuple[str, str, int | None, int, bytes]
