@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--url", default=None, help="default: the port of --config")
     config(sub)
 
+    _evaluate_options(command("evaluate", "evaluate", "judge the predictor on rows it never saw"))
+
     history = commands.add_parser("history", help="work on the stored history")
     history_commands = history.add_subparsers(required=True, metavar="COMMAND")
     sub = history_commands.add_parser("seed", help="fill the history with demo rows")
@@ -84,6 +86,30 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--tenant", default=None, help="default: the first tenant")
     return parser
+
+
+def _evaluate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", default="gateway.toml", metavar="FILE")
+    sub.add_argument("--data", metavar="FILE", help="conversations as JSON lines, .gz or not")
+    sub.add_argument(
+        "--history",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="a gateway's store; without FILE the one of --config",
+    )
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument(
+        "--strict-replay", action="store_true", help="learn each row right after its forecast"
+    )
+    sub.add_argument("--in-flight", type=int, default=64, help="else learned so many rows later")
+    sub.add_argument("--limit", type=int, default=None, metavar="ROWS")
+    sub.add_argument("--side", choices=["auto", "held", "unfitted"], default="auto")
+    sub.add_argument("--variants", default="", metavar="A,B", help="default: all")
+    sub.add_argument("--leave-out", action="append", default=[], metavar="SOURCE")
+    sub.add_argument("--apart-rows", type=int, default=1000)
+    sub.add_argument("--no-scenarios", action="store_true")
+    sub.add_argument("--workers", type=int, default=2)
 
 
 def _demo_options(sub: argparse.ArgumentParser) -> None:

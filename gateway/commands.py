@@ -183,3 +183,30 @@ def history_seed(args: argparse.Namespace) -> int:
     count = seed_history(settings, args.count, args.seed, args.tenant)
     print(f"{count} rows in {time.monotonic() - started:.1f} s, in {settings.store.path}")
     return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from gateway.replay import evaluate as replay
+    from gateway.settings import load
+
+    settings = load.load(Path(args.config)) if Path(args.config).exists() else None
+    history = None
+    if args.history is not None:
+        if not args.history and settings is None:
+            raise SettingsError(f"{args.config}: cannot be read, and --history names no file")
+        history = Path(args.history or settings.store.path)  # type: ignore[union-attr]
+    return replay.evaluate(
+        Path(args.data) if args.data else None,
+        history,
+        Path(args.out),
+        args.strict_replay,
+        in_flight=args.in_flight,
+        limit=args.limit,
+        side=args.side,
+        variants=tuple(v for v in args.variants.split(",") if v),
+        leave_out=tuple(args.leave_out),
+        apart_rows=args.apart_rows,
+        scenarios=not args.no_scenarios,
+        workers=args.workers,
+        settings=settings.predict if settings else None,
+    )
