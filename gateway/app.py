@@ -281,6 +281,7 @@ class Gateway:
         """How late the loop runs a timer is how late it runs everything."""
         now = self.engine.clock()
         self.metrics.lag(now - due_s)
+        self.predictor.relieve(now - due_s)
         self.logs.pump()
         self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
 

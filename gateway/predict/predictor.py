@@ -49,6 +49,12 @@ NEWS_PER_CALL = 64  # taken over by one `forecast`: some 10 µs
 SLICE_ROWS = 32  # of history put into the index before the core is offered to others
 NICE = 19
 STUCK_S = 5.0
+# While the event loop is late, this thread rests three times as long as it worked: what it
+# would learn meanwhile is worth less than the requests that wait for the interpreter.
+BRAKE_LAG_S = 0.003
+BRAKE_RATIO = 3.0
+BRAKE_MOST_S = 0.1
+LAG_MEMORY = 0.7
 
 CacheKey = tuple[str, str, int | None, int, bytes]
 
@@ -103,6 +109,8 @@ class Predictor:
         self._skipped_late = 0
         self._seconds = 0.0
         self._busy_since_s: float | None = None  # of the item in work
+        self._lag_s = 0.0  # of the loop, smoothed
+        self._seen: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
         self._faults = 0
 
     # --- life ---------------------------------------------------------------------------
@@ -133,6 +141,10 @@ class Predictor:
                 settings, embedding_model_name=old.embedding_model_name
             )
             self._inbox.order(self._configure)
+
+    def relieve(self, lag_s: float) -> None:
+        """Told by the loop, now and then, how late it runs; the thread gives way."""
+        self._lag_s = LAG_MEMORY * self._lag_s + (1 - LAG_MEMORY) * max(lag_s, 0.0)
 
     def reset_learned(self) -> None:
         """Empty the index, the calibration and the cache of repeats."""
@@ -294,7 +306,7 @@ class Predictor:
         try:
             self._load()
             while (item := self._inbox.take()) is not None:
-                self._busy_since_s = time.monotonic()
+                began_s = self._busy_since_s = time.monotonic()
                 if isinstance(item, Question):
                     self._answer(item)
                 elif isinstance(item, Result):
@@ -302,7 +314,10 @@ class Predictor:
                 else:
                     item()
                 self._busy_since_s = None
-                self._seconds = time.thread_time()
+                worked_s = time.monotonic() - began_s
+                self._seconds += worked_s
+                if self._lag_s > BRAKE_LAG_S and not self._inbox.closing:
+                    time.sleep(min(BRAKE_RATIO * worked_s, BRAKE_MOST_S))
         except BaseException as error:  # the thread ends; the loop goes on with stage 0
             self._state = f"degraded: the predictor thread died: {type(error).__name__}"
             logger.exception("the predictor thread died")
@@ -370,8 +385,7 @@ class Predictor:
             view = self._cut(result.lesson.view)
             row = self._foresight.learn(structs.replace(result.lesson, view=view))
             self._publish()
-            key = self._cache_key(view)
-            self._news.append((generation, key, self._foresight.forecast(view)))
+            self._remember_repeat(generation, view)
         except Exception as error:
             self._learn_lost += 1
             self._fault("learning failed")
@@ -380,6 +394,17 @@ class Predictor:
             return
         if result.done is not None:
             result.done(row)
+
+    def _remember_repeat(self, generation: int, view: PromptView) -> None:
+        """A prompt learned for the second time comes again: have its forecast ready on the loop.
+        For one that came once this would be the dearest part of learning it."""
+        key = self._cache_key(view)
+        assert self._foresight is not None
+        if key in self._seen:
+            self._news.append((generation, key, self._foresight.forecast(view)))
+        self._seen[key] = None
+        if len(self._seen) > CACHE_ITEMS:
+            self._seen.pop(next(iter(self._seen)))
 
     def _publish(self) -> None:
         assert self._foresight is not None
