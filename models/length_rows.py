@@ -1,0 +1,129 @@
+"""What the length network reads of a request: token ids, twelve side features, the model.
+
+No torch here: training, evaluation and export share these, and a gateway that serves the
+network needs the same few lines. The text is the system prompt's head and the last user
+text's head and tail, because the first sets the form of the answer and the second its
+task; everything else of a conversation comes as a number beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from gateway.predict.features import NAMES, PromptView
+
+Array = np.ndarray
+
+CLS, SEP = 101, 102
+MAX_TOKENS = 96
+SYSTEM_TOKENS = 24
+TAIL_SHARE = 0.25
+CHARS_PER_TOKEN = 8  # more characters a token than this are not read at all
+SIDES = (
+    *("text", "chars", "system", "prior_mean", "last_answer", "turns", "lines", "tools"),
+    *("json_format", "max_tokens", "asked_size", "model_mean"),
+)
+MAY_LACK = ("last_answer", "max_tokens", "asked_size", "model_mean")  # each with a flag
+SIDE_COLUMNS = [NAMES.index(name) for name in SIDES]
+UNKNOWN_MODEL = 0
+
+
+def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    # Lone surrogates are no Unicode text; the tokenizer refuses them.
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    ids: list[int] = tokenizer.encode(clean, add_special_tokens=False).ids
+    return ids
+
+
+def tokens(view: PromptView, tokenizer: Tokenizer, cap: int = MAX_TOKENS) -> list[int]:
+    """[CLS] system's head [SEP] user's head and tail [SEP], at most `cap`."""
+    out = [CLS]
+    if view.system:
+        read = view.system[: SYSTEM_TOKENS * CHARS_PER_TOKEN]
+        out += [*text_ids(tokenizer, read)[:SYSTEM_TOKENS], SEP]
+    room = cap - len(out) - 1
+    tail, far, text = int(room * TAIL_SHARE), room * CHARS_PER_TOKEN, view.text
+    if len(text) > far:
+        text = text[: far - tail * CHARS_PER_TOKEN] + " " + text[-tail * CHARS_PER_TOKEN :]
+    ids = text_ids(tokenizer, text)
+    return [*out, *(ids if len(ids) <= room else shorter(ids, room)), SEP]
+
+
+def shorter(ids: Sequence[int], room: int) -> list[int]:
+    """Head and tail of ids."""
+    tail = int(room * TAIL_SHARE)
+    return [*ids[: room - tail], *ids[len(ids) - tail :]]
+
+
+def recut(ids: Sequence[int], cap: int) -> list[int]:
+    """Ids made under a larger cap, as nearly as can be under a smaller one."""
+    if len(ids) <= cap:
+        return list(ids)
+    head = ids.index(SEP) + 1 if SEP in ids[1 : SYSTEM_TOKENS + 2] and SEP in ids[:-1] else 1
+    return [*ids[:head], *shorter(ids[head:-1], cap - head - 1), SEP]
+
+
+class Sides:
+    """Side features scaled to mean 0 and deviation 1, absent ones 0, with flags of absence."""
+
+    def __init__(self, mean: Array, deviation: Array) -> None:
+        self.mean, self.deviation = mean, deviation
+        self._flagged = [SIDES.index(name) for name in MAY_LACK]
+        self.width = len(SIDES) + len(MAY_LACK)
+
+    @classmethod
+    def of(cls, cheap: Array) -> Sides:
+        """Scales from the cheap features of fit rows."""
+        part = cheap[:, SIDE_COLUMNS]
+        return cls(np.nanmean(part, axis=0), np.maximum(np.nanstd(part, axis=0), 0.05))
+
+    def __call__(self, cheap: Array) -> Array:
+        scaled = (cheap[:, SIDE_COLUMNS] - self.mean) / self.deviation
+        absent = np.isnan(scaled)
+        values = np.where(absent, 0.0, np.clip(scaled, -5, 5))
+        return np.concatenate([values, absent[:, self._flagged]], axis=1).astype(np.float32)
+
+
+def unknown_model(sides: Array) -> Array:
+    """Side features as they are when the model was never seen."""
+    out = sides.copy()
+    out[:, SIDES.index("model_mean")] = 0.0
+    out[:, len(SIDES) + MAY_LACK.index("model_mean")] = 1.0
+    return out
+
+
+def with_stage0(sides: Array, location: Array | None, mean: float, deviation: float) -> Array:
+    """Side features and stage 0's location of log1p length, or a flag that there is none."""
+    if location is None:
+        columns = np.tile(np.array([0.0, 1.0]), (len(sides), 1))
+    else:
+        columns = np.stack([(location - mean) / deviation, np.zeros(len(sides))], axis=1)
+    return np.concatenate([sides, columns], axis=1).astype(np.float32)
+
+
+def numbering(models: Iterable[str]) -> dict[str, int]:
+    """A number from 1 for each model; 0 is `UNKNOWN_MODEL`."""
+    return {name: i + 1 for i, name in enumerate(sorted(set(models)))}
+
+
+def numbers(models: Iterable[str], numbered: Mapping[str, int]) -> Array:
+    return np.array([numbered.get(name, UNKNOWN_MODEL) for name in models])
+
+
+def padded(rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Ids and mask of a batch."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return ids, mask
+
+
+def censored(rows: Sequence[Mapping[str, Any]]) -> Array:
+    """Whether the length is a lower bound only."""
+    limits = [row.get("max_tokens") or np.inf for row in rows]
+    return np.array([row["output_tokens"] >= n for row, n in zip(rows, limits, strict=True)])
