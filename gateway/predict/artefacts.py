@@ -129,6 +129,7 @@ class Corrections(Struct, frozen=True):
     cheap: int  # features the boosters read
     near: int
     tail: tuple[TailRow, ...] = ()
+    until_wall_s: float = 0.0  # when the last row fitted ended
 
 
 def base_of(files: Folder) -> dict[str, str]:
@@ -235,10 +236,9 @@ class Artefacts:
         return self._stage0_text, self._full_text
 
     @property
-    def correction_texts(self) -> tuple[str, str]:
-        """The refit's, "" where there is none."""
-        found = self._corrections
-        return ("", "") if found is None else (found.stage0, found.full)
+    def corrections(self) -> Corrections | None:
+        """The refit's, where one is in use."""
+        return self._corrections
 
     def _full(self) -> LengthModel | None:
         text, tables, projection, more = (
