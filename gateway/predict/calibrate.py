@@ -41,11 +41,11 @@ from msgspec import Struct
 from gateway.types import JobClass
 
 MEMORY = 150.0  # answers
-PRIOR = 20.0  # answers that agreed with the scope above, before the first
+PRIOR = 12.0  # answers that agreed with the scope above, before the first
 LARGEST = 2.5  # one residual counts for at most this: a factor of 12
 SHARED_SCOPES = 2000  # families, models, scripts
 OWN_SCOPES = 6000  # of tenants and templates
-RATE = 0.008  # η
+RATE = 0.004  # η
 TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
 ALPHA = ((0.2, 0.8), (-0.15, 0.45))  # within these
 TAIL = 0.02  # below it z goes on in a straight line: α ≤ 0 still means something

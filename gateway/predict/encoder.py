@@ -29,7 +29,7 @@ CACHE_ITEMS = 4096  # vectors of 384 floats: 6 MB
 CHARS_PER_TOKEN = 8  # more than this many characters a token are not read at all
 TAIL_SHARE = 0.25
 CLS, SEP, UNKNOWN = 101, 102, 100
-FOREIGN_SHARE = 0.5  # of tokens unknown, from which on a vector is no ground to search from
+FOREIGN_SHARE = 0.8  # of tokens unknown, from which on a vector is no ground to search from
 
 
 class Reading(NamedTuple):

@@ -11,9 +11,9 @@ another model counts half). k0 = 2: in strict replay of the held-out conversatio
 pinball loss was 0.1471, 0.1447, 0.1429 at k0 = 0.5, 1, 3, and a lower k0 is sooner to
 believe what a tenant repeats.
 
-Neighbours fade: the newest of those found counts in full, the sixteenth newest half, and a
+Neighbours fade: the newest of those found counts in full, the forty-eighth newest half, and a
 row a month older than the window's newest half again. So a template that changes is followed
-within some twenty answers, and a quiet tenant's rows stay good. Censored neighbours enter
+within some fifty answers, and a quiet tenant's rows stay good. Censored neighbours enter
 last and can only raise: each stands for what the mixture so far holds possible beyond it.
 """
 
@@ -37,7 +37,7 @@ K0 = 2.0
 REPEAT = 0.99  # n_eff of one repeat, half precision of a stored vector allowed
 SCATTER = 0.45  # of log length between answers to the same prompt
 OTHER_MODEL = 0.5  # what a row of another model counts
-RECENCY_ROWS = 16.0  # newer rows found that halve a neighbour's weight
+RECENCY_ROWS = 48.0  # newer rows found that halve a neighbour's weight
 AGE_S = 30 * 86_400.0  # age that halves it
 NEAREST = 20  # rows the neighbour features look at
 MAX_LOG = log1p(1_000_000)

@@ -130,7 +130,7 @@ def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
         fit0 = _fitted(cheap, base0) if judged0.better else _as_it_was(cheap, kept0)
         fit1 = _fitted(whole, base1) if judged1.better else _as_it_was(whole, kept1)
         new = Corrections(
-            version=_next(out),
+            version=next_version(out),
             tables=msgspec.structs.replace(tables, stage0=fit0.table, full=fit1.table),
             stage0=fit0.text,
             full=fit1.text,
@@ -252,7 +252,8 @@ def _versions(out: Path) -> list[Path]:
     return [path for path in out.iterdir() if path.name.isdigit()] if out.is_dir() else []
 
 
-def _next(out: Path) -> int:
+def next_version(out: Path) -> int:
+    """A number no folder has, not even one that a killed refit left behind."""
     return max((int(path.name) for path in _versions(out)), default=0) + 1
 
 

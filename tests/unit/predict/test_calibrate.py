@@ -86,7 +86,7 @@ def test_private_scopes_teach_nobody_else() -> None:
 def test_residuals_approach_the_true_bias() -> None:
     """Few answers move the bias a little, many move it there."""
     few, many = taught(2, 0.7).table.stage0(M), taught(2000, 0.7).table.stage0(M)
-    assert 0.0 < few < 0.2
+    assert 0.0 < few < 0.3
     assert many == pytest.approx(0.7, rel=0.06)
 
 
@@ -117,7 +117,7 @@ def test_a_cut_answer_never_lowers_a_raised_bias() -> None:
 
 def test_residuals_bound_one_answer() -> None:
     """One absurd length moves the bias no more than the largest residual allows."""
-    assert taught(1, 99.0).table.stage0(M) == taught(1, LARGEST).table.stage0(M) < 0.4
+    assert taught(1, 99.0).table.stage0(M) == taught(1, LARGEST).table.stage0(M) < 0.6
 
 
 def test_residuals_keep_the_two_forecasts_apart() -> None:

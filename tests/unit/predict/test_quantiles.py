@@ -13,6 +13,7 @@ from gateway.predict.index import NO_NEIGHBOURS, Neighbours
 from gateway.predict.quantiles import (
     AGE_S,
     NEIGHBOUR_NAMES,
+    RECENCY_ROWS,
     SCATTER,
     Z,
     blended,
@@ -143,8 +144,8 @@ def test_neighbour_grid_covers_what_the_neighbours_said() -> None:
 
 
 def test_neighbours_fade_with_newer_ones_and_with_time() -> None:
-    """The newest counts in full, the sixteenth newer halves, a month halves."""
-    found = near([1.0] * 3, [1] * 3, age_s=[0.0, 0.0, AGE_S], recency=[0, 16, 0])
+    """The newest counts in full; so many newer ones, or a month, halve."""
+    found = near([1.0] * 3, [1] * 3, age_s=[0.0, 0.0, AGE_S], recency=[0, int(RECENCY_ROWS), 0])
     assert faded(found, np.ones(3)) == pytest.approx([1.0, 0.5, 0.5])
 
 

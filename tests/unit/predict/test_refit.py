@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from msgspec import structs
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
-from gateway.predict.refit import Report, refit, write
+from gateway.predict.refit import Report, next_version, refit, write
 from gateway.predict.refits import CURRENT, current_version
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
@@ -164,3 +168,53 @@ def test_tail_gives_the_calibration_a_start(
     foresight.adopt(new)
     keys = foresight.calibration.own.keys()
     assert keys == {"t\x1fm-1\x1fa"}
+
+
+def test_killed_refit_leaves_a_whole_version_in_force(
+    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """kill -9 at ten moments of writing: `current` names a version that loads, none younger
+    than what was said to be done is missing."""
+    found = artefacts.refitted(current_version(fitted[0])).corrections
+    assert found is not None
+    write(structs.replace(found, version=1), artefacts.base, tmp_path)
+    for looks in range(10):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.predict.writing", str(tmp_path)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        said = int(child.stdout.readline())
+        for _ in range(40 * looks):  # a little further into the next version each time
+            os.listdir(tmp_path)
+        child.kill()
+        child.wait()
+        said = int((child.stdout.read().split() or [said])[-1])
+        child.stdout.close()
+        new = artefacts.refitted(current_version(tmp_path))
+        assert new.problems == []
+        assert said <= new.version < next_version(tmp_path)
+
+
+def test_refit_command_says_what_it_did(
+    artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path
+) -> None:
+    """In a process of its own: a report as JSON, exit status 0 for a new version, 3 for none;
+    the lowest priority."""
+    script = (
+        "import os, sys; from pathlib import Path;"
+        "from gateway.predict.artefacts import Artefacts;"
+        "from gateway.predict.refit import run; from gateway.shipped import shipped;"
+        "from tests.unit.predict.conftest import NAME;"
+        "from tests.unit.predict.rows import ruled_rows;"
+        "rows = ruled_rows(Artefacts(shipped('models'), NAME, 64), 400);"
+        "code = run(rows, shipped('models'), Path(sys.argv[1]), NAME);"
+        "print(os.nice(0)); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    report, nice = first.stdout.splitlines()
+    assert first.returncode == 0
+    assert (json.loads(report)["accepted"], json.loads(report)["version"]) == (True, 1)
+    assert int(nice) == 19
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 3
