@@ -5,18 +5,20 @@ Two corrections, for two kinds of wrong.
 1. *Where the middle lies.* The boosters were fitted elsewhere; a model they never saw, or a
    tenant's template, is off by a factor more than in its order. Each scope keeps a running
    mean of the residual (true minus forecast median, log1p tokens), the scopes nested:
-   family → model → model of a tenant → template of a tenant. Each starts from the one above
-   as if `PRIOR` answers had agreed with it, so an unseen model starts from its family, and a
-   scope with answers of its own soon speaks for itself. It is added to the grid.
+   tenant → family → model → template. Each starts from the one above as if `PRIOR` answers
+   had agreed with it, so an unseen model starts from its family, and a scope with answers of
+   its own soon speaks for itself. It is added to the grid.
 2. *How wide it is.* Adaptive conformal inference (Gibbs, Candès, 2021): per class, and apart
    for stage 0 and the full forecast, the level that is read as p90 moves with each answer,
    α ← α + η (target − missed); likewise the median's. Over any stretch the share of misses
    comes out at the target, whatever the lengths do.
 
+All of it is a tenant's own: what one reports, true or not, bends no other's forecasts.
+
 A censored length (cut, cancelled, failed, still running) is a lower bound: it may raise and
 never lowers. So it counts where it lies above the forecast as corrected so far, and is
 otherwise no evidence: a burst, in which the short answers end first, does not teach that
-answers are short. A private tenant (`share_history = false`) teaches its own scopes alone.
+answers are short.
 
 Two-sided CUSUM on the forecast's own probabilities tells a source that has changed: its
 scopes then forget most of what they knew, and whoever refits models may want to.
@@ -31,7 +33,7 @@ import re
 from collections.abc import Mapping
 from enum import IntEnum
 from functools import lru_cache
-from math import expm1, log
+from math import exp, log
 from statistics import NormalDist
 from types import MappingProxyType
 
@@ -43,8 +45,9 @@ from gateway.types import JobClass
 MEMORY = 150.0  # answers
 PRIOR = 12.0  # answers that agreed with the scope above, before the first
 LARGEST = 2.5  # one residual counts for at most this: a factor of 12
-SHARED_SCOPES = 2000  # families, models, scripts
-OWN_SCOPES = 6000  # of tenants and templates
+MODELS = 4000  # scopes of tenants, their families, models, scripts
+TEMPLATES = 4000
+SOURCES = 4000  # watched for change; and as many levels
 RATE = 0.004  # η
 TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
 ALPHA = ((0.2, 0.8), (-0.15, 0.45))  # within these
@@ -70,30 +73,33 @@ class Channel(IntEnum):
 
 
 class Scopes(Struct, frozen=True, gc=False):
-    """The scopes one request belongs to, the most general first."""
+    """The scopes one request belongs to, the most general first: tenant, family, model."""
 
-    shared: tuple[str, ...]
-    own: tuple[str, ...]
-    private: bool = False
+    models: tuple[str, ...]
+    templates: tuple[str, ...] = ()
 
     @property
-    def taught(self) -> tuple[str, ...]:
-        return self.own if self.private else self.shared + self.own
+    def tenant(self) -> str:
+        return self.models[0]
+
+    @property
+    def source(self) -> str:
+        """The model as this tenant uses it."""
+        return self.models[-1]
 
 
-def scopes(model: str, tenant: str, template: str = "", *, private: bool = False) -> Scopes:
+def scopes(model: str, tenant: str, template: str = "") -> Scopes:
     """Of a request; `template` is "" where there is none."""
-    own = f"t\x1f{model}\x1f{tenant}"
     return Scopes(
-        (f"f\x1f{family(model)}", f"m\x1f{model}"),
-        (own, f"p{own[1:]}\x1f{template}") if template else (own,),
-        private,
+        (f"t\x1f{tenant}", f"f\x1f{tenant}\x1f{family(model)}", f"m\x1f{tenant}\x1f{model}"),
+        (f"p\x1f{tenant}\x1f{model}\x1f{template}",) if template else (),
     )
 
 
-def script_scopes(model: str, script: str) -> Scopes:
-    """Where tokens per byte are kept: a property of the tokenizer, not of who asks."""
-    return Scopes((f"b\x1f{family(model)}\x1f{script}", f"c\x1f{model}\x1f{script}"), ())
+def script_scopes(model: str, tenant: str, script: str) -> Scopes:
+    """Where tokens per byte are kept."""
+    end = f"{tenant}\x1f{script}"
+    return Scopes((f"b\x1f{family(model)}\x1f{end}", f"c\x1f{model}\x1f{end}"))
 
 
 @lru_cache(4096)
@@ -132,13 +138,13 @@ def _z(alpha: float) -> float:
 class Calibration(Struct, frozen=True):
     """The corrections in force. Never changes; a new one takes its place."""
 
-    shared: Table = _NOTHING
-    own: Table = _NOTHING
+    models: Table = _NOTHING
+    templates: Table = _NOTHING
     levels: Mapping[str, Levels] = MappingProxyType({})
 
     def mean(self, of: Scopes, channel: Channel, prior: float = 0.0) -> float:
         """The most particular scope's running mean, shrunk to those above it, they to `prior`."""
-        for table, keys in ((self.shared, of.shared), (self.own, of.own)):
+        for table, keys in ((self.models, of.models), (self.templates, of.templates)):
             for key in keys:
                 entry = table.get(key)
                 if entry is not None:
@@ -147,13 +153,16 @@ class Calibration(Struct, frozen=True):
         return prior
 
     def running(self, of: Scopes) -> tuple[float, ...]:
-        """Mean and count of the lengths of the model, the model's tenant, the template."""
+        """Mean and count of the lengths seen: of the tenant, its model, its template."""
+        entries = (
+            self.models.get(of.tenant, _NO_ENTRY),
+            self.models.get(of.source, _NO_ENTRY),
+            self.templates.get(of.templates[0], _NO_ENTRY) if of.templates else _NO_ENTRY,
+        )
         found: list[float] = []
-        keys = ((self.shared, of.shared[1]), (self.own, of.own[0]), (self.own, of.own[-1]))
-        for i, (table, key) in enumerate(keys):
-            entry = None if i == 2 and len(of.own) < 2 else table.get(key)
-            count = 0.0 if entry is None else entry[Channel.LENGTH + 1]
-            found += [entry[Channel.LENGTH] / count if entry and count else _NAN, count]
+        for entry in entries:
+            total, count = entry[Channel.LENGTH], entry[Channel.LENGTH + 1]
+            found += [total / count if count else _NAN, count]
         return tuple(found)
 
     def stage0(self, of: Scopes) -> float:
@@ -164,19 +173,18 @@ class Calibration(Struct, frozen=True):
         """What to add to the full model's grid."""
         return self.mean(of, Channel.FULL)
 
-    def tokens_per_byte(self, model: str, script: str) -> float:
+    def tokens_per_byte(self, model: str, tenant: str, script: str) -> float:
         """Of a prompt, before chat overhead. `script` as `PromptView.script`."""
-        off = self.mean(script_scopes(model, script), Channel.STAGE0)
-        return TOKENS_PER_BYTE.get(script, 0.25) * (1.0 + expm1(off))
+        off = self.mean(script_scopes(model, tenant, script), Channel.STAGE0)
+        return TOKENS_PER_BYTE.get(script, 0.25) * exp(off)
 
-    def level(self, stage: str, job_class: JobClass, of: Scopes | None = None) -> Levels:
-        """Of the class; a private tenant has its own."""
+    def level(self, stage: str, job_class: JobClass, of: Scopes) -> Levels:
+        """Of the tenant's jobs of a class."""
         return self.levels.get(_level_key(stage, job_class, of), _LEVELS)
 
 
-def _level_key(stage: str, job_class: JobClass, of: Scopes | None) -> str:
-    key = f"{stage}/{job_class}"
-    return f"{key}/{of.own[0]}" if of is not None and of.private else key
+def _level_key(stage: str, job_class: JobClass, of: Scopes) -> str:
+    return f"{stage}\x1f{job_class}\x1f{of.tenant}"
 
 
 _LEVELS = Levels()
@@ -190,8 +198,8 @@ class _State(Struct):
     """What is kept in the store between runs."""
 
     version: int
-    shared: dict[str, list[float]]
-    own: dict[str, list[float]]
+    models: dict[str, list[float]]
+    templates: dict[str, list[float]]
     levels: dict[str, Levels]
 
 
@@ -199,8 +207,8 @@ class Residuals:
     """The running means behind a `Calibration`."""
 
     def __init__(self) -> None:
-        self._shared: dict[str, Entry] = {}
-        self._own: dict[str, Entry] = {}
+        self._models: dict[str, Entry] = {}
+        self._templates: dict[str, Entry] = {}
         self._levels: dict[str, Levels] = {}
         self._cusum: dict[str, tuple[float, float]] = {}
         self._table: Calibration | None = None
@@ -211,8 +219,8 @@ class Residuals:
         """As it stands now; made anew only after something was learned."""
         if self._table is None:
             self._table = Calibration(
-                MappingProxyType(self._shared.copy()),
-                MappingProxyType(self._own.copy()),
+                MappingProxyType(self._models.copy()),
+                MappingProxyType(self._templates.copy()),
                 MappingProxyType(self._levels.copy()),
             )
         return self._table
@@ -232,29 +240,31 @@ class Residuals:
         for channel, forecast in told.items():
             residual = max(-LARGEST, min(LARGEST, length - forecast))
             if not censored or residual > self.mean(of, channel):
-                self._add(of.taught, channel, residual)
-        entry = self._entry(of.own[0])
+                self._add(of, channel, residual)
+        entry = self._models.get(of.source, _NO_ENTRY)
         count = entry[Channel.LENGTH + 1]
         mean = entry[Channel.LENGTH] / count if count else 0.0
         if not censored or length > mean > 0.0:
-            self._add(of.taught, Channel.LENGTH, length)
+            self._add(of, Channel.LENGTH, length)
 
     def learn_residuals(self, of: Scopes, stage0: float, full: float | None) -> None:
         """Residuals that a refit measured on rows it did not fit."""
-        self._add(of.taught, Channel.STAGE0, max(-LARGEST, min(LARGEST, stage0)))
+        self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, stage0)))
         if full is not None:
-            self._add(of.taught, Channel.FULL, max(-LARGEST, min(LARGEST, full)))
+            self._add(of, Channel.FULL, max(-LARGEST, min(LARGEST, full)))
 
-    def learn_tokens(self, model: str, script: str, text_bytes: int, tokens: float) -> None:
+    def learn_tokens(
+        self, model: str, tenant: str, script: str, text_bytes: int, tokens: float
+    ) -> None:
         """A provider counted `tokens` in a prompt of so many bytes, chat overhead taken off."""
         if text_bytes >= 32 and tokens >= 1.0:
             off = log(tokens / text_bytes / TOKENS_PER_BYTE.get(script, 0.25))
-            of = script_scopes(model, script)
-            self._add(of.shared, Channel.STAGE0, max(-LARGEST, min(LARGEST, off)))
+            of = script_scopes(model, tenant, script)
+            self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, off)))
 
     def learn_share(self, of: Scopes, channel: Channel, share: float) -> None:
         """What part of one request's tokens was cached, or was reasoning."""
-        self._add(of.taught, channel, max(0.0, min(1.0, share)))
+        self._add(of, channel, max(0.0, min(1.0, share)))
 
     def cover(
         self,
@@ -263,14 +273,15 @@ class Residuals:
         missed: tuple[bool, bool],
         *,
         censored: bool,
-        of: Scopes | None = None,
+        of: Scopes,
     ) -> None:
-        """Move the class's levels by one answer: was it above the p50, the p90 given out?
+        """Move the levels of a tenant's class by one answer: was it above the p50, the p90
+        given out?
 
         Censored below a quantile it may still come to lie above: no evidence.
         """
         key = _level_key(stage, job_class, of)
-        now = self._levels.get(key, _LEVELS)
+        now = self._levels.pop(key, _LEVELS)
         moved = []
         for alpha, miss, target, (low, high) in zip(
             (now.median, now.high), missed, TARGETS, ALPHA, strict=True
@@ -278,6 +289,8 @@ class Residuals:
             known = miss or not censored
             moved.append(min(max(alpha + known * RATE * (target - miss), low), high))
         self._levels[key] = Levels(*moved)
+        if len(self._levels) > SOURCES:
+            del self._levels[next(iter(self._levels))]
         self._table = None
 
     def watch(self, of: Scopes, probability: float, *, censored: bool) -> bool:
@@ -285,13 +298,13 @@ class Residuals:
         of the forecast as given out it lay; censored, there or above."""
         if censored and probability < 0.5:
             return False
-        key = of.own[0]
+        key = of.source
         up, down = self._cusum.pop(key, (0.0, 0.0))
         up = max(0.0, up + probability - 0.5 - SLACK)
         down = 0.0 if censored else max(0.0, down + 0.5 - probability - SLACK)
         changed = max(up, down) > ALARM
         self._cusum[key] = (0.0, 0.0) if changed else (up, down)
-        if len(self._cusum) > OWN_SCOPES:
+        if len(self._cusum) > SOURCES:
             del self._cusum[next(iter(self._cusum))]
         if changed:
             self.drifts += 1
@@ -300,7 +313,7 @@ class Residuals:
 
     def forget_models(self) -> None:
         """Other models speak from now on: their residuals begin anew, the rest is kept."""
-        for table in (self._shared, self._own):
+        for table in (self._models, self._templates):
             for key, entry in table.items():
                 if key[0] not in "bc":
                     table[key] = (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :]
@@ -308,12 +321,12 @@ class Residuals:
 
     def mean(self, of: Scopes, channel: Channel) -> float:
         """As `Calibration.mean`, of what is learned so far."""
-        return Calibration(self._shared, self._own).mean(of, channel)
+        return Calibration(self._models, self._templates).mean(of, channel)
 
     def dump(self) -> bytes:
         """To be kept in the store: scopes by name (templates as keyed hashes), no text."""
         return msgspec.msgpack.encode(
-            _State(1, _lists(self._shared), _lists(self._own), self._levels)
+            _State(1, _lists(self._models), _lists(self._templates), self._levels)
         )
 
     def restore(self, kept: bytes) -> bool:
@@ -322,37 +335,37 @@ class Residuals:
             state = msgspec.msgpack.decode(kept, type=_State)
         except msgspec.DecodeError:
             return False
-        rows = [*state.shared.values(), *state.own.values()]
+        rows = [*state.models.values(), *state.templates.values()]
         if state.version != 1 or any(len(row) != len(_NO_ENTRY) for row in rows):
             return False
-        self._shared = {key: tuple(row) for key, row in state.shared.items()}
-        self._own = {key: tuple(row) for key, row in state.own.items()}
+        self._models = {key: tuple(row) for key, row in state.models.items()}
+        self._templates = {key: tuple(row) for key, row in state.templates.items()}
         self._levels = state.levels
         self._table = None
         return True
 
-    def _entry(self, key: str) -> Entry:
-        return self._own.get(key, _NO_ENTRY)
-
-    def _add(self, keys: tuple[str, ...], channel: Channel, value: float) -> None:
+    def _add(self, of: Scopes, channel: Channel, value: float) -> None:
         keep = 1.0 - 1.0 / MEMORY
-        for key in keys:
-            table, most = (
-                (self._own, OWN_SCOPES) if key[0] in "tp" else (self._shared, SHARED_SCOPES)
-            )
-            entry = list(table.pop(key, _NO_ENTRY))
-            entry[channel] = entry[channel] * keep + value
-            entry[channel + 1] = entry[channel + 1] * keep + 1.0
-            table[key] = tuple(entry)  # last in order: the first is the one longest unused
-            if len(table) > most:
-                del table[next(iter(table))]
+        for table, keys, most in (
+            (self._models, of.models, MODELS),
+            (self._templates, of.templates, TEMPLATES),
+        ):
+            for key in keys:
+                entry = list(table.pop(key, _NO_ENTRY))
+                entry[channel] = entry[channel] * keep + value
+                entry[channel + 1] = entry[channel + 1] * keep + 1.0
+                table[key] = tuple(entry)  # last in order: the first is longest unused
+                if len(table) > most:
+                    del table[next(iter(table))]
         self._table = None
 
     def _forget(self, of: Scopes) -> None:
-        for key in of.own:
-            entry = self._own.get(key)
-            if entry is not None:
-                self._own[key] = tuple(value * FORGET for value in entry)
+        """The source and its template; their tenant and family go on."""
+        for table, keys in ((self._models, (of.source,)), (self._templates, of.templates)):
+            for key in keys:
+                entry = table.get(key)
+                if entry is not None:
+                    table[key] = tuple(value * FORGET for value in entry)
         self._table = None
 
 

@@ -332,7 +332,7 @@ NAMES: tuple[str, ...] = (
     *("temperature", "effort", "stop", "n", "model_mean", "task_mean"),
     # Since the first models; those that were fitted without read the names above alone.
     *("thinking", "thinking_budget", "tools_bytes", "cjk_share"),
-    *("model_run_mean", "model_run_count", "tenant_run_mean", "tenant_run_count"),
+    *("tenant_run_mean", "tenant_run_count", "model_run_mean", "model_run_count"),
     *("template_run_mean", "template_run_count"),
 )
 """Names of `features`, in their order."""
@@ -351,8 +351,8 @@ def features(
     Args:
         model_mean: mean log1p(output tokens) of the model, NaN where it is not known.
         task_mean: the same of the task type.
-        running: mean log1p length and count of answers learned from, of the model, of the
-            model for this tenant, of the template (`Calibration.running`).
+        running: mean log1p length and count of answers learned from, of the tenant, of its
+            model, of its template (`Calibration.running`).
     """
     text = view.text
     raw = text.encode("utf-8", "replace")

@@ -11,7 +11,7 @@ from math import log1p
 import numpy as np
 from msgspec import Struct
 
-from gateway.predict.calibrate import Calibration, Channel, Scopes
+from gateway.predict.calibrate import Calibration, Channel, Scopes, scopes
 from gateway.predict.features import PromptView
 from gateway.predict.lengths import LengthModel
 from gateway.predict.prices import Price
@@ -40,7 +40,7 @@ class Money(Struct, frozen=True):
 
 
 UNCALIBRATED = Calibration()
-NOBODY = Scopes((), ())
+NOBODY = scopes("", "")
 
 
 def workload_of(
@@ -58,7 +58,7 @@ def workload_of(
     """
     grid = truncated(grid, view.max_tokens)
     tokens = to_tokens(grid)
-    prompt = view.tokens_by(table.tokens_per_byte(view.model, view.script))
+    prompt = view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
     p50, p90 = tokens[3], tokens[5]
     usd50 = usd90 = None
     price = money.prices.get(view.model)
@@ -114,7 +114,7 @@ def job_class_of(grid: Grid) -> JobClass:
     return JobClass.INTERACTIVE if p_short(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
 
 
-def levelled(grid: Grid, stage: str, table: Calibration, of: Scopes | None = None) -> Grid:
+def levelled(grid: Grid, stage: str, table: Calibration, of: Scopes = NOBODY) -> Grid:
     """The grid with its class's levels read as p50 and p90."""
     return relevelled(grid, *table.level(stage, job_class_of(grid), of).z)
 

@@ -151,7 +151,7 @@ class Foresight:
         self._stage0 = artefacts.stage0()
         self._residuals.forget_models()
         for row in artefacts.tail:
-            of = scopes(row.model, row.tenant, row.template, private=row.tenant in self._private)
+            of = scopes(row.model, row.tenant, row.template)
             self._residuals.learn_residuals(of, row.stage0, row.full)
 
     def forget(self) -> None:
@@ -258,23 +258,21 @@ class Foresight:
         view, prompt = lesson.view, lesson.prompt_tokens
         if prompt:
             text_tokens = prompt - view.overhead_tokens
-            self._residuals.learn_tokens(view.model, view.script, view.bytes, text_tokens)
+            self._residuals.learn_tokens(
+                view.model, view.tenant, view.script, view.bytes, text_tokens
+            )
             self._residuals.learn_share(of, Channel.CACHED, lesson.cached_tokens / prompt)
         if lesson.output_tokens > 0 and lesson.success:
             share = lesson.reasoning_tokens / lesson.output_tokens
             self._residuals.learn_share(of, Channel.REASONING, share)
 
     def _prompt_tokens(self, view: PromptView) -> int:
-        return view.tokens_by(self._residuals.table.tokens_per_byte(view.model, view.script))
+        table = self._residuals.table
+        return view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
 
     def _look(self, view: PromptView) -> _Look:
         table, tables = self._residuals.table, self._artefacts.tables
-        of = scopes(
-            view.model,
-            view.tenant,
-            template_key(view, self._key),
-            private=view.tenant in self._private,
-        )
+        of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(of))
         base, rung = stage0_grid(view, self._stage0, cheap)
         vector, foreign = self._read(view)

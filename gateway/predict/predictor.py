@@ -25,7 +25,7 @@ from pathlib import Path
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Calibration, scopes
+from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.inbox import Done, Inbox, Learned, Question, Result
@@ -78,7 +78,7 @@ class Predictor:
         self._prices: Mapping[str, Price] = prices or {}
         self._key = key or os.urandom(16)
         # the loop's
-        self._stage0 = Stage0(settings, self._prices, self._key, private)
+        self._stage0 = Stage0(settings, self._prices, self._key)
         self._forecasts = dict.fromkeys(Rung, 0)
         # shared: replaced whole, or safe in itself
         self._private = frozenset(private)
@@ -125,7 +125,7 @@ class Predictor:
         """
         old, self._settings = self._settings, settings
         if private is not None:
-            self._private = self._stage0.private = frozenset(private)
+            self._private = frozenset(private)
         self._stage0.settings = settings
         self._stage0.forget()
         if self._thread is None:
@@ -228,7 +228,6 @@ class Predictor:
         if tables is not None:
             known = tables.model_mean(model)
             mean = tables.mean if isnan(known) else known
-            mean += self._stage0.calibration.stage0(scopes(model, ""))
         return {
             "typical_output_tokens": None if mean is None else round(expm1(max(mean, 0.0)), 1),
             "usd_per_million_prompt_tokens": None if price is None else price.prompt,

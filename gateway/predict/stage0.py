@@ -8,7 +8,7 @@ into the cache a few at a time.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from msgspec import Struct, structs
 
@@ -51,10 +51,8 @@ class Stage0:
         settings: Predict,
         prices: Mapping[str, Price],
         key: bytes,
-        private: Collection[str],
     ) -> None:
         self.settings = settings
-        self.private = frozenset(private)
         self.trees = Trees()
         self.calibration = Calibration()
         self.generation = 0  # news of an older one is not taken over
@@ -77,8 +75,7 @@ class Stage0:
             self.hits += 1
             return found
         table, trees = self.calibration, self.trees
-        template = template_key(view, self._key)
-        of = scopes(view.model, view.tenant, template, private=view.tenant in self.private)
+        of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if trees.tables is None else trees.tables.features_of(view, table.running(of))
         grid, rung = stage0_grid(view, trees.model, cheap)
         grid = levelled(shifted(grid, table.stage0(of)), STAGE0, table, of)

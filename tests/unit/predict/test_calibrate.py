@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from math import log1p
+from math import isnan, log1p
 
 import pytest
 
 from gateway.predict.calibrate import (
     LARGEST,
-    OWN_SCOPES,
-    SHARED_SCOPES,
+    MODELS,
+    TEMPLATES,
     Channel,
     Residuals,
     family,
@@ -46,18 +46,17 @@ def test_family_is_the_name_up_to_version_or_size(model: str, name: str) -> None
     assert family(model) == name
 
 
-def test_residuals_of_an_unknown_family_are_zero() -> None:
+def test_residuals_of_nothing_are_zero() -> None:
     """What was never seen is not corrected."""
-    table = taught(5, 1.0).table
-    other = scopes("mistral-7b", "a")
-    assert (table.stage0(other), table.full(other)) == (0.0, 0.0)
+    table = taught(0, 1.0).table
+    assert (table.stage0(M), table.full(M)) == (0.0, 0.0)
 
 
 def test_unseen_model_starts_from_its_family() -> None:
     """A new version of a model that answers long is held to answer long, from the first request."""
     table = taught(200, 1.0).table
-    new = table.stage0(scopes("gpt-6", "another"))
-    assert 0.8 < new <= table.stage0(M)
+    assert 0.8 < table.stage0(scopes("gpt-6", "a")) <= table.stage0(M)
+    assert table.stage0(scopes("gpt-6", "a")) > table.stage0(scopes("mistral-7b", "a"))
 
 
 def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
@@ -73,14 +72,18 @@ def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
     assert abs(table.stage0(third)) < 0.2
 
 
-def test_private_scopes_teach_nobody_else() -> None:
-    """A private tenant's answers move its own forecasts, not those of its model."""
-    residuals = Residuals()
-    secret = scopes("m-1", "secret", "x", private=True)
+def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
+    """What one reports, true or not, leaves bias, tokens per byte and levels of others alone."""
+    residuals, other = taught(100, 2.0), scopes("gpt-5.4-mini", "b")
     for _ in range(100):
-        residuals.learn(secret, 7.0, stage0=5.0, full=5.0, censored=False)
-    assert residuals.table.stage0(secret) > 1.5
-    assert residuals.table.stage0(scopes("m-1", "b")) == 0.0
+        residuals.learn_tokens("gpt-5.4-mini", "a", "latin", 100, 9000)
+        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+    table, fresh = residuals.table, Residuals().table
+    assert table.stage0(M) > 1.0
+    for seen in (table, fresh):
+        assert (seen.stage0(other), seen.full(other)) == (0.0, 0.0)
+        assert seen.tokens_per_byte("gpt-5.4-mini", "b", "latin") == 0.25
+        assert seen.level("full", JobClass.HEAVY, other).high == 0.1
 
 
 def test_residuals_approach_the_true_bias() -> None:
@@ -129,31 +132,31 @@ def test_residuals_keep_the_two_forecasts_apart() -> None:
 
 
 def test_running_lengths_are_known_by_scope() -> None:
-    """Means and counts of the model, its tenant, the template; NaN and 0 where none was seen."""
+    """Means and counts of tenant, model, template; NaN and 0 where none was seen."""
     residuals = Residuals()
     of = scopes("m-1", "a", "x")
     for tokens in (100, 100):
         residuals.learn(of, log1p(tokens), stage0=5.0, full=None, censored=False)
-    model, models, tenant, tenants, template, templates = residuals.table.running(of)
-    assert model == tenant == template == pytest.approx(log1p(100))
-    assert 1.9 < models == tenants == templates <= 2.0
-    unknown = residuals.table.running(scopes("m-1", "b"))
-    assert unknown[:2] == (model, models)
+    tenant, tenants, model, models, template, templates = residuals.table.running(of)
+    assert tenant == model == template == pytest.approx(log1p(100))
+    assert 1.9 < tenants == models == templates <= 2.0
+    unknown = residuals.table.running(scopes("m-2", "a"))
+    assert unknown[:2] == (tenant, tenants)
     assert unknown[3] == unknown[5] == 0.0
-    assert unknown[2] != unknown[2]
+    assert isnan(unknown[2])
 
 
 def test_tokens_per_byte_are_learned_by_model_and_script() -> None:
     """The provider's counts move the ratio of their model and script; a family is a start."""
     residuals = Residuals()
-    before = residuals.table.tokens_per_byte("gpt-5", "cjk")
+    before = residuals.table.tokens_per_byte("gpt-5", "a", "cjk")
     for _ in range(100):
-        residuals.learn_tokens("gpt-5", "cjk", 3000, 450)
+        residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
     table = residuals.table
-    assert table.tokens_per_byte("gpt-5", "cjk") == pytest.approx(0.15, rel=0.05)
-    assert table.tokens_per_byte("gpt-6", "cjk") == pytest.approx(0.16, rel=0.15)
-    assert table.tokens_per_byte("gpt-5", "latin") == 0.25
-    assert table.tokens_per_byte("glm-4", "cjk") == before
+    assert table.tokens_per_byte("gpt-5", "a", "cjk") == pytest.approx(0.15, rel=0.05)
+    assert table.tokens_per_byte("gpt-6", "a", "cjk") == pytest.approx(0.16, rel=0.15)
+    assert table.tokens_per_byte("gpt-5", "a", "latin") == 0.25
+    assert table.tokens_per_byte("glm-4", "a", "cjk") == before
 
 
 def test_shares_start_at_nothing_and_follow_usage() -> None:
@@ -172,10 +175,10 @@ def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
     residuals, rng = Residuals(), random.Random(1)
     missed = []
     for _ in range(4000):
-        levels = residuals.table.level("full", JobClass.HEAVY)
+        levels = residuals.table.level("full", JobClass.HEAVY, M)
         y = rng.gauss(0.3, scatter)
         miss = (y > levels.z[0], y > levels.z[1])
-        residuals.cover("full", JobClass.HEAVY, miss, censored=False)
+        residuals.cover("full", JobClass.HEAVY, miss, censored=False, of=M)
         missed.append(miss)
     late = missed[1000:]
     assert sum(m for m, _ in late) / len(late) == pytest.approx(0.5, abs=0.03)
@@ -186,20 +189,20 @@ def test_levels_are_kept_by_class_and_stage() -> None:
     """Misses of heavy jobs do not widen interactive ones, nor those of stage 0 the full one."""
     residuals = Residuals()
     for _ in range(50):
-        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False)
+        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
     table = residuals.table
-    assert table.level("full", JobClass.HEAVY).high < 0.1
-    assert table.level("full", JobClass.INTERACTIVE).high == 0.1
-    assert table.level("stage0", JobClass.HEAVY).high == 0.1
+    assert table.level("full", JobClass.HEAVY, M).high < 0.1
+    assert table.level("full", JobClass.INTERACTIVE, M).high == 0.1
+    assert table.level("stage0", JobClass.HEAVY, M).high == 0.1
 
 
 def test_levels_take_a_bound_below_the_quantile_as_no_evidence() -> None:
     """A cut answer under p90 does not narrow it; one above widens it."""
     residuals = Residuals()
-    residuals.cover("full", JobClass.HEAVY, (False, False), censored=True)
-    assert residuals.table.level("full", JobClass.HEAVY).high == 0.1
-    residuals.cover("full", JobClass.HEAVY, (True, True), censored=True)
-    assert residuals.table.level("full", JobClass.HEAVY).high < 0.1
+    residuals.cover("full", JobClass.HEAVY, (False, False), censored=True, of=M)
+    assert residuals.table.level("full", JobClass.HEAVY, M).high == 0.1
+    residuals.cover("full", JobClass.HEAVY, (True, True), censored=True, of=M)
+    assert residuals.table.level("full", JobClass.HEAVY, M).high < 0.1
 
 
 def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
@@ -230,23 +233,22 @@ def test_table_never_changes_once_it_is_given_out() -> None:
 def test_scopes_are_bounded() -> None:
     """Scopes longest without an answer are forgotten first; templates do not push out models."""
     residuals = taught(1, 1.0)
-    for i in range(OWN_SCOPES):
-        of = scopes("mistral-7b", "b", f"template {i}")
+    for i in range(TEMPLATES + 1):
+        of = scopes("gpt-5.4-mini", "b", f"template {i}")
         residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
-    assert len(residuals.table.own) == OWN_SCOPES
-    assert residuals.table.shared.keys() >= set(M.shared)
-    assert M.own[0] not in residuals.table.own
-    for i in range(SHARED_SCOPES):
-        of = scopes(f"x{'y' * (i % 50)}-{i}", "b")
-        residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
-    assert len(residuals.table.shared) == SHARED_SCOPES
+    assert len(residuals.table.templates) == TEMPLATES
+    assert residuals.table.models.keys() >= set(M.models)
+    for i in range(MODELS):
+        residuals.learn(scopes("m-1", f"c{i}"), 6.0, stage0=5.0, full=5.0, censored=False)
+    assert len(residuals.table.models) == MODELS
+    assert M.source not in residuals.table.models
 
 
 def test_state_comes_back_as_it_was_kept() -> None:
     """What `dump` gave is restored whole; anything else changes nothing."""
     residuals = taught(30, 1.0)
-    residuals.learn_tokens("gpt-5", "cjk", 3000, 450)
-    residuals.cover("full", JobClass.HEAVY, (True, True), censored=False)
+    residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
+    residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
     other = Residuals()
     assert other.restore(residuals.dump())
     assert other.table == residuals.table
@@ -258,10 +260,10 @@ def test_state_comes_back_as_it_was_kept() -> None:
 def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
     """After a refit biases are gone; lengths, levels and tokens per byte stay."""
     residuals = taught(30, 1.0)
-    residuals.learn_tokens("gpt-5", "cjk", 3000, 450)
+    residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
     before = residuals.table
     residuals.forget_models()
     after = residuals.table
     assert (after.stage0(M), after.full(M)) == (0.0, 0.0)
     assert after.running(M)[0] == before.running(M)[0]
-    assert after.tokens_per_byte("gpt-5", "cjk") == before.tokens_per_byte("gpt-5", "cjk")
+    assert after.tokens_per_byte("gpt-5", "a", "cjk") == before.tokens_per_byte("gpt-5", "a", "cjk")

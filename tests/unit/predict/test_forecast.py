@@ -74,7 +74,7 @@ def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
     grid, money = heuristic_grid(seen), Money(4.0, {})
     before = workload_of(seen, grid, Rung.HEURISTIC, money)
     for _ in range(500):
-        residuals.learn_tokens("m", "latin", 2000, 1000)
+        residuals.learn_tokens("m", "a", "latin", 2000, 1000)
     after = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table)
     assert before.prompt_tokens == 507
     assert after.prompt_tokens == pytest.approx(1007, rel=0.05)
@@ -83,15 +83,15 @@ def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
 
 def test_levelled_grid_uses_the_levels_of_its_class() -> None:
     """Heavy misses widen heavy forecasts; interactive ones stay as they were."""
-    residuals = Residuals()
+    residuals, of = Residuals(), scopes("m", "a")
     for _ in range(60):
-        residuals.cover(FULL, JobClass.HEAVY, (True, True), censored=False)
+        residuals.cover(FULL, JobClass.HEAVY, (True, True), censored=False, of=of)
     heavy, short = (4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 8.5), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.2)
     assert (job_class_of(heavy), job_class_of(short)) == (JobClass.HEAVY, JobClass.INTERACTIVE)
-    wide = levelled(heavy, FULL, residuals.table)
+    wide = levelled(heavy, FULL, residuals.table, of)
     assert wide[5] > heavy[5] + 0.2
     assert wide[3] > heavy[3]
-    assert levelled(short, FULL, residuals.table) == short
+    assert levelled(short, FULL, residuals.table, of) == short
 
 
 def test_pack_floats_keeps_features_as_half_precision() -> None:

@@ -13,6 +13,7 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import scopes
 from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
 from gateway.predict.refit import Report, next_version, refit, write
@@ -166,8 +167,7 @@ def test_tail_gives_the_calibration_a_start(
     assert 400 < len(new.tail) <= 500
     foresight = Foresight(Predict(), artefacts, b"key", {})
     foresight.adopt(new)
-    keys = foresight.calibration.own.keys()
-    assert keys == {"t\x1fm-1\x1fa"}
+    assert scopes("m-1", "a").source in foresight.calibration.models
 
 
 def test_killed_refit_leaves_a_whole_version_in_force(
