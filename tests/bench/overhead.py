@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
-WARM_UP_S = 2.0
+WARM_UP_S = 6.0
 SETTLE_S = 90.0
 PACKAGES = ("uvicorn", "uvloop", "httptools", "aiohttp", "httpx", "litestar", "msgspec")
 
