@@ -85,6 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--count", type=int, default=300)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--tenant", default=None, help="default: the first tenant")
+    sub = history_commands.add_parser("import", help="learn finished requests from a file")
+    sub.set_defaults(run=lambda args: _run("history_import", args))
+    sub.add_argument("file", help="JSON lines with the fields of POST /ingest, .gz or not")
+    config(sub)
+    sub.add_argument("--tenant", default=None, help="default: the first tenant")
+    sub = command(
+        "refit", "refit", "fit the length models to the stored history, as the gateway does"
+    )
+    config(sub)
     return parser
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.state import Shell, Snapshots
 from gateway.predict.features import PromptView
+from gateway.predict.jsonl import Example
 from gateway.predict.predictor import Predictor
 from gateway.predict.prices import Price, load_prices
+from gateway.predict.refits import Refits
 from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
@@ -55,6 +58,7 @@ from gateway.upstream.providers import Target, target
 logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
+IN_WORK = 64  # examples taught at once
 LAST_WORDS_S = 2.0
 
 _LEARNED = frozenset(
@@ -99,6 +103,10 @@ class Gateway:
             history=store.load_history(settings.predict.history_window_size, None),
             prices=_prices(),
             key=_prompt_secret(store),
+            private=_private(settings),
+            state=store.get_state("calibration"),
+            keep=lambda state: store.put_state("calibration", state),
+            refits=Refits(Path(settings.predict.models_path), _refit_command(live.path)),
         )
         self.buffers = Buffers(settings.server)
         self.journal = Journal(settings.observe.events)
@@ -194,7 +202,7 @@ class Gateway:
             self.journal.resize(settings.observe.events)
             self.logs.apply(settings.observe, secrets)
             self.store.apply(settings.store)
-            self.predictor.reconfigure(settings.predict)
+            self.predictor.reconfigure(settings.predict, _private(settings))
             self.engine.feed(events.SettingsChanged(settings=settings))
 
         return apply
@@ -220,6 +228,8 @@ class Gateway:
             censored=not whole or cut,
             success=whole,
             wall_s=record.wall_s,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=round(usage.reasoning_tokens / job.n),
             done=learned,
         )
 
@@ -286,8 +296,9 @@ class Gateway:
         self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
 
     def _sweep(self) -> None:
-        """Empty submitted jobs whose TTL is over."""
+        """Empty submitted jobs whose TTL is over; look after refits."""
         self.store.expire_jobs(time.time())
+        self.predictor.tick()
         self._sweep_timer = self.engine.loop.call_later(SWEEP_PERIOD_S, self._sweep)
 
     # -- HTTP ----------------------------------------------------------------------------------
@@ -345,6 +356,15 @@ def _names(settings: Settings) -> Names:
     )
 
 
+def _private(settings: Settings) -> frozenset[str]:
+    return frozenset(t.name for t in settings.tenants if not t.share_history)
+
+
+def _refit_command(config: Path) -> list[str]:
+    frozen = [] if getattr(sys, "frozen", False) else ["-m", "gateway"]
+    return [sys.executable, *frozen, "refit", "--config", str(config)]
+
+
 def _prices() -> dict[str, Price]:
     """Prices are for people: without them forecasts have no money in them, and all goes on."""
     try:
@@ -364,15 +384,47 @@ def _prompt_secret(store: Store) -> bytes:
 
 
 def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) -> int:
-    """Teach a store demo history without a running gateway; how many rows it took.
+    """Teach a store demo history without a running gateway; how many rows it took."""
+    name = tenant or settings.tenants[0].name
+
+    def examples() -> Iterator[Example]:
+        for row in seed_rows(count, seed):
+            limit = row["max_tokens"] or None
+            yield Example(
+                view=PromptView.of_prompt(
+                    row["prompt"],
+                    tenant=name,
+                    model=row["model"],
+                    max_tokens=limit,
+                    task_type=row["task_type"],
+                ),
+                output_tokens=row["output_tokens"],
+                prompt_tokens=row["prompt_tokens"],
+                censored=limit is not None and row["output_tokens"] >= limit,
+                success=row["success"],
+                wall_s=time.time(),
+            )
+
+    return teach(settings, examples())
+
+
+def teach(settings: Settings, examples: Iterable[Example]) -> int:
+    """Learn finished requests into the store of the settings; how many rows it took.
 
     A gateway that runs on the same store learns them at its next start.
     """
     store = Store(Path(settings.store.path), settings.store)
     store.start()
-    predictor = Predictor(settings.predict, shipped("models"), key=_prompt_secret(store))
+    predictor = Predictor(
+        settings.predict,
+        shipped("models"),
+        key=_prompt_secret(store),
+        private=_private(settings),
+        state=store.get_state("calibration"),
+        keep=lambda state: store.put_state("calibration", state),
+    )
     predictor.start()
-    room = threading.BoundedSemaphore(64)
+    room = threading.BoundedSemaphore(IN_WORK)
     stored = 0
 
     def committed(error: Exception | None) -> None:
@@ -385,27 +437,20 @@ def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) 
             room.release()
 
     try:
-        for row in seed_rows(count, seed):
+        for example in examples:
             room.acquire()
-            limit = row["max_tokens"] or None
             taken = predictor.learn(
-                PromptView.of_prompt(
-                    row["prompt"],
-                    tenant=tenant or settings.tenants[0].name,
-                    model=row["model"],
-                    max_tokens=limit,
-                    task_type=row["task_type"],
-                ),
-                output_tokens=row["output_tokens"],
-                prompt_tokens=row["prompt_tokens"],
-                censored=limit is not None and row["output_tokens"] >= limit,
-                success=row["success"],
-                wall_s=time.time(),
+                example.view,
+                output_tokens=example.output_tokens,
+                prompt_tokens=example.prompt_tokens,
+                censored=example.censored,
+                success=example.success,
+                wall_s=example.wall_s,
                 done=learned,
             )
             if not taken:
                 room.release()
-        for _ in range(64):  # until the last is committed
+        for _ in range(IN_WORK):  # until the last is committed
             room.acquire()
     finally:
         predictor.stop(5.0)

@@ -185,6 +185,47 @@ def history_seed(args: argparse.Namespace) -> int:
     return 0
 
 
+def history_import(args: argparse.Namespace) -> int:
+    """Learn a file of finished requests into the store of the settings."""
+    from gateway.app import teach
+    from gateway.predict.jsonl import Reading
+    from gateway.settings import load
+
+    settings = load.load(Path(args.config))
+    tenants = [tenant.name for tenant in settings.tenants]
+    if args.tenant is not None and args.tenant not in tenants:
+        raise SettingsError(f"there is no tenant {args.tenant!r}; there are: {', '.join(tenants)}")
+    reading = Reading(
+        Path(args.file),
+        tenant=args.tenant or tenants[0],
+        model=next(iter(settings.accounts[0].model_map)),
+        wall_s=time.time(),
+        max_chars=settings.predict.max_chars,
+    )
+    count = teach(settings, reading)
+    print(f"{count} rows learned into {settings.store.path}, {reading.bad} lines left out")
+    for problem in reading.problems:
+        print(f"  {problem}", file=sys.stderr)
+    return 0 if count or not reading.bad else 1
+
+
+def refit(args: argparse.Namespace) -> int:
+    """Fit the length models to the history; 0: better ones are in force, 3: kept."""
+    from gateway.predict import refit as fitting
+    from gateway.settings import load
+    from gateway.shipped import shipped
+    from gateway.store.store import read_history
+
+    settings = load.load(Path(args.config))
+    rows = read_history(Path(settings.store.path), settings.predict.refit_rows)
+    return fitting.run(
+        rows,
+        shipped("models"),
+        Path(settings.predict.models_path),
+        settings.predict.embedding_model_name,
+    )
+
+
 def evaluate(args: argparse.Namespace) -> int:
     from gateway.replay import evaluate as replay
     from gateway.settings import load

@@ -13,7 +13,6 @@ import shlex
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from gateway.store.store import Store
 logger = logging.getLogger("gateway")
 DEMO_KEYS = ("DEMO_API_KEY", "DEMO_API_KEY_B")
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
-SAME_SIGNAL_S = 0.2
 
 
 class Server(uvicorn.Server):
@@ -144,14 +142,9 @@ class _Stop:
         self._store = store
         self._demo = demo
         self._draining: asyncio.Task[None] | None = None
-        self._first_s = 0.0
 
     def signalled(self, number: int) -> None:
-        now = time.monotonic()
-        if self._draining is not None and now - self._first_s < SAME_SIGNAL_S:
-            return  # timeout(1) and some shells signal the process and its group
         if self._draining is None:
-            self._first_s = now
             logger.info("draining", extra={"signal": signal.Signals(number).name})
             self._draining = asyncio.ensure_future(self._drain())
             return

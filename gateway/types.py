@@ -109,6 +109,7 @@ class Workload(Struct, frozen=True, gc=False):
     confidence: float  # [0, 1]
     rung: Rung
     cost_usd_p50: float | None = None
+    cost_usd_p90: float | None = None
 
     @property
     def size_bucket(self) -> SizeBucket:
@@ -160,6 +161,8 @@ class Usage(Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     estimated: bool = False
+    audio_prompt_tokens: int = 0
+    audio_output_tokens: int = 0
 
 
 class Fit(Struct, frozen=True, gc=False):
@@ -217,7 +220,8 @@ class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class HistoryRow(Struct, frozen=True, gc=False):
-    """What is learned from one answered request. No prompt text: a vector and a keyed hash."""
+    """What is learned from one answered request. No prompt text unless it was asked for: a
+    vector, a keyed hash and numbers."""
 
     wall_s: float
     tenant: str
@@ -231,6 +235,11 @@ class HistoryRow(Struct, frozen=True, gc=False):
     max_tokens: int  # 0: not given
     censored: bool  # the answer was cut at output_tokens: its natural length is longer
     success: bool
+    template: str = ""  # keyed hash of system prompt and tools; "" without either
+    features: bytes = b""  # the cheap features, little-endian float16, as the forecast saw them
+    neighbours: bytes = b""  # the neighbours' features, likewise
+    shared: bool = True  # other tenants' forecasts may rest on it
+    text: str = ""  # the last user text, cut; only with predict.keep_text
 
 
 class ClassSnapshot(Struct, frozen=True):
@@ -289,6 +298,9 @@ class PredictorSnapshot(Struct, frozen=True):
     learn_lost: int
     cache_hits: int
     seconds: float  # CPU-bound time spent by the thread so far
+    drifts: int = 0  # sources whose lengths changed, so far
+    version: int = 0  # of the refitted models in use; 0: as shipped
+    refit: str = ""  # "off", "waiting", "running", or how the last one ended
 
 
 class StoreSnapshot(Struct, frozen=True):

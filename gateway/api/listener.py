@@ -130,7 +130,8 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._header_bytes = 0
         self.scope["state"]["connection"] = self
-        self._receipt = self.loop.call_later(HEADER_TIMEOUT_S, self._late)
+        within_s = min(HEADER_TIMEOUT_S, self.buffers.server.keepalive_s)
+        self._receipt = self.loop.call_later(within_s, self._late)
 
     def on_url(self, url: bytes) -> None:
         if not self._deaf:

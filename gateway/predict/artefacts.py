@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from copy import copy
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +22,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from gateway.predict.boosters import Booster
+from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
-from gateway.predict.features import NAMES, PromptView, features
-from gateway.predict.quantiles import NEIGHBOUR_NAMES, Grid, rearranged
+from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
+from gateway.predict.lengths import LengthModel, Part, Residual
+from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.types import QUANTILE_LEVELS
+
+__all__ = ["ArtefactError", "Artefacts", "Folder", "LengthModel", "Tables"]
 
 T = TypeVar("T")
 Projection = npt.NDArray[np.float32]
@@ -35,14 +39,7 @@ class ArtefactError(Exception):
     """A file of models/ is missing, altered or of another format."""
 
 
-class Residual(Struct, frozen=True):
-    """Quantiles of the residual at some predicted locations, in log1p tokens."""
-
-    at: list[float]
-    residuals: list[list[float]]
-
-
-class Tables(Struct, frozen=True):
+class Tables(Struct, frozen=True, dict=True):
     """models/tables.json: what the boosters need beside their trees."""
 
     features: list[str]
@@ -54,32 +51,29 @@ class Tables(Struct, frozen=True):
     stage0: Residual
     full: Residual
 
-    def features_of(self, view: PromptView) -> list[float]:
+    def features_of(
+        self, view: PromptView, running: tuple[float, ...] = UNKNOWN_RUNNING
+    ) -> list[float]:
+        """All of `NAMES`; a model reads as many of them as it was fitted with."""
         task = self.tasks.get(view.task_type, nan) if view.task_type else nan
-        return features(view, self.models.get(view.model, nan), task)
+        return features(view, self.model_mean(view.model), task, running)
 
+    def model_mean(self, model: str) -> float:
+        """Of the model, else of its family, else NaN."""
+        found = self.models.get(model)
+        return self.families.get(family(model), nan) if found is None else found
 
-class LengthModel:
-    """A booster for the location and its residual quantiles: features in, grid out.
+    @cached_property
+    def families(self) -> dict[str, float]:
+        members: dict[str, list[float]] = {}
+        for model, mean in self.models.items():
+            members.setdefault(family(model), []).append(mean)
+        return {name: sum(means) / len(means) for name, means in members.items()}
 
-    Belongs to one thread, as its booster does.
-    """
-
-    def __init__(self, text: str, width: int, residual: Residual) -> None:
-        self._booster = Booster(text, width)
-        self._at = residual.at
-        self._residuals = residual.residuals
-
-    def grid(self, row: list[float]) -> Grid:
-        """Quantiles of log1p(output tokens); some 10 µs."""
-        centre = self._booster.predict(row)
-        at, last = self._at, len(self._at) - 1
-        i = bisect_right(at, centre) - 1
-        if i < 0 or i >= last:
-            return rearranged([centre + r for r in self._residuals[max(0, min(i, last))]])
-        share = (centre - at[i]) / (at[i + 1] - at[i])
-        low, high = self._residuals[i], self._residuals[i + 1]
-        return rearranged([centre + a + share * (b - a) for a, b in zip(low, high, strict=True)])
+    @property
+    def width(self) -> int:
+        """How many of `NAMES` the models read."""
+        return len(self.features)
 
 
 class Folder:
@@ -115,6 +109,51 @@ class Folder:
         return path
 
 
+class TailRow(Struct, frozen=True):
+    """How far off the refitted models were for one of the last answers they did not fit."""
+
+    model: str
+    tenant: str
+    template: str
+    stage0: float  # residual, log1p tokens
+    full: float | None
+
+
+class Corrections(Struct, frozen=True):
+    """What a refit's folder holds (refit.py writes it)."""
+
+    version: int
+    tables: Tables
+    stage0: str  # booster's text, "" where the shipped one was not beaten
+    full: str
+    cheap: int  # features the boosters read
+    near: int
+    tail: tuple[TailRow, ...] = ()
+    until_wall_s: float = 0.0  # when the last row fitted ended
+
+
+def base_of(files: Folder) -> dict[str, str]:
+    """Hashes of the shipped files that a refit is a correction of."""
+    names = ("tables", "stage0", "full", "projection", "encoder")
+    return {name: str(files.about(name)["sha256"]) for name in names}
+
+
+def corrections(folder: Path, shipped: Folder) -> Corrections:
+    """Load and check a refit. Raises ArtefactError."""
+    files = Folder(folder)
+    about = files.about("corrections")
+    if about.get("base") != base_of(shipped):
+        raise ArtefactError(f"refit {folder.name} is of other shipped models: left aside")
+    try:
+        found = msgspec.json.decode(files.path("corrections").read_bytes(), type=Corrections)
+    except msgspec.DecodeError as error:
+        raise ArtefactError(f"refit {folder.name}: {error}") from None
+    if found.cheap > len(NAMES) or found.near > len(NEIGHBOUR_NAMES):
+        raise ArtefactError(f"refit {folder.name} was made for other features: left aside")
+    _check(found.tables)
+    return found
+
+
 class Artefacts:
     """Everything loadable of a folder; the rest is None and explained in `problems`.
 
@@ -131,11 +170,17 @@ class Artefacts:
         self.encoder: Encoder | None = None
         self.projection: Projection | None = None
         self.full: LengthModel | None = None
+        self.version = 0  # of the refit in use; 0: as shipped
+        self.tail: tuple[TailRow, ...] = ()
+        self._files: Folder | None = None
         self._stage0_text: str | None = None
-        files = self._try("models", lambda: Folder(folder))
+        self._full_text: str | None = None
+        self._corrections: Corrections | None = None
+        self._files = files = self._try("models", lambda: Folder(folder))
         if files is None:
             return
         self.tables = self._try("tables", lambda: _tables(files.path("tables")))
+        self.shipped_tables = self.tables
         if self.tables is not None:
             self._stage0_text = self._try("stage0", lambda: _text(files.path("stage0")))
         self.encoder = self._try("encoder", lambda: _encoder(files, encoder_name, max_tokens))
@@ -144,18 +189,72 @@ class Artefacts:
         self.encoder_name = encoder_name
         self.projection = self._try("projection", lambda: np.load(files.path("projection")))
         if self.tables is not None and self.projection is not None:
-            tables, parts = self.tables, len(self.projection) - 1
-            width = len(NAMES) + parts + len(NEIGHBOUR_NAMES)
-            self.full = self._try(
-                "full", lambda: LengthModel(_text(files.path("full")), width, tables.full)
-            )
+            self._full_text = self._try("full", lambda: _text(files.path("full")))
+            self.full = self._full()
 
     def stage0(self) -> LengthModel | None:
         """A fresh stage-0 model: each thread takes its own."""
-        text, tables = self._stage0_text, self.tables
+        text, tables, more = self._stage0_text, self.tables, self._corrections
         if text is None or tables is None:
             return None
-        return self._try("stage0", lambda: LengthModel(text, len(NAMES), tables.stage0))
+
+        def load() -> LengthModel:
+            own = None if more is None or not more.stage0 else Part(more.stage0, more.cheap)
+            return LengthModel(Part(text, tables.width), tables.stage0, own)
+
+        return self._try("stage0", load)
+
+    def refitted(self, folder: Path | None) -> Artefacts:
+        """The same with a refit's corrections; as shipped without a folder.
+
+        A refit made over other shipped models, or for another encoder, is left aside: that is
+        a problem only worth a word.
+        """
+        new = copy(self)
+        new.version, new.tail, new._corrections, new.problems = 0, (), None, []
+        files = self._files
+        if files is None or self.tables is None:
+            return self
+        found = None if folder is None else new._try("refit", lambda: corrections(folder, files))
+        new.tables = self.shipped_tables
+        if found is not None:
+            new.version, new.tail = found.version, found.tail
+            new.tables, new._corrections = found.tables, found
+        new.full = new._full()
+        new.problems = [*self.problems, *new.problems]
+        return new
+
+    @property
+    def base(self) -> dict[str, str]:
+        """What a refit rests on: hashes of the shipped models, and the encoder's name."""
+        assert self._files is not None
+        return base_of(self._files)
+
+    @property
+    def texts(self) -> tuple[str | None, str | None]:
+        """Stage 0 and the full model as LightGBM saves them."""
+        return self._stage0_text, self._full_text
+
+    @property
+    def corrections(self) -> Corrections | None:
+        """The refit's, where one is in use."""
+        return self._corrections
+
+    def _full(self) -> LengthModel | None:
+        text, tables, projection, more = (
+            *(self._full_text, self.tables, self.projection, self._corrections),
+        )
+        if text is None or tables is None or projection is None:
+            return None
+        parts = len(projection) - 1
+
+        def load() -> LengthModel:
+            base = Part(text, tables.width, parts, len(tables.neighbour_features))
+            if more is None or not more.full:
+                return LengthModel(base, tables.full)
+            return LengthModel(base, tables.full, Part(more.full, more.cheap, parts, more.near))
+
+        return self._try("full", load)
 
     def _try(self, what: str, load: Callable[[], T]) -> T | None:
         try:
@@ -172,13 +271,17 @@ def _text(path: Path) -> str:
 
 def _tables(path: Path) -> Tables:
     tables = msgspec.json.decode(path.read_bytes(), type=Tables)
+    _check(tables)
+    return tables
+
+
+def _check(tables: Tables) -> None:
     if (
-        tuple(tables.features) != NAMES
-        or tuple(tables.neighbour_features) != NEIGHBOUR_NAMES
+        tuple(tables.features) != NAMES[: tables.width]
+        or tuple(tables.neighbour_features) != NEIGHBOUR_NAMES[: len(tables.neighbour_features)]
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
-    return tables
 
 
 def _encoder(files: Folder, name: str, max_tokens: int) -> Encoder:

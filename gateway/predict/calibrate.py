@@ -1,89 +1,373 @@
-"""What finished requests teach at once: how far off the boosters are for each
-tenant and model. A tenant's own: what one reports must not bend another's forecasts.
+"""What finished requests teach at once: how far off the forecasts are, and for whom.
 
-The boosters were fitted elsewhere; a model they never saw, or one that has changed, is off
-by a factor more than in its order. So each pair keeps a running mean of the residual
-(true minus forecast median, in log1p tokens), forgetting with a memory of some 200
-answers and shrunk towards zero as if ten answers had been right. It is added to the grid.
+Two corrections, for two kinds of wrong.
 
-The predictor thread owns the sums. The event loop sees a `Calibration`: an immutable table
-that is replaced as a whole, so stage 0 reads it without a lock.
+1. *Where the middle lies.* The boosters were fitted elsewhere; a model they never saw, or a
+   tenant's template, is off by a factor more than in its order. Each scope keeps a running
+   mean of the residual (true minus forecast median, log1p tokens), the scopes nested:
+   tenant → family → model → template. Each starts from the one above as if `PRIOR` answers
+   had agreed with it, so an unseen model starts from its family, and a scope with answers of
+   its own soon speaks for itself. It is added to the grid.
+2. *How wide it is.* Adaptive conformal inference (Gibbs, Candès, 2021): per class, and apart
+   for stage 0 and the full forecast, the level that is read as p90 moves with each answer,
+   α ← α + η (target − missed); likewise the median's. Over any stretch the share of misses
+   comes out at the target, whatever the lengths do.
+
+All of it is a tenant's own: what one reports, true or not, bends no other's forecasts.
+
+A censored length (cut, cancelled, failed, still running) is a lower bound: it may raise and
+never lowers. So it counts where it lies above the forecast as corrected so far, and is
+otherwise no evidence: a burst, in which the short answers end first, does not teach that
+answers are short.
+
+Two-sided CUSUM on the forecast's own probabilities tells a source that has changed: its
+scopes then forget most of what they knew, and whoever refits models may want to.
+
+The predictor thread owns `Residuals`. The event loop sees a `Calibration`: an immutable
+table that is replaced as a whole, so stage 0 reads it without a lock.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from enum import IntEnum
+from functools import lru_cache
+from math import exp, log
+from statistics import NormalDist
 from types import MappingProxyType
 
+import msgspec
 from msgspec import Struct
 
-MEMORY = 200.0  # answers
-PRIOR = 10.0  # answers that were right, before the first
-LARGEST = 2.5  # one residual counts for at most this: a factor of 12
-PAIRS = 1000  # most tenants' models remembered
+from gateway.types import JobClass
 
-Pair = tuple[str, str]  # tenant, model
-_NOTHING: Mapping[Pair, tuple[float, float]] = MappingProxyType({})
+MEMORY = 150.0  # answers
+PRIOR = 12.0  # answers that agreed with the scope above, before the first
+LARGEST = 2.5  # one residual counts for at most this: a factor of 12
+MODELS = 4000  # scopes of tenants, their families, models, scripts
+TEMPLATES = 4000
+SOURCES = 4000  # watched for change; and as many levels
+RATE = 0.004  # η
+TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
+ALPHA = ((0.2, 0.8), (-0.15, 0.45))  # within these
+TAIL = 0.02  # below it z goes on in a straight line: α ≤ 0 still means something
+SLACK, ALARM = 0.12, 5.0  # CUSUM of u − 0.5, u uniform while nothing changes
+FORGET = 0.05  # of a changed source's answers is kept
+
+Entry = tuple[float, ...]
+Table = Mapping[str, Entry]
+_NOTHING: Table = MappingProxyType({})
+_NO_ENTRY: Entry = (0.0,) * 10
+_NORMAL = NormalDist()
+
+
+class Channel(IntEnum):
+    """What a scope has a running mean of; a place in its `Entry`."""
+
+    STAGE0 = 0  # residual of stage 0
+    FULL = 2  # residual of the full model
+    LENGTH = 4  # log1p output tokens
+    CACHED = 6  # share of the prompt tokens that were cached
+    REASONING = 8  # share of the output tokens that were reasoning
+
+
+class Scopes(Struct, frozen=True, gc=False):
+    """The scopes one request belongs to, the most general first: tenant, family, model."""
+
+    models: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+
+    @property
+    def tenant(self) -> str:
+        return self.models[0]
+
+    @property
+    def source(self) -> str:
+        """The model as this tenant uses it."""
+        return self.models[-1]
+
+
+def scopes(model: str, tenant: str, template: str = "") -> Scopes:
+    """Of a request; `template` is "" where there is none."""
+    return Scopes(
+        (f"t\x1f{tenant}", f"f\x1f{tenant}\x1f{family(model)}", f"m\x1f{tenant}\x1f{model}"),
+        (f"p\x1f{tenant}\x1f{model}\x1f{template}",) if template else (),
+    )
+
+
+def script_scopes(model: str, tenant: str, script: str) -> Scopes:
+    """Where tokens per byte are kept."""
+    end = f"{tenant}\x1f{script}"
+    return Scopes((f"b\x1f{family(model)}\x1f{end}", f"c\x1f{model}\x1f{end}"))
+
+
+@lru_cache(4096)
+def family(model: str) -> str:
+    """A model's name up to its version or size: "gpt" of "openai/gpt-5.4-mini"."""
+    name = model.rsplit("/", 1)[-1].lower()
+    parts = re.split(r"[-_:. ]", name)
+    kept: list[str] = []
+    for part in parts:
+        if any(c.isdigit() for c in part):
+            kept += [] if kept else [re.split(r"\d", part)[0]]
+            break
+        kept.append(part)
+    return "-".join(part for part in kept if part) or name
+
+
+class Levels(Struct, frozen=True, gc=False):
+    """Shares of misses aimed at now, so that the true ones come out at `TARGETS`."""
+
+    median: float = TARGETS[0]
+    high: float = TARGETS[1]
+
+    @property
+    def z(self) -> tuple[float, float]:
+        """Normal scores of the levels that are to be read as p50 and p90."""
+        return _z(self.median), _z(self.high)
+
+
+@lru_cache(8192)
+def _z(alpha: float) -> float:
+    beyond = max(TAIL - alpha, 0.0)
+    z = _NORMAL.inv_cdf(1.0 - alpha - beyond)
+    return z + beyond / _NORMAL.pdf(z)
 
 
 class Calibration(Struct, frozen=True):
-    """By tenant and model: what to add to stage 0's grid and to the full model's."""
+    """The corrections in force. Never changes; a new one takes its place."""
 
-    bias: Mapping[Pair, tuple[float, float]] = _NOTHING
+    models: Table = _NOTHING
+    templates: Table = _NOTHING
+    levels: Mapping[str, Levels] = MappingProxyType({})
 
-    def stage0(self, tenant: str, model: str) -> float:
-        return self.bias.get((tenant, model), (0.0, 0.0))[0]
+    def mean(self, of: Scopes, channel: Channel, prior: float = 0.0) -> float:
+        """The most particular scope's running mean, shrunk to those above it, they to `prior`."""
+        for table, keys in ((self.models, of.models), (self.templates, of.templates)):
+            for key in keys:
+                entry = table.get(key)
+                if entry is not None:
+                    total, count = entry[channel], entry[channel + 1]
+                    prior = (total + PRIOR * prior) / (count + PRIOR)
+        return prior
 
-    def full(self, tenant: str, model: str) -> float:
-        return self.bias.get((tenant, model), (0.0, 0.0))[1]
-
-
-class _Sums:
-    __slots__ = ("full", "full_count", "stage0", "stage0_count")
-
-    def __init__(self) -> None:
-        self.stage0 = self.full = self.stage0_count = self.full_count = 0.0
-
-    def bias(self) -> tuple[float, float]:
-        return (
-            self.stage0 / (self.stage0_count + PRIOR),
-            self.full / (self.full_count + PRIOR),
+    def running(self, of: Scopes) -> tuple[float, ...]:
+        """Mean and count of the lengths seen: of the tenant, its model, its template."""
+        entries = (
+            self.models.get(of.tenant, _NO_ENTRY),
+            self.models.get(of.source, _NO_ENTRY),
+            self.templates.get(of.templates[0], _NO_ENTRY) if of.templates else _NO_ENTRY,
         )
+        found: list[float] = []
+        for entry in entries:
+            total, count = entry[Channel.LENGTH], entry[Channel.LENGTH + 1]
+            found += [total / count if count else _NAN, count]
+        return tuple(found)
+
+    def stage0(self, of: Scopes) -> float:
+        """What to add to stage 0's grid."""
+        return self.mean(of, Channel.STAGE0)
+
+    def full(self, of: Scopes) -> float:
+        """What to add to the full model's grid."""
+        return self.mean(of, Channel.FULL)
+
+    def tokens_per_byte(self, model: str, tenant: str, script: str) -> float:
+        """Of a prompt, before chat overhead. `script` as `PromptView.script`."""
+        off = self.mean(script_scopes(model, tenant, script), Channel.STAGE0)
+        return TOKENS_PER_BYTE.get(script, 0.25) * exp(off)
+
+    def level(self, stage: str, job_class: JobClass, of: Scopes) -> Levels:
+        """Of the tenant's jobs of a class."""
+        return self.levels.get(_level_key(stage, job_class, of), _LEVELS)
+
+
+def _level_key(stage: str, job_class: JobClass, of: Scopes) -> str:
+    return f"{stage}\x1f{job_class}\x1f{of.tenant}"
+
+
+_LEVELS = Levels()
+_NAN = float("nan")
+
+TOKENS_PER_BYTE = {"latin": 0.25, "cjk": 0.25, "other": 0.22}
+"""Before any usage is known: 4 letters a token; 0.75 tokens a Chinese character of 3 bytes."""
+
+
+class _State(Struct):
+    """What is kept in the store between runs."""
+
+    version: int
+    models: dict[str, list[float]]
+    templates: dict[str, list[float]]
+    levels: dict[str, Levels]
 
 
 class Residuals:
     """The running means behind a `Calibration`."""
 
     def __init__(self) -> None:
-        self._sums: dict[Pair, _Sums] = {}
-        self.table = Calibration()
+        self._models: dict[str, Entry] = {}
+        self._templates: dict[str, Entry] = {}
+        self._levels: dict[str, Levels] = {}
+        self._cusum: dict[str, tuple[float, float]] = {}
+        self._table: Calibration | None = None
+        self.drifts = 0
+
+    @property
+    def table(self) -> Calibration:
+        """As it stands now; made anew only after something was learned."""
+        if self._table is None:
+            self._table = Calibration(
+                MappingProxyType(self._models.copy()),
+                MappingProxyType(self._templates.copy()),
+                MappingProxyType(self._levels.copy()),
+            )
+        return self._table
 
     def learn(
         self,
-        pair: Pair,
+        of: Scopes,
         length: float,
         *,
         stage0: float,
         full: float | None,
         censored: bool,
     ) -> None:
-        """One answer of `length` log1p tokens, of which the medians `stage0`, `full` were forecast.
+        """One answer of `length` log1p tokens, of which the medians `stage0`, `full` were
+        forecast before any correction."""
+        told = {Channel.STAGE0: stage0} | ({} if full is None else {Channel.FULL: full})
+        for channel, forecast in told.items():
+            residual = max(-LARGEST, min(LARGEST, length - forecast))
+            if not censored or residual > self.mean(of, channel):
+                self._add(of, channel, residual)
+        entry = self._models.get(of.source, _NO_ENTRY)
+        count = entry[Channel.LENGTH + 1]
+        mean = entry[Channel.LENGTH] / count if count else 0.0
+        if not censored or length > mean > 0.0:
+            self._add(of, Channel.LENGTH, length)
 
-        A censored length says something only where it is above the forecast already.
+    def learn_residuals(self, of: Scopes, stage0: float, full: float | None) -> None:
+        """Residuals that a refit measured on rows it did not fit."""
+        self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, stage0)))
+        if full is not None:
+            self._add(of, Channel.FULL, max(-LARGEST, min(LARGEST, full)))
+
+    def learn_tokens(
+        self, model: str, tenant: str, script: str, text_bytes: int, tokens: float
+    ) -> None:
+        """A provider counted `tokens` in a prompt of so many bytes, chat overhead taken off."""
+        if text_bytes >= 32 and tokens >= 1.0:
+            off = log(tokens / text_bytes / TOKENS_PER_BYTE.get(script, 0.25))
+            of = script_scopes(model, tenant, script)
+            self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, off)))
+
+    def learn_share(self, of: Scopes, channel: Channel, share: float) -> None:
+        """What part of one request's tokens was cached, or was reasoning."""
+        self._add(of, channel, max(0.0, min(1.0, share)))
+
+    def cover(
+        self,
+        stage: str,
+        job_class: JobClass,
+        missed: tuple[bool, bool],
+        *,
+        censored: bool,
+        of: Scopes,
+    ) -> None:
+        """Move the levels of a tenant's class by one answer: was it above the p50, the p90
+        given out?
+
+        Censored below a quantile it may still come to lie above: no evidence.
         """
-        sums = self._sums.pop(pair, None) or _Sums()
+        key = _level_key(stage, job_class, of)
+        now = self._levels.pop(key, _LEVELS)
+        moved = []
+        for alpha, miss, target, (low, high) in zip(
+            (now.median, now.high), missed, TARGETS, ALPHA, strict=True
+        ):
+            known = miss or not censored
+            moved.append(min(max(alpha + known * RATE * (target - miss), low), high))
+        self._levels[key] = Levels(*moved)
+        if len(self._levels) > SOURCES:
+            del self._levels[next(iter(self._levels))]
+        self._table = None
+
+    def watch(self, of: Scopes, probability: float, *, censored: bool) -> bool:
+        """Whether this answer shows that its source has changed. `probability`: at which level
+        of the forecast as given out it lay; censored, there or above."""
+        if censored and probability < 0.5:
+            return False
+        key = of.source
+        up, down = self._cusum.pop(key, (0.0, 0.0))
+        up = max(0.0, up + probability - 0.5 - SLACK)
+        down = 0.0 if censored else max(0.0, down + 0.5 - probability - SLACK)
+        changed = max(up, down) > ALARM
+        self._cusum[key] = (0.0, 0.0) if changed else (up, down)
+        if len(self._cusum) > SOURCES:
+            del self._cusum[next(iter(self._cusum))]
+        if changed:
+            self.drifts += 1
+            self._forget(of)
+        return changed
+
+    def forget_models(self) -> None:
+        """Other models speak from now on: their residuals begin anew, the rest is kept."""
+        for table in (self._models, self._templates):
+            for key, entry in table.items():
+                if key[0] not in "bc":
+                    table[key] = (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :]
+        self._table = None
+
+    def mean(self, of: Scopes, channel: Channel) -> float:
+        """As `Calibration.mean`, of what is learned so far."""
+        return Calibration(self._models, self._templates).mean(of, channel)
+
+    def dump(self) -> bytes:
+        """To be kept in the store: scopes by name (templates as keyed hashes), no text."""
+        return msgspec.msgpack.encode(
+            _State(1, _lists(self._models), _lists(self._templates), self._levels)
+        )
+
+    def restore(self, kept: bytes) -> bool:
+        """Take what `dump` gave; False, and nothing changed, where it is none of this version."""
+        try:
+            state = msgspec.msgpack.decode(kept, type=_State)
+        except msgspec.DecodeError:
+            return False
+        rows = [*state.models.values(), *state.templates.values()]
+        if state.version != 1 or any(len(row) != len(_NO_ENTRY) for row in rows):
+            return False
+        self._models = {key: tuple(row) for key, row in state.models.items()}
+        self._templates = {key: tuple(row) for key, row in state.templates.items()}
+        self._levels = state.levels
+        self._table = None
+        return True
+
+    def _add(self, of: Scopes, channel: Channel, value: float) -> None:
         keep = 1.0 - 1.0 / MEMORY
-        if not censored or length > stage0:
-            sums.stage0 = sums.stage0 * keep + _clipped(length - stage0)
-            sums.stage0_count = sums.stage0_count * keep + 1.0
-        if full is not None and (not censored or length > full):
-            sums.full = sums.full * keep + _clipped(length - full)
-            sums.full_count = sums.full_count * keep + 1.0
-        self._sums[pair] = sums  # last in order: the first is the one longest unused
-        if len(self._sums) > PAIRS:
-            del self._sums[next(iter(self._sums))]
-        self.table = Calibration(MappingProxyType({m: s.bias() for m, s in self._sums.items()}))
+        for table, keys, most in (
+            (self._models, of.models, MODELS),
+            (self._templates, of.templates, TEMPLATES),
+        ):
+            for key in keys:
+                entry = list(table.pop(key, _NO_ENTRY))
+                entry[channel] = entry[channel] * keep + value
+                entry[channel + 1] = entry[channel + 1] * keep + 1.0
+                table[key] = tuple(entry)  # last in order: the first is longest unused
+                if len(table) > most:
+                    del table[next(iter(table))]
+        self._table = None
+
+    def _forget(self, of: Scopes) -> None:
+        """The source and its template; their tenant and family go on."""
+        for table, keys in ((self._models, (of.source,)), (self._templates, of.templates)):
+            for key in keys:
+                entry = table.get(key)
+                if entry is not None:
+                    table[key] = tuple(value * FORGET for value in entry)
+        self._table = None
 
 
-def _clipped(residual: float) -> float:
-    return max(-LARGEST, min(LARGEST, residual))
+def _lists(table: dict[str, Entry]) -> dict[str, list[float]]:
+    return {key: list(entry) for key, entry in table.items()}

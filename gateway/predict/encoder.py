@@ -4,6 +4,9 @@ The session runs on the predictor thread alone, with one thread and no spinning:
 that spins takes the core from the event loop. `run` gives the interpreter lock free for
 its whole time (some 14 ms at 64 tokens), so the loop goes on beside it.
 
+A text mostly unknown to the vocabulary gets a vector of little meaning, near that of any
+other such text. `read` says how much was known, so that such prompts skip neighbours.
+
 A text longer than the token cap is read at both ends: most of the room for its head, the
 rest for its tail, where the instruction stands when a document leads.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,18 @@ CACHE_ITEMS = 4096  # vectors of 384 floats: 6 MB
 CHARS_PER_TOKEN = 8  # more than this many characters a token are not read at all
 TAIL_SHARE = 0.25
 CLS, SEP, UNKNOWN = 101, 102, 100
+FOREIGN_SHARE = 0.8  # of tokens unknown, from which on a vector is no ground to search from
+
+
+class Reading(NamedTuple):
+    """A text's unit vector, and the share of its tokens that the vocabulary lacks."""
+
+    vector: Vector
+    unknown_share: float
+
+    @property
+    def foreign(self) -> bool:
+        return self.unknown_share > FOREIGN_SHARE
 
 
 class Encoder:
@@ -56,7 +71,7 @@ class Encoder:
         )
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
         self.max_tokens = max_tokens
-        self._cache: OrderedDict[bytes, Vector] = OrderedDict()
+        self._cache: OrderedDict[bytes, Reading] = OrderedDict()
         self._cache_items = cache_items
         self.width = int(self._session.get_outputs()[0].shape[-1])
         self.hits = self.misses = 0
@@ -82,19 +97,25 @@ class Encoder:
 
     def vector(self, text: str, key: bytes | None = None) -> Vector:
         """The unit vector of a text, from the cache where `key` was seen lately."""
+        return self.read(text, key).vector
+
+    def read(self, text: str, key: bytes | None = None) -> Reading:
+        """As `vector`, and how much of the text was known."""
         if key is not None and (found := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
             self.hits += 1
             return found
         self.misses += 1
-        ids = np.array([self.tokens(text)], np.int64)
+        tokens = self.tokens(text)
+        ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         vector: Vector = self._session.run(["vector"], feed)[0][0]
+        reading = Reading(vector, tokens.count(UNKNOWN) / max(len(tokens) - 2, 1))
         if key is not None:
-            self._cache[key] = vector
+            self._cache[key] = reading
             if len(self._cache) > self._cache_items:
                 self._cache.popitem(last=False)
-        return vector
+        return reading
 
 
 def pack(vector: Vector) -> bytes:

@@ -15,7 +15,9 @@ the end, and `models/train_quantiles.py` records the names.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import islice
 from math import log1p, nan
 from typing import Any
 
@@ -23,6 +25,7 @@ from msgspec import Struct
 
 MAX_CHARS = 2000
 SYSTEM_CHARS = 500
+TOOL_NAMES, TOOL_NAME = 64, 64  # most names kept, characters of each
 WORD_CHARS = 1000  # of a text, what is looked at word by word
 HEAD_SHARE = 0.75  # of what is kept of a long text; the instruction mostly leads, else closes
 
@@ -56,6 +59,13 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     reasoning_effort: str | None = None
     stream: bool = False
     task_type: str | None = None
+    bytes: int = 0  # of all messages in UTF-8, and of the tools; long texts by their ends
+    wide_bytes: int = 0  # of them, beyond ASCII
+    cjk_bytes: int = 0  # of them, Chinese, Japanese, Korean
+    tool_names: tuple[str, ...] = ()  # cut
+    tools_bytes: int = 0
+    thinking: bool | None = None  # enable_thinking
+    thinking_budget: int | None = None  # tokens
 
     @classmethod
     def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
@@ -78,6 +88,10 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         response_format: str | None = None,
         stream: bool = False,
         task_type: str | None = None,
+        tool_names: Iterable[str] = (),
+        tools_bytes: int = 0,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
         max_chars: int = MAX_CHARS,
     ) -> PromptView:
         """From chat messages: dicts or objects with `role` and `content` (text or parts).
@@ -111,13 +125,39 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
             reasoning_effort=reasoning_effort,
             stream=stream,
             task_type=task_type,
+            bytes=seen.bytes + tools_bytes,
+            wide_bytes=seen.wide_bytes,
+            cjk_bytes=seen.cjk_bytes,
+            tool_names=tuple(name[:TOOL_NAME] for name in islice(tool_names, TOOL_NAMES)),
+            tools_bytes=tools_bytes,
+            thinking=thinking,
+            thinking_budget=thinking_budget,
         )
 
     @property
     def prompt_tokens(self) -> int:
-        """An estimate: 4 characters a token of ASCII text, 0.7 tokens a wide character."""
+        """An estimate before any usage is known: 4 characters a token of ASCII text, 0.7
+        tokens a wide character. `tokens_by` is the better one."""
         per_char = 0.25 + 0.45 * self.wide_ratio
-        return int(self.chars * per_char) + 3 + 4 * self.messages
+        return int(self.chars * per_char) + self.overhead_tokens
+
+    @property
+    def overhead_tokens(self) -> int:
+        """What chat framing adds: 3, and 4 a message (o200k_base, OpenAI cookbook)."""
+        return 3 + 4 * self.messages
+
+    @property
+    def script(self) -> str:
+        """What most of the prompt's bytes are: "latin", "cjk" or "other"."""
+        if self.wide_bytes * 4 < self.bytes:
+            return "latin"
+        return "cjk" if self.cjk_bytes * 2 >= self.wide_bytes else "other"
+
+    def tokens_by(self, per_byte: float) -> int:
+        """Prompt tokens at so many tokens a byte."""
+        if self.bytes == 0:
+            return self.prompt_tokens
+        return round(self.bytes * per_byte) + self.overhead_tokens
 
 
 _FORMATS = {"json_object": 1, "json_schema": 2}
@@ -130,6 +170,7 @@ class _Seen:
         self.text = self.system = ""
         self.text_chars = self.system_chars = self.chars = self.messages = self.turns = 0
         self.answers = self.prior_chars = self.last_answer_chars = self.tool_results = 0
+        self.bytes = self.wide_bytes = self.cjk_bytes = 0
 
     def add(self, message: object, max_chars: int) -> None:
         if isinstance(message, dict):
@@ -141,6 +182,7 @@ class _Seen:
         text, size = _text_of(content, max_chars)
         self.messages += 1
         self.chars += size
+        self.weigh(text, size)
         if role == "user":
             self.turns += 1
             self.text, self.text_chars = text, size
@@ -153,6 +195,19 @@ class _Seen:
             self.last_answer_chars = size
         elif role in ("tool", "function"):
             self.tool_results += 1
+
+    def weigh(self, text: str, size: int) -> None:
+        """Count bytes: of a cut text in proportion."""
+        if text.isascii():
+            self.bytes += size
+            return
+        raw = text.encode("utf-8", "replace")
+        wide = len(raw) - len(raw.translate(None, _WIDE))
+        cjk = 3 * (len(raw) - len(raw.translate(None, _CJK_LEAD)))
+        share = size / len(text)
+        self.bytes += int(len(raw) * share)
+        self.wide_bytes += int(wide * share)
+        self.cjk_bytes += int(min(cjk, wide) * share)
 
 
 def cut(text: str, max_chars: int) -> str:
@@ -206,6 +261,24 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     return blake2b(data, digest_size=16, key=key).digest()
 
 
+def template_key(view: PromptView, key: bytes) -> str:
+    """Keyed hash of the system prompt and the tools, numbers in it blanked; "" without either.
+
+    Requests of one application share it, whatever their last message: dates and ids that it
+    fills into its system prompt do not tell them apart.
+    """
+    if not view.system_chars and not view.tool_names and not view.tools:
+        return ""
+    names = ",".join(view.tool_names) or str(view.tools)
+    size = view.system_chars if view.system_chars > SYSTEM_CHARS else 0
+    text = f"{view.system}\x00{size and size // 64}\x00{names}\x00{view.json_format}"
+    data = text.translate(_BLANKED).encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=8, key=key).hexdigest()
+
+
+_BLANKED = {ord(digit): "0" for digit in "123456789"}
+
+
 # --- features ---------------------------------------------------------------------------
 
 _DIGITS = b"0123456789"
@@ -257,16 +330,29 @@ NAMES: tuple[str, ...] = (
     *(f"zh_{i}" for i in range(len(CHINESE))),
     *("system_json", "system_brief", "system_code", "tools", "json_format", "max_tokens"),
     *("temperature", "effort", "stop", "n", "model_mean", "task_mean"),
+    # Since the first models; those that were fitted without read the names above alone.
+    *("thinking", "thinking_budget", "tools_bytes", "cjk_share"),
+    *("tenant_run_mean", "tenant_run_count", "model_run_mean", "model_run_count"),
+    *("template_run_mean", "template_run_count"),
 )
 """Names of `features`, in their order."""
 
+UNKNOWN_RUNNING: tuple[float, ...] = (nan, 0.0) * 3
 
-def features(view: PromptView, model_mean: float = nan, task_mean: float = nan) -> list[float]:
+
+def features(
+    view: PromptView,
+    model_mean: float = nan,
+    task_mean: float = nan,
+    running: tuple[float, ...] = UNKNOWN_RUNNING,
+) -> list[float]:
     """Cheap features of a request, in the order of `NAMES`; ≤ 60 µs.
 
     Args:
         model_mean: mean log1p(output tokens) of the model, NaN where it is not known.
         task_mean: the same of the task type.
+        running: mean log1p length and count of answers learned from, of the tenant, of its
+            model, of its template (`Calibration.running`).
     """
     text = view.text
     raw = text.encode("utf-8", "replace")
@@ -329,6 +415,11 @@ def features(view: PromptView, model_mean: float = nan, task_mean: float = nan) 
         view.n,
         model_mean,
         task_mean,
+        nan if view.thinking is None else view.thinking,
+        nan if view.thinking_budget is None else log1p(max(view.thinking_budget, 0)),
+        log1p(view.tools_bytes),
+        view.cjk_bytes / view.bytes if view.bytes else 0.0,
+        *running,
     ]
     return row
 

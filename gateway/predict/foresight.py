@@ -8,98 +8,57 @@ Which rung a forecast is said to come from (its wire name is `fallback_level`):
 
 1. `tenant_neighbors`: TOP_K_NEIGHBORS rows of the tenant are at least SIMILARITY_THRESHOLD
    near; or fewer, but together worth one true repeat of the prompt (quantiles.py, n_eff).
-2. `global_neighbors`: the same over all tenants, the tenant's own rows among them.
+2. `global_neighbors`: the same over all the tenant may see, its own rows among them.
 3. `model_only`: the boosters alone, or with neighbours fewer and fainter than that.
 4. `heuristic`: no model is loaded.
 
-Up to 64 neighbours enter the mixture, whatever the rung is called.
+Up to 64 neighbours enter the mixture, whatever the rung is called. A prompt mostly unknown
+to the encoder's vocabulary has none.
+
+A forecast goes boosters → bias of its scopes → neighbours → levels of its class (calibrate.py
+has the second and the last) → cut at max_tokens. Learning looks at the forecast as it would
+have been given out, before the answer is put in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import log1p
 
 from msgspec import Struct
 
-from gateway.predict.artefacts import Artefacts, LengthModel, Tables
-from gateway.predict.calibrate import Calibration, Residuals
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import Calibration, Channel, Residuals, Scopes, scopes
 from gateway.predict.encoder import Vector, pack, unpack
-from gateway.predict.features import PromptView, cut, prompt_key
-from gateway.predict.index import HistoryIndex, Neighbours
+from gateway.predict.features import PromptView, cut, prompt_key, template_key
+from gateway.predict.forecast import (
+    FULL,
+    STAGE0,
+    Money,
+    job_class_of,
+    levelled,
+    pack_floats,
+    stage0_grid,
+    workload_of,
+)
+from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex, Neighbours
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
     REPEAT,
     Grid,
-    Z,
-    blended,
-    confidence,
+    faded,
+    mixture,
     neighbour_features,
-    neighbour_grid,
     neighbour_weights,
-    p_short,
-    rearranged,
-    risk,
+    probability_at_most,
     shifted,
-    to_tokens,
-    truncated,
 )
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Rung, Workload
 
+__all__ = ["Foresight", "Lesson", "Money", "workload_of"]
+
 NEIGHBOURS = 64
-
-
-class Money(Struct, frozen=True):
-    """What turns tokens into cost."""
-
-    output_ratio: float
-    prices: Mapping[str, Price]
-
-
-def workload_of(view: PromptView, grid: Grid, rung: Rung, money: Money) -> Workload:
-    """The forecast as the other rooms see it, from a grid in log1p tokens.
-
-    Cost in units is prompt tokens + output ratio × n × output tokens; in dollars where the
-    model has a price.
-    """
-    grid = truncated(grid, view.max_tokens)
-    tokens = to_tokens(grid)
-    p50, p90, prompt = tokens[3], tokens[5], view.prompt_tokens
-    price = money.prices.get(view.model)
-    return Workload(
-        prompt_tokens=prompt,
-        p50=p50,
-        p90=p90,
-        grid=tokens,
-        p_short=p_short(grid),
-        cost_p50=prompt + money.output_ratio * p50 * view.n,
-        cost_p90=prompt + money.output_ratio * p90 * view.n,
-        risk=risk(grid),
-        confidence=confidence(grid),
-        rung=rung,
-        cost_usd_p50=None if price is None else price.usd(prompt, p50 * view.n),
-    )
-
-
-def heuristic_grid(view: PromptView) -> Grid:
-    """Without any model: some 200 tokens within a factor 3, fewer for structured answers.
-
-    The figures are round ones from public chat logs (median 237, p10 36, p90 703).
-    """
-    centre = log1p(60) if view.tools or view.json_format else log1p(220)
-    if view.text_chars < 40:
-        centre -= 0.5
-    return rearranged([centre + 1.1 * z for z in Z])
-
-
-def stage0_grid(
-    view: PromptView, model: LengthModel | None, tables: Tables | None, bias: float
-) -> tuple[Grid, Rung]:
-    """The cheap forecast: no vector, no neighbours. Some 60 µs."""
-    if model is None or tables is None:
-        return shifted(heuristic_grid(view), bias), Rung.HEURISTIC
-    return shifted(model.grid(tables.features_of(view)), bias), Rung.MODEL_ONLY
 
 
 class Lesson(Struct, frozen=True):
@@ -111,6 +70,23 @@ class Lesson(Struct, frozen=True):
     censored: bool
     success: bool
     wall_s: float
+    cached_tokens: int = 0  # of the prompt
+    reasoning_tokens: int = 0  # of the output, per choice
+    running: bool = False  # not ended yet: a lower bound, and no history
+
+
+class _Look(Struct, frozen=True):
+    """All that is seen of one request before anything is said about it."""
+
+    view: PromptView
+    scopes: Scopes
+    vector: Vector | None  # to be searched by, and remembered
+    near: list[float]  # the neighbours' features
+    cheap: list[float]
+    stage0: Grid  # as the boosters say it
+    full: Grid | None
+    grid: Grid  # corrected and mixed, its class's levels not yet applied
+    rung: Rung
 
 
 class Foresight:
@@ -121,6 +97,7 @@ class Foresight:
         artefacts: loaded models; what is missing there lowers the rung.
         key: of the prompt hash.
         prices: by model.
+        private: tenants whose answers teach nobody else.
     """
 
     def __init__(
@@ -129,12 +106,14 @@ class Foresight:
         artefacts: Artefacts,
         key: bytes,
         prices: Mapping[str, Price],
+        private: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._artefacts = artefacts
         self._stage0 = artefacts.stage0()
         self._key = key
         self._prices = prices
+        self._private = frozenset(private)
         self._residuals = Residuals()
         self._index = self._empty_index()
 
@@ -143,23 +122,50 @@ class Foresight:
         return self._residuals.table
 
     @property
+    def drifts(self) -> int:
+        """Sources whose lengths were seen to change, so far."""
+        return self._residuals.drifts
+
+    @property
     def rows(self) -> int:
         """Rows in the index."""
         return 0 if self._index is None else len(self._index)
 
-    def configure(self, settings: Predict) -> None:
-        """Take new settings; another window keeps the newest rows that fit it."""
+    def configure(self, settings: Predict, private: Collection[str] | None = None) -> None:
+        """Take new settings; a smaller window keeps the newest rows of each tenant."""
         self._settings = settings
-        if self._index is not None and self._index.window != settings.history_window_size:
-            self._index = self._index.resized(settings.history_window_size)
+        if private is not None:
+            self._private = frozenset(private)
+        if self._index is not None:
+            if self._index.window != settings.history_window_size:
+                self._index = self._index.resized(settings.history_window_size)
+            self._index.set_private(self._private)
         encoder = self._artefacts.encoder
         if encoder is not None and encoder.max_tokens != settings.max_encoder_tokens:
             encoder.resize(settings.max_encoder_tokens)
+
+    def adopt(self, artefacts: Artefacts) -> None:
+        """Take other boosters over the same encoder. The index stays; residuals begin anew,
+        with those of the refit's last rows."""
+        self._artefacts = artefacts
+        self._stage0 = artefacts.stage0()
+        self._residuals.forget_models()
+        for row in artefacts.tail:
+            of = scopes(row.model, row.tenant, row.template)
+            self._residuals.learn_residuals(of, row.stage0, row.full)
 
     def forget(self) -> None:
         """Empty index and calibration."""
         self._index = self._empty_index()
         self._residuals = Residuals()
+
+    def dump(self) -> bytes:
+        """The calibration, to be kept between runs."""
+        return self._residuals.dump()
+
+    def restore(self, kept: bytes) -> bool:
+        """Take up a calibration that was kept; False where it cannot be."""
+        return self._residuals.restore(kept)
 
     def remember(self, row: HistoryRow) -> bool:
         """Put a stored row into the index; False where its vector is of another encoder."""
@@ -168,38 +174,34 @@ class Foresight:
         vector = unpack(row.vector, self._index.width)
         if vector is None or not _countable(row.output_tokens, row.success, row.censored):
             return False
-        self._index.add(vector, row.tenant, row.model, row.output_tokens, censored=row.censored)
+        self._index.add(
+            vector,
+            row.tenant,
+            row.model,
+            row.output_tokens,
+            censored=row.censored,
+            wall_s=row.wall_s,
+            shared=row.shared,
+        )
         return True
 
     def forecast(self, view: PromptView) -> Workload:
         """The best forecast there is: encoder, neighbours, boosters, whatever is loaded."""
-        money = Money(self._settings.cost_output_ratio, self._prices)
-        vector = self._vector(view)
-        base, rung = self._base(view)
+        look = self._look(view)
         table = self._residuals.table
-        if vector is None or self._index is None:
-            return workload_of(
-                view, shifted(base, table.stage0(view.tenant, view.model)), rung, money
-            )
-        everyone = self._index.global_neighbours(vector, view.model, NEIGHBOURS)
-        full = self._full(view, vector, everyone)
-        if full is None:
-            grid = shifted(base, table.stage0(view.tenant, view.model))
-        else:
-            grid, rung = shifted(full, table.full(view.tenant, view.model)), Rung.MODEL_ONLY
-        own = self._index.tenant_neighbours(vector, view.tenant, view.model, NEIGHBOURS)
-        for near, named in ((own, Rung.TENANT_NEIGHBORS), (everyone, Rung.GLOBAL_NEIGHBORS)):
-            mixed, carries = self._mixed(grid, near)
-            if carries:
-                return workload_of(view, mixed, named, money)
-        return workload_of(view, mixed, rung, money)
+        money = Money(self._settings.cost_output_ratio, self._prices)
+        grid = levelled(look.grid, _stage(look), table, look.scopes)
+        return workload_of(view, grid, look.rung, money, table, look.scopes)
 
     def learn(self, lesson: Lesson) -> HistoryRow:
         """Grow index and calibration by one answer; the row is what history keeps of it."""
         view = lesson.view
-        vector = self._vector(view)
+        look = self._look(view)
         if _countable(lesson.output_tokens, lesson.success, lesson.censored):
-            self._teach(lesson, vector)
+            self._teach(lesson, look)
+        if not lesson.running:
+            self._count_tokens(lesson, look.scopes)
+        vector = look.vector if _says_much(lesson, look) else None
         prompt = lesson.prompt_tokens
         return HistoryRow(
             wall_s=lesson.wall_s,
@@ -209,42 +211,96 @@ class Foresight:
             prompt_key=prompt_key(view, self._key),
             encoder="" if vector is None else self._artefacts.encoder_name,
             vector=b"" if vector is None else pack(vector),
-            prompt_tokens=view.prompt_tokens if prompt is None else prompt,
+            prompt_tokens=self._prompt_tokens(view) if prompt is None else prompt,
             output_tokens=lesson.output_tokens,
             max_tokens=view.max_tokens or 0,
             censored=lesson.censored,
             success=lesson.success,
+            template=template_key(view, self._key),
+            features=pack_floats(look.cheap),
+            neighbours=pack_floats(look.near),
+            shared=view.tenant not in self._private,
+            text=view.text if self._settings.keep_text else "",
         )
 
-    def _teach(self, lesson: Lesson, vector: Vector | None) -> None:
+    def _teach(self, lesson: Lesson, look: _Look) -> None:
         """Predict first, learn after: a row must not judge a forecast that knew it."""
-        view = lesson.view
-        base, _ = self._base(view)
-        full: Grid | None = None
-        if vector is not None and self._index is not None:
-            everyone = self._index.global_neighbours(vector, view.model, NEIGHBOURS)
-            full = self._full(view, vector, everyone)
-            self._index.add(
-                vector, view.tenant, view.model, lesson.output_tokens, censored=lesson.censored
-            )
-        self._residuals.learn(
-            (view.tenant, view.model),
-            log1p(lesson.output_tokens),
-            stage0=base[3],
-            full=None if full is None else full[3],
-            censored=lesson.censored,
+        view, length, residuals = lesson.view, log1p(lesson.output_tokens), self._residuals
+        censored, table = lesson.censored or lesson.running, residuals.table
+        bare = shifted(look.stage0, table.stage0(look.scopes))
+        stages = ((STAGE0, bare), (FULL, look.grid)) if look.full else ((STAGE0, look.grid),)
+        for stage, grid in stages:
+            given = levelled(grid, stage, table, look.scopes)
+            missed = (length > given[3], length > given[5])
+            residuals.cover(stage, job_class_of(grid), missed, censored=censored, of=look.scopes)
+        reached = probability_at_most(given, length)
+        residuals.watch(look.scopes, reached, censored=censored)
+        residuals.learn(
+            look.scopes,
+            length,
+            stage0=look.stage0[3],
+            full=None if look.full is None else look.full[3],
+            censored=censored,
         )
+        if look.vector is not None and self._index is not None and _says_much(lesson, look):
+            self._index.add(
+                look.vector,
+                view.tenant,
+                view.model,
+                lesson.output_tokens,
+                censored=lesson.censored,
+                wall_s=lesson.wall_s,
+                shared=view.tenant not in self._private,
+            )
 
-    def _base(self, view: PromptView) -> tuple[Grid, Rung]:
-        return stage0_grid(view, self._stage0, self._artefacts.tables, 0.0)
+    def _count_tokens(self, lesson: Lesson, of: Scopes) -> None:
+        """What the provider's own count says of tokens per byte, and of what was cached."""
+        view, prompt = lesson.view, lesson.prompt_tokens
+        if prompt:
+            text_tokens = prompt - view.overhead_tokens
+            self._residuals.learn_tokens(
+                view.model, view.tenant, view.script, view.bytes, text_tokens
+            )
+            self._residuals.learn_share(of, Channel.CACHED, lesson.cached_tokens / prompt)
+        if lesson.output_tokens > 0 and lesson.success:
+            share = lesson.reasoning_tokens / lesson.output_tokens
+            self._residuals.learn_share(of, Channel.REASONING, share)
 
-    def _full(self, view: PromptView, vector: Vector, near: Neighbours) -> Grid | None:
+    def _prompt_tokens(self, view: PromptView) -> int:
+        table = self._residuals.table
+        return view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
+
+    def _look(self, view: PromptView) -> _Look:
+        table, tables = self._residuals.table, self._artefacts.tables
+        of = scopes(view.model, view.tenant, template_key(view, self._key))
+        cheap = [] if tables is None else tables.features_of(view, table.running(of))
+        base, rung = stage0_grid(view, self._stage0, cheap)
+        vector, foreign = self._read(view)
+        own = everyone = NO_NEIGHBOURS
+        if vector is not None and self._index is not None and not foreign:
+            threshold = self._settings.similarity_threshold
+            own, everyone = self._index.near(vector, view.tenant, view.model, NEIGHBOURS, threshold)
+        near = neighbour_features(everyone)
+        full = None if vector is None else self._full(cheap, vector, near)
+        if full is None:
+            grid = shifted(base, table.stage0(of))
+        else:
+            grid, rung = shifted(full, table.full(of)), Rung.MODEL_ONLY
+        mixed, carries = self._mixed(grid, own)
+        if carries:
+            rung = Rung.TENANT_NEIGHBORS
+        else:
+            mixed, carries = self._mixed(grid, everyone)
+            rung = Rung.GLOBAL_NEIGHBORS if carries else rung
+        searchable = None if foreign else vector
+        return _Look(view, of, searchable, near, cheap, base, full, mixed, rung)
+
+    def _full(self, cheap: list[float], vector: Vector, near: list[float]) -> Grid | None:
         parts = self._artefacts
         if parts.full is None or parts.projection is None or parts.tables is None:
             return None
         projected: list[float] = (parts.projection[1:] @ (vector - parts.projection[0])).tolist()
-        row = [*parts.tables.features_of(view), *projected, *neighbour_features(near)]
-        return parts.full.grid(row)
+        return parts.full.grid([*cheap, *projected, *near])
 
     def _mixed(self, grid: Grid, near: Neighbours) -> tuple[Grid, bool]:
         """The mixture, and whether the pool may give the forecast its name."""
@@ -253,21 +309,35 @@ class Foresight:
         if effective <= 0.0:
             return grid, False
         close = int((near.similarity >= self._settings.similarity_threshold).sum())
-        mixed = blended(grid, neighbour_grid(near, weights, grid), effective)
+        mixed = mixture(grid, near, faded(near, weights))
         return mixed, close >= self._settings.top_k_neighbors or effective >= REPEAT
 
-    def _vector(self, view: PromptView) -> Vector | None:
+    def _read(self, view: PromptView) -> tuple[Vector | None, bool]:
+        """The vector, and whether it is no ground to search from."""
         encoder = self._artefacts.encoder
         if encoder is None or not view.text.strip():
-            return None
+            return None, False
         text = cut(view.text, self._settings.max_chars)
-        return encoder.vector(text, prompt_key(view, self._key))
+        reading = encoder.read(text, prompt_key(view, self._key))
+        return reading.vector, reading.foreign
 
     def _empty_index(self) -> HistoryIndex | None:
         encoder = self._artefacts.encoder
         if encoder is None:
             return None
-        return HistoryIndex(encoder.width, self._settings.history_window_size)
+        return HistoryIndex(encoder.width, self._settings.history_window_size, self._private)
+
+
+def _stage(look: _Look) -> str:
+    return STAGE0 if look.full is None else FULL
+
+
+def _says_much(lesson: Lesson, look: _Look) -> bool:
+    """Whether the answer is worth a place in the window: a bound below what is forecast
+    anyway would only take one from a length that is known."""
+    if lesson.running:
+        return False
+    return not lesson.censored or log1p(lesson.output_tokens) > look.grid[3]
 
 
 def _countable(output_tokens: int, success: bool, censored: bool) -> bool:

@@ -1,14 +1,14 @@
 """The predictor: stage 0 on the caller's thread, everything slow on one thread of its own.
 
-Who owns what. The event loop owns stage 0's booster and the cache
-of repeats. The predictor thread owns a `Foresight` (encoder, index, boosters, residuals).
-Between them go immutable values only: views and lessons through two bounded queues,
-forecasts before learning; workloads and the calibration table come back by replacing a
-reference or through `_news`, a deque the loop empties into its cache.
+Who owns what. The event loop owns `Stage0`: its booster and the cache
+of repeats. The predictor thread owns a `Foresight` (encoder, index, boosters, residual sums)
+and the refits. Between them go immutable values only: views and lessons through two bounded
+queues, forecasts before learning; workloads, trees and the calibration table come back by
+replacing a reference, or as news for the cache.
 
 Fail open: `forecast` never raises; a full queue, a late item, a bad artefact or a dead
-thread costs quality, never an answer. The thread runs at nice 10 where the system allows
-it for a thread, so that on one core the loop goes first.
+thread costs quality, never an answer. The thread runs at low priority where the
+system allows it for a thread, and rests while the loop is late.
 """
 
 from __future__ import annotations
@@ -18,37 +18,30 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from math import expm1
+from collections.abc import Callable, Collection, Mapping, Sequence
+from math import expm1, isnan
 from pathlib import Path
 
 from msgspec import structs
 
-from gateway.predict.artefacts import Artefacts, LengthModel, Tables
+from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration
-from gateway.predict.features import PromptView, cut, prompt_key
-from gateway.predict.foresight import (
-    Foresight,
-    Lesson,
-    Money,
-    heuristic_grid,
-    stage0_grid,
-    workload_of,
-)
+from gateway.predict.features import PromptView
+from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.inbox import Done, Inbox, Learned, Question, Result
 from gateway.predict.prices import Price
+from gateway.predict.refits import Refits
+from gateway.predict.stage0 import CacheKey, Stage0, Trees
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
-CACHE_ITEMS = 4096  # repeats remembered, about 1 kB each
-NEWS_ITEMS = 1024  # forecasts on their way to the cache
-NEWS_PER_CALL = 64  # taken over by one `forecast`: some 10 µs
 SLICE_ROWS = 32  # of history put into the index before the core is offered to others
+KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 NICE = 19
 STUCK_S = 5.0
+REPEATS = 4096  # prompts learned lately, to know one that comes again
 # While the event loop is late, this thread rests three times as long as it worked: what it
 # would learn meanwhile is worth less than the requests that wait for the interpreter.
 BRAKE_LAG_S = 0.003
@@ -56,14 +49,12 @@ BRAKE_RATIO = 3.0
 BRAKE_MOST_S = 0.1
 LAG_MEMORY = 0.7
 
-CacheKey = tuple[str, str, int | None, int, bytes]
-
 
 class Predictor:
     """Forecasts of output length, with a thread that refines them and learns.
 
-    `forecast` and `reconfigure` are the loop's; `refine`, `learn`, `snapshot` may be called
-    from any thread.
+    `forecast` and `reconfigure` are the loop's; `refine`, `learn`, `observe`, `tick`,
+    `snapshot` may be called from any thread.
 
     Args:
         settings: [predict].
@@ -71,6 +62,10 @@ class Predictor:
         history: rows to fill the index with at start, oldest first.
         prices: by model, for `cost_usd_p50`.
         key: of the prompt hash, at most 64 bytes; random when empty.
+        private: tenants with `share_history = false`.
+        state: the calibration as `keep` was last given it.
+        keep: stores the calibration; called on the predictor thread, must not block.
+        refits: where refitted models are and who makes them; None: shipped models only.
     """
 
     def __init__(
@@ -81,25 +76,28 @@ class Predictor:
         history: Sequence[HistoryRow] = (),
         prices: Mapping[str, Price] | None = None,
         key: bytes = b"",
+        private: Collection[str] = (),
+        state: bytes | None = None,
+        keep: Callable[[bytes], object] | None = None,
+        refits: Refits | None = None,
     ) -> None:
         self._settings = settings
         self._folder = folder
         self._prices: Mapping[str, Price] = prices or {}
         self._key = key or os.urandom(16)
         # the loop's
-        self._stage0: LengthModel | None = None
-        self._tables: Tables | None = None
-        self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
+        self._stage0 = Stage0(settings, self._prices, self._key)
         self._forecasts = dict.fromkeys(Rung, 0)
-        self._cache_hits = 0
         # shared: replaced whole, or safe in itself
-        self._calibration = Calibration()
-        self._news: deque[tuple[int, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
-        self._generation = 0  # news of an older one is not taken over
+        self._private = frozenset(private)
         self._inbox = Inbox()
         self._dropped_full = self._learn_lost = 0
         # the thread's
         self._history: Sequence[HistoryRow] = history
+        self._kept = state
+        self._keep = keep
+        self._refits = refits
+        self._artefacts: Artefacts | None = None
         self._foresight: Foresight | None = None
         self._thread: threading.Thread | None = None
         self._state = "starting"
@@ -107,6 +105,7 @@ class Predictor:
         self._rows = 0
         self._refined = dict.fromkeys(Rung, 0)
         self._skipped_late = 0
+        self._lessons = 0
         self._seconds = 0.0
         self._busy_since_s: float | None = None  # of the item in work
         self._lag_s = 0.0  # of the loop, smoothed
@@ -129,11 +128,17 @@ class Predictor:
             thread.join(timeout_s)
         self._learn_lost += self._inbox.abandon()
 
-    def reconfigure(self, settings: Predict) -> None:
-        """Take new settings; what they change on the thread is done there."""
+    def reconfigure(self, settings: Predict, private: Collection[str] | None = None) -> None:
+        """Take new settings; what they change on the thread is done there.
+
+        Args:
+            private: tenants with `share_history = false`; None: as before.
+        """
         old, self._settings = self._settings, settings
-        self._cache.clear()
-        self._generation += 1
+        if private is not None:
+            self._private = frozenset(private)
+        self._stage0.settings = settings
+        self._stage0.forget()
         if self._thread is None:
             self.start()
         else:  # another encoder needs a restart: its vectors are the store's to load
@@ -147,11 +152,15 @@ class Predictor:
         self._lag_s = LAG_MEMORY * self._lag_s + (1 - LAG_MEMORY) * max(lag_s, 0.0)
 
     def reset_learned(self) -> None:
-        """Empty the index, the calibration and the cache of repeats."""
-        self._generation += 1
-        self._cache.clear()
-        self._calibration = Calibration()
+        """Empty the index, the calibration and the cache of repeats, and leave refits aside."""
+        self._stage0.forget()
+        self._stage0.calibration = Calibration()
         self._inbox.order(self._forget)
+
+    def tick(self) -> None:
+        """Look after refits: to be called every minute or so."""
+        if self._refits is not None and self._works:
+            self._inbox.order(self._tend)
 
     # --- the loop's side ----------------------------------------------------------------
 
@@ -159,27 +168,12 @@ class Predictor:
         """Stage 0: ≤ 0.2 ms, never raises. A lately refined or learned repeat is answered
         from the cache, with the rung it was given then."""
         try:
-            if not self._settings.enabled:
-                return self._counted(
-                    workload_of(view, heuristic_grid(view), Rung.HEURISTIC, self._money)
-                )
-            self._take_news()
-            view = self._cut(view)
-            key = self._cache_key(view)
-            found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-                self._cache_hits += 1
-                return self._counted(found)
-            bias = self._calibration.stage0(view.tenant, view.model)
-            grid, rung = stage0_grid(view, self._stage0, self._tables, bias)
-            return self._counted(workload_of(view, grid, rung, self._money))
+            workload = self._stage0.forecast(view)
         except Exception:
             self._fault("a forecast failed")
-            plain = structs.replace(view, max_tokens=None, n=1)
-            return self._counted(
-                workload_of(plain, heuristic_grid(plain), Rung.HEURISTIC, self._money)
-            )
+            workload = self._stage0.plain(structs.replace(view, max_tokens=None, n=1))
+        self._forecasts[workload.rung] += 1
+        return workload
 
     def refine(self, view: PromptView, done: Done, wanted: Callable[[], bool]) -> bool:
         """Ask for the best forecast.
@@ -206,6 +200,8 @@ class Predictor:
         censored: bool,
         success: bool,
         wall_s: float,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
         done: Learned | None = None,
     ) -> bool:
         """Learn from a finished request; forecasts go first.
@@ -216,31 +212,51 @@ class Predictor:
             censored: the answer was cut: its natural length is longer.
             success: the provider answered; a failed, uncensored length is not learned from.
             wall_s: when it ended, Unix time.
+            cached_tokens: of the prompt, read from the provider's cache.
+            reasoning_tokens: of the output, per choice.
             done: gets the history row, on the predictor thread, once it is learned; or the
                 error that kept it from being.
 
         Returns:
             False when the queue is full or nobody works on it: the result is lost.
         """
-        lesson = Lesson(view, output_tokens, prompt_tokens, censored, success, wall_s)
-        taken = self._works and self._inbox.tell(Result(lesson, done), self._settings.learn_items)
-        self._learn_lost += not taken and self._settings.enabled
-        return taken
+        lesson = Lesson(
+            view=view,
+            output_tokens=output_tokens,
+            prompt_tokens=prompt_tokens,
+            censored=censored,
+            success=success,
+            wall_s=wall_s,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
+        )
+        return self._tell(Result(lesson, done))
+
+    def observe(self, view: PromptView, output_tokens: int) -> bool:
+        """An answer still running has so many tokens (per choice): a lower bound. Of use where
+        that is past its p90. Nothing is stored; False as for `learn`."""
+        lesson = Lesson(view, output_tokens, None, True, False, 0.0, running=True)
+        return self._tell(Result(lesson, None))
 
     def profile(self, model: str) -> dict[str, float | None]:
-        """What is known of a model, for people: typical length and price."""
-        tables, price = self._tables, self._prices.get(model)
-        mean = None if tables is None else tables.models.get(model, tables.mean)
+        """What is known of a model, for people: typical length and prices."""
+        tables, price = self._stage0.trees.tables, self._prices.get(model)
+        mean = None
+        if tables is not None:
+            known = tables.model_mean(model)
+            mean = tables.mean if isnan(known) else known
         return {
-            "typical_output_tokens": None if mean is None else round(expm1(mean), 1),
+            "typical_output_tokens": None if mean is None else round(expm1(max(mean, 0.0)), 1),
             "usd_per_million_prompt_tokens": None if price is None else price.prompt,
             "usd_per_million_output_tokens": None if price is None else price.output,
+            "usd_per_million_cached_tokens": None if price is None else price.cached,
         }
 
     def snapshot(self) -> PredictorSnapshot:
-        alive = self._alive
+        alive, foresight, refits = self._alive, self._foresight, self._refits
+        artefacts = self._artefacts
         return PredictorSnapshot(
-            ready=alive and self._foresight is not None and self._settings.enabled,
+            ready=alive and foresight is not None and self._settings.enabled,
             state=self._describe(alive),
             encoder=self._encoder,
             index_rows=self._rows,
@@ -250,9 +266,17 @@ class Predictor:
             skipped_late=self._skipped_late,
             dropped_full=self._dropped_full,
             learn_lost=self._learn_lost,
-            cache_hits=self._cache_hits,
+            cache_hits=self._stage0.hits,
             seconds=self._seconds,
+            drifts=0 if foresight is None else foresight.drifts,
+            version=0 if artefacts is None else artefacts.version,
+            refit="off" if refits is None else refits.state,
         )
+
+    def _tell(self, result: Result) -> bool:
+        taken = self._works and self._inbox.tell(result, self._settings.learn_items)
+        self._learn_lost += not taken and self._settings.enabled
+        return taken
 
     def _describe(self, alive: bool) -> str:
         if not self._settings.enabled:
@@ -271,33 +295,6 @@ class Predictor:
     @property
     def _works(self) -> bool:
         return self._settings.enabled and self._alive
-
-    @property
-    def _money(self) -> Money:
-        return Money(self._settings.cost_output_ratio, self._prices)
-
-    def _cut(self, view: PromptView) -> PromptView:
-        limit = self._settings.max_chars
-        if len(view.text) <= limit:
-            return view
-        return structs.replace(view, text=cut(view.text, limit))
-
-    def _cache_key(self, view: PromptView) -> CacheKey:
-        return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
-
-    def _counted(self, workload: Workload) -> Workload:
-        self._forecasts[workload.rung] += 1
-        return workload
-
-    def _take_news(self) -> None:
-        for _ in range(min(len(self._news), NEWS_PER_CALL)):
-            generation, key, workload = self._news.popleft()
-            if generation != self._generation:
-                continue
-            self._cache[key] = workload
-            self._cache.move_to_end(key)
-            if len(self._cache) > CACHE_ITEMS:
-                self._cache.popitem(last=False)
 
     # --- the thread's side --------------------------------------------------------------
 
@@ -321,21 +318,39 @@ class Predictor:
         except BaseException as error:  # the thread ends; the loop goes on with stage 0
             self._state = f"degraded: the predictor thread died: {type(error).__name__}"
             logger.exception("the predictor thread died")
+        finally:
+            self._store_calibration()
+            if self._refits is not None:
+                self._refits.stop()
 
     def _load(self) -> None:
         self._state = "starting"
         settings = self._settings
-        artefacts = Artefacts(
+        shipped = Artefacts(
             self._folder, settings.embedding_model_name, settings.max_encoder_tokens
         )
+        refits = self._refits
+        artefacts = shipped.refitted(None if refits is None else refits.current())
         # Stage 0 first: it is the loop's from here on.
-        self._tables, self._stage0 = artefacts.tables, artefacts.stage0()
-        foresight = Foresight(settings, artefacts, self._key, self._prices)
+        self._give_trees(artefacts)
+        if self._foresight is not None:
+            self._kept = self._foresight.dump()
+        foresight = Foresight(settings, artefacts, self._key, self._prices, self._private)
+        if self._kept is not None and not foresight.restore(self._kept):
+            logger.warning("predictor: the stored calibration is not usable: begun anew")
+        self._kept = None
         self._encoder = artefacts.encoder_name
         self._refill(foresight, self._history)
         self._history = ()
         self._foresight = foresight
         self._publish()
+        self._say(artefacts)
+
+    def _give_trees(self, artefacts: Artefacts) -> None:
+        self._artefacts = artefacts
+        self._stage0.trees = Trees(artefacts.stage0(), artefacts.tables)
+
+    def _say(self, artefacts: Artefacts) -> None:
         problems = artefacts.problems
         self._state = f"degraded: {'; '.join(problems)}" if problems else "ready"
         for problem in problems:
@@ -355,37 +370,66 @@ class Predictor:
 
     def _configure(self) -> None:
         if self._foresight is not None:
-            self._foresight.configure(self._settings)
+            self._foresight.configure(self._settings, self._private)
             self._publish()
 
     def _forget(self) -> None:
+        self._seen.clear()
         if self._foresight is not None:
             self._foresight.forget()
-            self._publish()
+            if self._refits is not None:
+                self._refits.forget()
+            self._adopt(None)
+            self._store_calibration()
+
+    def _tend(self) -> None:
+        """Take a refit that is done; begin one that is due."""
+        refits, foresight = self._refits, self._foresight
+        if refits is None or foresight is None:
+            return
+        try:
+            if refits.tend(self._settings, self._lessons, foresight.drifts):
+                self._adopt(refits.current())
+                self._store_calibration()
+        except Exception:
+            self._fault("looking after refits failed")
+
+    def _adopt(self, version: Path | None) -> None:
+        assert self._foresight is not None
+        assert self._artefacts is not None
+        artefacts = self._artefacts.refitted(version)
+        self._foresight.adopt(artefacts)
+        self._give_trees(artefacts)
+        self._stage0.generation += 1
+        self._publish()
+        self._say(artefacts)
 
     def _answer(self, question: Question) -> None:
-        generation = self._generation
+        generation = self._stage0.generation
         try:
             if not question.wanted():
                 self._skipped_late += 1
                 return
             assert self._foresight is not None
-            view = self._cut(question.view)
+            view = self._stage0.cut(question.view)
             workload = self._foresight.forecast(view)
             self._refined[workload.rung] += 1
-            self._news.append((generation, self._cache_key(view), workload))
+            self._stage0.tell(generation, view, workload)
             question.done(workload)
         except Exception:
             self._fault("a refinement failed")
 
     def _take_in(self, result: Result) -> None:
-        generation = self._generation
+        generation = self._stage0.generation
         try:
             assert self._foresight is not None
-            view = self._cut(result.lesson.view)
+            view = self._stage0.cut(result.lesson.view)
             row = self._foresight.learn(structs.replace(result.lesson, view=view))
             self._publish()
             self._remember_repeat(generation, view)
+            self._lessons += not result.lesson.running
+            if self._lessons % KEEP_EVERY == 0:
+                self._store_calibration()
         except Exception as error:
             self._learn_lost += 1
             self._fault("learning failed")
@@ -398,18 +442,25 @@ class Predictor:
     def _remember_repeat(self, generation: int, view: PromptView) -> None:
         """A prompt learned for the second time comes again: have its forecast ready on the loop.
         For one that came once this would be the dearest part of learning it."""
-        key = self._cache_key(view)
         assert self._foresight is not None
+        key = self._stage0.cache_key(view)
         if key in self._seen:
-            self._news.append((generation, key, self._foresight.forecast(view)))
+            self._stage0.tell(generation, view, self._foresight.forecast(view))
         self._seen[key] = None
-        if len(self._seen) > CACHE_ITEMS:
+        if len(self._seen) > REPEATS:
             self._seen.pop(next(iter(self._seen)))
 
     def _publish(self) -> None:
         assert self._foresight is not None
-        self._calibration = self._foresight.calibration
+        self._stage0.calibration = self._foresight.calibration
         self._rows = self._foresight.rows
+
+    def _store_calibration(self) -> None:
+        if self._keep is not None and self._foresight is not None:
+            try:
+                self._keep(self._foresight.dump())
+            except Exception:
+                self._fault("the calibration was not stored")
 
     def _fault(self, what: str) -> None:
         """Once in a while with its traceback, which holds no prompt; always counted."""

@@ -10,6 +10,11 @@ prompt as 1 and a row at the similarity threshold as 0 (quadratic in between; a 
 another model counts half). k0 = 2: in strict replay of the held-out conversations the
 pinball loss was 0.1471, 0.1447, 0.1429 at k0 = 0.5, 1, 3, and a lower k0 is sooner to
 believe what a tenant repeats.
+
+Neighbours fade: the newest of those found counts in full, the forty-eighth newest half, and a
+row a month older than the window's newest half again. So a template that changes is followed
+within some fifty answers, and a quiet tenant's rows stay good. Censored neighbours enter
+last and can only raise: each stands for what the mixture so far holds possible beyond it.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from math import expm1, log1p
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +31,18 @@ from gateway.predict.index import Neighbours
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
 
 Grid = tuple[float, ...]
+Floats = npt.NDArray[np.float64]
 
 K0 = 2.0
 REPEAT = 0.99  # n_eff of one repeat, half precision of a stored vector allowed
 SCATTER = 0.45  # of log length between answers to the same prompt
 OTHER_MODEL = 0.5  # what a row of another model counts
+RECENCY_ROWS = 48.0  # newer rows found that halve a neighbour's weight
+AGE_S = 30 * 86_400.0  # age that halves it
 NEAREST = 20  # rows the neighbour features look at
 MAX_LOG = log1p(1_000_000)
 Z = (-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449)  # normal, at QUANTILE_LEVELS
+_HALF_NORMAL = (0.063, 0.126, 0.319, 0.674, 1.150, 1.645, 1.960)  # quantiles of |N(0, 1)|
 _STEPS = tuple(np.diff((0.0, *QUANTILE_LEVELS, 1.0)))
 
 NEIGHBOUR_NAMES = (
@@ -55,6 +65,25 @@ def truncated(grid: Grid, max_tokens: int | None) -> Grid:
     if max_tokens is None or grid[-1] <= (top := log1p(max_tokens)):
         return grid
     return tuple(min(value, top) for value in grid)
+
+
+def relevelled(grid: Grid, median_z: float, high_z: float) -> Grid:
+    """The grid with what it holds at these normal scores read as its p50 and p90.
+
+    Between and beyond them the other levels move along; the lower tail with the median.
+    """
+    low, high = median_z, high_z - Z[5]
+    if abs(low) < 1e-3 and abs(high) < 1e-3:
+        return grid
+    middle = low + (high - low) * (Z[4] / Z[5])
+    offsets = (low, low, low, low, middle, high, high)
+    return rearranged([at_score(grid, z + by) for z, by in zip(Z, offsets, strict=True)])
+
+
+def at_score(grid: Grid, z: float) -> float:
+    """The value at a normal score: linear between the levels' scores, and on beyond them."""
+    i = min(max(bisect_right(Z, z) - 1, 0), len(Z) - 2)
+    return grid[i] + (grid[i + 1] - grid[i]) * (z - Z[i]) / (Z[i + 1] - Z[i])
 
 
 def shifted(grid: Sequence[float], by: float) -> Grid:
@@ -112,35 +141,65 @@ def confidence(grid: Grid) -> float:
 # --- neighbours -------------------------------------------------------------------------
 
 
-def neighbour_weights(near: Neighbours, threshold: float) -> npt.NDArray[np.float64]:
+def neighbour_weights(near: Neighbours, threshold: float) -> Floats:
     """What each neighbour counts in `n_eff`: 1 a repeat, 0 at the threshold or below."""
     span = max(1.0 - threshold, 1e-3)
     closeness = np.clip((near.similarity.astype(np.float64) - threshold) / span, 0.0, 1.0)
-    weights: npt.NDArray[np.float64] = np.square(closeness)
+    weights: Floats = np.square(closeness)
     weights[~near.same_model] *= OTHER_MODEL
     return weights
 
 
-def neighbour_grid(near: Neighbours, weights: npt.NDArray[np.float64], prior: Grid) -> Grid:
-    """Weighted quantiles of the neighbours' lengths, each smeared by the usual scatter.
+def faded(near: Neighbours, weights: Floats) -> Floats:
+    """The weights with age counted in."""
+    halvings = near.recency / RECENCY_ROWS + np.maximum(near.age_s, 0.0) / AGE_S
+    kept: Floats = weights * np.exp2(-halvings)
+    return kept
 
-    A censored length stands for the median of what `prior` holds possible beyond it.
-    """
-    lengths = near.length.astype(np.float64)
-    for i in np.flatnonzero(near.censored):
-        passed = probability_at_most(prior, float(lengths[i]))
-        lengths[i] = max(lengths[i], value_at(prior, (1.0 + passed) / 2))
-    points = (lengths[:, None] + SCATTER * np.array(Z)).ravel()
+
+def mixture(prior: Grid, near: Neighbours, weights: Floats) -> Grid:
+    """The boosters' grid and the neighbours' lengths, by what each is worth."""
+    known = ~near.censored
+    counted = float(weights[known].sum())
+    grid = prior
+    if counted > 0.0:
+        grid = blended(prior, neighbour_grid(near.length[known], weights[known]), counted)
+    if counted < float(weights.sum()):
+        cut = near.censored & (weights > 0.0)
+        grid = raised(grid, near.length[cut], weights[cut], counted)
+    return grid
+
+
+def neighbour_grid(lengths: npt.NDArray[Any], weights: Floats) -> Grid:
+    """Weighted quantiles of lengths that are known, each smeared by the usual scatter."""
+    points = (lengths.astype(np.float64)[:, None] + SCATTER * np.array(Z)).ravel()
     mass = (weights[:, None] * _level_mass()).ravel()
     order = np.argsort(points)
     reached = np.cumsum(mass[order]) - mass[order] / 2
     return rearranged(np.interp(QUANTILE_LEVELS, reached / mass.sum(), points[order]).tolist())
 
 
-def _level_mass() -> npt.NDArray[np.float64]:
+def raised(grid: Grid, lengths: npt.NDArray[Any], weights: Floats, counted: float) -> Grid:
+    """The grid after lower bounds: nowhere below what it was (Kaplan, Meier, 1958).
+
+    A bound at length c stands for the grid's own distribution beyond c; far beyond the grid,
+    for the usual scatter above c. `counted`: what the known neighbours weigh.
+    """
+    total, sums = counted + K0, [value * (counted + K0) for value in grid]
+    for c, weight in zip(lengths.tolist(), weights.tolist(), strict=True):
+        passed = probability_at_most(grid, c)
+        for i, level in enumerate(QUANTILE_LEVELS):
+            beyond = value_at(grid, passed + (1.0 - passed) * level)
+            least = c + SCATTER * _HALF_NORMAL[i] if passed > 0.0 else 0.0
+            sums[i] += weight * max(beyond, least, grid[i])
+        total += weight
+    return rearranged([value / total for value in sums])
+
+
+def _level_mass() -> Floats:
     """The probability that each of `Z` stands for."""
     steps = np.array(_STEPS)
-    mass: npt.NDArray[np.float64] = (steps[:-1] + steps[1:]) / 2
+    mass: Floats = (steps[:-1] + steps[1:]) / 2
     mass[0] += steps[0] / 2
     mass[-1] += steps[-1] / 2
     return mass
@@ -155,13 +214,19 @@ def blended(model: Grid, near: Grid, effective: float) -> Grid:
 def neighbour_features(near: Neighbours) -> list[float]:
     """What the boosters read of the nearest rows, in the order of `NEIGHBOUR_NAMES`.
 
-    Weights fall by e for each 0.05 of similarity below the nearest. NaN without neighbours.
+    Weights fall by e for each 0.05 of similarity below the nearest. A censored row counts
+    only where it is longer than the known ones' middle. NaN without neighbours.
     """
-    if len(near) == 0:
+    chosen = np.arange(min(len(near), NEAREST))
+    if near.censored[chosen].any():
+        known = chosen[~near.censored[chosen]]
+        middle = float(np.median(near.length[known])) if len(known) else np.inf
+        chosen = chosen[~near.censored[chosen] | (near.length[chosen] > middle)]
+    if len(chosen) == 0:
         return [float("nan")] * len(NEIGHBOUR_NAMES)
-    similarity = near.similarity[:NEAREST].astype(np.float64)
-    length = near.length[:NEAREST].astype(np.float64)
-    same = near.same_model[:NEAREST]
+    similarity = near.similarity[chosen].astype(np.float64)
+    length = near.length[chosen].astype(np.float64)
+    same = near.same_model[chosen]
     weights = np.exp((similarity - similarity[0]) / 0.05)
     total = float(weights.sum())
     order = np.argsort(length)

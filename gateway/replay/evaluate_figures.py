@@ -130,7 +130,7 @@ def rolling(covered: Flags, window: int) -> dict[str, float | int] | None:
 
 
 def buckets(lengths: Floats) -> Ints:
-    """0 short, 1 medium, 2 long (DESIGN.md's bounds); a rounding error is no length."""
+    """0 short, 1 medium, 2 long (bounds of `SizeBucket`); a rounding error is no length."""
     found: Ints = np.searchsorted((SHORT_TOKENS, MEDIUM_TOKENS), lengths - 1e-6, side="left")
     return found
 

@@ -119,7 +119,7 @@ class Bench(Struct, frozen=True):
         """Loaded, with an encoder that only remembers."""
         name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
         whole = Artefacts(self.models, name, cap)
-        whole.encoder = Recalled(self.vectors, self.width, cap)
+        whole.encoder = Recalled(self.vectors, self.width, cap, reader=whole.encoder)
         return whole
 
     def rows(self, task: Task) -> Sequence[Case]:

@@ -12,7 +12,6 @@ saw, by conversation and by prompt, and a row that meets it is dropped and count
 from __future__ import annotations
 
 import gzip
-import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +28,9 @@ from gateway.predict.encoder import unpack as unpack_vector
 from gateway.predict.features import PromptView
 from gateway.replay.split import groups, is_fit, last_user_text, normalise, row_keys
 from gateway.replay.split import unpack as unpack_keys
-from gateway.store import rows as stored
-from gateway.store.schema import APPLICATION_ID
+from gateway.store import store
+
+ALL_ROWS = 2**31  # no limit
 
 Side = Literal["auto", "held", "unfitted"]
 OWN_FILE_SHARE = 0.25  # of rows fitted, from which on FILE is taken for the training file
@@ -207,20 +207,11 @@ def read_history(path: Path, encoder: str, width: int, limit: int | None = None)
     Raises:
         SettingsError: it is no store of this program, or of another schema.
     """
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-        try:
-            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise SettingsError(f"{path}: is not a store of this program")
-            found = connection.execute(stored.SELECT_HISTORY, (limit or -1,)).fetchall()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise SettingsError(f"{path}: cannot be read: {error}") from None
+    found = store.read_history(path, limit or ALL_ROWS)
     asked: set[bytes] = set()
     cases: list[Case] = []
     vectors: dict[str, Vector] = {}
-    for place, row in enumerate(stored.history_row(values) for values in reversed(found)):
+    for place, row in enumerate(found):
         vector = unpack_vector(row.vector, width)
         answered = row.output_tokens > 0 and (row.success or row.censored)
         if row.encoder != encoder or vector is None or not answered:

@@ -47,13 +47,29 @@ BINS = {"thinking": 4096.0, "tools": 100.0, "unknown": 1000.0}
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "size": ("text", "text_bytes", "chars", "words", "word_length", "lines"),
     "signs": (
-        *("wide", "cjk", "digits", "upper", "code_signs", "questions", "stops", "commas"),
+        *(
+            "wide",
+            "cjk",
+            "cjk_share",
+            "digits",
+            "upper",
+            "code_signs",
+            "questions",
+            "stops",
+            "commas",
+        ),
         *("fences", "bullets", "urls", "quotes", "dollars", "choices"),
     ),
     "words": ("ends_question", "ends_colon", "asked_size", "first_word"),
     "conversation": ("prior_mean", "last_answer", "messages", "turns", "answers", "tool_results"),
-    "parameters": ("tools", "json_format", "max_tokens", "temperature", "effort", "stop", "n"),
+    "parameters": (
+        *("tools", "json_format", "max_tokens", "temperature", "effort", "stop", "n"),
+        *("thinking", "thinking_budget", "tools_bytes"),
+    ),
     "model": ("model_mean", "task_mean"),
+    "running": tuple(
+        f"{of}_run_{what}" for of in ("tenant", "model", "template") for what in ("mean", "count")
+    ),
     "vector": ("vector",),
 }
 _BY_NAME = {name: title for title, names in _FAMILIES.items() for name in names}

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import ArtefactError, Artefacts, Folder
-from gateway.predict.encoder import Encoder, Vector
+from gateway.predict.encoder import UNKNOWN, Encoder, Reading, Vector
 from gateway.replay.evaluate_work import Progress, spread
 from gateway.settings.schema import Predict
 
@@ -36,15 +36,29 @@ class Known(Struct, frozen=True):
 class Recalled(Encoder):
     """An encoder that has read everything already."""
 
-    def __init__(self, vectors: Mapping[bytes, Vector], width: int, max_tokens: int) -> None:
+    def __init__(
+        self,
+        vectors: Mapping[bytes, Vector],
+        width: int,
+        max_tokens: int,
+        reader: Encoder | None = None,
+    ) -> None:
         self._vectors = vectors
+        self._reader = reader  # whose tokens tell how much of a text is known
+        self._readings: dict[bytes, Reading] = {}
         self.width = width
         self.max_tokens = max_tokens
         self.hits = self.misses = 0
 
-    def vector(self, text: str, key: bytes | None = None) -> Vector:
+    def read(self, text: str, key: bytes | None = None) -> Reading:
         self.hits += 1
-        return self._vectors[text_key(text)]
+        known = text_key(text)
+        reading = self._readings.get(known)
+        if reading is None:
+            tokens = [] if self._reader is None else self._reader.tokens(text)
+            share = tokens.count(UNKNOWN) / max(len(tokens) - 2, 1)
+            reading = self._readings[known] = Reading(self._vectors[known], share)
+        return reading
 
     def resize(self, max_tokens: int) -> None:
         if max_tokens != self.max_tokens:

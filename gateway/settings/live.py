@@ -30,6 +30,7 @@ RESTART_ONLY = (
     ("store", "path"),
     ("server", "keepalive_s"),
     ("predict", "embedding_model_name"),
+    ("predict", "models_path"),
     *(("demo", field) for field in Demo.__struct_fields__),
 )
 """What a reload accepts but only a restart puts in force."""

@@ -121,6 +121,7 @@ class Tenant(Section, frozen=True, kw_only=True):
     job_class: JobClass | None = None  # overrides the forecast's
     max_inflight: Annotated[int, Meta(ge=0)] = 0  # 0: no cap
     max_queued: Annotated[int, Meta(ge=0)] = 0  # 0: the pool's bound alone
+    share_history: bool = True  # other tenants' forecasts may rest on its answers
     stateful: bool | None = None  # relay /v1 routes whose objects live at the provider
 
     def __post_init__(self) -> None:
@@ -191,12 +192,18 @@ class Predict(Section, frozen=True):
     learn_items: Count = 2048  # results waiting
     predict_wait_s: Annotated[float, Meta(gt=0, le=5)] = 0.25  # POST /predict
     cost_output_ratio: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # in prompt tokens
+    keep_text: bool = False  # store the last user text, cut, with each history row
+    refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
+    refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
+    refit_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000  # the newest, fitted on
+    models_path: str = "var/models"  # refitted models; needs a restart
 
 
 class Store(Section, frozen=True):
     path: str = "var/sagesched.db"
     job_ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 86_400.0
     history_rows: Count = 100_000  # kept on disk
+    history_max_age_s: Annotated[float, Meta(ge=0, le=3650 * 86_400)] = 0.0  # 0: any age
     queue_items: Count = 10_000
 
 

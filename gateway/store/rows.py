@@ -67,11 +67,25 @@ INSERT_HISTORY = (
     f"INSERT INTO history ({HISTORY_COLUMNS})"
     f" VALUES ({', '.join('?' * len(HistoryRow.__struct_fields__))})"
 )
-SELECT_HISTORY = f"SELECT {HISTORY_COLUMNS} FROM history ORDER BY seq DESC LIMIT ?"
-SELECT_HISTORY_OF = (
-    f"SELECT {HISTORY_COLUMNS} FROM history WHERE encoder = ? ORDER BY seq DESC LIMIT ?"
-)
-TRIM_HISTORY = "DELETE FROM history WHERE seq IN (SELECT seq FROM history ORDER BY seq LIMIT ?)"
+# The newest of each tenant, as many of each as the limit allows: the index's own rule, so
+# that a restart does not let a flood in that the running window kept out.
+SELECT_HISTORY = f"""
+SELECT {HISTORY_COLUMNS} FROM history WHERE seq IN (
+    SELECT seq FROM (
+        SELECT seq, row_number() OVER (PARTITION BY tenant ORDER BY seq DESC) AS place
+        FROM history WHERE :encoder IS NULL OR encoder = :encoder)
+    ORDER BY place, seq DESC LIMIT :limit)
+ORDER BY seq
+"""
+COUNT_HISTORY = "SELECT tenant, count(*) FROM history GROUP BY tenant"
+TRIM_TENANT = """
+DELETE FROM history WHERE seq IN (
+    SELECT seq FROM history WHERE tenant = ? ORDER BY seq LIMIT ?)
+"""
+AGE_HISTORY = """
+DELETE FROM history WHERE seq IN (
+    SELECT seq FROM history WHERE wall_s < ? ORDER BY wall_s LIMIT ?)
+"""
 
 
 def to_sql(row: JobRow | HistoryRow) -> tuple[Any, ...]:
@@ -80,8 +94,12 @@ def to_sql(row: JobRow | HistoryRow) -> tuple[Any, ...]:
 
 
 def history_row(values: tuple[Any, ...]) -> HistoryRow:
-    """A `HistoryRow` from a row of HISTORY_COLUMNS. SQLite has no booleans: the last two."""
-    return HistoryRow(*values[:-2], *map(bool, values[-2:]))
+    """A `HistoryRow` from a row of HISTORY_COLUMNS. SQLite has no booleans."""
+    fields: list[Any] = [bool(v) if f else v for v, f in zip(values, _FLAGS, strict=True)]
+    return HistoryRow(*fields)
+
+
+_FLAGS = [name in ("censored", "success", "shared") for name in HistoryRow.__struct_fields__]
 
 
 def job_row(values: tuple[Any, ...]) -> JobRow:

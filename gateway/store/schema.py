@@ -51,6 +51,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX jobs_ended ON jobs (status, ended_wall_s)",
         "CREATE TABLE state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     ),
+    (
+        "ALTER TABLE history ADD COLUMN template TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE history ADD COLUMN features BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE history ADD COLUMN neighbours BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE history ADD COLUMN shared INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE history ADD COLUMN text TEXT NOT NULL DEFAULT ''",
+        # Covers `count(*) … GROUP BY tenant` and "the oldest of a tenant" without the rows.
+        "CREATE INDEX history_tenant ON history (tenant, seq)",
+        "CREATE INDEX history_wall ON history (wall_s)",
+    ),
 )
 """Step i takes a file from `user_version` i to i + 1. Only ever appended to."""
 
@@ -84,6 +94,23 @@ def open_database(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """A second connection that only reads, beside the one that writes.
+
+    Raises SettingsError: no store there, or one of another schema.
+    """
+    try:
+        connection = _connect(path, mode="ro")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+    except (sqlite3.Error, OSError) as error:
+        raise SettingsError(f"store.path: {path} cannot be read: {error}") from None
+    if application != APPLICATION_ID or version != len(MIGRATIONS):
+        connection.close()
+        raise SettingsError(f"store.path: {path} is no store of schema {len(MIGRATIONS)}")
     return connection
 
 

@@ -12,6 +12,7 @@ somebody comes back for.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any, TypeVar
 from gateway.errors import NotFound, Unavailable
 from gateway.settings.schema import Store as StoreSettings
 from gateway.store import rows
+from gateway.store.retention import SLICE_ROWS, Retention
 from gateway.store.rows import JobRow, Status
+from gateway.store.schema import read_only
 from gateway.store.writer import Done, Writer
 from gateway.types import HistoryRow, StoreSnapshot
 
-SLICE_ROWS = 500
 TOMBSTONE_S = 7 * 86_400.0
 ANSWER_TIMEOUT_S = 60.0
 
@@ -37,7 +39,7 @@ class Store:
 
     def __init__(self, path: Path, settings: StoreSettings) -> None:
         self._settings = settings
-        self._rows = 0  # of history
+        self._retention = Retention()
         self._expire_wall_s: float | None = None
         self._writer = Writer(Path(path), opened=self._opened, chore=self._chore)
 
@@ -64,7 +66,7 @@ class Store:
             committed=writer.committed,
             lost=writer.lost,
             last_commit_s=writer.last_commit_s,
-            rows=self._rows,
+            rows=self._retention.rows,
             errors=writer.errors,
             reason=reason,
         )
@@ -77,28 +79,23 @@ class Store:
 
         def insert(connection: sqlite3.Connection) -> None:
             connection.execute(rows.INSERT_HISTORY, values)
+            self._retention.rows += 1
 
         return self._writer.offer(insert, _after(done), self._settings.queue_items)
 
     def load_history(self, limit: int, encoder: str | None = None) -> list[HistoryRow]:
-        """The newest `limit` rows (of one encoder, or of all), oldest first. Blocks."""
+        """At most `limit` rows (of one encoder, or of all), oldest first. Blocks.
 
-        def select(connection: sqlite3.Connection) -> list[HistoryRow]:
-            if encoder is None:
-                found = connection.execute(rows.SELECT_HISTORY, (limit,))
-            else:
-                found = connection.execute(rows.SELECT_HISTORY_OF, (encoder, limit))
-            loaded = [rows.history_row(values) for values in found]
-            loaded.reverse()
-            return loaded
-
-        return self._ask(select)
+        The newest of each tenant, as many of each as there is room for.
+        """
+        return self._ask(lambda connection: _history(connection, limit, encoder))
 
     def clear_history(self, done: Committed | None = None) -> bool:
         """Forgets all history."""
 
         def clear(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM history")
+            self._retention.rows = 0
 
         return self._offer(clear, _after(done))
 
@@ -205,11 +202,12 @@ class Store:
         return answer.result(ANSWER_TIMEOUT_S)
 
     def _opened(self, connection: sqlite3.Connection) -> None:
-        self._rows = _count(connection)
+        self._retention.count(connection)
 
     def _chore(self, connection: sqlite3.Connection) -> bool:
         """One slice of trimming and of expiring; True while there is more. On the thread."""
-        trimming, expiring = self._trim(connection), self._expire(connection)
+        trimming = self._retention.slice(connection, self._settings, time.time())
+        expiring = self._expire(connection)
         return trimming or expiring
 
     def _expire(self, connection: sqlite3.Connection) -> bool:
@@ -222,23 +220,23 @@ class Store:
             self._expire_wall_s = None
         return self._expire_wall_s is not None
 
-    def _trim(self, connection: sqlite3.Connection) -> bool:
-        rows_now = _count(connection)
-        excess = rows_now - self._settings.history_rows
-        if excess > 0:
-            slice_rows = min(excess, SLICE_ROWS)
-            connection.execute(rows.TRIM_HISTORY, (slice_rows,))
-            rows_now -= slice_rows
-        self._rows = rows_now
-        return excess > SLICE_ROWS
+
+def read_history(path: Path, limit: int) -> list[HistoryRow]:
+    """History of a store another process may have open: for refits and evaluation.
+
+    Reads one snapshot, takes no lock that would hold up the writer. As `load_history`.
+    Raises SettingsError where there is no readable store of this schema.
+    """
+    connection = read_only(path)
+    try:
+        return _history(connection, limit, None)
+    finally:
+        connection.close()
 
 
-def _count(connection: sqlite3.Connection) -> int:
-    """Rows of history without a scan: only the oldest go or all, so `seq` has no gaps."""
-    newest, oldest = connection.execute(
-        "SELECT (SELECT max(seq) FROM history), (SELECT min(seq) FROM history)"
-    ).fetchone()
-    return 0 if newest is None else int(newest - oldest + 1)
+def _history(connection: sqlite3.Connection, limit: int, encoder: str | None) -> list[HistoryRow]:
+    found = connection.execute(rows.SELECT_HISTORY, {"encoder": encoder, "limit": limit})
+    return [rows.history_row(values) for values in found]
 
 
 def _after(done: Committed | None) -> Done | None:

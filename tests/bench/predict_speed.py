@@ -1,4 +1,4 @@
-"""Microseconds of the predictor's parts: `python tests/bench/predict_speed.py`.
+"""Microseconds of the predictor's parts: `python -m tests.bench.predict_speed`.
 
 Stage 0 as the loop calls it (a fresh prompt each time, so the repeat cache never helps);
 refining and learning as the thread does them, on a full window, alone on the core.
@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from gateway.predict.encoder import pack
 from gateway.predict.features import PromptView, features, prompt_key
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.predictor import Predictor
+from gateway.predict.refit import refit
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow
+from tests.unit.predict.rows import ruled_rows
 
 TEXT = """please explain the budget of a small town in detail and list three ways how to write
 code for a parser that reads numbers from tables while the river rises again"""
@@ -103,7 +106,7 @@ def main() -> None:
     models: Path = shipped("models")
     settings = Predict()
     begin = time.perf_counter()
-    predictor = Predictor(settings, models)
+    predictor = Predictor(settings, models, history=history(settings.history_window_size))
     predictor.start()
     wait_ready(predictor)
     print(f"start: {time.perf_counter() - begin:.2f} s, {predictor.snapshot().state}")
@@ -135,10 +138,25 @@ def main() -> None:
         report(f"refine, ~{tokens} tokens", lambda i, v=views: foresight.forecast(v[i]), 150)
         report("refine, vector cached", lambda i, v=views: foresight.forecast(v[i]), 150)
         report(
-            "learn, vector cached",
-            lambda i, v=views: foresight.learn(Lesson(v[i], 99, 20, False, True, 0.0)),
-            150,
+            "a result, as the thread takes it", lambda i, v=views: taken_in(foresight, v[i]), 150
         )
+    refit_speed(settings, models)
+
+
+def taken_in(foresight: Foresight, seen: PromptView) -> None:
+    """Learn, and forecast anew for the cache of repeats."""
+    foresight.learn(Lesson(seen, 99, 20, False, True, 0.0))
+    foresight.forecast(seen)
+
+
+def refit_speed(settings: Predict, models: Path) -> None:
+    """One refit over as many rows as it takes by default, judged and fitted."""
+    artefacts = Artefacts(models, settings.embedding_model_name, 64)
+    rows = ruled_rows(artefacts, settings.refit_rows)
+    with TemporaryDirectory() as out:
+        done = refit(rows, artefacts, Path(out))
+        size = sum(path.stat().st_size for path in Path(out).rglob("*") if path.is_file())
+    print(f"refit of {len(rows)} rows: {done.seconds} s, {size / 1e6:.1f} MB on disk")
 
 
 if __name__ == "__main__":

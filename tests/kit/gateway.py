@@ -75,6 +75,7 @@ class GatewayProcess:
         self._tree: Tree = {
             "server": {"host": "127.0.0.1", "port": 0},
             "store": {"path": str(directory / "sagesched.db")},
+            "predict": {"enabled": False},  # a third of the start; who needs it says so
             "accounts": accounts,
             "tenants": tenants if tenants is not None else [tenant()],
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,15 @@ def test_artefacts_of_an_encoder_not_shipped_say_so() -> None:
     assert "paraphrase-multilingual-MiniLM-L12-v2" in found.problems[0]
 
 
+def test_a_model_not_in_the_tables_has_its_family_s_mean(artefacts: Artefacts) -> None:
+    """The mean over the members known of its family; NaN for a family nobody knows."""
+    tables = artefacts.tables
+    assert tables is not None
+    known = [mean for name, mean in tables.models.items() if name.startswith("gpt-4")]
+    assert min(known) < tables.model_mean("gpt-9-giant") < max(tables.models.values())
+    assert isnan(tables.model_mean("unheard-of-1b"))
+
+
 def test_stage0_tells_long_from_short(artefacts: Artefacts) -> None:
     """An essay is forecast longer than a yes-or-no question, whatever the model."""
     stage0, tables = artefacts.stage0(), artefacts.tables
@@ -103,4 +113,4 @@ def test_stage0_tells_long_from_short(artefacts: Artefacts) -> None:
     )
     assert essay[3] > question[3] + 1.0
     assert list(essay) == sorted(essay)
-    assert len(tables.features) == len(NAMES)
+    assert tuple(tables.features) == NAMES[: tables.width]

@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from gateway.predict.features import MAX_CHARS, NAMES, PromptView, cut, features, prompt_key
+from gateway.predict.features import (
+    MAX_CHARS,
+    NAMES,
+    PromptView,
+    cut,
+    features,
+    prompt_key,
+    template_key,
+)
 
 
 def view(text: object, **more: Any) -> PromptView:
@@ -165,6 +173,61 @@ def test_features_see_the_size_asked_for(text: str, tokens: float | None) -> Non
 
 
 def test_features_take_the_means_given() -> None:
-    """Means of model and task stand at the end, NaN when not known."""
-    assert features(view("x"), 5.5, 4.5)[-2:] == [5.5, 4.5]
-    assert all(isnan(value) for value in features(view("x"))[-2:])
+    """Means of model and task stand under their names, NaN when not known."""
+    at = [NAMES.index("model_mean"), NAMES.index("task_mean")]
+    row, unknown = features(view("x"), 5.5, 4.5), features(view("x"))
+    assert [row[i] for i in at] == [5.5, 4.5]
+    assert all(isnan(unknown[i]) for i in at)
+
+
+def test_features_take_the_running_means_given() -> None:
+    """Means and counts of model, tenant and template stand at the end."""
+    running = (5.0, 3.0, 4.0, 2.0, 3.0, 1.0)
+    assert tuple(features(view("x"), running=running)[-6:]) == running
+    assert len(features(view("x"))) == len(NAMES)
+
+
+def test_names_of_the_first_models_stay_where_they_were() -> None:
+    """Shipped models read features by place: new ones come behind the old."""
+    assert NAMES[:2] == ("text", "text_bytes")
+    assert NAMES[69:71] == ("model_mean", "task_mean")
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "size"),
+    [
+        ("plain words", "latin", 11),
+        ("请写一首关于大海的诗", "cjk", 30),
+        ("привет мир", "other", 19),
+    ],
+)
+def test_view_knows_script_and_bytes(text: str, script: str, size: int) -> None:
+    """Bytes in UTF-8, and which script most of them are."""
+    seen = PromptView.of_prompt(text, tenant="t", model="m")
+    assert (seen.script, seen.bytes) == (script, size)
+    assert seen.tokens_by(0.5) == round(size * 0.5) + 7
+
+
+def test_view_weighs_a_cut_text_in_proportion() -> None:
+    """A long text is counted whole though only its ends are read; tools count too."""
+    seen = PromptView.of_prompt("字" * 100_000, tenant="t", model="m", tools_bytes=500)
+    assert seen.bytes == pytest.approx(300_500, rel=0.01)
+    assert seen.script == "cjk"
+
+
+def test_template_is_the_application_not_the_question() -> None:
+    """Same system prompt and tools, another question or date: the same template."""
+
+    def key(system: str, text: str, **more: Any) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return template_key(PromptView.of_chat(messages, tenant="t", model="m", **more), b"key")
+
+    base = key("You sort mail. Today is 2026-03-01.", "one")
+    assert base == key("You sort mail. Today is 2026-11-24.", "two")
+    assert base != key("You write mail. Today is 2026-03-01.", "one")
+    assert base != key("You sort mail. Today is 2026-03-01.", "one", tool_names=["move"], tools=1)
+    bare = PromptView.of_prompt("one", tenant="t", model="m")
+    assert template_key(bare, b"key") == ""
+    assert template_key(structs.replace(bare, tools=2), b"key") != ""
+    assert "mail" not in base

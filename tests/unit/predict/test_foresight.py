@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,9 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import scopes
 from gateway.predict.features import PromptView
-from gateway.predict.foresight import (
-    Foresight,
-    Lesson,
-    Money,
-    heuristic_grid,
-    stage0_grid,
-    workload_of,
-)
+from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.prices import Price
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
@@ -142,16 +137,16 @@ def test_learning_calibrates_a_model_the_boosters_do_not_know(foresight: Foresig
     for i in range(60):
         seen = view(f"Topic number {i}: tell me about the year {1900 + i}", model="verbose")
         foresight.learn(lesson(seen, 4000))
-    assert foresight.calibration.stage0("a", "verbose") > 0.5
+    assert foresight.calibration.stage0(scopes("verbose", "a")) > 0.5
     assert foresight.forecast(view("Name three rivers", model="verbose")).p50 > 1.5 * before
 
 
 def test_learned_row_holds_what_history_needs_and_no_text(foresight: Foresight) -> None:
     """The row has the vector, hash, lengths and flags; the prompt is not in it."""
     seen = view("A secret prompt", task_type="qa", max_tokens=50)
-    row = foresight.learn(lesson(seen, 50, prompt_tokens=7, censored=True))
+    row = foresight.learn(lesson(seen, 5000, prompt_tokens=7, censored=True))
     assert (row.tenant, row.model, row.task_type, row.max_tokens) == ("a", "m", "qa", 50)
-    assert (row.output_tokens, row.prompt_tokens, row.censored) == (50, 7, True)
+    assert (row.output_tokens, row.prompt_tokens, row.censored) == (5000, 7, True)
     assert (len(row.vector), len(row.prompt_key)) == (768, 16)
     assert "secret" not in repr(row)
 
@@ -213,22 +208,127 @@ def test_another_window_keeps_the_newest_rows(foresight: Foresight) -> None:
     assert foresight.rows == 3
 
 
-def test_heuristic_knows_structure_and_limit() -> None:
-    """Tools and JSON answers are short, max_tokens cuts."""
-    plain, tools = heuristic_grid(view()), heuristic_grid(view(tools=2))
-    assert tools[3] < plain[3]
-    money = Money(4.0, {})
-    assert workload_of(view(max_tokens=20), plain, Rung.HEURISTIC, money).p90 <= 20.0001
-
-
-def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
-    """No trees or no tables: the heuristic, under its name; the bias still counts."""
-    grid, rung = stage0_grid(view(), None, artefacts.tables, 0.5)
-    assert rung is Rung.HEURISTIC
-    assert grid[3] == pytest.approx(heuristic_grid(view())[3] + 0.5)
-    assert stage0_grid(view(), artefacts.stage0(), artefacts.tables, 0.0)[1] is Rung.MODEL_ONLY
-
-
 def test_shipped_models_are_where_the_code_looks() -> None:
     """A source tree has its artefacts in models/."""
     assert (shipped("models") / "manifest.toml").exists()
+
+
+def test_prompts_unknown_to_the_vocabulary_skip_neighbours(foresight: Foresight) -> None:
+    """Texts that are all unknown tokens look alike to the encoder: they are not compared."""
+    one, other = view("ᚠᚢᚦᚨ ᚱᚲᚷ ᚹᚺᚾ ᛁᛃᛇ"), view("ᛈᛉᛊ ᛏᛒᛖ ᛗᛚᛜ ᛞᛟ")
+    row = foresight.learn(lesson(one, 3000))
+    assert (row.encoder, row.vector) == ("", b"")
+    assert foresight.rows == 0
+    assert foresight.forecast(other).rung is Rung.MODEL_ONLY
+    foresight.learn(lesson(view(), 3000))
+    assert foresight.rows == 1
+
+
+def test_private_tenant_helps_itself_alone(artefacts: Artefacts) -> None:
+    """Its rows are its neighbours, never another's; its history rows say so."""
+    foresight = Foresight(Predict(), artefacts, b"key", {}, private={"secret"})
+    before = foresight.forecast(view(tenant="other"))
+    rows = [foresight.learn(lesson(view(tenant="secret"), 4000)) for _ in range(6)]
+    assert not any(row.shared for row in rows)
+    assert foresight.forecast(view(tenant="secret")).rung is Rung.TENANT_NEIGHBORS
+    assert foresight.forecast(view(tenant="other")) == before
+    later = Foresight(Predict(), artefacts, b"key", {})  # no longer private: old rows stay so
+    assert all(later.remember(row) for row in rows)
+    assert later.forecast(view(tenant="other")).rung is Rung.MODEL_ONLY
+    foresight.learn(lesson(view(tenant="open"), 4000))
+    assert foresight.forecast(view(tenant="other")).rung is Rung.GLOBAL_NEIGHBORS
+    foresight.configure(Predict(), private={"open", "secret"})
+    assert foresight.forecast(view(tenant="other")).rung is Rung.MODEL_ONLY
+
+
+@pytest.mark.parametrize("kind", ["cut", "failed", "running"])
+def test_bounds_below_the_forecast_change_nothing(foresight: Foresight, kind: str) -> None:
+    """Cut, failed and running answers of three tokens leave a long forecast where it was;
+    whole answers of three tokens do not."""
+    for i in range(8):
+        foresight.learn(lesson(view(), 1500 + i))
+    before = foresight.forecast(view())
+    bound = {"censored": True, "success": kind == "cut", "running": kind == "running"}
+    for _ in range(30):
+        foresight.learn(lesson(view(), 3, **bound))
+    after = foresight.forecast(view())
+    assert after.p50 >= before.p50 * 0.9  # the boosters hear of fewer known rows
+    assert after.p90 >= before.p90 * 0.9
+    for _ in range(30):
+        foresight.learn(lesson(view(), 3))
+    assert foresight.forecast(view()).p50 < before.p50 / 5
+
+
+def test_running_answers_past_their_forecast_raise_it(foresight: Foresight) -> None:
+    """What has already come of answers that still run counts, and is no history."""
+    before = foresight.forecast(view("Name three rivers", model="endless")).p50
+    for i in range(60):
+        seen = view(f"Topic number {i}: about the year {1900 + i}", model="endless")
+        foresight.learn(lesson(seen, 5000, censored=True, success=False, running=True))
+    assert foresight.rows == 0
+    assert foresight.forecast(view("Name three rivers", model="endless")).p50 > 1.5 * before
+
+
+def test_prompt_tokens_follow_the_provider_s_counts(foresight: Foresight) -> None:
+    """A provider that counts twice as many tokens a byte: forecast and rows follow."""
+    seen = view("word " * 300)
+    before = foresight.forecast(seen).prompt_tokens
+    for i in range(60):
+        told = view(f"{i} " + "term " * 300)
+        foresight.learn(lesson(told, 50, prompt_tokens=2 * told.prompt_tokens))
+    assert foresight.forecast(seen).prompt_tokens > 1.6 * before
+    assert foresight.learn(lesson(seen, 50)).prompt_tokens > 1.6 * before
+
+
+def test_text_is_kept_only_when_asked_for(foresight: Foresight) -> None:
+    """keep_text = true puts the last user text into the row, and false does not."""
+    assert foresight.learn(lesson(view(), 50)).text == ""
+    foresight.configure(Predict(keep_text=True))
+    assert foresight.learn(lesson(view(), 50)).text == PROMPT
+
+
+def test_calibration_survives_a_restart(foresight: Foresight, artefacts: Artefacts) -> None:
+    """What was dumped is taken up by the next process."""
+    for i in range(60):
+        foresight.learn(lesson(view(f"Topic {i}", model="verbose"), 4000))
+    other = Foresight(Predict(), artefacts, b"key", {})
+    assert other.restore(foresight.dump())
+    assert other.calibration == foresight.calibration
+
+
+def stream(rng: random.Random, count: int, scale: float) -> Iterator[tuple[PromptView, int]]:
+    """Questions of one application: length by topic, log-normal scatter, times `scale`."""
+    topics = {"river": 60, "parser": 400, "history of the town": 900, "poem about rain": 150}
+    for _ in range(count):
+        topic, typical = rng.choice(list(topics.items()))
+        text = f"Tell me about the {topic}, case {rng.randrange(10**6)}"
+        yield view(text, tenant="app"), round(scale * typical * rng.lognormvariate(0, 0.5))
+
+
+def test_coverage_holds_after_a_source_doubles_its_lengths(artefacts: Artefacts) -> None:
+    """After a thousand answers a source's lengths double: of the next 300 the last 200 lie
+    below p90 in at least 0.85; without learning from them they would not."""
+    rng, settings = random.Random(5), Predict()
+    foresight, deaf = (Foresight(settings, artefacts, b"key", {}) for _ in range(2))
+    for seen, tokens in stream(rng, 600, 1.0):
+        for one in (foresight, deaf):
+            one.learn(lesson(seen, tokens))
+    covered: list[bool] = []
+    unlearned: list[bool] = []
+    for seen, tokens in stream(rng, 300, 2.0):
+        covered.append(tokens <= foresight.forecast(seen).p90)
+        unlearned.append(tokens <= deaf.forecast(seen).p90)
+        foresight.learn(lesson(seen, tokens))
+    assert sum(covered[100:]) / 200 >= 0.85
+    assert sum(unlearned[100:]) / 200 < 0.8
+    assert foresight.drifts >= 1
+
+
+def test_coverage_holds_while_nothing_changes(artefacts: Artefacts) -> None:
+    """p90 of a steady source covers 0.9 of the answers in the long run."""
+    rng, foresight = random.Random(6), Foresight(Predict(), artefacts, b"key", {})
+    covered = []
+    for seen, tokens in stream(rng, 1200, 1.0):
+        covered.append(tokens <= foresight.forecast(seen).p90)
+        foresight.learn(lesson(seen, tokens))
+    assert sum(covered[200:]) / 1000 == pytest.approx(0.9, abs=0.03)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.predict.encoder import Vector
-from gateway.predict.index import HistoryIndex
+from gateway.predict.index import HistoryIndex, Neighbours
 
 WIDTH = 16
 
@@ -27,8 +25,8 @@ def filled(window: int, count: int, tenants: int = 1) -> HistoryIndex:
     return index
 
 
-def tokens(found: object) -> list[int]:
-    return [round(float(np.expm1(value))) for value in found.length]  # type: ignore[attr-defined]
+def tokens(found: Neighbours) -> list[int]:
+    return [round(float(np.expm1(value))) for value in found.length]
 
 
 def test_index_finds_the_row_itself_first() -> None:
@@ -41,8 +39,8 @@ def test_index_finds_the_row_itself_first() -> None:
     assert list(found.similarity) == sorted(found.similarity, reverse=True)
 
 
-def test_index_overwrites_the_oldest_when_full() -> None:
-    """The window is FIFO: the newest rows are found, older ones are gone."""
+def test_index_of_one_tenant_overwrites_the_oldest_when_full() -> None:
+    """With one tenant the window is FIFO: the newest rows are found, older ones are gone."""
     index = filled(10, 37)
     assert len(index) == 10
     found = index.global_neighbours(unit(0), "m", 64)
@@ -51,6 +49,27 @@ def test_index_overwrites_the_oldest_when_full() -> None:
         again = index.global_neighbours(unit(i), "m", 1)
         assert tokens(again) == [i]
         assert again.similarity[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_index_keeps_the_rows_of_others_through_a_flood() -> None:
+    """A tenant that sends a thousand rows gives up its own: those below their share stay."""
+    index = HistoryIndex(WIDTH, 30)
+    for i in range(10):
+        index.add(unit(i), "quiet", "m", i, censored=False)
+    for i in range(1000):
+        index.add(unit(100 + i), "loud", "m", 100 + i, censored=False)
+    assert sorted(tokens(index.tenant_neighbours(unit(0), "quiet", "m", 64))) == list(range(10))
+    loud = index.tenant_neighbours(unit(0), "loud", "m", 64)
+    assert sorted(tokens(loud)) == list(range(1080, 1100))
+
+
+def test_index_gives_a_newcomer_its_share() -> None:
+    """A tenant that comes to a full window takes rows of the largest up to an equal share."""
+    index = filled(20, 20)
+    for i in range(50):
+        index.add(unit(100 + i), "new", "m", 100 + i, censored=False)
+    assert (index.tenant_rows("t0"), index.tenant_rows("new")) == (10, 10)
+    assert min(tokens(index.tenant_neighbours(unit(0), "t0", "m", 64))) == 10
 
 
 def test_index_tenant_pool_holds_that_tenant_only() -> None:
@@ -62,41 +81,107 @@ def test_index_tenant_pool_holds_that_tenant_only() -> None:
     assert len(index.tenant_neighbours(unit(4), "nobody", "m", 5)) == 0
 
 
+def test_index_private_rows_are_seen_by_their_tenant_alone() -> None:
+    """Rows of a private tenant, and rows learned as unshared, leave the global pool."""
+    index = HistoryIndex(WIDTH, 10, private={"secret"})
+    index.add(unit(1), "secret", "m", 1, censored=False)
+    index.add(unit(2), "open", "m", 2, censored=False)
+    index.add(unit(3), "open", "m", 3, censored=False, shared=False)
+    assert tokens(index.global_neighbours(unit(1), "m", 9)) == [2]
+    own, everyone = index.near(unit(1), "secret", "m", 9)
+    assert (tokens(own), sorted(tokens(everyone))) == ([1], [1, 2])
+    own, everyone = index.near(unit(1), "open", "m", 9)
+    assert (sorted(tokens(own)), sorted(tokens(everyone))) == ([2, 3], [2, 3])
+    index.set_private(())
+    assert sorted(tokens(index.global_neighbours(unit(1), "m", 9))) == [1, 2]
+    index.set_private({"open"})
+    assert tokens(index.global_neighbours(unit(1), "m", 9)) == [1]
+
+
+def test_index_searches_a_crowded_tenant_alone() -> None:
+    """Many nearer rows of others do not hide the tenant's own above the threshold."""
+    index, centre = HistoryIndex(WIDTH, 400), unit(0)
+    for _ in range(300):
+        index.add(centre, "other", "m", 1, censored=False)
+    close = centre + 0.2 * unit(5)
+    for i in range(10):
+        index.add(close / np.linalg.norm(close), "own", "m", 10 + i, censored=False)
+    own, everyone = index.near(centre, "own", "m", 8, threshold=0.8)
+    assert len(own) == 8
+    assert min(tokens(own)) >= 10
+    assert set(tokens(everyone)) == {1}
+
+
 def test_index_empty_finds_nothing() -> None:
     """No rows, no neighbours, no error."""
     index = HistoryIndex(WIDTH, 5)
     assert len(index.global_neighbours(unit(0), "m", 5)) == 0
     assert len(index.tenant_neighbours(unit(0), "t", "m", 5)) == 0
+    assert len(index.resized(3)) == 0
 
 
-def test_index_tells_model_and_censoring() -> None:
-    """Each neighbour says whether it is of the same model and whether it was cut."""
+def test_index_tells_model_censoring_and_age() -> None:
+    """Each neighbour says whether it is of the same model, whether it was cut, how old it is."""
     index = HistoryIndex(WIDTH, 5)
-    index.add(unit(0), "t", "m", 10, censored=True)
-    index.add(unit(1), "t", "other", 20, censored=False)
+    index.add(unit(0), "t", "m", 10, censored=True, wall_s=100.0)
+    index.add(unit(1), "t", "other", 20, censored=False, wall_s=160.0)
     found = index.global_neighbours(unit(0), "m", 2)
     assert list(found.same_model) == [True, False]
     assert list(found.censored) == [True, False]
+    assert list(found.age_s) == [60.0, 0.0]
+    assert list(found.recency) == [1, 0]
+    for i in range(2, 5):  # cut answers make no known one older
+        index.add(unit(i), "t", "m", 5, censored=True, wall_s=170.0)
+    again = index.global_neighbours(unit(1), "m", 5)
+    assert (tokens(again)[0], again.recency[0]) == (20, 0)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 12), st.lists(st.integers(0, 2), max_size=40), st.integers(1, 12))
-def test_index_agrees_with_a_plain_list(window: int, tenants: list[int], other: int) -> None:
-    """Against a deque: same rows in every pool, before and after a change of window."""
-    index = HistoryIndex(WIDTH, window)
-    model: deque[tuple[int, str]] = deque(maxlen=window)
+class PlainWindow:
+    """The rules of the window, written as slowly as they read."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.rows: list[tuple[int, str]] = []
+
+    def add(self, row: int, tenant: str) -> None:
+        if len(self.rows) == self.window:
+            counts = {t: self.count(t) for _, t in self.rows}
+            largest = min(counts, key=lambda t: (-counts[t], t))
+            victim = tenant if self.count(tenant) + 1 > counts[largest] else largest
+            self.rows.remove(next(r for r in self.rows if r[1] == victim))
+        self.rows.append((row, tenant))
+
+    def count(self, tenant: str) -> int:
+        return sum(t == tenant for _, t in self.rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.lists(st.integers(0, 3), max_size=60),
+    st.integers(1, 12),
+    st.sets(st.integers(0, 3)),
+)
+def test_index_agrees_with_a_plain_list(
+    window: int, tenants: list[int], other: int, hidden: set[int]
+) -> None:
+    """Against a plain list: same rows in every pool, before and after a change of window."""
+    private = {f"t{i}" for i in hidden}
+    index, plain = HistoryIndex(WIDTH, window, private), PlainWindow(window)
     for i, tenant in enumerate(tenants):
         index.add(unit(i), f"t{tenant}", "m", i, censored=False)
-        model.append((i, f"t{tenant}"))
-    resized = index.resized(other)
+        plain.add(i, f"t{tenant}")
+    resized, other_plain = index.resized(other), PlainWindow(other)
+    for row in plain.rows:
+        other_plain.add(*row)
     resized.add(unit(999), "t0", "m", 999, censored=False)
-    for found, rows in (
-        (index, list(model)),
-        (resized, [*list(model)[-other:], (999, "t0")][-other:]),
-    ):
-        everyone = found.global_neighbours(unit(0), "m", 64)
-        assert sorted(tokens(everyone)) == [i for i, _ in rows]
-        for name in ("t0", "t1", "t2"):
-            own = found.tenant_neighbours(unit(0), name, "m", 64)
-            assert sorted(tokens(own)) == [i for i, tenant in rows if tenant == name]
-            assert found.tenant_rows(name) == len(own)
+    other_plain.add(999, "t0")
+    for found, rows in ((index, plain.rows), (resized, other_plain.rows)):
+        shared = sorted(i for i, tenant in rows if tenant not in private)
+        assert sorted(tokens(found.global_neighbours(unit(0), "m", 64))) == shared
+        for name in ("t0", "t1", "t2", "t3"):
+            mine = [i for i, tenant in rows if tenant == name]
+            own, everyone = found.near(unit(0), name, "m", 64, -2.0)
+            assert sorted(tokens(own)) == mine
+            assert sorted(tokens(everyone)) == sorted({*shared, *mine})
+            assert found.tenant_rows(name) == len(mine)

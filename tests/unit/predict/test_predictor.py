@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import PromptView
-from gateway.predict.predictor import Predictor
+from gateway.predict.predictor import KEEP_EVERY, Predictor
+from gateway.predict.refit import refit
+from gateway.predict.refits import CURRENT, Refits
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung, Workload
 from tests.unit.predict.conftest import Damage, flip, replace
+from tests.unit.predict.rows import ruled_rows
 
 Make = Callable[..., Predictor]
 WAIT_S = 30.0
@@ -376,3 +382,84 @@ def test_profile_tells_typical_length_and_price(make: Make) -> None:
     profile = predictor.profile("m")
     assert profile["typical_output_tokens"] is not None
     assert profile["usd_per_million_output_tokens"] is None
+
+
+def test_predictor_keeps_its_calibration_between_runs(make: Make) -> None:
+    """Stored now and then and at the stop; the next process begins with it."""
+    kept: list[bytes] = []
+    predictor = make(keep=kept.append)
+    for _ in range(KEEP_EVERY + 1):
+        told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+        assert predictor.learn(view("again"), output_tokens=3000, **told)
+    refined(predictor, view("again"))
+    learned(predictor, view("again"), 3000)
+    assert len(kept) == 1
+    predictor.stop(10)
+    assert len(kept) == 2
+    other = make(state=kept[-1])
+    refined(other, view())
+    fresh = make()
+    refined(fresh, view())
+    unseen = view("Something about the mountains")
+    assert other.forecast(unseen).p50 > 2 * fresh.forecast(unseen).p50
+
+
+def test_predictor_begins_anew_with_a_state_of_another_kind(make: Make) -> None:
+    """A stored calibration that cannot be read costs itself alone."""
+    predictor = make(state=b"\xff\x00")
+    assert refined(predictor, view()).p50 > 0
+    assert predictor.snapshot().state == "ready"
+
+
+def test_observed_answers_are_not_stored_or_indexed(make: Make) -> None:
+    """A running answer raises the forecast of its source and leaves no row."""
+    predictor = make()
+    before = refined(predictor, view("another")).p50
+    for _ in range(40):
+        assert predictor.observe(view("running"), 9000)
+    learned(predictor, view("barrier"), 10)
+    assert refined(predictor, view("another")).p50 > before
+    assert predictor.snapshot().index_rows == 1
+
+
+def test_reconfigure_takes_private_tenants(make: Make) -> None:
+    """A tenant that becomes private takes its rows out of the others' sight."""
+    predictor = make()
+    for _ in range(2):
+        learned(predictor, view(tenant="a"), 3000)
+    assert refined(predictor, view(tenant="b")).rung is Rung.GLOBAL_NEIGHBORS
+    predictor.reconfigure(Predict(), private={"a"})
+    assert refined(predictor, view(tenant="b")).rung is Rung.MODEL_ONLY
+    assert refined(predictor, view(tenant="a")).rung is Rung.TENANT_NEIGHBORS
+    row = learned(predictor, view(tenant="a"), 3000)
+    assert not row.shared
+
+
+def test_predictor_takes_a_refit_into_force(
+    make: Make, artefacts: Artefacts, tmp_path: Path
+) -> None:
+    """The child's version replaces the models on both threads; a reset returns to shipped."""
+    assert refit(ruled_rows(artefacts, 400), artefacts, tmp_path).accepted
+    (tmp_path / CURRENT).unlink()
+    child = [sys.executable, "-c", f"open({str(tmp_path / CURRENT)!r}, 'w').write('1')"]
+    settings = Predict(refit_every_s=1e-6, refit_min_rows=100)
+    predictor = make(settings, refits=Refits(tmp_path, child))
+    seen = view("8461 992 7731 5528 9936 1288")
+    before = refined(predictor, seen).p50
+    for i in range(20):
+        learned(predictor, view(f"one {i}"), 100)
+    shipped_p50 = predictor.forecast(view("7461 993 7735 5528 9936 1289")).p50
+    until = time.monotonic() + WAIT_S
+    while predictor.snapshot().version == 0 and time.monotonic() < until:
+        predictor.tick()
+        refined(predictor, view("barrier"))
+    shot = predictor.snapshot()
+    assert (shot.version, shot.state) == (1, "ready")
+    assert shot.refit in ("accepted", "running")
+    assert refined(predictor, seen).p50 > 3 * before
+    assert predictor.forecast(view("7461 993 7735 5528 9936 1289")).p50 > 1.5 * shipped_p50
+    again = make(refits=Refits(tmp_path))
+    assert refined(again, seen).p50 > 3 * before
+    again.reset_learned()
+    assert refined(again, seen).p50 == pytest.approx(before, rel=0.05)
+    assert again.snapshot().version == 0

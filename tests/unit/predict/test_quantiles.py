@@ -6,22 +6,27 @@ from math import expm1, log1p
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.predict.index import NO_NEIGHBOURS, Neighbours
 from gateway.predict.quantiles import (
+    AGE_S,
     NEIGHBOUR_NAMES,
+    RECENCY_ROWS,
     SCATTER,
     Z,
     blended,
     confidence,
+    faded,
+    mixture,
     neighbour_features,
     neighbour_grid,
     neighbour_weights,
     p_short,
     probability_at_most,
     rearranged,
+    relevelled,
     risk,
     truncated,
     value_at,
@@ -41,13 +46,17 @@ def near(
     *,
     censored: list[bool] | None = None,
     same: list[bool] | None = None,
+    age_s: list[float] | None = None,
+    recency: list[int] | None = None,
 ) -> Neighbours:
     count = len(tokens)
     return Neighbours(
         similarity=np.array(similarity, np.float32),
         length=np.log1p(np.array(tokens, np.float32)),
-        censored=np.array(censored or [False] * count),
-        same_model=np.array(same or [True] * count),
+        censored=np.array(censored or [False] * count, bool),
+        same_model=np.array(same or [True] * count, bool),
+        age_s=np.array(age_s or [0.0] * count, float),
+        recency=np.zeros(count, np.int64) if recency is None else np.array(recency),
     )
 
 
@@ -119,7 +128,7 @@ def test_neighbour_weight_is_one_for_a_repeat_and_none_at_the_threshold() -> Non
 
 def test_neighbour_grid_of_one_row_scatters_around_it() -> None:
     """One neighbour is no certainty: its length smeared by the usual scatter."""
-    grid = neighbour_grid(near([1.0], [100]), np.array([1.0]), normal(5, 1))
+    grid = neighbour_grid(np.log1p([100.0]), np.array([1.0]))
     assert grid[3] == pytest.approx(log1p(100), abs=0.01)
     assert grid[5] - grid[3] == pytest.approx(SCATTER * Z[5], rel=0.25)
 
@@ -128,20 +137,61 @@ def test_neighbour_grid_covers_what_the_neighbours_said() -> None:
     """With many neighbours the median and the outer quantiles are theirs."""
     rng = np.random.default_rng(1)
     logs_ = np.sort(rng.normal(5, 1.0, 64_000))[500::1000]  # as regular as a sample can be
-    found = near([1.0] * 64, np.expm1(logs_).tolist())
-    grid = neighbour_grid(found, np.ones(64), normal(3, 1))
+    grid = neighbour_grid(logs_, np.ones(64))
     assert grid[3] == pytest.approx(np.median(logs_), abs=0.15)
     share = (rng.normal(5, np.hypot(1.0, SCATTER), 5000) <= grid[5]).mean()
     assert 0.85 < share < 0.95
 
 
-def test_neighbour_grid_reads_a_censored_length_as_a_lower_bound() -> None:
-    """A cut answer pulls the forecast up, not down to where it was cut."""
-    prior = normal(log1p(500), 0.5)
-    cut = neighbour_grid(near([1.0], [50], censored=[True]), np.array([1.0]), prior)
-    whole = neighbour_grid(near([1.0], [50]), np.array([1.0]), prior)
-    assert whole[3] == pytest.approx(log1p(50), abs=0.01)
-    assert cut[3] == pytest.approx(log1p(500), abs=0.05)
+def test_neighbours_fade_with_newer_ones_and_with_time() -> None:
+    """The newest counts in full; so many newer ones, or a month, halve."""
+    found = near([1.0] * 3, [1] * 3, age_s=[0.0, 0.0, AGE_S], recency=[0, int(RECENCY_ROWS), 0])
+    assert faded(found, np.ones(3)) == pytest.approx([1.0, 0.5, 0.5])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.floats(2, 7),
+    st.floats(0.1, 1.5),
+    st.lists(st.tuples(st.floats(1, 3000), st.floats(0.05, 1)), max_size=5),
+    st.lists(st.tuples(st.floats(1, 5000), st.floats(0.05, 1)), min_size=1, max_size=5),
+)
+def test_mixture_is_never_lowered_by_a_bound(
+    centre: float,
+    spread: float,
+    known: list[tuple[float, float]],
+    cut: list[tuple[float, float]],
+) -> None:
+    """Adding cut answers of any length leaves no quantile below what it was without them."""
+    prior = normal(centre, spread)
+    lengths, weights = zip(*known, *cut, strict=True)
+    flags = [False] * len(known) + [True] * len(cut)
+    found = near([1.0] * len(flags), list(lengths), censored=flags)
+    few = near([1.0] * len(known), list(lengths[: len(known)]))
+    without = mixture(prior, few, np.array(weights[: len(known)]))
+    with_ = mixture(prior, found, np.array(weights))
+    assert all(b >= a - 1e-9 for a, b in zip(without, with_, strict=True))
+
+
+def test_mixture_is_raised_by_a_bound_above_it() -> None:
+    """A cut answer beyond the forecast pulls it up, one of the same length known pulls alike."""
+    prior = normal(log1p(100), 0.5)
+    cut = mixture(prior, near([1.0], [2000], censored=[True]), np.ones(1))
+    known = mixture(prior, near([1.0], [2000]), np.ones(1))
+    assert cut[3] > prior[3] + 0.5
+    assert cut[3] >= known[3]
+
+
+def test_relevelled_reads_other_levels_as_p50_and_p90() -> None:
+    """Of a normal grid: the values at the scores given, those between moved along."""
+    grid = normal(5, 1.0)
+    same = relevelled(grid, 0.0, Z[5])
+    moved = relevelled(grid, 0.2, 2.0)
+    assert same == grid
+    assert (moved[3], moved[5]) == pytest.approx((5.2, 7.0), abs=1e-3)
+    assert grid[4] < moved[4] < moved[5] < moved[6]
+    assert list(moved) == sorted(moved)
+    assert moved[0] == pytest.approx(grid[0] + 0.2, abs=1e-3)
 
 
 def test_blend_follows_the_effective_neighbours() -> None:
@@ -161,3 +211,14 @@ def test_neighbour_features_have_their_names() -> None:
     assert named["nn_same_model"] == pytest.approx(log1p(1000))
     assert 1.0 <= named["nn_effective"] < 1.1
     assert np.isnan(neighbour_features(NO_NEIGHBOURS)).all()
+
+
+def test_neighbour_features_take_no_bound_below_the_middle() -> None:
+    """A cut row counts where it is longer than the known ones' middle, else not at all."""
+    known = near([1.0, 0.9], [200, 300])
+    short = near([1.0, 1.0, 0.9], [5, 200, 300], censored=[True, False, False])
+    long = near([1.0, 1.0, 0.9], [5000, 200, 300], censored=[True, False, False])
+    at = NEIGHBOUR_NAMES.index("nn_mean")
+    assert neighbour_features(short) == neighbour_features(known)
+    assert neighbour_features(long)[at] > neighbour_features(known)[at]
+    assert np.isnan(neighbour_features(near([1.0], [5], censored=[True]))).all()

@@ -26,6 +26,10 @@ def history(number: int, encoder: str = "enc-1") -> HistoryRow:
         max_tokens=0,
         censored=number % 2 == 0,
         success=number % 3 != 0,
+        template="0123456789abcdef",
+        features=bytes(number % 256 for _ in range(8)),
+        neighbours=b"\x00\x3c",
+        shared=number % 5 != 0 or number == 0,
     )
 
 

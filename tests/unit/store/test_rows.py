@@ -27,9 +27,10 @@ def test_columns_are_the_structs_fields_in_order(
 def test_history_row_comes_back_as_it_went(tmp_path: Path) -> None:
     """What goes through SQLite is equal to what was given, booleans as booleans."""
     values = sqlite3.connect(":memory:").execute(
-        f"SELECT {', '.join('?' * 12)}", to_sql(history(3))
+        f"SELECT {', '.join('?' * 17)}", to_sql(history(3))
     )
     back = history_row(values.fetchone())
     assert back == history(3)
     assert back.censored is False
     assert back.success is False
+    assert back.shared is True

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import NotFound, SettingsError, Unavailable
 from gateway.settings.schema import Store as StoreSettings
-from gateway.store import JobRow, Store
-from gateway.store.store import SLICE_ROWS, TOMBSTONE_S
+from gateway.store import JobRow, Store, read_history
+from gateway.store.retention import SLICE_ROWS
+from gateway.store.store import TOMBSTONE_S
 from tests.unit.store.rows import WAIT_S, Heard, history, job
 
 TTL_S = 100.0
@@ -82,6 +83,50 @@ def test_history_bound_can_be_changed_while_running(store: Store) -> None:
     store.apply(StoreSettings(history_rows=10))
     store.load_history(1)
     assert [row.prompt_tokens for row in store.load_history(100)] == list(range(40, 50))
+
+
+def test_history_of_the_small_tenant_outlasts_a_flood(tmp_path: Path) -> None:
+    """The disk keeps, and a start loads, the newest of each tenant: a flood costs its own."""
+    store = opened(tmp_path, history_rows=40)
+    for i in range(10):
+        assert store.append_history(history(i))
+    for i in range(200):
+        assert store.append_history(replace(history(1000 + i), tenant="loud"))
+    store.load_history(1)
+    while store.snapshot().rows > 40:
+        store.load_history(1)
+    kept = [row.prompt_tokens for row in store.load_history(100)]
+    assert kept == [*range(10), *range(1170, 1200)]
+    few = [row.prompt_tokens for row in store.load_history(8)]
+    assert few == [6, 7, 8, 9, 1196, 1197, 1198, 1199]
+    assert store.stop(WAIT_S)
+
+
+def test_history_older_than_its_age_goes(tmp_path: Path) -> None:
+    """`history_max_age_s` removes rows whatever their number; 0 keeps any age."""
+    store = opened(tmp_path)
+    for i in range(5):
+        assert store.append_history(history(i))  # of the year 2023
+    assert store.append_history(replace(history(9), wall_s=4e9))
+    assert len(store.load_history(100)) == 6
+    store.apply(StoreSettings(history_max_age_s=3600.0))
+    store.load_history(1)
+    assert [row.prompt_tokens for row in store.load_history(100)] == [9]
+    assert store.snapshot().rows == 1
+    assert store.stop(WAIT_S)
+
+
+def test_history_is_read_beside_the_writer(store: Store, tmp_path: Path) -> None:
+    """Another connection sees what is committed, and says so where there is no store."""
+    for i in range(3):
+        assert store.append_history(history(i))
+    assert store.load_history(10) == read_history(tmp_path / "a.db", 10)
+    assert len(read_history(tmp_path / "a.db", 2)) == 2
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_history(tmp_path / "none.db", 10)
+    sqlite3.connect(tmp_path / "other.db").execute("CREATE TABLE x (y)")
+    with pytest.raises(SettingsError, match="no store"):
+        read_history(tmp_path / "other.db", 10)
 
 
 def test_history_cleared_is_gone(store: Store) -> None:

@@ -1,0 +1,179 @@
+"""The arithmetic of a refit: history rows to matrices, a booster that corrects a booster.
+
+The shipped model is the prior. LightGBM starts from its predictions (`init_score`), so what
+is fitted is only by how much the gateway's own answers differ; few rows make few and small
+trees (rounds and leaf size go with their number, leaves are shrunk as if `SHRINK` rows had
+agreed with the shipped model). Residual quantiles are taken out of fold and blended with the
+shipped ones in the same way.
+
+A private tenant's rows are not fitted on: trees could give them away. A censored row is
+fitted on only where it is longer than was forecast, and then as half as long again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log1p
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoder import unpack
+from gateway.predict.features import NAMES
+from gateway.predict.lengths import Residual
+from gateway.predict.quantiles import NEIGHBOUR_NAMES
+from gateway.types import QUANTILE_LEVELS, HistoryRow
+
+Array = npt.NDArray[np.float64]
+
+FOLDS = 4
+SHRINK = 20.0
+BIN_ROWS, BINS = 150, 12
+TABLE_PRIOR = 100.0  # rows that agreed with the shipped residual table, in each bin
+CENSORED_FACTOR = 1.5
+TREES = {
+    "objective": "huber",
+    "alpha": 1.5,
+    "boost_from_average": False,
+    "num_threads": 1,
+    "verbosity": -1,
+    "seed": 7,
+    "deterministic": True,
+    "force_row_wise": True,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "num_leaves": 15,
+    "learning_rate": 0.05,
+    "lambda_l2": SHRINK,
+}
+
+
+class Data(Struct, frozen=True):
+    """Rows to fit on, oldest first, as one of the two models reads them."""
+
+    rows: list[HistoryRow]
+    x: Array
+    prior: Array  # the shipped model's location
+    y: Array  # log1p tokens
+    folds: npt.NDArray[np.int64]  # the same prompt always in the same
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: npt.NDArray[Any]) -> Data:
+        at = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        rows = [self.rows[i] for i in at.tolist()]
+        return Data(rows, self.x[at], self.prior[at], self.y[at], self.folds[at])
+
+
+def stage0_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
+    """What stage 0 reads of the rows that may be fitted on."""
+    text, tables = artefacts.texts[0], artefacts.tables
+    kept = [row for row in rows if row.features and row.shared and row.output_tokens > 0]
+    if text is None or tables is None or not kept:
+        return _nothing(len(NAMES))
+    x = _matrix([row.features for row in kept], len(NAMES))
+    return _data(kept, x, predicted(text, x[:, : tables.width]))
+
+
+def full_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
+    """What the full model reads: rows with a vector of the encoder in use."""
+    text, tables, projection = artefacts.texts[1], artefacts.tables, artefacts.projection
+    parts = 0 if projection is None else len(projection) - 1
+    width = len(NAMES) + parts + len(NEIGHBOUR_NAMES)
+    if text is None or tables is None or projection is None:
+        return _nothing(width)
+    kept, vectors = [], []
+    for row in rows:
+        vector = unpack(row.vector, projection.shape[1])
+        fit = row.features and row.neighbours and row.shared and row.output_tokens > 0
+        if fit and vector is not None and row.encoder == artefacts.encoder_name:
+            kept.append(row)
+            vectors.append(vector)
+    if not kept:
+        return _nothing(width)
+    cheap = _matrix([row.features for row in kept], len(NAMES))
+    projected = (np.array(vectors) - projection[0]) @ projection[1:].T
+    near = _matrix([row.neighbours for row in kept], len(NEIGHBOUR_NAMES))
+    read = len(tables.neighbour_features)
+    shipped = np.concatenate([cheap[:, : tables.width], projected, near[:, :read]], axis=1)
+    return _data(kept, np.concatenate([cheap, projected, near], axis=1), predicted(text, shipped))
+
+
+def predicted(text: str, x: Array) -> Array:
+    """A saved booster's output for each row."""
+    import lightgbm
+
+    return np.asarray(lightgbm.Booster(model_str=text).predict(x, num_threads=1), np.float64)
+
+
+def correction(data: Data) -> str:
+    """Trees to be added to the prior, as LightGBM saves them."""
+    import lightgbm
+
+    count = len(data)
+    settings = TREES | {"min_data_in_leaf": max(10, min(50, count // 40))}
+    rounds = int(min(250, 30 + count / 20))
+    rows = lightgbm.Dataset(data.x, data.y, init_score=data.prior)
+    booster = lightgbm.train(settings, rows, num_boost_round=rounds)
+    text: str = booster.model_to_string(importance_type="gain")
+    return text.split("\nparameters:")[0] + "\n"  # the rest is not read
+
+
+def out_of_fold(data: Data) -> Array:
+    """Locations by corrections that did not see the row's prompt."""
+    found = data.prior.copy()
+    for fold in range(FOLDS):
+        inside = data.folds == fold
+        if inside.any() and not inside.all():
+            found[inside] += predicted(correction(data.take(~inside)), data.x[inside])
+    return found
+
+
+def residual_table(shipped: Residual, location: Array, y: Array) -> Residual:
+    """Quantiles of y − location by location, the shipped table's where rows are few."""
+    bins = int(min(BINS, len(y) // BIN_ROWS))
+    if bins < 1:
+        return shipped
+    edges = np.quantile(location, np.linspace(0, 1, bins + 1))[1:-1]
+    at = np.searchsorted(edges, location)
+    middles: list[float] = []
+    table: list[list[float]] = []
+    for i in range(bins):
+        inside = at == i
+        middle = float(np.median(location[inside]))
+        if middles and middle <= middles[-1]:
+            continue  # ties: one location holds several bins' rows
+        own = np.quantile((y - location)[inside], QUANTILE_LEVELS)
+        prior = np.array(shipped.around(middle)) - middle
+        count = float(inside.sum())
+        table.append(((count * own + TABLE_PRIOR * prior) / (count + TABLE_PRIOR)).tolist())
+        middles.append(middle)
+    return Residual(middles, table)
+
+
+def _data(rows: list[HistoryRow], x: Array, prior: Array) -> Data:
+    lengths = np.array([log1p(row.output_tokens) for row in rows])
+    censored = np.array([row.censored for row in rows])
+    kept = np.array([row.success for row in rows]) & ~censored | censored & (lengths > prior)
+    y = np.where(censored, np.log1p(CENSORED_FACTOR * np.expm1(lengths)), lengths)
+    folds = np.array([int.from_bytes(row.prompt_key[-2:] or b"\0", "big") % FOLDS for row in rows])
+    return Data(rows, x, prior, y, folds).take(kept)
+
+
+def _matrix(packed: Sequence[bytes], width: int) -> Array:
+    """Rows of features; those stored before a feature was thought of have NaN there."""
+    matrix = np.full((len(packed), width), np.nan)
+    for i, values in enumerate(packed):
+        row = np.frombuffer(values[: 2 * width], "<f2")
+        matrix[i, : len(row)] = row
+    return matrix
+
+
+def _nothing(width: int) -> Data:
+    empty = np.empty(0)
+    return Data([], np.empty((0, width)), empty, empty, np.empty(0, np.int64))

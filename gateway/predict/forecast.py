@@ -1,0 +1,124 @@
+"""From a grid of quantiles to the forecast that other rooms see; and stage 0's grid.
+
+Pure functions that both threads call: the loop for stage 0, the predictor's for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import log1p
+
+import numpy as np
+from msgspec import Struct
+
+from gateway.predict.calibrate import Calibration, Channel, Scopes, scopes
+from gateway.predict.features import PromptView
+from gateway.predict.lengths import LengthModel
+from gateway.predict.prices import Price
+from gateway.predict.quantiles import (
+    Grid,
+    Z,
+    confidence,
+    p_short,
+    rearranged,
+    relevelled,
+    risk,
+    to_tokens,
+    truncated,
+)
+from gateway.types import INTERACTIVE_P_SHORT, JobClass, Rung, Workload
+
+STAGE0, FULL = "stage0", "full"
+"""The two kinds of forecast, whose levels are calibrated apart."""
+
+
+class Money(Struct, frozen=True):
+    """What turns tokens into cost."""
+
+    output_ratio: float
+    prices: Mapping[str, Price]
+
+
+UNCALIBRATED = Calibration()
+NOBODY = scopes("", "")
+
+
+def workload_of(
+    view: PromptView,
+    grid: Grid,
+    rung: Rung,
+    money: Money,
+    table: Calibration = UNCALIBRATED,
+    of: Scopes = NOBODY,
+) -> Workload:
+    """The forecast as the other rooms see it, from a grid in log1p tokens.
+
+    Cost in units is prompt tokens + output ratio × n × output tokens; in dollars where the
+    model has a price, with the shares of cached and reasoning tokens seen lately.
+    """
+    grid = truncated(grid, view.max_tokens)
+    tokens = to_tokens(grid)
+    prompt = view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
+    p50, p90 = tokens[3], tokens[5]
+    usd50 = usd90 = None
+    price = money.prices.get(view.model)
+    if price is not None:
+        tier, cached = price.tier(prompt), prompt * table.mean(of, Channel.CACHED)
+        thought = table.mean(of, Channel.REASONING)
+        usd50, usd90 = (
+            tier.usd(prompt, tokens * view.n, cached=cached, reasoning=thought * tokens * view.n)
+            for tokens in (p50, p90)
+        )
+    return Workload(
+        prompt_tokens=prompt,
+        p50=p50,
+        p90=p90,
+        grid=tokens,
+        p_short=p_short(grid),
+        cost_p50=prompt + money.output_ratio * p50 * view.n,
+        cost_p90=prompt + money.output_ratio * p90 * view.n,
+        risk=risk(grid),
+        confidence=confidence(grid),
+        rung=rung,
+        cost_usd_p50=usd50,
+        cost_usd_p90=usd90,
+    )
+
+
+def heuristic_grid(view: PromptView) -> Grid:
+    """Without any model: some 200 tokens within a factor 3, fewer for structured answers.
+
+    The figures are round ones from public chat logs (median 237, p10 36, p90 703).
+    """
+    centre = log1p(60) if view.tools or view.json_format else log1p(220)
+    if view.text_chars < 40:
+        centre -= 0.5
+    return rearranged([centre + 1.1 * z for z in Z])
+
+
+def stage0_grid(
+    view: PromptView, model: LengthModel | None, cheap: list[float]
+) -> tuple[Grid, Rung]:
+    """The cheap forecast, uncorrected: no vector, no neighbours. Some 20 µs.
+
+    Args:
+        cheap: `Tables.features_of` the view; empty without tables.
+    """
+    if model is None or not cheap:
+        return heuristic_grid(view), Rung.HEURISTIC
+    return model.grid(cheap), Rung.MODEL_ONLY
+
+
+def job_class_of(grid: Grid) -> JobClass:
+    """The class by P(short), as `Workload.job_class` reads it."""
+    return JobClass.INTERACTIVE if p_short(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
+
+
+def levelled(grid: Grid, stage: str, table: Calibration, of: Scopes = NOBODY) -> Grid:
+    """The grid with its class's levels read as p50 and p90."""
+    return relevelled(grid, *table.level(stage, job_class_of(grid), of).z)
+
+
+def pack_floats(values: Sequence[float]) -> bytes:
+    """As `HistoryRow.features` keeps them: little-endian float16, held within its range."""
+    return np.clip(np.asarray(values, np.float32), -60_000, 60_000).astype("<f2").tobytes()

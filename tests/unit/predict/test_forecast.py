@@ -1,0 +1,103 @@
+"""From a grid to a workload, and stage 0's grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import Channel, Residuals, scopes
+from gateway.predict.features import PromptView
+from gateway.predict.forecast import (
+    FULL,
+    Money,
+    heuristic_grid,
+    job_class_of,
+    levelled,
+    pack_floats,
+    stage0_grid,
+    workload_of,
+)
+from gateway.predict.prices import Price
+from gateway.types import JobClass, Rung
+
+
+def view(text: str = "Write a short poem about the sea", **more: Any) -> PromptView:
+    return PromptView.of_prompt(text, tenant="a", model="m", **more)
+
+
+def test_heuristic_knows_structure_and_limit() -> None:
+    """Tools and JSON answers are short, max_tokens cuts."""
+    plain, tools = heuristic_grid(view()), heuristic_grid(view(tools=2))
+    assert tools[3] < plain[3]
+    money = Money(4.0, {})
+    assert workload_of(view(max_tokens=20), plain, Rung.HEURISTIC, money).p90 <= 20.0001
+
+
+def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
+    """No trees or no tables: the heuristic, under its name."""
+    assert artefacts.tables is not None
+    cheap = artefacts.tables.features_of(view())
+    for model, row in ((None, cheap), (artefacts.stage0(), [])):
+        grid, rung = stage0_grid(view(), model, row)
+        assert (grid, rung) == (heuristic_grid(view()), Rung.HEURISTIC)
+    assert stage0_grid(view(), artefacts.stage0(), cheap)[1] is Rung.MODEL_ONLY
+
+
+def test_workload_money_counts_cached_and_reasoning_tokens() -> None:
+    """Dollars at p50 and p90 take the shares seen lately at their own prices."""
+    price = Price(prompt=10.0, output=20.0, cached=1.0, reasoning=40.0)
+    money, of, residuals = Money(4.0, {"m": price}), scopes("m", "a"), Residuals()
+    seen, grid = view("x" * 4000), heuristic_grid(view("x" * 4000))
+    plain = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table, of)
+    for _ in range(1000):
+        residuals.learn_share(of, Channel.CACHED, 1.0)
+        residuals.learn_share(of, Channel.REASONING, 0.5)
+    found = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table, of)
+    cached = residuals.table.mean(of, Channel.CACHED)
+    thought = residuals.table.mean(of, Channel.REASONING)
+    assert 0.95 < cached <= 1.0
+    for dollars, before, tokens in (
+        (found.cost_usd_p50, plain.cost_usd_p50, found.p50),
+        (found.cost_usd_p90, plain.cost_usd_p90, found.p90),
+    ):
+        assert before == pytest.approx((found.prompt_tokens * 10 + tokens * 20) / 1e6)
+        prompt = found.prompt_tokens * (10 - 9 * cached)
+        assert dollars == pytest.approx((prompt + tokens * (20 + 20 * thought)) / 1e6)
+
+
+def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
+    """The same prompt costs more units where the provider counts more tokens a byte."""
+    residuals, seen = Residuals(), view("word " * 400)
+    grid, money = heuristic_grid(seen), Money(4.0, {})
+    before = workload_of(seen, grid, Rung.HEURISTIC, money)
+    for _ in range(500):
+        residuals.learn_tokens("m", "a", "latin", 2000, 1000)
+    after = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table)
+    assert before.prompt_tokens == 507
+    assert after.prompt_tokens == pytest.approx(1007, rel=0.05)
+    assert after.cost_p50 - before.cost_p50 == after.prompt_tokens - before.prompt_tokens
+
+
+def test_levelled_grid_uses_the_levels_of_its_class() -> None:
+    """Heavy misses widen heavy forecasts; interactive ones stay as they were."""
+    residuals, of = Residuals(), scopes("m", "a")
+    for _ in range(60):
+        residuals.cover(FULL, JobClass.HEAVY, (True, True), censored=False, of=of)
+    heavy, short = (4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 8.5), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.2)
+    assert (job_class_of(heavy), job_class_of(short)) == (JobClass.HEAVY, JobClass.INTERACTIVE)
+    wide = levelled(heavy, FULL, residuals.table, of)
+    assert wide[5] > heavy[5] + 0.2
+    assert wide[3] > heavy[3]
+    assert levelled(short, FULL, residuals.table, of) == short
+
+
+def test_pack_floats_keeps_features_as_half_precision() -> None:
+    """Values come back within a thousandth, NaN as NaN, huge ones held in range."""
+    back = np.frombuffer(pack_floats([1.5, 7.123, float("nan"), 1e9]), "<f2")
+    assert back[0] == 1.5
+    assert back[1] == pytest.approx(7.123, rel=1e-3)
+    assert np.isnan(back[2])
+    assert np.isfinite(back[3])

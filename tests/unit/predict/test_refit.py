@@ -1,0 +1,220 @@
+"""Models fitted anew: better ones come into force whole, worse ones never."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import scopes
+from gateway.predict.features import PromptView
+from gateway.predict.foresight import Foresight
+from gateway.predict.refit import Report, next_version, refit, write
+from gateway.predict.refits import CURRENT, current_version
+from gateway.settings.schema import Predict
+from gateway.types import HistoryRow
+from tests.unit.predict.rows import ruled_rows
+
+LEDGER = "tell me what stands in this part of the ledger please"
+
+
+@pytest.fixture(scope="module")
+def rows(artefacts: Artefacts) -> list[HistoryRow]:
+    return ruled_rows(artefacts, 700)
+
+
+@pytest.fixture(scope="module")
+def fitted(
+    artefacts: Artefacts, rows: list[HistoryRow], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("models")
+    return out, refit(rows, artefacts, out)
+
+
+def median(artefacts: Artefacts, text: str) -> float:
+    foresight = Foresight(Predict(), artefacts, b"key", {})
+    return foresight.forecast(PromptView.of_prompt(text, tenant="z", model="other")).p50
+
+
+def test_refit_learns_what_the_shipped_models_do_not_know(
+    artefacts: Artefacts, fitted: tuple[Path, Report]
+) -> None:
+    """Seven hundred rows of a rule of one's own: both models beat the shipped ones and follow
+    it, for a tenant and a model that have no running bias."""
+    out, report = fitted
+    assert (report.accepted, report.version) == (True, 1)
+    for judged in (report.stage0, report.full):
+        assert judged.new is not None
+        assert judged.old is not None
+        assert judged.new < 0.6 * judged.old
+    new = artefacts.refitted(current_version(out))
+    assert (new.problems, new.version) == ([], 1)
+    assert median(new, LEDGER) < 0.5 * median(artefacts, LEDGER)
+    assert median(new, "8461 992 7731 5528 9936 1288") > 5 * median(new, LEDGER)
+
+
+def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
+    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+) -> None:
+    """Later answers that follow no rule at all change nothing in force."""
+    out, _ = fitted
+    rng = random.Random(9)
+    later = [
+        structs.replace(
+            row,
+            wall_s=row.wall_s + 10_000,
+            output_tokens=round(rng.lognormvariate(5, 1.5)) + 1,
+        )
+        for row in ruled_rows(artefacts, 150, seed=4)
+    ]
+    report = refit([*rows, *later], artefacts, out)
+    assert report.stage0.judged_rows >= 100
+    assert (report.accepted, report.version) == (False, 1)
+    assert (out / CURRENT).read_text() == "1\n"
+
+
+def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
+    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+) -> None:
+    """Without answers since the last refit there is nothing to judge on, and no change."""
+    out, _ = fitted
+    report = refit(rows, artefacts, out)
+    assert report.stage0.new is None
+    assert not report.accepted
+
+
+@pytest.mark.parametrize(
+    "changed", [{"shared": False}, {"features": b""}, {"success": False}, {"output_tokens": 0}]
+)
+def test_refit_leaves_out_rows_that_may_not_teach(
+    artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path, changed: dict[str, object]
+) -> None:
+    """Private, featureless, failed and empty rows are not fitted on."""
+    report = refit([structs.replace(row, **changed) for row in rows], artefacts, tmp_path)
+    assert (report.stage0.fitted_rows, report.full.fitted_rows) == (0, 0)
+    assert not report.accepted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refit_leaves_out_vectors_of_another_encoder(
+    artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path
+) -> None:
+    """Stage 0 needs no vector; the full model is not fitted on foreign ones."""
+    foreign = [structs.replace(row, encoder="another") for row in rows]
+    report = refit(foreign, artefacts, tmp_path)
+    assert report.stage0.new is not None
+    assert report.full.fitted_rows == 0
+    new = artefacts.refitted(current_version(tmp_path))
+    assert median(new, LEDGER) == pytest.approx(median(artefacts, LEDGER))  # by the full model
+
+
+def test_version_of_other_shipped_models_is_left_aside(
+    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """After an upgrade of models/ an old refit is said, not used."""
+    found = artefacts.refitted(current_version(fitted[0])).corrections
+    assert found is not None
+    write(found, artefacts.base | {"stage0": "0" * 64}, tmp_path)
+    new = artefacts.refitted(current_version(tmp_path))
+    assert new.version == 0
+    assert "other shipped models" in new.problems[0]
+    assert median(new, LEDGER) == median(artefacts, LEDGER)
+
+
+@pytest.mark.parametrize("name", ["corrections.json", "manifest.toml"])
+def test_version_that_is_damaged_is_left_aside(
+    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path, name: str
+) -> None:
+    """One byte changed: the shipped models serve, and the state says why."""
+    found = artefacts.refitted(current_version(fitted[0])).corrections
+    assert found is not None
+    folder = write(found, artefacts.base, tmp_path)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / name).write_bytes(bytes(data))
+    new = artefacts.refitted(current_version(tmp_path))
+    assert new.version == 0
+    assert new.problems
+    assert new.stage0() is not None
+
+
+def test_versions_are_written_aside_and_old_ones_removed(
+    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """Left-overs of a killed refit go, three versions stay, `current` names the last."""
+    found = artefacts.refitted(current_version(fitted[0])).corrections
+    assert found is not None
+    (tmp_path / ".new-1").mkdir()
+    assert current_version(tmp_path) is None
+    for number in range(1, 6):
+        write(structs.replace(found, version=number), artefacts.base, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4", "5", CURRENT]
+    assert current_version(tmp_path) == tmp_path / "5"
+
+
+def test_tail_gives_the_calibration_a_start(
+    artefacts: Artefacts, fitted: tuple[Path, Report]
+) -> None:
+    """Adopting a refit drops the old residuals and takes those of its last rows."""
+    new = artefacts.refitted(current_version(fitted[0]))
+    assert 400 < len(new.tail) <= 500
+    foresight = Foresight(Predict(), artefacts, b"key", {})
+    foresight.adopt(new)
+    assert scopes("m-1", "a").source in foresight.calibration.models
+
+
+def test_killed_refit_leaves_a_whole_version_in_force(
+    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """kill -9 at ten moments of writing: `current` names a version that loads, none younger
+    than what was said to be done is missing."""
+    found = artefacts.refitted(current_version(fitted[0])).corrections
+    assert found is not None
+    write(structs.replace(found, version=1), artefacts.base, tmp_path)
+    for looks in range(10):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.unit.predict.writing", str(tmp_path)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        said = int(child.stdout.readline())
+        for _ in range(40 * looks):  # a little further into the next version each time
+            os.listdir(tmp_path)
+        child.kill()
+        child.wait()
+        said = int((child.stdout.read().split() or [said])[-1])
+        child.stdout.close()
+        new = artefacts.refitted(current_version(tmp_path))
+        assert new.problems == []
+        assert said <= new.version < next_version(tmp_path)
+
+
+def test_refit_command_says_what_it_did(
+    artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path
+) -> None:
+    """In a process of its own: a report as JSON, exit status 0 for a new version, 3 for none;
+    the lowest priority."""
+    script = (
+        "import os, sys; from pathlib import Path;"
+        "from gateway.predict.artefacts import Artefacts;"
+        "from gateway.predict.refit import run; from gateway.shipped import shipped;"
+        "from tests.unit.predict.conftest import NAME;"
+        "from tests.unit.predict.rows import ruled_rows;"
+        "rows = ruled_rows(Artefacts(shipped('models'), NAME, 64), 400);"
+        "code = run(rows, shipped('models'), Path(sys.argv[1]), NAME);"
+        "print(os.nice(0)); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    report, nice = first.stdout.splitlines()
+    assert first.returncode == 0
+    assert (json.loads(report)["accepted"], json.loads(report)["version"]) == (True, 1)
+    assert int(nice) == 19
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 3
