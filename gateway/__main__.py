@@ -17,6 +17,8 @@ from gateway.errors import SettingsError
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# onnxruntime 1.32 tells its maker of every session unless told not to.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         "refit", "refit", "fit the length models to the stored history, as the gateway does"
     )
     config(sub)
+    # The gateway starts this one by itself: not listed.
+    commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))
     return parser
 
 

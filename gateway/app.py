@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +41,7 @@ from gateway.predict.jsonl import Example
 from gateway.predict.predictor import Predictor
 from gateway.predict.prices import Price, load_prices
 from gateway.predict.refits import Refits
+from gateway.predict.remote import Remote
 from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
@@ -49,7 +49,7 @@ from gateway.schedule.scheduler import Scheduler
 from gateway.settings.live import Apply, LiveSettings
 from gateway.settings.load import secret
 from gateway.settings.schema import Settings
-from gateway.shipped import shipped
+from gateway.shipped import own_command, own_environ, shipped
 from gateway.store.store import Store
 from gateway.types import HistoryRow, Job, JobRecord, Outcome
 from gateway.upstream.client import UpstreamClient, open_transport
@@ -100,13 +100,18 @@ class Gateway:
         self.predictor = Predictor(
             settings.predict,
             shipped("models"),
-            history=store.load_history(settings.predict.history_window_size, None),
+            history=self._history,
             prices=_prices(),
             key=_prompt_secret(store),
             private=_private(settings),
             state=store.get_state("calibration"),
             keep=lambda state: store.put_state("calibration", state),
-            refits=Refits(Path(settings.predict.models_path), _refit_command(live.path)),
+            refits=Refits(
+                Path(settings.predict.models_path), own_command("refit", "--config", str(live.path))
+            ),
+            open_backend=lambda setup: Remote(
+                own_command("predictor"), setup, own_environ(environ)
+            ),
         )
         self.buffers = Buffers(settings.server)
         self.journal = Journal(settings.observe.events)
@@ -209,6 +214,10 @@ class Gateway:
 
     # -- learning ------------------------------------------------------------------------------
 
+    def _history(self) -> list[HistoryRow]:
+        """What the index is filled with."""
+        return self.store.load_history(self.live.current.predict.history_window_size, None)
+
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
         """What the answer teaches. One that was cut teaches that it is at least so long."""
         usage = record.usage
@@ -291,7 +300,6 @@ class Gateway:
         """How late the loop runs a timer is how late it runs everything."""
         now = self.engine.clock()
         self.metrics.lag(now - due_s)
-        self.predictor.relieve(now - due_s)
         self.logs.pump()
         self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
 
@@ -358,11 +366,6 @@ def _names(settings: Settings) -> Names:
 
 def _private(settings: Settings) -> frozenset[str]:
     return frozenset(t.name for t in settings.tenants if not t.share_history)
-
-
-def _refit_command(config: Path) -> list[str]:
-    frozen = [] if getattr(sys, "frozen", False) else ["-m", "gateway"]
-    return [sys.executable, *frozen, "refit", "--config", str(config)]
 
 
 def _prices() -> dict[str, Price]:

@@ -226,6 +226,13 @@ def refit(args: argparse.Namespace) -> int:
     )
 
 
+def predictor(args: argparse.Namespace) -> int:
+    """The predictor's child process."""
+    from gateway.predict import worker
+
+    return worker.run()
+
+
 def evaluate(args: argparse.Namespace) -> int:
     from gateway.replay import evaluate as replay
     from gateway.settings import load

@@ -28,6 +28,7 @@ from gateway.observe.logs import Logs
 from gateway.settings import load
 from gateway.settings.live import LiveSettings
 from gateway.settings.schema import Settings
+from gateway.shipped import own_command, own_environ
 from gateway.store.store import Store
 
 logger = logging.getLogger("gateway")
@@ -60,7 +61,8 @@ def serve(args: argparse.Namespace) -> int:
         return 1
     store = Store(Path(settings.store.path), settings.store)
     store.start()
-    # So that the predictor's thread hands the interpreter back within half a millisecond.
+    # So that the store's and the predictor's threads hand the interpreter back within half a
+    # millisecond.
     sys.setswitchinterval(0.0005)
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -195,8 +197,7 @@ async def _start_demo(settings: Settings) -> Child | None:
     if not demo.enabled:
         return None
     command = [
-        *_self_command(),
-        "demo-provider",
+        *own_command("demo-provider"),
         *("--host", demo.host, "--port", str(demo.port)),
         *("--base-latency", str(demo.base_latency_s)),
         *("--token-latency", str(demo.token_latency_s)),
@@ -210,20 +211,12 @@ async def _start_demo(settings: Settings) -> Child | None:
         *("--keys", ",".join(DEMO_KEYS)),
         "--end-with-stdin",
     ]
-    # The child finds the package wherever this process found it.
-    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    child = Child("the demo provider", command, environ)
+    child = Child("the demo provider", command, own_environ())
     try:
         await child.start()
     except RuntimeError as error:
         raise SettingsError(f"{error}: is the port {demo.port} ([demo] port) taken?") from None
     return child
-
-
-def _self_command() -> list[str]:
-    frozen = getattr(sys, "frozen", False)
-    return [sys.executable] if frozen else [sys.executable, "-m", "gateway"]
 
 
 def _what_next(settings: Settings, port: int, made_token: bool) -> str:

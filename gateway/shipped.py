@@ -1,8 +1,11 @@
-"""Where shipped data lies: models/ and config/ in a source tree, a wheel, a frozen binary."""
+"""Where shipped data lies and how this program is run again: from a source tree, a wheel,
+a frozen binary."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -23,3 +26,15 @@ def shipped(name: str) -> Path:
         if (root / name).exists():
             return root / name
     return source / name
+
+
+def own_command(*arguments: str) -> list[str]:
+    """What starts this program anew, for a child process."""
+    frozen = getattr(sys, "frozen", False)
+    return [sys.executable, *([] if frozen else ["-m", "gateway"]), *arguments]
+
+
+def own_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """With which a child finds the package wherever this process found it."""
+    paths = [str(Path(__file__).resolve().parent.parent), environ.get("PYTHONPATH", "")]
+    return {**environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}

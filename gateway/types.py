@@ -297,10 +297,11 @@ class PredictorSnapshot(Struct, frozen=True):
     dropped_full: int
     learn_lost: int
     cache_hits: int
-    seconds: float  # CPU-bound time spent by the thread so far
+    seconds: float  # that the predictor's process was at work, so far
     drifts: int = 0  # sources whose lengths changed, so far
     version: int = 0  # of the refitted models in use; 0: as shipped
     refit: str = ""  # "off", "waiting", "running", or how the last one ended
+    restarts: int = 0  # of the predictor's process, after it ended or hung
 
 
 class StoreSnapshot(Struct, frozen=True):

@@ -161,9 +161,12 @@ class Artefacts:
         folder: models/.
         encoder_name: the encoder wanted (`predict.embedding_model_name`).
         max_tokens: what it reads of a text.
+        only_stage0: leave the rest: encoder, projection, full model.
     """
 
-    def __init__(self, folder: Path, encoder_name: str, max_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, encoder_name: str, max_tokens: int, *, only_stage0: bool = False
+    ) -> None:
         self.problems: list[str] = []
         self.encoder_name = ""
         self.tables: Tables | None = None
@@ -183,6 +186,8 @@ class Artefacts:
         self.shipped_tables = self.tables
         if self.tables is not None:
             self._stage0_text = self._try("stage0", lambda: _text(files.path("stage0")))
+        if only_stage0:
+            return
         self.encoder = self._try("encoder", lambda: _encoder(files, encoder_name, max_tokens))
         if self.encoder is None:
             return

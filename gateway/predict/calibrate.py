@@ -23,8 +23,10 @@ answers are short.
 Two-sided CUSUM on the forecast's own probabilities tells a source that has changed: its
 scopes then forget most of what they knew, and whoever refits models may want to.
 
-The predictor thread owns `Residuals`. The event loop sees a `Calibration`: an immutable
-table that is replaced as a whole, so stage 0 reads it without a lock.
+`Residuals` belong to whoever learns. The event loop sees a `Calibration`: beside the learner
+an immutable table, replaced as a whole; in another process than the learner a `Mirror`, told
+the entries that moved. Entries are immutable and are looked up one by one, so stage 0 reads
+either without a lock.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from functools import lru_cache
 from math import exp, log
 from statistics import NormalDist
 from types import MappingProxyType
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -48,6 +51,7 @@ LARGEST = 2.5  # one residual counts for at most this: a factor of 12
 MODELS = 4000  # scopes of tenants, their families, models, scripts
 TEMPLATES = 4000
 SOURCES = 4000  # watched for change; and as many levels
+MOVED = 1000  # changed entries told one by one; beyond, all are
 RATE = 0.004  # η
 TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
 ALPHA = ((0.2, 0.8), (-0.15, 0.45))  # within these
@@ -57,6 +61,7 @@ FORGET = 0.05  # of a changed source's answers is kept
 
 Entry = tuple[float, ...]
 Table = Mapping[str, Entry]
+V = TypeVar("V")
 _NOTHING: Table = MappingProxyType({})
 _NO_ENTRY: Entry = (0.0,) * 10
 _NORMAL = NormalDist()
@@ -194,6 +199,43 @@ TOKENS_PER_BYTE = {"latin": 0.25, "cjk": 0.25, "other": 0.22}
 """Before any usage is known: 4 letters a token; 0.75 tokens a Chinese character of 3 bytes."""
 
 
+class Changes(Struct, frozen=True):
+    """Entries that moved, for a copy of the table elsewhere; None: dropped."""
+
+    models: dict[str, Entry | None]
+    templates: dict[str, Entry | None]
+    levels: dict[str, Levels | None]
+    whole: bool = False  # these are all there are: forget the others
+
+
+class Mirror:
+    """A copy of a `Calibration`, kept up by its `Changes`. One thread writes, any reads:
+    an entry is replaced at once, and nobody walks the tables."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, Entry] = {}
+        self._templates: dict[str, Entry] = {}
+        self._levels: dict[str, Levels] = {}
+        self.table = Calibration(self._models, self._templates, self._levels)
+
+    def apply(self, changes: Changes) -> None:
+        if changes.whole:
+            self._models, self._templates, self._levels = {}, {}, {}
+        _merge(self._models, changes.models)
+        _merge(self._templates, changes.templates)
+        _merge(self._levels, changes.levels)
+        if changes.whole:
+            self.table = Calibration(self._models, self._templates, self._levels)
+
+
+def _merge(table: dict[str, V], changes: Mapping[str, V | None]) -> None:
+    for key, entry in changes.items():
+        if entry is None:
+            table.pop(key, None)
+        else:
+            table[key] = entry
+
+
 class _State(Struct):
     """What is kept in the store between runs."""
 
@@ -212,6 +254,8 @@ class Residuals:
         self._levels: dict[str, Levels] = {}
         self._cusum: dict[str, tuple[float, float]] = {}
         self._table: Calibration | None = None
+        # Keys that moved since `changes` was last asked; None: more than is worth telling.
+        self._moved: tuple[set[str], set[str], set[str]] | None = None
         self.drifts = 0
 
     @property
@@ -224,6 +268,20 @@ class Residuals:
                 MappingProxyType(self._levels.copy()),
             )
         return self._table
+
+    def changes(self) -> Changes:
+        """What moved since the last call; at the first, and after a restore, all there is."""
+        moved, self._moved = self._moved, (set(), set(), set())
+        if moved is None:
+            return Changes(
+                dict(self._models), dict(self._templates), dict(self._levels), whole=True
+            )
+        models, templates, levels = moved
+        return Changes(
+            {key: self._models.get(key) for key in models},
+            {key: self._templates.get(key) for key in templates},
+            {key: self._levels.get(key) for key in levels},
+        )
 
     def learn(
         self,
@@ -289,9 +347,10 @@ class Residuals:
             known = miss or not censored
             moved.append(min(max(alpha + known * RATE * (target - miss), low), high))
         self._levels[key] = Levels(*moved)
+        self._touch(2, key)
         if len(self._levels) > SOURCES:
-            del self._levels[next(iter(self._levels))]
-        self._table = None
+            self._touch(2, first := next(iter(self._levels)))
+            del self._levels[first]
 
     def watch(self, of: Scopes, probability: float, *, censored: bool) -> bool:
         """Whether this answer shows that its source has changed. `probability`: at which level
@@ -317,7 +376,7 @@ class Residuals:
             for key, entry in table.items():
                 if key[0] not in "bc":
                     table[key] = (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :]
-        self._table = None
+        self._table = self._moved = None
 
     def mean(self, of: Scopes, channel: Channel) -> float:
         """As `Calibration.mean`, of what is learned so far."""
@@ -341,32 +400,44 @@ class Residuals:
         self._models = {key: tuple(row) for key, row in state.models.items()}
         self._templates = {key: tuple(row) for key, row in state.templates.items()}
         self._levels = state.levels
-        self._table = None
+        self._table = self._moved = None
         return True
 
     def _add(self, of: Scopes, channel: Channel, value: float) -> None:
         keep = 1.0 - 1.0 / MEMORY
-        for table, keys, most in (
-            (self._models, of.models, MODELS),
-            (self._templates, of.templates, TEMPLATES),
+        for place, (table, keys, most) in enumerate(
+            (
+                (self._models, of.models, MODELS),
+                (self._templates, of.templates, TEMPLATES),
+            )
         ):
             for key in keys:
                 entry = list(table.pop(key, _NO_ENTRY))
                 entry[channel] = entry[channel] * keep + value
                 entry[channel + 1] = entry[channel + 1] * keep + 1.0
                 table[key] = tuple(entry)  # last in order: the first is longest unused
+                self._touch(place, key)
                 if len(table) > most:
-                    del table[next(iter(table))]
-        self._table = None
+                    self._touch(place, first := next(iter(table)))
+                    del table[first]
 
     def _forget(self, of: Scopes) -> None:
         """The source and its template; their tenant and family go on."""
-        for table, keys in ((self._models, (of.source,)), (self._templates, of.templates)):
+        pairs = (self._models, (of.source,)), (self._templates, of.templates)
+        for place, (table, keys) in enumerate(pairs):
             for key in keys:
                 entry = table.get(key)
                 if entry is not None:
                     table[key] = tuple(value * FORGET for value in entry)
+                    self._touch(place, key)
+
+    def _touch(self, place: int, key: str) -> None:
         self._table = None
+        if self._moved is not None:
+            keys = self._moved[place]
+            keys.add(key)
+            if len(keys) > MOVED:
+                self._moved = None
 
 
 def _lists(table: dict[str, Entry]) -> dict[str, list[float]]:

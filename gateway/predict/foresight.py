@@ -28,7 +28,7 @@ from math import log1p
 from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Calibration, Channel, Residuals, Scopes, scopes
+from gateway.predict.calibrate import Calibration, Changes, Channel, Residuals, Scopes, scopes
 from gateway.predict.encoder import Vector, pack, unpack
 from gateway.predict.features import PromptView, cut, prompt_key, template_key
 from gateway.predict.forecast import (
@@ -42,6 +42,7 @@ from gateway.predict.forecast import (
     workload_of,
 )
 from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex, Neighbours
+from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
     REPEAT,
@@ -59,20 +60,6 @@ from gateway.types import HistoryRow, Rung, Workload
 __all__ = ["Foresight", "Lesson", "Money", "workload_of"]
 
 NEIGHBOURS = 64
-
-
-class Lesson(Struct, frozen=True):
-    """The end of one request, to be learned from."""
-
-    view: PromptView
-    output_tokens: int  # per choice
-    prompt_tokens: int | None
-    censored: bool
-    success: bool
-    wall_s: float
-    cached_tokens: int = 0  # of the prompt
-    reasoning_tokens: int = 0  # of the output, per choice
-    running: bool = False  # not ended yet: a lower bound, and no history
 
 
 class _Look(Struct, frozen=True):
@@ -158,6 +145,10 @@ class Foresight:
         """Empty index and calibration."""
         self._index = self._empty_index()
         self._residuals = Residuals()
+
+    def changes(self) -> Changes:
+        """What moved in the calibration since the last call."""
+        return self._residuals.changes()
 
     def dump(self) -> bytes:
         """The calibration, to be kept between runs."""

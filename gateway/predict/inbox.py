@@ -17,7 +17,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from gateway.predict.features import PromptView
-from gateway.predict.foresight import Lesson
+from gateway.predict.lesson import Lesson
 from gateway.types import HistoryRow, Workload
 
 Done = Callable[[Workload], None]
@@ -99,6 +99,11 @@ class Inbox:
             left = len(self._results)
             self._results.clear()
         return left
+
+    def rest(self, pause_s: float) -> None:
+        """Wait so long, or until it is closing."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._close_at is not None, pause_s)
 
     def take(self) -> Order | Question | Result | None:
         """The next item; waits for one. None when closed and nothing is left to do."""

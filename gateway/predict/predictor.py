@@ -1,21 +1,21 @@
-"""The predictor: stage 0 on the caller's thread, everything slow on one thread of its own.
+"""The predictor: stage 0 on the caller's thread, everything slow in a process of its own.
 
-Who owns what. The event loop owns `Stage0`: its booster and the cache
-of repeats. The predictor thread owns a `Foresight` (encoder, index, boosters, residual sums)
-and the refits. Between them go immutable values only: views and lessons through two bounded
-queues, forecasts before learning; workloads, trees and the calibration table come back by
-replacing a reference, or as news for the cache.
+Who owns what. The event loop owns `Stage0`: its booster and the cache of repeats. A
+`Backend` (encoder, index, boosters, residual sums) lives in a child process (worker.py says
+why); one thread here, the predictor thread, talks to it and owns the refits. Views and
+lessons come to that thread through two bounded queues, forecasts before learning; whether a
+forecast is still wanted is asked just before the work. Workloads, trees and the calibration
+go back by replacing a reference, or as news for the cache.
 
 Fail open: `forecast` never raises; a full queue, a late item, a bad artefact or a dead
-thread costs quality, never an answer. The thread runs at low priority where the
-system allows it for a thread, and rests while the loop is late.
+thread costs quality, never an answer. A child that ends or hangs is replaced, after a pause
+that grows while that keeps happening, and filled from history again.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,10 +25,11 @@ from pathlib import Path
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.backend import Backend, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
-from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.inbox import Done, Inbox, Learned, Question, Result
+from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.refits import Refits
 from gateway.predict.stage0 import CacheKey, Stage0, Trees
@@ -37,21 +38,18 @@ from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
-SLICE_ROWS = 32  # of history put into the index before the core is offered to others
+SLICE_ROWS = 128  # of history put into the index before the thread looks up
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
-NICE = 19
 STUCK_S = 5.0
 REPEATS = 4096  # prompts learned lately, to know one that comes again
-# While the event loop is late, this thread rests three times as long as it worked: what it
-# would learn meanwhile is worth less than the requests that wait for the interpreter.
-BRAKE_LAG_S = 0.003
-BRAKE_RATIO = 3.0
-BRAKE_MOST_S = 0.1
-LAG_MEMORY = 0.7
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a backend that has gone is opened again
+WELL_S = 60.0  # lived so long, the next pause is the first again
+
+History = Callable[[], Sequence[HistoryRow]]
 
 
 class Predictor:
-    """Forecasts of output length, with a thread that refines them and learns.
+    """Forecasts of output length, with a thread that has them refined and learned from.
 
     `forecast` and `reconfigure` are the loop's; `refine`, `learn`, `observe`, `tick`,
     `snapshot` may be called from any thread.
@@ -59,13 +57,15 @@ class Predictor:
     Args:
         settings: [predict].
         folder: models/.
-        history: rows to fill the index with at start, oldest first.
+        history: reads the rows to fill the index with, oldest first; called on the thread,
+            at the start and whenever a backend is opened again.
         prices: by model, for `cost_usd_p50`.
         key: of the prompt hash, at most 64 bytes; random when empty.
         private: tenants with `share_history = false`.
         state: the calibration as `keep` was last given it.
         keep: stores the calibration; called on the predictor thread, must not block.
         refits: where refitted models are and who makes them; None: shipped models only.
+        open_backend: begins a backend; by default one that works on the predictor thread.
     """
 
     def __init__(
@@ -73,13 +73,14 @@ class Predictor:
         settings: Predict,
         folder: Path,
         *,
-        history: Sequence[HistoryRow] = (),
+        history: History = list,
         prices: Mapping[str, Price] | None = None,
         key: bytes = b"",
         private: Collection[str] = (),
         state: bytes | None = None,
         keep: Callable[[bytes], object] | None = None,
         refits: Refits | None = None,
+        open_backend: Callable[[Setup], Backend] = Local,
     ) -> None:
         self._settings = settings
         self._folder = folder
@@ -93,22 +94,24 @@ class Predictor:
         self._inbox = Inbox()
         self._dropped_full = self._learn_lost = 0
         # the thread's
-        self._history: Sequence[HistoryRow] = history
+        self._history = history
         self._kept = state
         self._keep = keep
         self._refits = refits
-        self._artefacts: Artefacts | None = None
-        self._foresight: Foresight | None = None
+        self._open_backend = open_backend
+        self._artefacts: Artefacts | None = None  # what stage 0 needs of them
+        self._backend: Backend | None = None
         self._thread: threading.Thread | None = None
         self._state = "starting"
         self._encoder = ""
         self._rows = 0
+        self._drifts = 0
         self._refined = dict.fromkeys(Rung, 0)
         self._skipped_late = 0
         self._lessons = 0
+        self._restarts = 0
         self._seconds = 0.0
         self._busy_since_s: float | None = None  # of the item in work
-        self._lag_s = 0.0  # of the loop, smoothed
         self._seen: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
         self._faults = 0
 
@@ -146,10 +149,6 @@ class Predictor:
                 settings, embedding_model_name=old.embedding_model_name
             )
             self._inbox.order(self._configure)
-
-    def relieve(self, lag_s: float) -> None:
-        """Told by the loop, now and then, how late it runs; the thread gives way."""
-        self._lag_s = LAG_MEMORY * self._lag_s + (1 - LAG_MEMORY) * max(lag_s, 0.0)
 
     def reset_learned(self) -> None:
         """Empty the index, the calibration and the cache of repeats, and leave refits aside."""
@@ -253,10 +252,9 @@ class Predictor:
         }
 
     def snapshot(self) -> PredictorSnapshot:
-        alive, foresight, refits = self._alive, self._foresight, self._refits
-        artefacts = self._artefacts
+        alive, refits, artefacts = self._alive, self._refits, self._artefacts
         return PredictorSnapshot(
-            ready=alive and foresight is not None and self._settings.enabled,
+            ready=alive and self._backend is not None and self._settings.enabled,
             state=self._describe(alive),
             encoder=self._encoder,
             index_rows=self._rows,
@@ -268,9 +266,10 @@ class Predictor:
             learn_lost=self._learn_lost,
             cache_hits=self._stage0.hits,
             seconds=self._seconds,
-            drifts=0 if foresight is None else foresight.drifts,
+            drifts=self._drifts,
             version=0 if artefacts is None else artefacts.version,
             refit="off" if refits is None else refits.state,
+            restarts=self._restarts,
         )
 
     def _tell(self, result: Result) -> bool:
@@ -299,84 +298,119 @@ class Predictor:
     # --- the thread's side --------------------------------------------------------------
 
     def _run(self) -> None:
-        _give_way()
+        pause_s = PAUSE_S
         try:
-            self._load()
-            while (item := self._inbox.take()) is not None:
-                began_s = self._busy_since_s = time.monotonic()
+            self._give_trees(self._stage0_artefacts())
+            while not self._inbox.closing:
+                began_s = time.monotonic()
+                try:
+                    self._open()
+                    self._work()
+                    break
+                except BackendGone as error:
+                    self._lose(error)
+                pause_s = PAUSE_S if time.monotonic() - began_s > WELL_S else pause_s
+                self._inbox.rest(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        except BaseException as error:  # the thread ends; the loop goes on with stage 0
+            self._state = f"degraded: the predictor thread died: {type(error).__name__}"
+            logger.exception("the predictor thread died")
+        finally:
+            self._store_calibration()
+            if self._backend is not None:
+                self._backend.close()
+            if self._refits is not None:
+                self._refits.stop()
+
+    def _work(self) -> None:
+        while (item := self._inbox.take()) is not None:
+            began_s = self._busy_since_s = time.monotonic()
+            try:
                 if isinstance(item, Question):
                     self._answer(item)
                 elif isinstance(item, Result):
                     self._take_in(item)
                 else:
                     item()
+            finally:
                 self._busy_since_s = None
-                worked_s = time.monotonic() - began_s
-                self._seconds += worked_s
-                if self._lag_s > BRAKE_LAG_S and not self._inbox.closing:
-                    time.sleep(min(BRAKE_RATIO * worked_s, BRAKE_MOST_S))
-        except BaseException as error:  # the thread ends; the loop goes on with stage 0
-            self._state = f"degraded: the predictor thread died: {type(error).__name__}"
-            logger.exception("the predictor thread died")
-        finally:
-            self._store_calibration()
-            if self._refits is not None:
-                self._refits.stop()
+                self._seconds += time.monotonic() - began_s
 
-    def _load(self) -> None:
-        self._state = "starting"
-        settings = self._settings
+    def _lose(self, error: BackendGone) -> None:
+        """The backend is gone, and with it the index; the calibration is as last kept."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            self._restarts += 1
+            backend.close()
+        self._rows = 0
+        self._state = f"degraded: the predictor's process: {error}"
+        logger.error("the predictor's process: %s; it is begun again", error)
+
+    def _stage0_artefacts(self) -> Artefacts:
+        settings, refits = self._settings, self._refits
         shipped = Artefacts(
-            self._folder, settings.embedding_model_name, settings.max_encoder_tokens
+            *(self._folder, settings.embedding_model_name, settings.max_encoder_tokens),
+            only_stage0=True,
         )
-        refits = self._refits
-        artefacts = shipped.refitted(None if refits is None else refits.current())
-        # Stage 0 first: it is the loop's from here on.
-        self._give_trees(artefacts)
-        if self._foresight is not None:
-            self._kept = self._foresight.dump()
-        foresight = Foresight(settings, artefacts, self._key, self._prices, self._private)
-        if self._kept is not None and not foresight.restore(self._kept):
-            logger.warning("predictor: the stored calibration is not usable: begun anew")
-        self._kept = None
-        self._encoder = artefacts.encoder_name
-        self._refill(foresight, self._history)
-        self._history = ()
-        self._foresight = foresight
+        return shipped.refitted(None if refits is None else refits.current())
+
+    def _open(self) -> None:
+        assert self._artefacts is not None
+        if self._restarts == 0:
+            self._state = "starting"
+        version = None if self._refits is None else self._refits.current()
+        backend = self._open_backend(
+            Setup(
+                settings=self._settings,
+                folder=str(self._folder),
+                key=self._key,
+                prices=dict(self._prices),
+                private=self._private,
+                version="" if version is None else str(version),
+                calibration=self._kept,
+            )
+        )
+        try:
+            self._refill(backend)
+        except BaseException:
+            backend.close()
+            raise
+        self._backend = backend
         self._publish()
-        self._say(artefacts)
+        if not backend.about.restored:
+            logger.warning("predictor: the stored calibration is not usable: begun anew")
+        self._encoder = backend.about.encoder
+        self._say()
 
     def _give_trees(self, artefacts: Artefacts) -> None:
         self._artefacts = artefacts
         self._stage0.trees = Trees(artefacts.stage0(), artefacts.tables)
 
-    def _say(self, artefacts: Artefacts) -> None:
-        problems = artefacts.problems
+    def _say(self) -> None:
+        problems = () if self._backend is None else self._backend.about.problems
         self._state = f"degraded: {'; '.join(problems)}" if problems else "ready"
         for problem in problems:
             logger.error("predictor: %s", problem)
 
-    def _refill(self, foresight: Foresight, rows: Sequence[HistoryRow]) -> None:
-        for i, row in enumerate(rows):
-            try:
-                foresight.remember(row)
-            except Exception:  # one row that cannot be read is no reason to forget the rest
-                self._fault("a history row cannot be used")
-            if i % SLICE_ROWS == SLICE_ROWS - 1:
-                time.sleep(0)
-                self._rows = foresight.rows
-                if self._inbox.closing:
-                    return
+    def _refill(self, backend: Backend) -> None:
+        rows, bad = self._history(), 0
+        for i in range(0, len(rows), SLICE_ROWS):
+            bad += backend.remember(rows[i : i + SLICE_ROWS])
+            self._rows = backend.about.rows
+            if self._inbox.closing:
+                return
+        if bad:
+            logger.warning("predictor: %d history rows cannot be used", bad)
 
     def _configure(self) -> None:
-        if self._foresight is not None:
-            self._foresight.configure(self._settings, self._private)
+        if self._backend is not None:
+            self._backend.configure(self._settings, self._private)
             self._publish()
 
     def _forget(self) -> None:
         self._seen.clear()
-        if self._foresight is not None:
-            self._foresight.forget()
+        if self._backend is not None:
+            self._backend.forget()
             if self._refits is not None:
                 self._refits.forget()
             self._adopt(None)
@@ -384,25 +418,26 @@ class Predictor:
 
     def _tend(self) -> None:
         """Take a refit that is done; begin one that is due."""
-        refits, foresight = self._refits, self._foresight
-        if refits is None or foresight is None:
+        refits = self._refits
+        if refits is None or self._backend is None:
             return
         try:
-            if refits.tend(self._settings, self._lessons, foresight.drifts):
+            if refits.tend(self._settings, self._lessons, self._drifts):
                 self._adopt(refits.current())
                 self._store_calibration()
+        except BackendGone:
+            raise
         except Exception:
             self._fault("looking after refits failed")
 
     def _adopt(self, version: Path | None) -> None:
-        assert self._foresight is not None
+        assert self._backend is not None
         assert self._artefacts is not None
-        artefacts = self._artefacts.refitted(version)
-        self._foresight.adopt(artefacts)
-        self._give_trees(artefacts)
+        self._backend.adopt("" if version is None else str(version))
+        self._give_trees(self._artefacts.refitted(version))
         self._stage0.generation += 1
         self._publish()
-        self._say(artefacts)
+        self._say()
 
     def _answer(self, question: Question) -> None:
         generation = self._stage0.generation
@@ -410,21 +445,23 @@ class Predictor:
             if not question.wanted():
                 self._skipped_late += 1
                 return
-            assert self._foresight is not None
+            assert self._backend is not None
             view = self._stage0.cut(question.view)
-            workload = self._foresight.forecast(view)
+            workload = self._backend.forecast(view)
             self._refined[workload.rung] += 1
             self._stage0.tell(generation, view, workload)
             question.done(workload)
+        except BackendGone:
+            raise
         except Exception:
             self._fault("a refinement failed")
 
     def _take_in(self, result: Result) -> None:
         generation = self._stage0.generation
         try:
-            assert self._foresight is not None
+            assert self._backend is not None
             view = self._stage0.cut(result.lesson.view)
-            row = self._foresight.learn(structs.replace(result.lesson, view=view))
+            row = self._backend.learn(structs.replace(result.lesson, view=view))
             self._publish()
             self._remember_repeat(generation, view)
             self._lessons += not result.lesson.running
@@ -432,9 +469,11 @@ class Predictor:
                 self._store_calibration()
         except Exception as error:
             self._learn_lost += 1
-            self._fault("learning failed")
             if result.done is not None:
                 result.done(error)
+            if isinstance(error, BackendGone):
+                raise
+            self._fault("learning failed")
             return
         if result.done is not None:
             result.done(row)
@@ -442,37 +481,32 @@ class Predictor:
     def _remember_repeat(self, generation: int, view: PromptView) -> None:
         """A prompt learned for the second time comes again: have its forecast ready on the loop.
         For one that came once this would be the dearest part of learning it."""
-        assert self._foresight is not None
+        assert self._backend is not None
         key = self._stage0.cache_key(view)
         if key in self._seen:
-            self._stage0.tell(generation, view, self._foresight.forecast(view))
+            self._stage0.tell(generation, view, self._backend.forecast(view))
         self._seen[key] = None
         if len(self._seen) > REPEATS:
             self._seen.pop(next(iter(self._seen)))
 
     def _publish(self) -> None:
-        assert self._foresight is not None
-        self._stage0.calibration = self._foresight.calibration
-        self._rows = self._foresight.rows
+        assert self._backend is not None
+        self._stage0.calibration = self._backend.calibration
+        about = self._backend.about
+        self._rows, self._drifts = about.rows, about.drifts
 
     def _store_calibration(self) -> None:
-        if self._keep is not None and self._foresight is not None:
-            try:
-                self._keep(self._foresight.dump())
-            except Exception:
-                self._fault("the calibration was not stored")
+        if self._backend is None:
+            return
+        try:
+            self._kept = self._backend.dump()
+            if self._keep is not None:
+                self._keep(self._kept)
+        except Exception:
+            self._fault("the calibration was not stored")
 
     def _fault(self, what: str) -> None:
         """Once in a while with its traceback, which holds no prompt; always counted."""
         self._faults += 1
         if self._faults & (self._faults - 1) == 0:
             logger.exception("predictor: %s (%d so far)", what, self._faults)
-
-
-def _give_way() -> None:
-    """Lower this thread's priority; on Linux a native thread id names one thread."""
-    if sys.platform == "linux":
-        try:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-        except OSError:
-            pass

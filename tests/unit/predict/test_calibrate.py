@@ -6,12 +6,15 @@ import random
 from math import isnan, log1p
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.predict.calibrate import (
     LARGEST,
     MODELS,
     TEMPLATES,
     Channel,
+    Mirror,
     Residuals,
     family,
     scopes,
@@ -267,3 +270,53 @@ def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
     assert (after.stage0(M), after.full(M)) == (0.0, 0.0)
     assert after.running(M)[0] == before.running(M)[0]
     assert after.tokens_per_byte("gpt-5", "a", "cjk") == before.tokens_per_byte("gpt-5", "a", "cjk")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["learn", "cover", "watch", "tokens", "forget", "restore", "tell"]),
+            st.integers(0, 40),
+        ),
+        max_size=60,
+    )
+)
+def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None:
+    """Whatever is learned, dropped, forgotten or restored, its changes bring a copy along."""
+    residuals, mirror, kept = Residuals(), Mirror(), Residuals().dump()
+    for step, number in steps:
+        of = scopes(f"m-{number}", f"t{number % 3}", "p" * (number % 2))
+        if step == "learn":
+            residuals.learn(of, 5.0 + number, stage0=5.0, full=5.5, censored=number % 5 == 0)
+        elif step == "cover":
+            residuals.cover("full", JobClass.HEAVY, (True, False), censored=False, of=of)
+        elif step == "watch":
+            for _ in range(20):
+                residuals.watch(of, 1.0, censored=False)
+        elif step == "tokens":
+            residuals.learn_tokens(f"m-{number}", "t", "latin", 400, 90.0 + number)
+        elif step == "forget":
+            residuals.forget_models()
+        elif step == "restore":
+            kept = residuals.dump() if number % 2 else kept
+            residuals.restore(kept)
+        else:
+            mirror.apply(residuals.changes())
+            assert mirror.table == residuals.table
+    mirror.apply(residuals.changes())
+    assert mirror.table == residuals.table
+
+
+def test_mirror_follows_tables_that_drop_their_oldest() -> None:
+    """More scopes than are kept, and more changes than are told one by one."""
+    residuals, mirror = Residuals(), Mirror()
+    mirror.apply(residuals.changes())
+    for i in range(2 * MODELS):
+        residuals.learn(scopes(f"m-{i}", f"t{i}"), 5.0, stage0=5.0, full=None, censored=False)
+        if i % 100 == 0:
+            mirror.apply(residuals.changes())
+    assert mirror.table != residuals.table
+    mirror.apply(residuals.changes())
+    assert mirror.table == residuals.table
+    assert len(mirror.table.models) == MODELS

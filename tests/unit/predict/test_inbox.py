@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gateway.predict.features import PromptView
-from gateway.predict.foresight import Lesson
 from gateway.predict.inbox import Inbox, Question, Result
+from gateway.predict.lesson import Lesson
 
 VIEW = PromptView.of_prompt("x", tenant="t", model="m")
 QUESTION = Question(VIEW, lambda _: None, lambda: True)

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.backend import BackendGone, Local, Setup
 from gateway.predict.features import PromptView
+from gateway.predict.lesson import Lesson
 from gateway.predict.predictor import KEEP_EVERY, Predictor
 from gateway.predict.refit import refit
 from gateway.predict.refits import CURRENT, Refits
@@ -139,7 +141,7 @@ def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
 def test_predictor_fills_its_index_from_history(make: Make) -> None:
     """Rows given at start serve as neighbours."""
     rows = [learned(make(), view(), 800) for _ in range(2)] * 3
-    other = make(history=rows)
+    other = make(history=lambda: rows)
     found = refined(other, view())
     assert found.rung is Rung.TENANT_NEIGHBORS
     assert other.snapshot().index_rows == 6
@@ -236,16 +238,79 @@ def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
 def test_predictor_outlives_its_thread(make: Make) -> None:
     """A thread that dies is said in the state; stage 0 goes on."""
 
-    class Broken(list[HistoryRow]):
-        def __iter__(self) -> Iterator[HistoryRow]:
-            raise OSError("nothing on the thread expects that")
+    def broken() -> list[HistoryRow]:
+        raise OSError("nothing on the thread expects that")
 
-    predictor = make(history=Broken())
+    predictor = make(history=broken)
     predictor._thread.join(WAIT_S)
     assert predictor.snapshot().state == "degraded: the predictor thread died: OSError"
     assert not predictor.snapshot().ready
     assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
     assert not predictor.refine(view(), lambda _: None, always)
+
+
+class Fragile(Local):
+    """A backend that is gone when it reads a certain word, or is asked to remember too often."""
+
+    def forecast(self, view: PromptView) -> Workload:
+        if "fatal" in view.text:
+            raise BackendGone("it read the word")
+        return super().forecast(view)
+
+    def learn(self, lesson: Lesson) -> HistoryRow:
+        if "fatal" in lesson.view.text:
+            raise BackendGone("it read the word")
+        return super().learn(lesson)
+
+
+def test_predictor_replaces_a_backend_that_has_gone(make: Make) -> None:
+    """History fills the new one, the calibration goes on, what waits is answered, the item
+    that it died of is told; meanwhile stage 0 forecasts."""
+    stored: list[HistoryRow] = []
+    predictor = make(history=lambda: stored, open_backend=Fragile)
+    for _ in range(8):
+        stored.append(learned(predictor, view(), 2500))
+    before = refined(predictor, view())
+    told = Inbox()
+    values = {"prompt_tokens": None, "censored": False, "success": True, "wall_s": 1.0}
+    assert predictor.learn(view("fatal"), output_tokens=5, done=told, **values)
+    assert [type(x) for x in told.wait()] == [BackendGone]
+    assert predictor.forecast(view("meanwhile")).rung is Rung.MODEL_ONLY
+    after = refined(predictor, view())
+    assert after.rung is before.rung is Rung.TENANT_NEIGHBORS
+    shot = predictor.snapshot()
+    assert (shot.state, shot.ready, shot.restarts, shot.index_rows) == ("ready", True, 1, 8)
+    assert shot.learn_lost == 1
+
+
+def test_predictor_is_not_ready_while_its_backend_is_gone(make: Make) -> None:
+    """The state says why, and stopping does not wait for the pause to pass."""
+    opened = 0
+
+    def once(setup: Setup) -> Local:
+        nonlocal opened
+        opened += 1
+        if opened > 1:
+            raise BackendGone("no more memory")
+        return Fragile(setup)
+
+    predictor = make(open_backend=once)
+    lost = Inbox()
+    assert predictor.refine(view("fatal"), lost, always)
+    gone = threading.Event()
+
+    def look() -> bool:
+        shot = predictor.snapshot()
+        return not shot.ready and "predictor's process" in shot.state
+
+    until = time.monotonic() + WAIT_S
+    while not look() and time.monotonic() < until:
+        gone.wait(0.01)
+    assert look()
+    began_s = time.monotonic()
+    predictor.stop(WAIT_S)
+    assert time.monotonic() - began_s < 5
+    assert lost.items == []
 
 
 def test_predictor_learns_what_waits_before_it_stops(make: Make) -> None:
@@ -309,7 +374,7 @@ def test_encoder_that_is_not_shipped_is_said(make: Make) -> None:
 def test_history_row_that_cannot_be_used_is_passed_over(make: Make) -> None:
     """One damaged row is no reason to forget the others."""
     good = HistoryRow(1.0, "a", "m", "", b"k" * 16, "", b"", 1, 5, 0, False, True)
-    predictor = make(history=[None, good])
+    predictor = make(history=lambda: [None, good])
     assert refined(predictor, view()) is not None
     assert predictor.snapshot().ready
 

@@ -1,0 +1,120 @@
+"""The predictor's child process: encoder, index and boosters, away from the event loop.
+
+Why a process. The libraries give the interpreter lock free while they compute, but what
+lies between them does not, and at 200 requests a second that was enough for the loop to wait
+for the lock: p99 rose by some 20 ms on two cores, while the same work in another process
+moved it by nothing that could be measured (tests/bench/RESULTS.md). A process can
+also be given a low priority without holding the lock while it waits for its turn, can be
+killed when it hangs, and may crash in native code without taking a request along.
+
+It answers one question at a time (wire.py) from its standard input to its standard output
+until the first is closed, which is how it ends, too, when the gateway is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from gateway.predict.backend import BackendGone, Local
+from gateway.predict.calibrate import Changes
+from gateway.predict.wire import (
+    Adopt,
+    Answer,
+    Configure,
+    Dump,
+    Forecast,
+    Forget,
+    Frames,
+    Learn,
+    Open,
+    Question,
+    Remember,
+    encoder,
+    question_decoder,
+)
+
+NICE = 19
+OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
+
+
+def run() -> int:
+    """Be the child; the exit code."""
+    # Signals to the process group are the gateway's: it closes our input when it is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
+    # Libraries print to standard output at will: it is theirs no more.
+    write_fd = os.dup(1)
+    os.dup2(2, 1)
+    serve(Frames(0, write_fd))
+    return 0
+
+
+def serve(frames: Frames) -> None:
+    """Answer until the other side closes."""
+    desk = Desk()
+    while True:
+        try:
+            payload = frames.receive(None)
+        except BackendGone:
+            return
+        answer = desk.answer(payload)
+        try:
+            frames.send(encoder.encode(answer), None)
+        except BackendGone:
+            return
+
+
+class Desk:
+    """Questions in, answers out, around a `Local`."""
+
+    def __init__(self) -> None:
+        self._backend: Local | None = None
+
+    def answer(self, payload: bytes) -> Answer:
+        """Never raises: what failed is said, and the next question is heard."""
+        try:
+            said = self._said(question_decoder.decode(payload))
+        except Exception as error:
+            # The traceback has lines of code, and the error's kind: no prompt.
+            frames = traceback.format_tb(error.__traceback__)
+            said = Answer(error="".join([*frames[-6:], type(error).__name__]))
+        if self._backend is None:
+            return said
+        changes: Changes | None = self._backend.changes()
+        if changes is not None and not (
+            changes.whole or changes.models or changes.templates or changes.levels
+        ):
+            changes = None
+        return msgspec.structs.replace(said, about=self._backend.about, changes=changes)
+
+    def _said(self, question: Question) -> Answer:
+        if isinstance(question, Open):
+            self._backend = Local(question.setup)
+            return Answer()
+        backend = self._backend
+        assert backend is not None, "nothing is opened yet"
+        if isinstance(question, Forecast):
+            return Answer(workload=backend.forecast(question.view))
+        if isinstance(question, Learn):
+            return Answer(row=backend.learn(question.lesson))
+        if isinstance(question, Remember):
+            return Answer(bad=backend.remember(question.rows))
+        if isinstance(question, Dump):
+            return Answer(dump=backend.dump())
+        if isinstance(question, Configure):
+            backend.configure(question.settings, question.private)
+        elif isinstance(question, Adopt):
+            backend.adopt(question.version)
+        elif isinstance(question, Forget):
+            backend.forget()
+        return Answer()
