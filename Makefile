@@ -47,8 +47,9 @@ bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
 	@$(BIN)/python -m tests.bench.predict_speed
 
 .venv-models/ready: models/requirements-build.lock
-	@test -x .venv-models/bin/python || $(PYTHON) -m venv .venv-models
-	.venv-models/bin/python -m pip --quiet install --require-hashes -r models/requirements-build.lock
+	@test -x .venv-models/bin/pip || $(PYTHON) -m venv .venv-models
+	.venv-models/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --require-hashes -r models/requirements-build.lock
 	@touch $@
 
 models: .venv-models/ready ## export the encoder from its reference weights (maintainers)
