@@ -6,19 +6,28 @@ ARG BASE=python:3.13-slim-bookworm
 FROM ${BASE} AS build
 WORKDIR /app
 COPY requirements.lock ./
+# Neither the packages' own tests nor the installers are of use in the image.
 RUN python3 -m venv /venv \
  && /venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-      --require-hashes -r requirements.lock \
+      --no-compile --require-hashes -r requirements.lock \
+ && find /venv -type d -name tests -prune -exec rm -r {} + \
+ && /venv/bin/python -m pip uninstall --yes --quiet setuptools pip \
  && /venv/bin/python -m compileall -q /venv
 
 FROM ${BASE}
-# lightgbm needs the OpenMP runtime.
+LABEL org.opencontainers.image.title="SageSched Gateway" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# lightgbm needs the OpenMP runtime. `sagesched` is the command of the README.
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libgomp1 \
- && rm -rf /var/lib/apt/lists/*
+ && rm -rf /var/lib/apt/lists/* \
+ && printf '#!/bin/sh\nexec python3 -m gateway "$@"\n' > /usr/local/bin/sagesched \
+ && chmod 755 /usr/local/bin/sagesched
 ENV PATH=/venv/bin:$PATH \
+    PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
     OMP_NUM_THREADS=1 \
     OPENBLAS_NUM_THREADS=1
 WORKDIR /app
@@ -32,9 +41,9 @@ USER 10001:10001
 VOLUME /app/var
 EXPOSE 3000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=20s \
-  CMD ["python3", "-m", "gateway", "healthcheck", "--config", "gateway.toml"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
+  CMD ["sagesched", "healthcheck", "--config", "gateway.toml"]
 # The shipped gateway.toml binds loopback, which is all an anonymous tenant may have: mount a
-# file of your own with server.host = "0.0.0.0" and tenants with keys.
-ENTRYPOINT ["python3", "-m", "gateway"]
+# file of your own over /app/gateway.toml with server.host = "0.0.0.0" and tenants with keys.
+ENTRYPOINT ["sagesched"]
 CMD ["serve", "--config", "gateway.toml"]

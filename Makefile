@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
+ENGINE ?= docker
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -47,16 +48,19 @@ bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
 	@$(BIN)/python -m tests.bench.predict_speed
 
 .venv-models/ready: models/requirements-build.lock
-	@test -x .venv-models/bin/python || $(PYTHON) -m venv .venv-models
-	.venv-models/bin/python -m pip --quiet install --require-hashes -r models/requirements-build.lock
+	@test -x .venv-models/bin/pip || $(PYTHON) -m venv .venv-models
+	.venv-models/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --require-hashes -r models/requirements-build.lock
 	@touch $@
 
 models: .venv-models/ready ## export the encoder from its reference weights (maintainers)
-	.venv-models/bin/python models/build_encoder.py
+	ORT_DISABLE_TELEMETRY=1 .venv-models/bin/python models/build_encoder.py
 	@echo "quantile models: .venv-models/bin/python models/train_quantiles.py FILE (see models/MODELCARD.md)"
 
-image: ## build the container image
-	docker build --tag sagesched-gateway .
+# Podman and buildah write OCI images unless told, and those know no HEALTHCHECK.
+image: ## build the container image (ENGINE=podman or buildah will do, IMAGE_FLAGS=… are added)
+	$(ENGINE) build $(if $(filter docker,$(ENGINE)),,--format docker) $(IMAGE_FLAGS) \
+	  --tag sagesched-gateway .
 
 lock: ## resolve the locks again, with a cool-down of 8 days (needs uv)
 	@before=$$(date -d '8 days ago' +%Y-%m-%d); for name in requirements requirements-dev; do \

@@ -27,12 +27,17 @@ def record(
     folder: Path = FOLDER,
     **figures: object,
 ) -> None:
-    """Put or replace one artefact's table in the manifest."""
+    """Put or replace one artefact's table in the manifest.
+
+    Figures belong to bytes: while the file is the same, those not measured this time stay.
+    """
     path = folder / "manifest.toml"
     tables = tomllib.loads(path.read_text()) if path.exists() else {}
+    before, digest = tables.get(table, {}), sha256(folder / file)
     tables[table] = {
+        **(before if before.get("sha256") == digest else {}),
         "file": file,
-        "sha256": sha256(folder / file),
+        "sha256": digest,
         "origin": origin,
         "licence": licence,
         "command": command,
