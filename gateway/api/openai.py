@@ -14,6 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -275,10 +276,12 @@ class DataPlane:
         self, call: Call, view: PromptView | None, receive: Receive, send: Send
     ) -> JobRecord:
         """Run one call and learn from it. Also the way of POST /submit."""
+        if view is None:
+            return await self._relay.run(call, receive, send)
 
         def refine(permit: Permit) -> None:
-            if view is None:
-                return
+            if permit.account is not None or permit.settled:
+                return  # it runs, or is refused: no better forecast would change that
             engine, job_id = self._engine, call.job.id
 
             def home(workload: Workload) -> None:
@@ -286,8 +289,9 @@ class DataPlane:
 
             self._predictor.refine(view, home, lambda: engine.holds(job_id))
 
+        call.outgrown = partial(self._predictor.observe, view)
         record = await self._relay.run(call, receive, send, submitted=refine)
-        if view is not None and self.learn is not None:
+        if self.learn is not None:
             self.learn(view, call.job, record)
         return record
 
@@ -363,7 +367,6 @@ class DataPlane:
             stream=asked.stream,
             wants_usage=asked.wants_usage,
             ending=asked.ending,
-            metric_model=asked.model,
             connection=scope["state"].get("connection") if "state" in scope else None,
         )
 

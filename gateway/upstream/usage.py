@@ -203,6 +203,12 @@ class StreamMeter:
         """Choices that have their finish reason."""
         return len(self._finished)
 
+    @property
+    def output_tokens(self) -> int:
+        """Of all choices, so far: a lower bound, since an event may carry several tokens."""
+        usage, events = self.usage, self.content_events
+        return events if usage is None else max(events, usage.output_tokens)
+
     def feed(self, chunk: bytes) -> bytes:
         """The bytes the client gets for `chunk`: whole events only."""
         events = self._splitter.feed(chunk)

@@ -338,3 +338,13 @@ def test_meter_passes_long_events_unread() -> None:
     assert (out, meter.usage) == (long, None)
     assert meter.feed(event(usage_chunk())) == b""
     assert meter.usage == Usage(7, 3)
+
+
+def test_meter_counts_output_on_the_way() -> None:
+    """Events that carry content, or the provider's own running count where it is higher."""
+    meter, _ = metered(event(chunk("a")), event(chunk("b")))
+    assert meter.output_tokens == 2
+    meter.feed(event(chunk("c", usage={"prompt_tokens": 7, "completion_tokens": 40})))
+    assert meter.output_tokens == 40
+    meter.feed(event(chunk("d", usage={"prompt_tokens": 7, "completion_tokens": 1})))
+    assert meter.output_tokens == 4
