@@ -140,6 +140,9 @@ def snapshots(**more: Any) -> Snapshots:
             learn_lost=6,
             cache_hits=8,
             seconds=1.25,
+            drifts=3,
+            version=2,
+            refit="kept the old models",
         ),
         "store": StoreSnapshot(
             ok=True, queue=1, committed=20, lost=2, last_commit_s=0.001, rows=18, errors=1
