@@ -198,7 +198,6 @@ class Jobs:
             query=b"",
             headers=_JSON,
             body=msgspec.json.encode(body),
-            metric_model=model,
         )
         return call, view
 

@@ -14,29 +14,27 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from gateway.api import auth
 from gateway.api.problems import internal, send_problem
 from gateway.api.schemas import (
-    NULL,
     AnyRequest,
     ChatRequest,
     CompletionRequest,
     Generation,
-    LooseMessage,
     ResponsesRequest,
     check_complexity,
     check_generation,
     check_messages,
     decode,
-    given,
-    read_loose,
 )
+from gateway.api.view import choices_of, view_of
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.relay import BrokenAnswer, Call, Ending, Relay
 from gateway.engine.scope import Receive, Send
@@ -278,10 +276,12 @@ class DataPlane:
         self, call: Call, view: PromptView | None, receive: Receive, send: Send
     ) -> JobRecord:
         """Run one call and learn from it. Also the way of POST /submit."""
+        if view is None:
+            return await self._relay.run(call, receive, send)
 
         def refine(permit: Permit) -> None:
-            if view is None:
-                return
+            if permit.account is not None or permit.settled:
+                return  # it runs, or is refused: no better forecast would change that
             engine, job_id = self._engine, call.job.id
 
             def home(workload: Workload) -> None:
@@ -289,8 +289,9 @@ class DataPlane:
 
             self._predictor.refine(view, home, lambda: engine.holds(job_id))
 
+        call.outgrown = partial(self._predictor.observe, view)
         record = await self._relay.run(call, receive, send, submitted=refine)
-        if view is not None and self.learn is not None:
+        if self.learn is not None:
             self.learn(view, call.job, record)
         return record
 
@@ -366,7 +367,6 @@ class DataPlane:
             stream=asked.stream,
             wants_usage=asked.wants_usage,
             ending=asked.ending,
-            metric_model=asked.model,
             connection=scope["state"].get("connection") if "state" in scope else None,
         )
 
@@ -455,46 +455,6 @@ class _Early:
             error_code=code,
             total_s=now - self.arrived_s,
         )
-
-
-def choices_of(request: Generation) -> int:
-    """How many answers the provider generates: n or best_of, for each prompt of a batch."""
-    each = max(request.n or 1, request.best_of or 1)
-    if isinstance(request, CompletionRequest):
-        return each * max(len(read_loose(request.prompt, list[str]) or ()), 1)
-    return each
-
-
-def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
-    """What the predictor reads of a request."""
-    shared: dict[str, Any] = {
-        "tenant": tenant,
-        "model": request.model,
-        "max_tokens": request.limit,
-        "n": request.n or 1,
-        "stop": given(request.stop),
-        "temperature": request.temperature,
-        "reasoning_effort": request.reasoning_effort
-        or (request.reasoning.effort if request.reasoning else None),
-        "tools": len(read_loose(request.tools, list[Raw]) or ()),
-        "response_format": request.response_format.type if request.response_format else None,
-        "stream": request.stream is True,
-        "max_chars": max_chars,
-    }
-    if isinstance(request, ChatRequest):
-        return PromptView.of_chat(request.messages, **shared)
-    if isinstance(request, ResponsesRequest):
-        messages: list[Any] = list(read_loose(request.input, list[LooseMessage]) or ())
-        text = read_loose(request.input, str)
-        if text is not None:
-            messages = [LooseMessage("user", text)]
-        if request.instructions:
-            messages.insert(0, LooseMessage("system", request.instructions))
-        return PromptView.of_chat(messages, **shared)
-    prompt = request.prompt if isinstance(request, CompletionRequest) else NULL
-    batch = read_loose(prompt, list[str])
-    text = batch[0] if batch else read_loose(prompt, str)
-    return PromptView.of_prompt(text or "", **shared)
 
 
 def _canonical(scope: Scope) -> str:

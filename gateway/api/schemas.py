@@ -55,12 +55,9 @@ class ResponseFormat(Struct):
     type: str | None = None
 
 
-class Reasoning(Struct):
-    effort: str | None = None
-
-
 class Generation(Struct):
-    """Fields shared by the generating routes."""
+    """Fields shared by the generating routes. Those of type Raw are only forecast by (view.py):
+    what stands in them is for the provider to judge."""
 
     model: str
     stream: bool | None = None
@@ -73,9 +70,17 @@ class Generation(Struct):
     temperature: float | None = None
     stop: Raw = NULL
     tools: Raw = NULL
-    response_format: ResponseFormat | None = None
-    reasoning_effort: str | None = None
-    reasoning: Reasoning | None = None
+    functions: Raw = NULL
+    response_format: Raw = NULL
+    text: Raw = NULL
+    reasoning_effort: Raw = NULL
+    reasoning: Raw = NULL
+    thinking: Raw = NULL
+    enable_thinking: Raw = NULL
+    thinking_budget: Raw = NULL
+    chat_template_kwargs: Raw = NULL
+    extra_body: Raw = NULL
+    google: Raw = NULL
 
     @property
     def limit(self) -> int | None:
@@ -100,7 +105,7 @@ _LOOSE_BYTES = 2**20  # of a member without a fixed type, read only to forecast 
 
 
 def given(raw: Raw) -> bool:
-    return bytes(raw) != b"null"
+    return raw is not NULL and bytes(raw) != b"null"
 
 
 def read_loose(raw: Raw, kind: type[T]) -> T | None:
@@ -123,7 +128,7 @@ class CompletionRequest(Generation, kw_only=True):
 
 class ResponsesRequest(Generation, kw_only=True):
     input: Raw = NULL
-    instructions: str | None = None
+    instructions: Raw = NULL
 
 
 class AnyRequest(Struct):

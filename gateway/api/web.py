@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -89,7 +90,8 @@ def _translated(request: AnyRequest, error: Exception) -> GatewayError:
 
 
 async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -> Any:
-    """Await what a thread tells through a callback; an Exception it tells is raised.
+    """Await what a thread tells through a callback; an Exception it tells is raised, the
+    store's failures as Unavailable.
 
     Args:
         ask: hands the callback to the thread; False when it takes no more work.
@@ -102,7 +104,7 @@ async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -
         if future.done():
             return
         if isinstance(value, Exception):
-            future.set_exception(value)
+            future.set_exception(_told(value))
         else:
             future.set_result(value)
 
@@ -116,3 +118,14 @@ async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -
             return await future
     except TimeoutError:
         raise Unavailable(full, code="busy", retry_after_s=5.0) from None
+
+
+def _told(error: Exception) -> Exception:
+    """A store that cannot write (disk full, I/O, locked, damaged) is out for a while, which is
+    no fault of the request or of the code."""
+    ours = sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, ours):
+        return Unavailable(
+            f"The store cannot write now: {error}.", code="store_failing", retry_after_s=5.0
+        )
+    return error

@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from math import inf
 from typing import Any, Protocol
 
 import msgspec
@@ -92,9 +93,9 @@ class Call(Struct):
     stream: bool = False
     wants_usage: bool = True  # False: usage is asked for on our account and hidden again
     ending: Ending = Ending.ANY
-    metric_model: str = "other"
     connection: Connection | None = None
     release: Callable[[], None] | None = None  # the body is not needed any more
+    outgrown: Callable[[int], object] | None = None  # told of lengths past the p90: see Overrun
 
 
 class Trip(Struct):
@@ -115,6 +116,27 @@ class Trip(Struct):
 
 
 SendError = Callable[[Send, GatewayError, Headers], Any]
+
+
+class Overrun:
+    """A stream's length against its forecast: tells when it passes the p90, and again at each
+    doubling. That it is still running is news only where it should have ended.
+
+    `at` is the length, of all choices together, at which `passed` is to be called.
+    """
+
+    __slots__ = ("_n", "_told", "at")
+
+    def __init__(self, p90: float, n: int, told: Callable[[int], object] | None) -> None:
+        self._n, self._told = n, told
+        self.at = inf if told is None else max(p90, 1.0) * n
+
+    def passed(self, tokens: int) -> None:
+        """`tokens` are past `at`."""
+        assert self._told is not None
+        while self.at < tokens:  # a coarse stream may pass several doublings at once
+            self.at *= 2
+        self._told(tokens // self._n)
 
 
 class Relay:
@@ -294,6 +316,7 @@ class Relay:
             hide_usage=not call.wants_usage, max_event_bytes=self.server.stream_buffer_bytes
         )
         out = await self._first_events(target, trip, answer, meter, call)
+        overrun = Overrun(permit.workload.p90, call.job.n, call.outgrown)
         clock = self._clock(target, trip, watch, answer)
         try:
             await self._start(call, permit, trip, answer, None, send)
@@ -312,6 +335,8 @@ class Relay:
                 if not chunk:
                     break
                 out = meter.feed(chunk)
+                if meter.output_tokens > overrun.at and meter.finish_reason is None:
+                    overrun.passed(meter.output_tokens)
             out = meter.rest()  # its last event may lack the blank line
             if not _is_whole(call, meter) and meter.error is None:
                 raise AttemptFailed(_CUT)
@@ -531,7 +556,7 @@ class Relay:
             wall_s=time.time(),
             route=call.route,
             tenant=job.tenant,
-            model=call.metric_model,
+            model=job.model,
             outcome=trip.outcome,
             status=trip.status,
             stream=call.stream,

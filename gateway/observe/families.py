@@ -44,7 +44,8 @@ class Families:
         self.retries = Counter("retries", "Further attempts of requests.", "model")
         self.tokens = Counter(
             "upstream_tokens",
-            "Tokens as providers counted them; cached are part of prompt, reasoning of output.",
+            "Tokens as providers counted them; cached and audio_prompt are parts of prompt, "
+            "reasoning and audio_output of output.",
             "model", "kind",
         )  # fmt: skip
         self.tenant_requests = Counter(

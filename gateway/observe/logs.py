@@ -61,7 +61,10 @@ class RequestLine(Struct, rename={"job_class": "class"}, omit_defaults=True):
     reserve_tokens: float | None = None
     actual: int | None = None
     prompt_tokens: int | None = None
-    cached_tokens: int | None = None
+    cached_tokens: int | None = None  # these four only where there are some
+    reasoning_tokens: int | None = None
+    audio_prompt_tokens: int | None = None
+    audio_output_tokens: int | None = None
     estimated: bool | None = None
     ttft_ms: float | None = None
     upstream_ms: float | None = None
@@ -219,7 +222,10 @@ def request_line(record: JobRecord, level: int) -> RequestLine:
         reserve_tokens=record.reserve_tokens or None,
         actual=None if usage is None else usage.output_tokens,
         prompt_tokens=None if usage is None else usage.prompt_tokens,
-        cached_tokens=usage.cached_tokens if usage is not None and usage.cached_tokens else None,
+        cached_tokens=None if usage is None else usage.cached_tokens or None,
+        reasoning_tokens=None if usage is None else usage.reasoning_tokens or None,
+        audio_prompt_tokens=None if usage is None else usage.audio_prompt_tokens or None,
+        audio_output_tokens=None if usage is None else usage.audio_output_tokens or None,
         estimated=True if usage is not None and usage.estimated else None,
         ttft_ms=None if record.ttft_s is None else _ms(record.ttft_s),
         upstream_ms=None if record.upstream_s is None else _ms(record.upstream_s),

@@ -79,12 +79,16 @@ class _Tokens(Struct, gc=False):
     output: Count
     cached: Count
     reasoning: Count
+    audio_prompt: Count
+    audio_output: Count
 
     def add(self, usage: Usage) -> None:
         self.prompt.total += usage.prompt_tokens
         self.output.total += usage.output_tokens
         self.cached.total += usage.cached_tokens
         self.reasoning.total += usage.reasoning_tokens
+        self.audio_prompt.total += usage.audio_prompt_tokens
+        self.audio_output.total += usage.audio_output_tokens
 
 
 class _Forecast(Struct, gc=False):
@@ -288,7 +292,7 @@ class _Scrape(Collector):
 
 
 def _tokens(family: Counter, name: str) -> _Tokens:
-    return _Tokens(*(family.at(name, kind) for kind in ("prompt", "output", "cached", "reasoning")))
+    return _Tokens(*(family.at(name, kind) for kind in _Tokens.__struct_fields__))
 
 
 def _info() -> Metric:

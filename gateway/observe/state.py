@@ -27,6 +27,7 @@ from gateway.types import (
 )
 
 ACCOUNT_STATES = ("open", "backoff", "ejected", "half_open", "dead_key", "draining")
+REFITS = ("off", "waiting", "running", "accepted", "kept", "failed")
 DROPS = tuple(v for v in Verdict if v not in (Verdict.SUCCESS, Verdict.IGNORED))
 
 
@@ -250,6 +251,22 @@ def _predictor(shot: PredictorSnapshot) -> Iterator[Metric]:
     yield _counter("predictor_cache_hits", "Hits of the repeat cache.", (), _one(shot.cache_hits))
     yield _counter(
         "predictor_busy_seconds", "Time the predictor's thread worked.", (), _one(shot.seconds)
+    )
+    yield _counter(
+        "predictor_drifts", "Sources whose lengths were seen to change.", (), _one(shot.drifts)
+    )
+    yield _gauge(
+        "predictor_models_version",
+        "Version of the refitted models in use, 0 as shipped.",
+        (),
+        _one(shot.version),
+    )
+    now = shot.refit.partition(":")[0].partition(" ")[0]  # "failed: why", "kept the old models"
+    yield _gauge(
+        "predictor_refit",
+        "1 for what the refit does, or became of the last one, 0 for the others.",
+        ("state",),
+        [((state,), float(state == now)) for state in REFITS],
     )
 
 

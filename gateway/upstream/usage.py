@@ -34,14 +34,20 @@ _PAYLOAD = ("error", "prompt_filter_results")
 
 class _PromptDetails(Struct):
     cached_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class _OutputDetails(Struct):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+
+
+_NO_PROMPT_DETAILS, _NO_OUTPUT_DETAILS = _PromptDetails(), _OutputDetails()
 
 
 class _UsageFields(Struct):
-    """Chat completions, completions, embeddings, and the responses API's names."""
+    """Chat completions, completions, embeddings, the responses API's names, and those of
+    transcriptions (`input_token_details`, as in the realtime API)."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -51,6 +57,8 @@ class _UsageFields(Struct):
     input_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
     output_tokens_details: _OutputDetails | None = None
+    input_token_details: _PromptDetails | None = None
+    output_token_details: _OutputDetails | None = None
 
 
 class _Choice(Struct):
@@ -109,13 +117,25 @@ def _usage(fields: _UsageFields | None) -> Usage | None:
     )
     if prompt is None and output is None:
         return None
-    cached = fields.prompt_tokens_details or fields.input_tokens_details
-    reasoning = fields.completion_tokens_details or fields.output_tokens_details
+    of_prompt = (
+        fields.prompt_tokens_details
+        or fields.input_tokens_details
+        or fields.input_token_details
+        or _NO_PROMPT_DETAILS
+    )
+    of_output = (
+        fields.completion_tokens_details
+        or fields.output_tokens_details
+        or fields.output_token_details
+        or _NO_OUTPUT_DETAILS
+    )
     return Usage(
         prompt_tokens=_count(prompt),
         output_tokens=_count(output),
-        cached_tokens=_count(cached.cached_tokens if cached else None),
-        reasoning_tokens=_count(reasoning.reasoning_tokens if reasoning else None),
+        cached_tokens=_count(of_prompt.cached_tokens),
+        reasoning_tokens=_count(of_output.reasoning_tokens),
+        audio_prompt_tokens=_count(of_prompt.audio_tokens),
+        audio_output_tokens=_count(of_output.audio_tokens),
     )
 
 
@@ -182,6 +202,12 @@ class StreamMeter:
     def finished_choices(self) -> int:
         """Choices that have their finish reason."""
         return len(self._finished)
+
+    @property
+    def output_tokens(self) -> int:
+        """Of all choices, so far: a lower bound, since an event may carry several tokens."""
+        usage, events = self.usage, self.content_events
+        return events if usage is None else max(events, usage.output_tokens)
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes the client gets for `chunk`: whole events only."""

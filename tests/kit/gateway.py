@@ -169,6 +169,7 @@ class GatewayProcess:
         except ProcessLookupError:
             pass
         self.process.wait(5)
+        self._reader.join(5)  # or its last words would be taken for the next one's
         self.process = None
 
     # ── what it says ─────────────────────────────────────────────────────────

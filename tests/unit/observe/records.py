@@ -69,7 +69,14 @@ def record(**more: Any) -> JobRecord:
         "job_class": JobClass.INTERACTIVE,
         "first": workload(),
         "workload": workload(),
-        "usage": Usage(prompt_tokens=100, output_tokens=90, cached_tokens=10, reasoning_tokens=5),
+        "usage": Usage(
+            prompt_tokens=100,
+            output_tokens=90,
+            cached_tokens=10,
+            reasoning_tokens=5,
+            audio_prompt_tokens=4,
+            audio_output_tokens=2,
+        ),
         "reserve_tokens": 80.0,
         "queue_s": 0.012,
         "ttft_s": 0.3,
@@ -133,6 +140,9 @@ def snapshots(**more: Any) -> Snapshots:
             learn_lost=6,
             cache_hits=8,
             seconds=1.25,
+            drifts=3,
+            version=2,
+            refit="kept the old models",
         ),
         "store": StoreSnapshot(
             ok=True, queue=1, committed=20, lost=2, last_commit_s=0.001, rows=18, errors=1

@@ -133,6 +133,8 @@ def test_metrics_count_a_request_by_route_model_account_class_outcome() -> None:
         ("output", "m"): 180,
         ("cached", "m"): 20,
         ("reasoning", "m"): 10,
+        ("audio_prompt", "m"): 8,
+        ("audio_output", "m"): 4,
     }
     assert series(metrics, "sagesched_tenant_requests_total") == {("ok", "demo"): 2}
 

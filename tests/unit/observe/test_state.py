@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.observe.state import ACCOUNT_STATES, DROPS, state_metrics
+import pytest
+from msgspec import structs
+
+from gateway.observe.state import ACCOUNT_STATES, DROPS, REFITS, state_metrics
 from gateway.types import Mode, Reason, Verdict
 from tests.unit.observe.records import snapshots
 
@@ -47,6 +50,27 @@ def test_state_account_is_one_hot_and_counted() -> None:
     assert of(shown, "sagesched_account_cuts_total") == {("a",): 1.0}
 
 
+@pytest.mark.parametrize(
+    ("refit", "state"),
+    [
+        ("off", "off"),
+        ("waiting", "waiting"),
+        ("running", "running"),
+        ("accepted", "accepted"),
+        ("kept the old models", "kept"),
+        ("failed: exit status 9", "failed"),
+        ("failed: it took too long", "failed"),
+    ],
+)
+def test_state_refit_is_one_hot(refit: str, state: str) -> None:
+    """What people read is a sentence; the label is one of a few words."""
+    taken = snapshots().predictor
+    assert taken is not None
+    shown = page(predictor=structs.replace(taken, refit=refit))
+    states = of(shown, "sagesched_predictor_refit")
+    assert states == {(each,): float(each == state) for each in REFITS}
+
+
 def test_state_tells_budgets_queues_and_losses() -> None:
     """What the snapshots say is on the page, under its name and unit."""
     shown = page()
@@ -62,6 +86,8 @@ def test_state_tells_budgets_queues_and_losses() -> None:
         ("sagesched_predictor_skipped_total", (("reason", "late"),)): 4,
         ("sagesched_predictor_learn_lost_total", ()): 6,
         ("sagesched_predictor_queue_items", (("queue", "learn"),)): 2,
+        ("sagesched_predictor_drifts_total", ()): 3,
+        ("sagesched_predictor_models_version", ()): 2,
         ("sagesched_store_ok", ()): 1,
         ("sagesched_store_lost_items_total", ()): 2,
         ("sagesched_store_commit_seconds", ()): 0.001,

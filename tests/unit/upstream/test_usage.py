@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.predict.prices import Price
 from gateway.types import Usage
 from gateway.upstream.usage import MAX_TOKENS, StreamMeter, answer_usage
 
@@ -78,6 +79,50 @@ def test_answer_usage_reads_cached_and_reasoning_tokens() -> None:
     for counts in (old, new):
         usage, _ = answer_usage(json.dumps({"usage": counts}).encode())
         assert usage == Usage(7, 3, cached_tokens=5, reasoning_tokens=2)
+
+
+SPOKEN = {"cached_tokens": 1, "audio_tokens": 4}
+SAID = {"reasoning_tokens": 1, "audio_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {**COUNTS, "prompt_tokens_details": SPOKEN, "completion_tokens_details": SAID},
+        {
+            "input_tokens": 7,
+            "output_tokens": 3,
+            "input_tokens_details": SPOKEN,
+            "output_tokens_details": SAID,
+        },
+        {
+            "type": "tokens",
+            "input_tokens": 7,
+            "output_tokens": 3,
+            "input_token_details": SPOKEN,
+            "output_token_details": SAID,
+        },
+    ],
+    ids=["chat", "responses", "transcriptions"],
+)
+def test_answer_usage_reads_audio_tokens(counts: dict[str, Any]) -> None:
+    """Heard and spoken tokens, under each route's names, whole or streamed."""
+    spoken = Usage(
+        7, 3, cached_tokens=1, reasoning_tokens=1, audio_prompt_tokens=4, audio_output_tokens=2
+    )
+    assert answer_usage(json.dumps({"usage": counts}).encode())[0] == spoken
+    assert metered(event({"choices": [], "usage": counts}))[0].usage == spoken
+
+
+def test_answer_usage_prices_audio_tokens() -> None:
+    """What was read of an answer costs audio prices where the model has them."""
+    body = {"usage": {**COUNTS, "prompt_tokens_details": SPOKEN, "completion_tokens_details": SAID}}
+    usage, _ = answer_usage(json.dumps(body).encode())
+    assert usage is not None
+    plain = Price(prompt=2.0, output=8.0)
+    with_audio = Price(prompt=2.0, output=8.0, audio_prompt=40.0, audio_output=80.0)
+    assert plain.of(usage) == pytest.approx((7 * 2 + 3 * 8) / 1e6)
+    assert with_audio.of(usage) == pytest.approx((3 * 2 + 4 * 40 + 1 * 8 + 2 * 80) / 1e6)
 
 
 def test_answer_usage_bounds_what_a_provider_claims() -> None:
@@ -293,3 +338,13 @@ def test_meter_passes_long_events_unread() -> None:
     assert (out, meter.usage) == (long, None)
     assert meter.feed(event(usage_chunk())) == b""
     assert meter.usage == Usage(7, 3)
+
+
+def test_meter_counts_output_on_the_way() -> None:
+    """Events that carry content, or the provider's own running count where it is higher."""
+    meter, _ = metered(event(chunk("a")), event(chunk("b")))
+    assert meter.output_tokens == 2
+    meter.feed(event(chunk("c", usage={"prompt_tokens": 7, "completion_tokens": 40})))
+    assert meter.output_tokens == 40
+    meter.feed(event(chunk("d", usage={"prompt_tokens": 7, "completion_tokens": 1})))
+    assert meter.output_tokens == 4

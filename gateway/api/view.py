@@ -1,0 +1,238 @@
+"""What the predictor is told of a request: one view out of every dialect's members.
+
+Providers that speak OpenAI's format ask for thinking in ways of their own, and thinking is
+what makes an answer ten times as long, so all of them are read:
+
+- OpenAI: `reasoning_effort`; /v1/responses: `reasoning.effort`, `text.format`
+- Ark (Doubao), Kimi, GLM, DeepSeek: `thinking.type` enabled | disabled | auto; Anthropic's
+  `thinking.budget_tokens`
+- Qwen (DashScope): `enable_thinking`, `thinking_budget`; vLLM and SGLang the same inside
+  `chat_template_kwargs`, where DeepSeek's template calls it `thinking`
+- OpenRouter: `reasoning.enabled`, `reasoning.max_tokens`
+- Gemini: `google.thinking_config` with `thinking_budget` (0 off, -1 as the model likes) and
+  `thinking_level`, at the top or inside `extra_body`
+
+None of these is the gateway's own: whether a value is right is for the provider to say, so
+what does not read as expected is absence here, and goes on to the provider as it is. Where
+two say different things, the plainer one (in the order above: a flag before a budget) holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Raw, Struct
+
+from gateway.api.schemas import (
+    MAX_TOKENS,
+    NULL,
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    LooseMessage,
+    ResponseFormat,
+    ResponsesRequest,
+    given,
+    read_loose,
+)
+from gateway.predict.features import TOOL_NAMES, PromptView
+
+Json = dict[str, Any]
+WORD = 32  # characters of a level that are kept
+OPTION_BYTES = 16 * 1024  # an object of options that is longer is none
+
+
+def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
+    """What the predictor reads of a request."""
+    thinking = Thinking(request)
+    tools = read_tools(request)
+    shared: Json = {
+        "tenant": tenant,
+        "model": request.model,
+        "max_tokens": request.limit,
+        "n": request.n or 1,
+        "stop": given(request.stop),
+        "temperature": request.temperature,
+        "reasoning_effort": thinking.effort,
+        "thinking": thinking.on,
+        "thinking_budget": thinking.budget,
+        "tools": tools.count,
+        "tool_names": tools.names,
+        "tools_bytes": tools.bytes,
+        "response_format": _format(request),
+        "stream": request.stream is True,
+        "max_chars": max_chars,
+    }
+    if isinstance(request, ChatRequest):
+        return PromptView.of_chat(request.messages, **shared)
+    if isinstance(request, ResponsesRequest):
+        return PromptView.of_chat(_items(request), **shared)
+    prompt = request.prompt if isinstance(request, CompletionRequest) else NULL
+    batch = read_loose(prompt, list[str])
+    text = batch[0] if batch else read_loose(prompt, str)
+    return PromptView.of_prompt(text or "", **shared)
+
+
+def choices_of(request: Generation) -> int:
+    """How many answers the provider generates: n or best_of, for each prompt of a batch."""
+    each = max(request.n or 1, request.best_of or 1)
+    if isinstance(request, CompletionRequest):
+        return each * max(len(read_loose(request.prompt, list[str]) or ()), 1)
+    return each
+
+
+def _items(request: ResponsesRequest) -> list[LooseMessage]:
+    """The input of the responses API as messages."""
+    text = read_loose(request.input, str)
+    if text is not None:
+        messages = [LooseMessage("user", text)]
+    else:
+        messages = read_loose(request.input, list[LooseMessage]) or []
+    instructions = read_loose(request.instructions, str)
+    return [LooseMessage("system", instructions), *messages] if instructions else messages
+
+
+def _format(request: Generation) -> str | None:
+    """`response_format.type`, in the responses API `text.format.type`."""
+    stated = read_loose(request.response_format, ResponseFormat)
+    if stated is None:
+        text = read_loose(request.text, _Text)
+        stated = text.format if text is not None else None
+    return stated.type if stated is not None else None
+
+
+class _Text(Struct):
+    format: ResponseFormat | None = None
+
+
+# --- tools ------------------------------------------------------------------------------------
+
+
+class Tools(Struct, frozen=True):
+    """The tools a request offers."""
+
+    count: int = 0
+    names: tuple[str, ...] = ()  # of the first TOOL_NAMES
+    bytes: int = 0  # of their JSON, all of which the model reads
+
+
+class _Named(Struct):
+    name: str | None = None
+
+
+class _Tool(Struct):
+    type: str | None = None
+    name: str | None = None  # the responses API's place for it
+    function: _Named | None = None
+
+
+def read_tools(request: Generation) -> Tools:
+    """`tools`, or `functions` as they once were. A tool of the provider's own, such as a web
+    search, goes by its type."""
+    raw = request.tools if given(request.tools) else request.functions
+    items = read_loose(raw, list[Raw])
+    if items is None:
+        return Tools()
+    tools = [read_loose(item, _Tool) for item in items[:TOOL_NAMES]]
+    names = (_tool_name(tool) for tool in tools if tool is not None)
+    return Tools(len(items), tuple(name for name in names if name), len(bytes(raw)))
+
+
+def _tool_name(tool: _Tool) -> str | None:
+    return (tool.function.name if tool.function is not None else None) or tool.name or tool.type
+
+
+# --- thinking ---------------------------------------------------------------------------------
+
+
+class Thinking:
+    """How much thinking a request asks for; None: nothing is said, or nothing that reads.
+
+    `on` is the switch, `budget` tokens, `effort` a level's name in lower case.
+    """
+
+    __slots__ = ("budget", "effort", "on")
+
+    def __init__(self, request: Generation) -> None:
+        template = _options(request.chat_template_kwargs)
+        thinking = _options(request.thinking)
+        reasoning = _options(request.reasoning)
+        gemini = _gemini(request)
+        budget = _first(
+            _tokens(value)
+            for value in (
+                _value(request.thinking_budget),
+                template.get("thinking_budget"),
+                thinking.get("budget_tokens"),
+                reasoning.get("max_tokens"),
+                gemini.get("thinking_budget"),
+            )
+        )
+        self.effort: str | None = _first(
+            _word(value)
+            for value in (
+                _value(request.reasoning_effort),
+                reasoning.get("effort"),
+                thinking.get("effort"),
+                gemini.get("thinking_level"),
+            )
+        )
+        self.on: bool | None = _first(
+            _flag(value)
+            for value in (
+                _value(request.enable_thinking),
+                template.get("enable_thinking"),
+                template.get("thinking"),
+                thinking.get("type", _value(request.thinking)),
+                reasoning.get("enabled"),
+                False if budget == 0 else None,
+            )
+        )
+        self.budget: int | None = budget
+
+
+def _gemini(request: Generation) -> Json:
+    google = _options(request.google)
+    if not google:
+        google = _dict(_options(request.extra_body).get("google"))
+    return _dict(google.get("thinking_config"))
+
+
+def _value(raw: Raw) -> Any:
+    """A member as it is, where it is small; None where it is absent."""
+    if raw is NULL or len(bytes(raw)) > OPTION_BYTES:
+        return None
+    return read_loose(raw, object)
+
+
+def _options(raw: Raw) -> Json:
+    return _dict(_value(raw))
+
+
+def _dict(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _first(values: Iterator[Any]) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+_SWITCH = {"enabled": True, "disabled": False}  # "auto" and "adaptive" leave it to the model
+
+
+def _flag(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    return _SWITCH.get(value) if isinstance(value, str) else None
+
+
+def _tokens(value: object) -> int | None:
+    """Not a number, or negative (Gemini's -1: as many as the model likes): no budget."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= MAX_TOKENS else None
+
+
+def _word(value: object) -> str | None:
+    return value[:WORD].lower() if isinstance(value, str) and value else None

@@ -1,0 +1,218 @@
+"""The whole gateway, killed under load and on a full disk.
+
+`kill -9` thirty times, each at a moment of chance, with rows being taught by `/ingest` and
+learned from relayed answers: whatever was acknowledged is in the store of the next life, and
+its index holds exactly the history that can be searched. Then a disk that takes no more
+(RLIMIT_FSIZE set on the running process): what must be stored is refused with a reason, what
+need not be goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import resource
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.kit.gateway import GatewayProcess, account
+from tests.kit.provider import ScriptedProvider
+
+Start = Callable[..., GatewayProcess]
+LANES, KILLS = 2, 15  # gateways side by side, lives of each
+CLIENTS = 3
+FIRST_ID = 1_000_000  # ids stand in prompt_tokens, above what the provider counts
+PREDICT = {"enabled": True, "predict_wait_s": 5.0}  # as long as its start may take
+SEARCHABLE = "vector <> x'' AND output_tokens > 0 AND (success OR censored)"
+
+
+class Load:
+    """Clients that teach and ask until the gateway is gone. `acknowledged` has one id for each
+    row that was said to be stored."""
+
+    def __init__(self, gateway: GatewayProcess, first: int) -> None:
+        self.acknowledged: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._gateway = gateway
+        self._threads = [
+            threading.Thread(target=self._until_gone, args=(first + at,)) for at in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> set[int]:
+        """After the kill: everything that was acknowledged."""
+        for thread in self._threads:
+            thread.join(20)
+        told = set()
+        while not self.acknowledged.empty():
+            told.add(self.acknowledged.get())
+        return told
+
+    def _until_gone(self, id: int) -> None:
+        with httpx.Client(headers=self._gateway.headers, timeout=20) as client:
+            try:
+                while True:
+                    self._ask(client, id)
+                    self._ingest(client, id)
+                    id += CLIENTS
+            except httpx.TransportError:
+                pass
+
+    def _ingest(self, client: httpx.Client, id: int) -> None:
+        row = {
+            "prompt": f"Lesson {id} on {chr(97 + id % 26) * 5}",
+            "output_tokens": 1 + id % 700,
+            "prompt_tokens": id,
+            "success": id % 7 != 0,  # a failed one is history, too
+        }
+        if client.post(self._gateway.url("/ingest"), json=row).status_code == 200:
+            self.acknowledged.put(id)
+
+    def _ask(self, client: httpx.Client, id: int) -> None:
+        body = {"model": "kit-model", "messages": [{"role": "user", "content": f"hi {id}"}]}
+        client.post(self._gateway.url("/v1/chat/completions"), json=body)
+
+
+def stored(path: Path, what: str = "1") -> set[tuple[int, int]]:
+    """(rowid, id) of the history rows for which `what` holds, as another process sees them."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return set(connection.execute(f"SELECT rowid, prompt_tokens FROM history WHERE {what}"))
+    finally:
+        connection.close()
+
+
+def ready(gateway: GatewayProcess) -> dict[str, Any]:
+    """The figures of a gateway that has filled its index, and was taught nothing yet: a forecast
+    waits until the predictor is there."""
+    body = {"prompt": "Are you there?"}
+    httpx.post(gateway.url("/predict"), json=body, headers=gateway.headers, timeout=20)
+    shown: dict[str, Any] = httpx.get(
+        gateway.url("/stats"), headers=gateway.admin_headers, timeout=20
+    ).json()
+    assert shown["predictor"]["ready"]
+    return shown
+
+
+def faults(gateway: GatewayProcess, told: set[int]) -> list[str]:
+    """What is wrong with the memory of a gateway that has just started."""
+    path, shown = gateway.directory / "sagesched.db", ready(gateway)
+    every, searchable = stored(path), stored(path, SEARCHABLE)
+    found = []
+    if lost := told - {id for _, id in every}:
+        found.append(f"acknowledged and lost: {sorted(lost)[:5]}")
+    if shown["predictor"]["index_rows"] != len(searchable):
+        found.append(f"index {shown['predictor']['index_rows']}, history {len(searchable)}")
+    if shown["store"]["rows"] != len(every):
+        found.append(f"rows said {shown['store']['rows']}, there are {len(every)}")
+    if list(gateway.directory.glob("*.corrupt-*")):
+        found.append("the store was set aside as corrupt")
+    return found
+
+
+def live_and_die(gateway: GatewayProcess, told: set[int], chance: random.Random) -> None:
+    """One life: start, look back, work, and be killed in the midst of it."""
+    gateway.start()
+    try:
+        assert faults(gateway, told) == []
+        load = Load(gateway, max(told, default=FIRST_ID) + 1000)
+        try:
+            first = [load.acknowledged.get(timeout=20) for _ in range(chance.randint(1, 12))]
+        finally:
+            gateway.kill()
+            told |= load.join()
+        told |= set(first)
+    finally:
+        gateway.kill()
+
+
+def made(directory: Path, provider: ScriptedProvider) -> GatewayProcess:
+    directory.mkdir()
+    return GatewayProcess(directory, accounts=[account(provider)], predict=PREDICT)
+
+
+def test_gateway_killed_under_load_keeps_what_it_acknowledged(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    """Thirty kills: acknowledged ⊆ stored, the next index equals the usable history."""
+
+    def lane(number: int) -> int:
+        gateway, told = made(tmp_path / str(number), provider), set[int]()
+        for _ in range(KILLS):
+            live_and_die(gateway, told, random.Random())
+        with gateway:
+            assert faults(gateway, told) == []
+        return len(told)
+
+    with ThreadPoolExecutor(LANES) as pool:
+        assert min(pool.map(lane, range(LANES))) >= KILLS
+
+
+def test_gateway_that_lost_an_acknowledged_row_is_caught(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    """The twin: a row taken away is missed, by its id and in the index."""
+    gateway, told = made(tmp_path / "twin", provider), set[int]()
+    live_and_die(gateway, told, random.Random())
+    path = gateway.directory / "sagesched.db"
+    with gateway:
+        assert faults(gateway, told) == []
+        some = next(id for id in told if id % 7)
+        with sqlite3.connect(path) as connection:
+            connection.execute("DELETE FROM history WHERE prompt_tokens = ?", (some,))
+        connection.close()
+        lost, index, rows = faults(gateway, told)
+        assert str(some) in lost
+        assert index.startswith("index ")
+        assert rows.startswith("rows said ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process are Linux's")
+def test_full_disk_refuses_what_must_be_stored_and_relays_on(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """/ingest and /submit say 503 and why, requests are answered, /health tells; with room
+    again everything is as before."""
+    gateway = start_gateway(provider, predict=PREDICT)
+    ready(gateway)
+    lesson = {"prompt": "hi", "output_tokens": 3, "prompt_tokens": 1}
+
+    def post(path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(gateway.url(path), json=body, headers=gateway.headers, timeout=20)
+
+    def store() -> str:
+        health = httpx.get(gateway.url("/health"))
+        assert health.status_code == 200  # it serves
+        said: str = health.json()["store"]
+        return said
+
+    def room(bytes_: int) -> None:
+        assert gateway.process is not None
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (bytes_, hard))
+
+    assert gateway.process is not None
+    soft, hard = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE)
+    assert post("/ingest", lesson).status_code == 200
+    assert store() == "ok"
+    room(1)
+    for path, body in (("/ingest", lesson), ("/submit", {"prompt": "hi"})):
+        refused = post(path, body)
+        assert refused.status_code == 503, refused.text
+        assert refused.json()["error"]["code"] == "store_failing"
+        assert "store cannot write" in refused.json()["error"]["message"]
+        assert int(refused.headers["retry-after"]) > 0
+    assert store() == "failing"
+    assert "sagesched_store_ok 0.0" in httpx.get(gateway.url("/metrics")).text
+    chat = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
+    assert post("/v1/chat/completions", chat).status_code == 200
+    room(soft)
+    assert post("/ingest", lesson).status_code == 200
+    assert store() == "ok"

@@ -1,0 +1,210 @@
+"""What the predictor is told of a request, in every dialect, and of what cannot be read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.api.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Generation,
+    ResponsesRequest,
+    check_generation,
+    decode,
+)
+from gateway.api.view import OPTION_BYTES, choices_of, view_of
+from gateway.predict.features import TOOL_NAMES, PromptView
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+GARBAGE: list[Any] = [
+    None,
+    5,
+    -1,
+    1.5,
+    "x",
+    True,
+    [],
+    [[]],
+    {},
+    {"type": 5},
+    {"google": 1},
+    "é" * 99,
+]
+OPTIONS = (
+    *("tools", "functions", "response_format", "text", "reasoning_effort", "reasoning"),
+    *("thinking", "enable_thinking", "thinking_budget", "chat_template_kwargs"),
+    *("extra_body", "google"),
+)
+
+
+def read(kind: type[Generation], **members: Any) -> Generation:
+    request = decode(json.dumps({"model": "m", **members}).encode(), kind)
+    check_generation(request)
+    return request
+
+
+def chat(**members: Any) -> PromptView:
+    return view_of("t", read(ChatRequest, messages=MESSAGES, **members), 2000)
+
+
+def gemini(**config: Any) -> dict[str, Any]:
+    return {"google": {"thinking_config": config}}
+
+
+# -- thinking ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "on", "budget", "effort"),
+    [
+        ({}, None, None, None),
+        ({"reasoning_effort": "high"}, None, None, "high"),
+        ({"reasoning": {"effort": "low", "summary": "auto"}}, None, None, "low"),
+        ({"thinking": {"type": "enabled"}}, True, None, None),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "minimal"}, False, None, "minimal"),
+        ({"thinking": {"type": "auto"}}, None, None, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, True, 2048, None),
+        ({"enable_thinking": False}, False, None, None),
+        ({"enable_thinking": True, "thinking_budget": 500}, True, 500, None),
+        ({"thinking_budget": 0}, False, 0, None),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, None, None),
+        ({"chat_template_kwargs": {"thinking": True}}, True, None, None),
+        ({"reasoning": {"enabled": True, "max_tokens": 4096}}, True, 4096, None),
+        (gemini(thinking_budget=800, include_thoughts=True), None, 800, None),
+        ({"extra_body": gemini(thinking_budget=0)}, False, 0, None),
+        ({"extra_body": gemini(thinking_budget=-1)}, None, None, None),
+        (gemini(thinking_level="LOW"), None, None, "low"),
+        # two that disagree: the switch holds
+        ({"enable_thinking": True, "thinking_budget": 0}, True, 0, None),
+    ],
+)
+def test_view_reads_thinking_in_every_dialect(
+    members: dict[str, Any], on: bool | None, budget: int | None, effort: str | None
+) -> None:
+    """The switch, the budget and the level arrive, whatever the provider calls them."""
+    view = chat(**members)
+    assert (view.thinking, view.thinking_budget, view.reasoning_effort) == (on, budget, effort)
+
+
+def test_view_of_responses_reads_reasoning_and_format() -> None:
+    """/v1/responses says both in places of its own."""
+    asked = read(
+        ResponsesRequest,
+        input="Hello",
+        instructions="Be brief.",
+        reasoning={"effort": "medium"},
+        text={"format": {"type": "json_schema", "name": "x", "schema": {}}, "verbosity": "low"},
+    )
+    view = view_of("t", asked, 2000)
+    assert (view.reasoning_effort, view.json_format) == ("medium", 2)
+    assert (view.text, view.system, view.messages) == ("Hello", "Be brief.", 2)
+
+
+def test_view_of_chat_reads_the_format() -> None:
+    """response_format tells whether JSON is asked for; the responses API's place is a second."""
+    assert chat(response_format={"type": "json_object"}).json_format == 1
+    assert chat(response_format={"type": "json_schema", "json_schema": {}}).json_format == 2
+    assert chat(response_format={"type": "text"}).json_format == 0
+
+
+# -- tools -------------------------------------------------------------------------------------
+
+
+def test_view_reads_names_and_bytes_of_tools() -> None:
+    """A function by its name, where either API has it; a tool of the provider's by its type."""
+    tools = [
+        {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},
+        {"type": "function", "name": "search", "parameters": {}},
+        {"type": "web_search"},
+    ]
+    view = chat(tools=tools)
+    assert (view.tools, view.tool_names) == (3, ("weather", "search", "web_search"))
+    assert view.tools_bytes == len(json.dumps(tools))
+    assert view.bytes == view.tools_bytes + len("hi")
+
+
+def test_view_reads_functions_as_tools() -> None:
+    """The name they had before 2023 still arrives; `tools` beside it holds."""
+    old = [{"name": "weather", "parameters": {}}]
+    assert chat(functions=old).tool_names == ("weather",)
+    assert chat(functions=old, tools=[{"type": "function", "name": "x"}]).tool_names == ("x",)
+
+
+def test_view_of_many_tools_keeps_the_first_names() -> None:
+    """All are counted, the first are named."""
+    view = chat(tools=[{"type": "function", "name": f"t{i}"} for i in range(500)])
+    assert (view.tools, len(view.tool_names)) == (500, TOOL_NAMES)
+
+
+def test_view_of_an_odd_tool_keeps_the_others() -> None:
+    """One tool that cannot be read is counted, and hides no other."""
+    view = chat(tools=[{"name": 5}, "x", {"type": "function", "function": {"name": "ok"}}])
+    assert (view.tools, view.tool_names) == (3, ("ok",))
+
+
+# -- what cannot be read -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_view_of_a_garbled_option_is_a_view_without_it(name: str) -> None:
+    """What is only forecast by is for the provider to refuse: no 400, and nothing is read."""
+    plain = chat()
+    for value in GARBAGE:
+        view = chat(**{name: value})
+        assert (view.text, view.json_format, view.tool_names) == (plain.text, 0, ())
+        assert view.thinking_budget in (None, 5 if name == "thinking_budget" else None)
+
+
+def test_view_of_a_huge_option_is_a_view_without_it() -> None:
+    """An object of options is small; a large one is not taken apart on the loop."""
+    pad = "x" * OPTION_BYTES
+    assert chat(chat_template_kwargs={"enable_thinking": True}).thinking is True
+    assert chat(chat_template_kwargs={"enable_thinking": True, "pad": pad}).thinking is None
+
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "google", "thinking_config", "thinking_budget", "effort", "name"]
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), _json))
+@hypothesis_settings(max_examples=200, deadline=None, database=None)
+def test_view_of_anything_is_well_typed(members: dict[str, Any]) -> None:
+    """Whatever stands in an option, the view holds values of its own types."""
+    view = chat(**members)
+    assert view.thinking in (True, False, None)
+    assert view.thinking_budget is None or view.thinking_budget >= 0
+    assert view.reasoning_effort is None or 0 < len(view.reasoning_effort) <= 64
+    assert all(isinstance(name, str) and name for name in view.tool_names)
+
+
+# -- answers asked for -----------------------------------------------------------------------------
+
+
+def test_choices_count_every_prompt_of_a_batch() -> None:
+    """The legacy route generates n, or best_of, for each prompt."""
+    batch = read(CompletionRequest, prompt=["a", "b", "c"], n=2, best_of=4)
+    assert choices_of(batch) == 12
+    assert view_of("t", batch, 2000).text == "a"
+    assert choices_of(read(ChatRequest, messages=MESSAGES, n=3)) == 3
