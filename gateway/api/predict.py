@@ -131,6 +131,7 @@ class Forecasts:
                 success=asked.success,
                 wall_s=time.time(),
                 done=done,
+                urgent=True,
             ),
             "The predictor takes no more results now.",
         )

@@ -66,7 +66,9 @@ class Backend(Protocol):
 
     def forecast(self, view: PromptView) -> Workload: ...
 
-    def learn(self, lesson: Lesson) -> HistoryRow: ...
+    def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        """One after the other; what came of each."""
+        ...
 
     def remember(self, rows: Sequence[HistoryRow]) -> int:
         """Put stored rows into the index; how many could not be read."""
@@ -122,8 +124,14 @@ class Local:
     def forecast(self, view: PromptView) -> Workload:
         return self._foresight.forecast(view)
 
-    def learn(self, lesson: Lesson) -> HistoryRow:
-        return self._foresight.learn(lesson)
+    def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        return [self._learned(lesson) for lesson in lessons]
+
+    def _learned(self, lesson: Lesson) -> HistoryRow | Exception:
+        try:
+            return self._foresight.learn(lesson)
+        except Exception as error:
+            return error
 
     def remember(self, rows: Sequence[HistoryRow]) -> int:
         bad = 0

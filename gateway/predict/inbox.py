@@ -4,6 +4,10 @@ Orders (new settings, forget everything) come first, then forecasts, because som
 be waiting for one, then results to learn from. Closing drops the forecasts, and lets the
 results through for as long as the stop may take: they would be lost to history.
 
+Results are handed out a few at a time, and linger a moment to become a few, unless somebody
+waits for one. Each time a thread wakes it takes the interpreter lock from the event loop,
+which must then be woken itself: on busy cores that costs it more than the work does.
+
 Any thread may put in; one thread takes out.
 """
 
@@ -24,6 +28,9 @@ Done = Callable[[Workload], None]
 Learned = Callable[[HistoryRow | Exception], None]
 Order = Callable[[], None]
 
+BATCH = 8  # results at once: some 50 ms of work, for which a forecast may have to wait
+LINGER_S = 0.1
+
 
 class Question(Struct, frozen=True):
     """A forecast asked for."""
@@ -38,6 +45,7 @@ class Result(Struct, frozen=True):
 
     lesson: Lesson
     done: Learned | None
+    urgent: bool = False  # somebody waits for it
 
 
 class Inbox:
@@ -48,6 +56,8 @@ class Inbox:
         self._orders: deque[Order] = deque()
         self._questions: deque[Question] = deque()
         self._results: deque[Result] = deque()
+        self._since_s = 0.0  # when the first of them came
+        self._urgent: deque[Result] = deque()  # taken first, and with a bound of their own
         self._close_at: float | None = None
 
     @property
@@ -56,7 +66,7 @@ class Inbox:
 
     @property
     def results(self) -> int:
-        return len(self._results)
+        return len(self._results) + len(self._urgent)
 
     @property
     def closing(self) -> bool:
@@ -72,12 +82,17 @@ class Inbox:
         return taken
 
     def tell(self, result: Result, room: int) -> bool:
-        """Put a result in; False as for `ask`."""
+        """Put a result in; False when `room` of its kind, urgent or not, wait already, or it is
+        closing."""
         with self._wake:
-            taken = self._close_at is None and len(self._results) < room
+            queue = self._urgent if result.urgent else self._results
+            taken = self._close_at is None and len(queue) < room
             if taken:
-                self._results.append(result)
-                self._wake.notify()
+                queue.append(result)
+                if len(self._results) == 1:
+                    self._since_s = time.monotonic()
+                if result.urgent or len(self._results) in (1, BATCH):
+                    self._wake.notify()
         return taken
 
     def order(self, order: Order) -> None:
@@ -96,8 +111,9 @@ class Inbox:
     def abandon(self) -> int:
         """Drop the results that are left; how many they were."""
         with self._wake:
-            left = len(self._results)
+            left = self.results
             self._results.clear()
+            self._urgent.clear()
         return left
 
     def rest(self, pause_s: float) -> None:
@@ -105,18 +121,36 @@ class Inbox:
         with self._wake:
             self._wake.wait_for(lambda: self._close_at is not None, pause_s)
 
-    def take(self) -> Order | Question | Result | None:
-        """The next item; waits for one. None when closed and nothing is left to do."""
+    def take(self) -> Order | Question | list[Result] | None:
+        """The next item, or results that may be taken; waits for either. None when closed and
+        nothing is left to do."""
         with self._wake:
             while True:
                 if self._close_at is not None and (
-                    not self._results or time.monotonic() >= self._close_at
+                    not self.results or time.monotonic() >= self._close_at
                 ):
                     return None
                 if self._orders:
                     return self._orders.popleft()
                 if self._questions:
                     return self._questions.popleft()
-                if self._results:
-                    return self._results.popleft()
-                self._wake.wait()
+                linger_s = self._linger_s()
+                if linger_s is not None and linger_s <= 0.0:
+                    return self._batch()
+                self._wake.wait(linger_s)
+
+    def _linger_s(self) -> float | None:
+        """How long the results may still become more; None where there is none."""
+        if self._urgent or len(self._results) >= BATCH:
+            return 0.0
+        if not self._results:
+            return None
+        return 0.0 if self.closing else self._since_s + LINGER_S - time.monotonic()
+
+    def _batch(self) -> list[Result]:
+        batch: list[Result] = []
+        for queue in (self._urgent, self._results):
+            while queue and len(batch) < BATCH:
+                batch.append(queue.popleft())
+        self._since_s = time.monotonic()
+        return batch

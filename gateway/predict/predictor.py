@@ -202,6 +202,7 @@ class Predictor:
         cached_tokens: int = 0,
         reasoning_tokens: int = 0,
         done: Learned | None = None,
+        urgent: bool = False,
     ) -> bool:
         """Learn from a finished request; forecasts go first.
 
@@ -215,6 +216,7 @@ class Predictor:
             reasoning_tokens: of the output, per choice.
             done: gets the history row, on the predictor thread, once it is learned; or the
                 error that kept it from being.
+            urgent: somebody waits for that: do not let it linger.
 
         Returns:
             False when the queue is full or nobody works on it: the result is lost.
@@ -229,7 +231,7 @@ class Predictor:
             cached_tokens=cached_tokens,
             reasoning_tokens=reasoning_tokens,
         )
-        return self._tell(Result(lesson, done))
+        return self._tell(Result(lesson, done, urgent))
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
         """An answer still running has so many tokens (per choice): a lower bound. Of use where
@@ -328,7 +330,7 @@ class Predictor:
             try:
                 if isinstance(item, Question):
                     self._answer(item)
-                elif isinstance(item, Result):
+                elif isinstance(item, list):
                     self._take_in(item)
                 else:
                     item()
@@ -456,27 +458,54 @@ class Predictor:
         except Exception:
             self._fault("a refinement failed")
 
-    def _take_in(self, result: Result) -> None:
+    def _take_in(self, results: list[Result]) -> None:
         generation = self._stage0.generation
+        views = [self._stage0.cut(result.lesson.view) for result in results]
         try:
             assert self._backend is not None
-            view = self._stage0.cut(result.lesson.view)
-            row = self._backend.learn(structs.replace(result.lesson, view=view))
+            rows = self._backend.learn(
+                [
+                    structs.replace(result.lesson, view=view)
+                    for result, view in zip(results, views, strict=True)
+                ]
+            )
             self._publish()
-            self._remember_repeat(generation, view)
-            self._lessons += not result.lesson.running
-            if self._lessons % KEEP_EVERY == 0:
-                self._store_calibration()
-        except Exception as error:
-            self._learn_lost += 1
-            if result.done is not None:
-                result.done(error)
+        except Exception as error:  # all of them are lost
+            for result in results:
+                self._tell_learned(result, error)
             if isinstance(error, BackendGone):
                 raise
-            self._fault("learning failed")
             return
-        if result.done is not None:
-            result.done(row)
+        for result, view, row in zip(results, views, rows, strict=True):
+            self._tell_learned(result, row)
+            if isinstance(row, HistoryRow):
+                self._count(generation, result.lesson, view)
+
+    def _tell_learned(self, result: Result, row: HistoryRow | Exception) -> None:
+        """What came of it, to whoever asked for it; a fault is counted."""
+        try:
+            if isinstance(row, Exception):
+                self._learn_lost += 1
+                if not isinstance(row, BackendGone):
+                    raise row
+        except Exception:
+            self._fault("learning failed")
+        try:
+            if result.done is not None:
+                result.done(row)
+        except Exception:
+            self._fault("whoever waited for a lesson failed")
+
+    def _count(self, generation: int, lesson: Lesson, view: PromptView) -> None:
+        try:
+            self._remember_repeat(generation, view)
+        except BackendGone:
+            raise
+        except Exception:
+            self._fault("a repeat was not prepared")
+        self._lessons += not lesson.running
+        if self._lessons % KEEP_EVERY == 0:
+            self._store_calibration()
 
     def _remember_repeat(self, generation: int, view: PromptView) -> None:
         """A prompt learned for the second time comes again: have its forecast ready on the loop.

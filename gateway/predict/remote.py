@@ -99,10 +99,9 @@ class Remote:
         assert found is not None
         return found
 
-    def learn(self, lesson: Lesson) -> HistoryRow:
-        row = self._ask(Learn(lesson)).row
-        assert row is not None
-        return row
+    def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        rows = self._ask(Learn(list(lessons))).rows
+        return [BackendError(row) if isinstance(row, str) else row for row in rows]
 
     def remember(self, rows: Sequence[HistoryRow]) -> int:
         return self._ask(Remember(list(rows))).bad

@@ -33,7 +33,7 @@ class Forecast(Struct, frozen=True, tag=True):
 
 
 class Learn(Struct, frozen=True, tag=True):
-    lesson: Lesson
+    lessons: list[Lesson]
 
 
 class Remember(Struct, frozen=True, tag=True):
@@ -66,7 +66,7 @@ class Answer(Struct, frozen=True, omit_defaults=True):
     about: About = About()
     changes: Changes | None = None  # in the calibration; None: nothing moved
     workload: Workload | None = None
-    row: HistoryRow | None = None
+    rows: list[HistoryRow | str] = []  # a string: what went wrong
     bad: int = 0  # rows that could not be read
     dump: bytes | None = None
     error: str | None = None  # a traceback

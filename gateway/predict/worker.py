@@ -85,9 +85,7 @@ class Desk:
         try:
             said = self._said(question_decoder.decode(payload))
         except Exception as error:
-            # The traceback has lines of code, and the error's kind: no prompt.
-            frames = traceback.format_tb(error.__traceback__)
-            said = Answer(error="".join([*frames[-6:], type(error).__name__]))
+            said = Answer(error=_told(error))
         if self._backend is None:
             return said
         changes: Changes | None = self._backend.changes()
@@ -106,7 +104,8 @@ class Desk:
         if isinstance(question, Forecast):
             return Answer(workload=backend.forecast(question.view))
         if isinstance(question, Learn):
-            return Answer(row=backend.learn(question.lesson))
+            rows = backend.learn(question.lessons)
+            return Answer(rows=[_told(x) if isinstance(x, Exception) else x for x in rows])
         if isinstance(question, Remember):
             return Answer(bad=backend.remember(question.rows))
         if isinstance(question, Dump):
@@ -118,3 +117,8 @@ class Desk:
         elif isinstance(question, Forget):
             backend.forget()
         return Answer()
+
+
+def _told(error: Exception) -> str:
+    """A traceback: lines of code and the error's kind, no prompt."""
+    return "".join([*traceback.format_tb(error.__traceback__)[-6:], type(error).__name__])

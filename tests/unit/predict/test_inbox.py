@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from gateway.predict.features import PromptView
-from gateway.predict.inbox import Inbox, Question, Result
+from gateway.predict.inbox import BATCH, LINGER_S, Inbox, Question, Result
 from gateway.predict.lesson import Lesson
 
 VIEW = PromptView.of_prompt("x", tenant="t", model="m")
 QUESTION = Question(VIEW, lambda _: None, lambda: True)
 RESULT = Result(Lesson(VIEW, 1, 1, False, True, 0.0), None)
+URGENT = Result(Lesson(VIEW, 2, 1, False, True, 0.0), None, urgent=True)
 
 
 def nothing() -> None:
@@ -21,7 +24,7 @@ def test_inbox_hands_out_orders_then_questions_then_results() -> None:
     assert inbox.tell(RESULT, 5)
     assert inbox.ask(QUESTION, 5)
     inbox.order(nothing)
-    assert [inbox.take() for _ in range(3)] == [nothing, QUESTION, RESULT]
+    assert [inbox.take() for _ in range(3)] == [nothing, QUESTION, [RESULT]]
 
 
 def test_inbox_queues_are_bounded_each() -> None:
@@ -40,7 +43,7 @@ def test_inbox_closing_lets_results_through_and_nothing_else() -> None:
     inbox.close(60.0)
     assert not inbox.ask(QUESTION, 5)
     assert not inbox.tell(RESULT, 5)
-    assert [inbox.take(), inbox.take()] == [RESULT, None]
+    assert [inbox.take(), inbox.take()] == [[RESULT], None]
 
 
 def test_inbox_closed_without_time_leaves_results_to_be_counted() -> None:
@@ -52,3 +55,32 @@ def test_inbox_closed_without_time_leaves_results_to_be_counted() -> None:
     assert inbox.take() is None
     assert inbox.abandon() == 2
     assert inbox.abandon() == 0
+
+
+def test_inbox_results_linger_to_become_a_batch() -> None:
+    """Fewer than a batch wait a moment for more; a batch and an urgent one do not."""
+    inbox = Inbox()
+    for _ in range(BATCH + 1):
+        inbox.tell(RESULT, 99)
+    began_s = time.monotonic()
+    assert inbox.take() == [RESULT] * BATCH
+    assert time.monotonic() - began_s < LINGER_S / 2
+    assert inbox.take() == [RESULT]
+    assert time.monotonic() - began_s >= LINGER_S / 2
+    inbox.tell(RESULT, 99)
+    inbox.tell(URGENT, 99)
+    began_s = time.monotonic()
+    assert inbox.take() == [URGENT, RESULT]
+    assert time.monotonic() - began_s < LINGER_S / 2
+
+
+def test_inbox_urgent_results_pass_a_full_queue() -> None:
+    """A flood of answers to learn keeps out no row that somebody waits for."""
+    inbox = Inbox()
+    for _ in range(40):
+        inbox.tell(RESULT, 30)
+    assert [inbox.tell(URGENT, 1) for _ in range(2)] == [True, False]
+    assert inbox.results == 31
+    first = inbox.take()
+    assert isinstance(first, list)
+    assert first[0] == URGENT

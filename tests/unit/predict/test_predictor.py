@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +257,10 @@ class Fragile(Local):
             raise BackendGone("it read the word")
         return super().forecast(view)
 
-    def learn(self, lesson: Lesson) -> HistoryRow:
-        if "fatal" in lesson.view.text:
+    def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        if any("fatal" in lesson.view.text for lesson in lessons):
             raise BackendGone("it read the word")
-        return super().learn(lesson)
+        return super().learn(lessons)
 
 
 def test_predictor_replaces_a_backend_that_has_gone(make: Make) -> None:

@@ -29,6 +29,12 @@ def lesson(tokens: int, text: str = "Write a short poem about the sea") -> Lesso
     return Lesson(view(text), tokens, 20, False, True, 1.0)
 
 
+def learned(remote: Remote, taught: Lesson) -> HistoryRow:
+    [row] = remote.learn([taught])
+    assert isinstance(row, HistoryRow)
+    return row
+
+
 @pytest.fixture
 def start() -> Iterator[Open]:
     made: list[Remote] = []
@@ -47,7 +53,7 @@ def test_remote_says_what_local_says(start: Open) -> None:
     remote, local = start(), Local(SETUP)
     for i in range(30):
         taught = lesson(20 * i + 1, f"Write about the number {i % 7}")
-        assert remote.learn(taught) == local.learn(taught)
+        assert remote.learn([taught]) == local.learn([taught])
         assert remote.calibration == local.calibration
     assert remote.forecast(view()) == local.forecast(view())
     assert remote.about == local.about
@@ -66,7 +72,7 @@ def test_remote_says_what_local_says(start: Open) -> None:
 def test_remote_goes_on_from_history_and_calibration(start: Open) -> None:
     """A second child, given the rows and the dump of a first, forecasts as the first did."""
     first = start()
-    rows = [first.learn(lesson(2500)) for _ in range(8)]
+    rows = [learned(first, lesson(2500)) for _ in range(8)]
     second = start(
         Setup(Predict(), SETUP.folder, b"key", {}, frozenset(), calibration=first.dump())
     )
@@ -87,7 +93,7 @@ def test_remote_says_a_calibration_is_not_usable(start: Open) -> None:
 def test_remote_passes_over_rows_of_no_use(start: Open) -> None:
     """A row whose vector is damaged costs itself alone."""
     remote = start()
-    good = remote.learn(lesson(100))
+    good = learned(remote, lesson(100))
     bad = HistoryRow(1.0, "a", "m", "", b"k", good.encoder, b"short", 1, 5, 0, False, True)
     assert remote.remember([good, bad, good]) == 0
     assert remote.about.rows == 3
@@ -108,7 +114,7 @@ def test_remote_error_is_told_and_survived(start: Open) -> None:
     """What fails in the child is an error with its place and none of the prompt."""
     remote = start()
     with pytest.raises(BackendError) as told:
-        remote.learn(Lesson(view("my secret"), "many", 1, False, True, 1.0))  # type: ignore[arg-type]
+        remote.learn([Lesson(view("my secret"), "many", 1, False, True, 1.0)])  # type: ignore[arg-type]
     assert "ValidationError" in str(told.value)
     assert "secret" not in str(told.value)
     assert remote.forecast(view()).p50 > 0
