@@ -51,9 +51,9 @@ bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
 	.venv-models/bin/python -m pip --quiet install --require-hashes -r models/requirements-build.lock
 	@touch $@
 
-models: .venv-models/ready ## export the encoder from its reference weights (maintainers)
+models: .venv-models/ready ## build the reference encoder and its tokenizer (maintainers)
 	.venv-models/bin/python models/build_encoder.py
-	@echo "quantile models: .venv-models/bin/python models/train_quantiles.py FILE (see models/MODELCARD.md)"
+	@echo "next: fine-tune, then train on a file of conversations (see models/MODELCARD.md)"
 
 image: ## build the container image
 	docker build --tag sagesched-gateway .
