@@ -185,7 +185,7 @@ def main() -> None:
     views = [view_of(row) for row in rows]
     tokenizer = HERE / "tokenizer.json"
     sentence = Encoder(args.sentence_encoder, tokenizer, max_tokens=64)
-    served = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=96)
+    served = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=64)
     own = [views[i] for i in chosen]
     vectors = vectors_of(own, sentence, args.vectors)
 
