@@ -154,6 +154,37 @@ def judge(grid: Array, y: Array, sources: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def matrices(
+    views: Sequence[PromptView], sources: Sequence[str], y: Array, folds: Array, vectors: Array
+) -> tuple[Array, Array]:
+    """Cheap features and neighbours' features; of each row's own fold nothing is known."""
+    x = np.empty((len(views), len(NAMES)))
+    nn = np.empty((len(views), len(q.NEIGHBOUR_NAMES)))
+    for fold in np.unique(folds):
+        inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        these, those = ([views[i] for i in part] for part in (inside, others))
+        x[inside] = cheap(
+            these, *(means([f(v) for v in those], y[others]) for f in (_model, _task))
+        )
+        nn[inside] = neighbour_matrix((vectors[others], those, y[others]), vectors[inside], these)
+    x[:, RUNNING] = mixed_running(views, sources, y)
+    hide(x, [NAMES.index("model_mean")], 0.10, 1)
+    hide(x, [NAMES.index("task_mean")], 0.60, 2)
+    hide(nn, range(nn.shape[1]), 0.35, 3)
+    return x, nn
+
+
+def projection_of(vectors: Array) -> Array:
+    """Their mean, and below it their first principal components."""
+    centre = vectors.mean(axis=0)
+    _, _, components = np.linalg.svd(vectors - centre, full_matrices=False)
+    return np.concatenate([centre[None], components[:COMPONENTS]]).astype(np.float32)
+
+
+def projected(projection: Array, vectors: Array) -> Array:
+    return (vectors - projection[0]) @ projection[1:].T
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("conversations", type=Path)
@@ -189,27 +220,13 @@ def main() -> None:
     own = [views[i] for i in chosen]
     vectors = vectors_of(own, sentence, args.vectors)
 
+    sources = [rows[i]["source"] for i in chosen]
     model, task = (means([f(view) for view in own], y[chosen]) for f in (_model, _task))
-    x = np.empty((len(chosen), len(NAMES)))
-    nn = np.empty((len(chosen), len(q.NEIGHBOUR_NAMES)))
-    for fold in np.unique(folds):
-        inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        these, those = ([own[i] for i in part] for part in (inside, others))
-        y_those = y[chosen][others]
-        oof = [means([f(view) for view in those], y_those) for f in (_model, _task)]
-        x[inside] = cheap(these, *oof)
-        nn[inside] = neighbour_matrix((vectors[others], those, y_those), vectors[inside], these)
-    x[:, RUNNING] = mixed_running(own, [rows[i]["source"] for i in chosen], y[chosen])
-    hide(x, [NAMES.index("model_mean")], 0.10, 1)
-    hide(x, [NAMES.index("task_mean")], 0.60, 2)
-    hide(nn, range(nn.shape[1]), 0.35, 3)
+    x, nn = matrices(own, sources, y[chosen], folds, vectors)
     width = len(NAMES) if args.running else RUNNING.start
     x = x[:, :width]
-
-    centre = vectors.mean(axis=0)
-    _, _, components = np.linalg.svd(vectors - centre, full_matrices=False)
-    projection = np.concatenate([centre[None], components[:COMPONENTS]]).astype(np.float32)
-    full_x = np.concatenate([x, (vectors - projection[0]) @ projection[1:].T, nn], axis=1)
+    projection = projection_of(vectors)
+    full_x = np.concatenate([x, projected(projection, vectors), nn], axis=1)
     models = {
         "stage0": Model(x, y[chosen], folds, STAGE0),
         "full": Model(full_x, y[chosen], folds, FULL),
@@ -227,11 +244,11 @@ def main() -> None:
         theirs = [views[i] for i in held]
         plain = cheap(theirs, model, {})
         plain[:, RUNNING] = UNKNOWN_RUNNING
-        pca = (new[len(own) :] - projection[0]) @ projection[1:].T
+        pca = projected(projection, new[len(own) :])
         warm = neighbour_matrix((new[: len(own)], own, y[chosen]), new[len(own) :], theirs)
         cold = np.array([q.neighbour_features(NO_NEIGHBOURS)] * len(held))
         seen = np.array([rows[i]["license"].startswith(PERMITTED) for i in held])
-        sources = np.array([rows[i]["source"] for i in held])
+        of = np.array([rows[i]["source"] for i in held])
         plain = plain[:, :width]
         for variant, name, matrix in (
             ("stage0", "stage0", plain),
@@ -239,8 +256,8 @@ def main() -> None:
             ("full_fit_rows_as_history", "full", np.concatenate([plain, pca, warm], axis=1)),
         ):
             grid = models[name].grids(matrix)
-            report[variant] = judge(grid, y[held], list(sources))
-            report[variant + "_seen_sources"] = judge(grid[seen], y[held][seen], sources[seen])
+            report[variant] = judge(grid, y[held], list(of))
+            report[variant + "_seen_sources"] = judge(grid[seen], y[held][seen], of[seen])
         print(json.dumps(report, indent=1))
     write(models, tables, projection, pack(rows[i] for i in chosen), report, args.out)
 

@@ -19,7 +19,7 @@ from gateway.predict.encoder import Vector
 from gateway.predict.index import HistoryIndex, Neighbours
 from gateway.predict.quantiles import NEAREST
 
-NEAR_ENOUGH = 0.8  # of a real row: from there on the warm rows are not asked
+NEAR_ENOUGH = 0.35  # of a real row: from there on the warm rows are not asked
 
 
 class Warm:
