@@ -53,9 +53,9 @@ bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
 	  --require-hashes -r models/requirements-build.lock
 	@touch $@
 
-models: .venv-models/ready ## export the encoder from its reference weights (maintainers)
+models: .venv-models/ready ## build the reference encoder and its tokenizer (maintainers)
 	ORT_DISABLE_TELEMETRY=1 .venv-models/bin/python models/build_encoder.py
-	@echo "quantile models: .venv-models/bin/python models/train_quantiles.py FILE (see models/MODELCARD.md)"
+	@echo "next: fine-tune, then train on a file of conversations (see models/MODELCARD.md)"
 
 # Podman and buildah write OCI images unless told, and those know no HEALTHCHECK.
 image: ## build the container image (ENGINE=podman or buildah will do, IMAGE_FLAGS=… are added)

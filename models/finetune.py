@@ -48,19 +48,8 @@ from length_rows import (  # noqa: E402
     unknown_model,
     with_stage0,
 )
-from train_quantiles import (  # noqa: E402
-    FOLDS,
-    LEVELS,
-    NAMES,
-    PERMITTED,
-    STAGE0,
-    cheap,
-    fit,
-    hide,
-    means,
-    read,
-    view_of,
-)
+from train_quantiles import FOLDS, LEVELS, STAGE0, fit  # noqa: E402
+from training_rows import NAMES, PERMITTED, cheap, hide, means, read, view_of  # noqa: E402
 
 from gateway.replay.split import groups, is_fit, row_keys  # noqa: E402
 

@@ -1,9 +1,9 @@
 """What the length network reads of a request: token ids, twelve side features, the model.
 
-No torch here: training, evaluation and export share these, and a gateway that serves the
-network needs the same few lines. The text is the system prompt's head and the last user
-text's head and tail, because the first sets the form of the answer and the second its
-task; everything else of a conversation comes as a number beside them.
+The tokens and the list of side features are the gateway's own (predict/encoder.py,
+predict/head.py): what is trained is what is served. No torch here. The text is the system
+prompt's head and the last user text's head and tail, because the first sets the form of the
+answer and the second its task; everything else of a conversation comes as a number beside them.
 """
 
 from __future__ import annotations
@@ -14,43 +14,19 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from gateway.predict.encoder import SEP, SYSTEM_TOKENS, TAIL_SHARE, token_ids
 from gateway.predict.features import NAMES, PromptView
+from gateway.predict.head import FAR, MAY_LACK, SIDES, UNKNOWN_MODEL
 
 Array = np.ndarray
 
-CLS, SEP = 101, 102
 MAX_TOKENS = 96
-SYSTEM_TOKENS = 24
-TAIL_SHARE = 0.25
-CHARS_PER_TOKEN = 8  # more characters a token than this are not read at all
-SIDES = (
-    *("text", "chars", "system", "prior_mean", "last_answer", "turns", "lines", "tools"),
-    *("json_format", "max_tokens", "asked_size", "model_mean"),
-)
-MAY_LACK = ("last_answer", "max_tokens", "asked_size", "model_mean")  # each with a flag
 SIDE_COLUMNS = [NAMES.index(name) for name in SIDES]
-UNKNOWN_MODEL = 0
-
-
-def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    # Lone surrogates are no Unicode text; the tokenizer refuses them.
-    clean = text.encode("utf-8", "replace").decode("utf-8")
-    ids: list[int] = tokenizer.encode(clean, add_special_tokens=False).ids
-    return ids
 
 
 def tokens(view: PromptView, tokenizer: Tokenizer, cap: int = MAX_TOKENS) -> list[int]:
-    """[CLS] system's head [SEP] user's head and tail [SEP], at most `cap`."""
-    out = [CLS]
-    if view.system:
-        read = view.system[: SYSTEM_TOKENS * CHARS_PER_TOKEN]
-        out += [*text_ids(tokenizer, read)[:SYSTEM_TOKENS], SEP]
-    room = cap - len(out) - 1
-    tail, far, text = int(room * TAIL_SHARE), room * CHARS_PER_TOKEN, view.text
-    if len(text) > far:
-        text = text[: far - tail * CHARS_PER_TOKEN] + " " + text[-tail * CHARS_PER_TOKEN :]
-    ids = text_ids(tokenizer, text)
-    return [*out, *(ids if len(ids) <= room else shorter(ids, room)), SEP]
+    """What the encoder is given of a request, at most `cap`."""
+    return token_ids(tokenizer, view.text, view.system, cap)
 
 
 def shorter(ids: Sequence[int], room: int) -> list[int]:
@@ -84,7 +60,7 @@ class Sides:
     def __call__(self, cheap: Array) -> Array:
         scaled = (cheap[:, SIDE_COLUMNS] - self.mean) / self.deviation
         absent = np.isnan(scaled)
-        values = np.where(absent, 0.0, np.clip(scaled, -5, 5))
+        values = np.where(absent, 0.0, np.clip(scaled, -FAR, FAR))
         return np.concatenate([values, absent[:, self._flagged]], axis=1).astype(np.float32)
 
 

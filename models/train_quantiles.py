@@ -3,23 +3,32 @@
     .venv-models/bin/python models/train_quantiles.py CONVERSATIONS.jsonl.gz
 
 Only rows whose licence permits it, only the fit side of gateway/replay/split.py. What is
-written holds no text: two boosters' trees, tables of means and residual quantiles, a
+written holds no text: the boosters' trees, tables of means and residual quantiles, a
 projection, and 8-byte hashes of the fitted conversations and prompts, by which a test
 shows that what is evaluated was never fitted.
 
-Both models are a location (mean of log length, one booster) and a table of residual
-quantiles by predicted location, taken out of fold. Features that a live gateway may lack
-are hidden at random while fitting, so the trees know what to do without them: the model's
-mean (10 % of rows), the task type (60 %), neighbours (35 %).
+Both models are a location (mean of log length), a scale (log of the residual's size, taken
+out of fold) and a table of residual quantiles in units of the scale, by location. Features
+that a live gateway may lack are hidden at random while fitting, so the trees know what to do
+without them: the model's mean (10 % of rows), the task type (60 %), neighbours (35 %).
+Running means of what was learned are left out but with `--running`: they told sources apart,
+and cost order inside them (MODELCARD.md).
+
+The full model is fitted on the vectors of the encoder as it was before it was fine-tuned for
+length, and served those of the fine-tuned one, which was held near the old ones. The
+fine-tuned network has seen these very rows: its vectors know their lengths, and boosters
+fitted on them trust them more than a new prompt's vector deserves (MODELCARD.md has the
+figures).
+
+`--leave-out 0 --out FOLDER` makes models that have not seen one fold of five, which the
+shipped network has not seen either: what is chosen is chosen on that fold.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
-import sys
-from collections import defaultdict
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,22 +37,34 @@ import lightgbm as lgb
 import manifest
 import numpy as np
 from scipy.stats import kendalltau
+from training_rows import (
+    HERE,
+    PERMITTED,
+    RUNNING,
+    Array,
+    cheap,
+    hide,
+    log_lengths,
+    means,
+    mixed_running,
+    neighbour_matrix,
+    read,
+    vectors_of,
+    view_of,
+)
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+from gateway.predict import quantiles as q
+from gateway.predict.encoder import Encoder
+from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView
+from gateway.predict.index import NO_NEIGHBOURS
+from gateway.predict.lengths import NARROWEST, WIDEST
+from gateway.replay.split import groups, is_fit, pack, row_keys
+from gateway.types import QUANTILE_LEVELS
 
-from gateway.predict import quantiles as q  # noqa: E402
-from gateway.predict.encoder import Encoder  # noqa: E402
-from gateway.predict.features import NAMES, PromptView, features  # noqa: E402
-from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex  # noqa: E402
-from gateway.replay.split import groups, is_fit, pack, row_keys  # noqa: E402
-from gateway.types import QUANTILE_LEVELS  # noqa: E402
-
-PERMITTED = ("Apache-2.0", "MIT", "CC0-1.0")
 FOLDS = 5
 COMPONENTS = 32
-SHRINK = 10  # rows at the global mean that every model starts with
 BINS = 12
+LEAST_RESIDUAL = 0.05
 LEVELS = np.array(QUANTILE_LEVELS)
 SHARED = {
     "objective": "huber",
@@ -59,82 +80,7 @@ SHARED = {
 }
 STAGE0 = SHARED | {"num_leaves": 20, "min_data_in_leaf": 25, "learning_rate": 0.05, "rounds": 260}
 FULL = SHARED | {"num_leaves": 24, "min_data_in_leaf": 25, "learning_rate": 0.04, "rounds": 420}
-
-Array = np.ndarray
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def view_of(row: dict[str, Any]) -> PromptView:
-    return PromptView.of_chat(
-        row["messages"],
-        tenant="",
-        model=row["model"],
-        max_tokens=row.get("max_tokens"),
-        temperature=row.get("temperature"),
-        task_type=row["task_type"],
-    )
-
-
-def log_lengths(rows: Sequence[dict[str, Any]]) -> Array:
-    """log1p of the lengths; a censored one counts half as long again."""
-    lengths = np.array([row["output_tokens"] for row in rows], float)
-    limits = np.array([row.get("max_tokens") or np.inf for row in rows], float)
-    return np.log1p(np.where(lengths >= limits, lengths * 1.5, lengths))
-
-
-def vectors_of(texts: Sequence[str], stored: Path | None) -> Array:
-    """One vector a text (some 10 ms each), kept in `stored` between runs where given."""
-    known: dict[str, Array] = {}
-    if stored and stored.exists():
-        with np.load(stored) as file:
-            known = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
-    encoder = Encoder(HERE / "encoder.onnx", HERE / "tokenizer.json")
-    for i, text in enumerate(dict.fromkeys(texts)):
-        if text not in known:
-            known[text] = encoder.vector(text).astype(np.float16)
-        if i % 1000 == 0:
-            print(f"\rvectors {i}", end="", flush=True)
-    if stored:
-        np.savez(stored, texts=np.array(list(known)), vectors=np.array(list(known.values())))
-    return np.array([known[text] for text in texts], np.float32)
-
-
-def means(names: Sequence[str | None], y: Array) -> dict[str, float]:
-    """Running mean of log length by name, shrunk to the global mean."""
-    sums: dict[str, list[float]] = defaultdict(lambda: [SHRINK * float(y.mean()), SHRINK])
-    for name, value in zip(names, y, strict=True):
-        if name is not None:
-            sums[name][0] += float(value)
-            sums[name][1] += 1
-    return {name: total / count for name, (total, count) in sums.items()}
-
-
-def cheap(views: Sequence[PromptView], model: dict[str, float], task: dict[str, float]) -> Array:
-    nan = float("nan")
-    return np.array(
-        [features(v, model.get(v.model, nan), task.get(v.task_type or "", nan)) for v in views]
-    )
-
-
-def hide(matrix: Array, columns: Sequence[int], share: float, seed: int) -> None:
-    rows = np.random.default_rng(seed).random(len(matrix)) < share
-    matrix[np.ix_(rows, columns)] = np.nan
-
-
-def neighbour_matrix(
-    pool: tuple[Array, Sequence[PromptView], Array], vectors: Array, views: Sequence[PromptView]
-) -> Array:
-    """Neighbour features of `views` among the rows of `pool` (vectors, views, log lengths)."""
-    index = HistoryIndex(vectors.shape[1], len(pool[0]))
-    for vector, view, y in zip(*pool, strict=True):
-        index.add(vector, "", view.model, round(float(np.expm1(y))), censored=False)
-    pairs = zip(vectors, views, strict=True)
-    found = (index.global_neighbours(v, w.model, q.NEAREST) for v, w in pairs)
-    return np.array([q.neighbour_features(near) for near in found])
+SCALE = SHARED | {"num_leaves": 12, "min_data_in_leaf": 60, "learning_rate": 0.05, "rounds": 120}
 
 
 def fit(x: Array, y: Array, settings: dict[str, Any]) -> lgb.Booster:
@@ -144,18 +90,38 @@ def fit(x: Array, y: Array, settings: dict[str, Any]) -> lgb.Booster:
 
 def out_of_fold(x: Array, y: Array, folds: Array, settings: dict[str, Any]) -> Array:
     out = np.empty(len(y))
-    for fold in range(FOLDS):
+    for fold in np.unique(folds):
         out[folds == fold] = fit(x[folds != fold], y[folds != fold], settings).predict(
             x[folds == fold]
         )
     return out
 
 
-def residual_table(predicted: Array, y: Array) -> dict[str, list[Any]]:
-    """Quantiles of y − predicted in equal bins of `predicted`; `at` is each bin's middle."""
+class Model:
+    """Location, scale and residual table of one of the two models."""
+
+    def __init__(self, x: Array, y: Array, folds: Array, settings: dict[str, Any]) -> None:
+        self.location = fit(x, y, settings)
+        predicted = out_of_fold(x, y, folds, settings)
+        size = np.log(np.abs(y - predicted) + LEAST_RESIDUAL)
+        self.scale = fit(x, size, SCALE)
+        self.table = residual_table(predicted, y, scales(out_of_fold(x, size, folds, SCALE)))
+
+    def grids(self, x: Array) -> Array:
+        return grids(self.location.predict(x), self.table, scales(self.scale.predict(x)))
+
+
+def scales(logarithms: Array) -> Array:
+    return np.exp(np.clip(logarithms, NARROWEST, WIDEST))
+
+
+def residual_table(predicted: Array, y: Array, scale: Array | float = 1.0) -> dict[str, list[Any]]:
+    """Quantiles of (y − predicted) / scale in equal bins of `predicted`; `at` is each bin's
+    middle."""
     edges = np.quantile(predicted, np.linspace(0, 1, BINS + 1))[1:-1]
     bins = np.searchsorted(edges, predicted)
-    table = [np.quantile((y - predicted)[bins == b], LEVELS) for b in range(BINS)]
+    off = (y - predicted) / scale
+    table = [np.quantile(off[bins == b], LEVELS) for b in range(BINS)]
     middles = [float(np.median(predicted[bins == b])) for b in range(BINS)]
     return {
         "at": [round(m, 4) for m in middles],
@@ -163,10 +129,11 @@ def residual_table(predicted: Array, y: Array) -> dict[str, list[Any]]:
     }
 
 
-def grids(predicted: Array, table: dict[str, list[Any]]) -> Array:
+def grids(predicted: Array, table: dict[str, list[Any]], scale: Array | None = None) -> Array:
     residuals = np.array(table["residuals"])
     columns = [np.interp(predicted, table["at"], residuals[:, i]) for i in range(len(LEVELS))]
-    return np.sort(predicted[:, None] + np.stack(columns, axis=1), axis=1)
+    shape = np.stack(columns, axis=1) * (1.0 if scale is None else scale[:, None])
+    return np.sort(predicted[:, None] + shape, axis=1)
 
 
 def judge(grid: Array, y: Array, sources: Sequence[str]) -> dict[str, Any]:
@@ -187,75 +154,112 @@ def judge(grid: Array, y: Array, sources: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("conversations", type=Path)
-    parser.add_argument("--vectors", type=Path, help="keep the vectors here between runs (.npz)")
-    args = parser.parse_args()
-    rows = read(args.conversations)
-    group = groups(row_keys(row) for row in rows)
-    fitted = [
-        is_fit(g) and row["license"].startswith(PERMITTED)
-        for g, row in zip(group, rows, strict=True)
-    ]
-    chosen = [i for i, yes in enumerate(fitted) if yes]
-    held = [i for i, g in enumerate(group) if not is_fit(g)]
-    views = [view_of(row) for row in rows]
-    y = log_lengths(rows)
-    vectors = vectors_of([view.text for view in views], args.vectors)
-    folds = np.array([int.from_bytes(group[i][-2:], "big") % FOLDS for i in chosen])
-
-    model, task = (means([f(views[i]) for i in chosen], y[chosen]) for f in (_model, _task))
-    x = np.empty((len(chosen), len(NAMES)))
-    nn = np.empty((len(chosen), len(q.NEIGHBOUR_NAMES)))
-    for fold in range(FOLDS):
-        inside = np.flatnonzero(folds == fold)
-        others = [chosen[i] for i in np.flatnonzero(folds != fold)]
-        own = [views[chosen[i]] for i in inside]
-        oof = [means([f(views[i]) for i in others], y[others]) for f in (_model, _task)]
-        x[inside] = cheap(own, *oof)
-        pool = (vectors[others], [views[i] for i in others], y[others])
-        nn[inside] = neighbour_matrix(pool, vectors[[chosen[i] for i in inside]], own)
+def matrices(
+    views: Sequence[PromptView], sources: Sequence[str], y: Array, folds: Array, vectors: Array
+) -> tuple[Array, Array]:
+    """Cheap features and neighbours' features; of each row's own fold nothing is known."""
+    x = np.empty((len(views), len(NAMES)))
+    nn = np.empty((len(views), len(q.NEIGHBOUR_NAMES)))
+    for fold in np.unique(folds):
+        inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        these, those = ([views[i] for i in part] for part in (inside, others))
+        x[inside] = cheap(
+            these, *(means([f(v) for v in those], y[others]) for f in (_model, _task))
+        )
+        nn[inside] = neighbour_matrix((vectors[others], those, y[others]), vectors[inside], these)
+    x[:, RUNNING] = mixed_running(views, sources, y)
     hide(x, [NAMES.index("model_mean")], 0.10, 1)
     hide(x, [NAMES.index("task_mean")], 0.60, 2)
     hide(nn, range(nn.shape[1]), 0.35, 3)
+    return x, nn
 
-    centre = vectors[chosen].mean(axis=0)
-    _, _, components = np.linalg.svd(vectors[chosen] - centre, full_matrices=False)
-    projection = np.concatenate([centre[None], components[:COMPONENTS]]).astype(np.float32)
-    pca = (vectors - projection[0]) @ projection[1:].T
 
-    full_x = np.concatenate([x, pca[chosen], nn], axis=1)
-    tables: dict[str, Any] = {"features": list(NAMES), "neighbour_features": q.NEIGHBOUR_NAMES}
-    tables |= {"levels": list(QUANTILE_LEVELS), "mean": round(float(y[chosen].mean()), 4)}
+def projection_of(vectors: Array) -> Array:
+    """Their mean, and below it their first principal components."""
+    centre = vectors.mean(axis=0)
+    _, _, components = np.linalg.svd(vectors - centre, full_matrices=False)
+    return np.concatenate([centre[None], components[:COMPONENTS]]).astype(np.float32)
+
+
+def projected(projection: Array, vectors: Array) -> Array:
+    return (vectors - projection[0]) @ projection[1:].T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("conversations", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--leave-out", type=int, nargs="*", default=[], help="folds of 0 to 4")
+    parser.add_argument("--running", action="store_true", help="with running means (see card)")
+    parser.add_argument(
+        "--sentence-encoder",
+        type=Path,
+        default=HERE.parent / "build" / "models" / "int8.onnx",
+        help="before fine-tuning, as `make models` leaves it",
+    )
+    parser.add_argument("--vectors", type=Path, help="keep its vectors here between runs (.npz)")
+    parser.add_argument("--served", type=Path, help="likewise, of models/encoder.onnx")
+    args = parser.parse_args()
+    rows = read(args.conversations)
+    group = groups(row_keys(row) for row in rows)
+    fold_of = np.array([int.from_bytes(g[-2:], "big") % FOLDS for g in group])
+    chosen = [
+        i
+        for i, row in enumerate(rows)
+        if is_fit(group[i])
+        and row["license"].startswith(PERMITTED)
+        and fold_of[i] not in args.leave_out
+    ]
+    held = [i for i, g in enumerate(group) if not is_fit(g)]
+    folds = fold_of[chosen]
+    y = log_lengths(rows)
+    views = [view_of(row) for row in rows]
+    tokenizer = HERE / "tokenizer.json"
+    sentence = Encoder(args.sentence_encoder, tokenizer, max_tokens=64)
+    served = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=64)
+    own = [views[i] for i in chosen]
+    vectors = vectors_of(own, sentence, args.vectors)
+
+    sources = [rows[i]["source"] for i in chosen]
+    model, task = (means([f(view) for view in own], y[chosen]) for f in (_model, _task))
+    x, nn = matrices(own, sources, y[chosen], folds, vectors)
+    width = len(NAMES) if args.running else RUNNING.start
+    x = x[:, :width]
+    projection = projection_of(vectors)
+    full_x = np.concatenate([x, projected(projection, vectors), nn], axis=1)
+    models = {
+        "stage0": Model(x, y[chosen], folds, STAGE0),
+        "full": Model(full_x, y[chosen], folds, FULL),
+    }
+    tables: dict[str, Any] = {"features": list(NAMES[:width])}
+    tables |= {"neighbour_features": q.NEIGHBOUR_NAMES, "levels": list(QUANTILE_LEVELS)}
+    tables |= {"mean": round(float(y[chosen].mean()), 4)}
     tables |= {"models": _rounded(model), "tasks": _rounded(task)}
-    boosters = {}
-    for name, matrix, settings in (("stage0", x, STAGE0), ("full", full_x, FULL)):
-        boosters[name] = fit(matrix, y[chosen], settings)
-        tables[name] = residual_table(out_of_fold(matrix, y[chosen], folds, settings), y[chosen])
+    tables |= {name: model.table for name, model in models.items()}
 
-    without_task = cheap([views[i] for i in held], model, {})
-    pool = (vectors[chosen], [views[i] for i in chosen], y[chosen])
-    warm = neighbour_matrix(pool, vectors[held], [views[i] for i in held])
-    cold = np.array([q.neighbour_features(NO_NEIGHBOURS)] * len(held))
-    permitted = np.array([rows[i]["license"].startswith(PERMITTED) for i in held])
-    sources = [rows[i]["source"] for i in held]
     report: dict[str, Any] = {"fit_rows": len(chosen), "held_rows": len(held)}
-    for variant, name, matrix in (
-        ("stage0", "stage0", without_task),
-        ("full_no_history", "full", np.concatenate([without_task, pca[held], cold], axis=1)),
-        (
-            "full_fit_rows_as_history",
-            "full",
-            np.concatenate([without_task, pca[held], warm], axis=1),
-        ),
-    ):
-        grid = grids(boosters[name].predict(matrix), tables[name])
-        report[variant] = judge(grid, y[held], sources)
-        seen = [s for s, yes in zip(sources, permitted, strict=True) if yes]
-        report[variant + "_seen_sources"] = judge(grid[permitted], y[held][permitted], seen)
-    print(json.dumps(report, indent=1))
-    write(boosters, tables, projection, pack(rows[i] for i in chosen), report)
+    if not args.leave_out:
+        everyone = [*own, *(views[i] for i in held)]
+        new = vectors_of(everyone, served, args.served)
+        theirs = [views[i] for i in held]
+        plain = cheap(theirs, model, {})
+        plain[:, RUNNING] = UNKNOWN_RUNNING
+        pca = projected(projection, new[len(own) :])
+        warm = neighbour_matrix((new[: len(own)], own, y[chosen]), new[len(own) :], theirs)
+        cold = np.array([q.neighbour_features(NO_NEIGHBOURS)] * len(held))
+        seen = np.array([rows[i]["license"].startswith(PERMITTED) for i in held])
+        of = np.array([rows[i]["source"] for i in held])
+        plain = plain[:, :width]
+        for variant, name, matrix in (
+            ("stage0", "stage0", plain),
+            ("full_no_history", "full", np.concatenate([plain, pca, cold], axis=1)),
+            ("full_fit_rows_as_history", "full", np.concatenate([plain, pca, warm], axis=1)),
+        ):
+            grid = models[name].grids(matrix)
+            report[variant] = judge(grid, y[held], list(of))
+            report[variant + "_seen_sources"] = judge(grid[seen], y[held][seen], of[seen])
+        print(json.dumps(report, indent=1))
+    write(models, tables, projection, pack(rows[i] for i in chosen), report, args.out)
 
 
 def _model(view: PromptView) -> str:
@@ -271,23 +275,23 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 
 def write(
-    boosters: dict[str, lgb.Booster],
+    models: dict[str, Model],
     tables: dict[str, Any],
     projection: Array,
     fitted: bytes,
     report: dict[str, Any],
+    out: Path,
 ) -> None:
-    for name, booster in boosters.items():
-        text = booster.model_to_string(importance_type="gain")
-        # The parameter dump at the end names paths of the building machine and nothing we read.
-        (HERE / f"{name}.txt").write_text(text.split("\nparameters:")[0] + "\n")
-    (HERE / "tables.json").write_text(json.dumps(tables, ensure_ascii=False) + "\n")
-    np.save(HERE / "projection.npy", projection)
-    (HERE / "fit_keys.bin").write_bytes(fitted)
+    if out != HERE:  # a folder that can serve: what is not made here comes along
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (HERE / "manifest.toml", *HERE.glob("*.onnx"), *HERE.glob("*.np?")):
+            shutil.copy(path, out)
+        shutil.copy(HERE / "tokenizer.json", out)
     common = {
         "origin": "the Apache-2.0, MIT and CC0 rows of the fit side; sources in MODELCARD.md",
         "licence": "Apache-2.0",
         "command": "python models/train_quantiles.py CONVERSATIONS.jsonl.gz",
+        "folder": out,
     }
     flat = {
         f"{variant}_{key}": value
@@ -297,9 +301,16 @@ def write(
         if key != "by_source"
     }
     rows = {key: report[key] for key in ("fit_rows", "held_rows")}
-    for name in boosters:
+    for name, model in models.items():
         own = {key: value for key, value in flat.items() if key.startswith(name)}
-        manifest.record(name, f"{name}.txt", **common, **rows, **own)
+        for part, booster in ((name, model.location), (f"{name}_scale", model.scale)):
+            text = booster.model_to_string(importance_type="gain")
+            # The parameters at the end name paths of the building machine and nothing we read.
+            (out / f"{part}.txt").write_text(text.split("\nparameters:")[0] + "\n")
+            manifest.record(part, f"{part}.txt", **common, **(rows | own if part == name else {}))
+    (out / "tables.json").write_text(json.dumps(tables, ensure_ascii=False) + "\n")
+    np.save(out / "projection.npy", projection)
+    (out / "fit_keys.bin").write_bytes(fitted)
     manifest.record("tables", "tables.json", **common)
     manifest.record("projection", "projection.npy", **common)
     manifest.record("fit_keys", "fit_keys.bin", **common)

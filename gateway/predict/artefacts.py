@@ -2,8 +2,9 @@
 
 `models/manifest.toml` names every file and its hash. A file that is missing or altered is
 not loaded, and only what needs it is lost: without the encoder there are no neighbours,
-without the full model stage 0 stands in for it, without stage 0 the heuristic. What is
-wrong is said in `Artefacts.problems`, for the snapshot and the log; nothing is raised.
+without the full model stage 0 stands in for it, without stage 0 the heuristic, without the
+head the boosters speak alone. What is wrong is said in `Artefacts.problems`, for the snapshot
+and the log; nothing is raised.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from copy import copy
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,13 +26,20 @@ from msgspec import Struct
 from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
+from gateway.predict.head import Head
 from gateway.predict.lengths import LengthModel, Part, Residual
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
+from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
 
 __all__ = ["ArtefactError", "Artefacts", "Folder", "LengthModel", "Tables"]
 
 T = TypeVar("T")
+BASE = (
+    *("tables", "stage0", "stage0_scale", "full", "full_scale", "projection", "encoder", "head"),
+)
+"""What a refit is a correction of."""
+
 Projection = npt.NDArray[np.float32]
 
 
@@ -95,6 +103,10 @@ class Folder:
             raise ArtefactError(f"manifest.toml does not describe {name!r}")
         return table
 
+    def has(self, name: str) -> bool:
+        """Whether the manifest names it."""
+        return name in self._manifest
+
     def path(self, name: str) -> Path:
         """An artefact's file, its hash checked."""
         table = self.about(name)
@@ -107,6 +119,13 @@ class Folder:
         if found != table["sha256"]:
             raise ArtefactError(f"{path.name}: the sha256 is not the manifest's")
         return path
+
+
+class Texts(NamedTuple):
+    """One model's boosters as LightGBM saves them."""
+
+    location: str
+    scale: str
 
 
 class TailRow(Struct, frozen=True):
@@ -134,8 +153,7 @@ class Corrections(Struct, frozen=True):
 
 def base_of(files: Folder) -> dict[str, str]:
     """Hashes of the shipped files that a refit is a correction of."""
-    names = ("tables", "stage0", "full", "projection", "encoder")
-    return {name: str(files.about(name)["sha256"]) for name in names}
+    return {name: str(files.about(name)["sha256"]) for name in BASE if files.has(name)}
 
 
 def corrections(folder: Path, shipped: Folder) -> Corrections:
@@ -173,11 +191,13 @@ class Artefacts:
         self.encoder: Encoder | None = None
         self.projection: Projection | None = None
         self.full: LengthModel | None = None
+        self.head: Head | None = None  # of an encoder that gives codes
+        self.warm: Warm | None = None
         self.version = 0  # of the refit in use; 0: as shipped
         self.tail: tuple[TailRow, ...] = ()
         self._files: Folder | None = None
-        self._stage0_text: str | None = None
-        self._full_text: str | None = None
+        self._stage0_texts: Texts | None = None
+        self._full_texts: Texts | None = None
         self._corrections: Corrections | None = None
         self._files = files = self._try("models", lambda: Folder(folder))
         if files is None:
@@ -185,27 +205,33 @@ class Artefacts:
         self.tables = self._try("tables", lambda: _tables(files.path("tables")))
         self.shipped_tables = self.tables
         if self.tables is not None:
-            self._stage0_text = self._try("stage0", lambda: _text(files.path("stage0")))
+            self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
         if only_stage0:
             return
         self.encoder = self._try("encoder", lambda: _encoder(files, encoder_name, max_tokens))
         if self.encoder is None:
             return
         self.encoder_name = encoder_name
+        if self.encoder.code_width:
+            width = self.encoder.code_width
+            self.head = self._try("head", lambda: _head(files.path("head"), width))
+        if files.has("warm"):
+            self.warm = self._try("warm", lambda: _warm(files.path("warm"), encoder_name))
         self.projection = self._try("projection", lambda: np.load(files.path("projection")))
         if self.tables is not None and self.projection is not None:
-            self._full_text = self._try("full", lambda: _text(files.path("full")))
+            self._full_texts = self._try("full", lambda: _texts(files, "full"))
             self.full = self._full()
 
     def stage0(self) -> LengthModel | None:
         """A fresh stage-0 model: each thread takes its own."""
-        text, tables, more = self._stage0_text, self.tables, self._corrections
-        if text is None or tables is None:
+        texts, tables, more = self._stage0_texts, self.tables, self._corrections
+        if texts is None or tables is None:
             return None
 
         def load() -> LengthModel:
             own = None if more is None or not more.stage0 else Part(more.stage0, more.cheap)
-            return LengthModel(Part(text, tables.width), tables.stage0, own)
+            location, scale = (Part(text, tables.width) for text in texts)
+            return LengthModel(location, scale, tables.stage0, own)
 
         return self._try("stage0", load)
 
@@ -236,9 +262,9 @@ class Artefacts:
         return base_of(self._files)
 
     @property
-    def texts(self) -> tuple[str | None, str | None]:
+    def texts(self) -> tuple[Texts | None, Texts | None]:
         """Stage 0 and the full model as LightGBM saves them."""
-        return self._stage0_text, self._full_text
+        return self._stage0_texts, self._full_texts
 
     @property
     def corrections(self) -> Corrections | None:
@@ -246,18 +272,20 @@ class Artefacts:
         return self._corrections
 
     def _full(self) -> LengthModel | None:
-        text, tables, projection, more = (
-            *(self._full_text, self.tables, self.projection, self._corrections),
+        texts, tables, projection, more = (
+            *(self._full_texts, self.tables, self.projection, self._corrections),
         )
-        if text is None or tables is None or projection is None:
+        if texts is None or tables is None or projection is None:
             return None
         parts = len(projection) - 1
 
         def load() -> LengthModel:
-            base = Part(text, tables.width, parts, len(tables.neighbour_features))
-            if more is None or not more.full:
-                return LengthModel(base, tables.full)
-            return LengthModel(base, tables.full, Part(more.full, more.cheap, parts, more.near))
+            near = len(tables.neighbour_features)
+            location, scale = (Part(text, tables.width, parts, near) for text in texts)
+            own = None
+            if more is not None and more.full:
+                own = Part(more.full, more.cheap, parts, more.near)
+            return LengthModel(location, scale, tables.full, own)
 
         return self._try("full", load)
 
@@ -270,8 +298,23 @@ class Artefacts:
             return None
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+def _texts(files: Folder, name: str) -> Texts:
+    location, scale = files.path(name), files.path(f"{name}_scale")
+    return Texts(location.read_text(encoding="utf-8"), scale.read_text(encoding="utf-8"))
+
+
+def _head(path: Path, width: int) -> Head:
+    head = Head.load(path)
+    if head.width != width:
+        raise ArtefactError(f"{path.name} was made for codes of {head.width}, not {width}")
+    return head
+
+
+def _warm(path: Path, encoder: str) -> Warm:
+    warm = Warm(path)
+    if warm.encoder != encoder:
+        raise ArtefactError(f"{path.name} has vectors of {warm.encoder!r}: left aside")
+    return warm
 
 
 def _tables(path: Path) -> Tables:

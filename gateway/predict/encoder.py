@@ -1,8 +1,13 @@
 """Sentence vectors: WordPiece, the ONNX session, and a cache in front of both.
 
-The session runs on the predictor thread alone, with one thread and no spinning: a pool
+The session runs on the predictor's own thread alone, with one thread and no spinning: a pool
 that spins takes the core from the event loop. `run` gives the interpreter lock free for
 its whole time (some 14 ms at 64 tokens), so the loop goes on beside it.
+
+Two kinds of encoder are read. A plain sentence encoder has one output, `vector`. One that was
+fine-tuned for length (models/finetune.py) has a second, `code`: what it can tell of the
+answer's length, for head.py to make quantiles of. It was taught with the system prompt's
+head before the user's text, so it is given that; a plain one is not.
 
 A text mostly unknown to the vocabulary gets a vector of little meaning, near that of any
 other such text. `read` says how much was known, so that such prompts skip neighbours.
@@ -27,16 +32,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CACHE_ITEMS = 4096  # vectors of 384 floats: 6 MB
 CHARS_PER_TOKEN = 8  # more than this many characters a token are not read at all
+SYSTEM_TOKENS = 24  # of the system prompt, by an encoder that reads it
 TAIL_SHARE = 0.25
 CLS, SEP, UNKNOWN = 101, 102, 100
 FOREIGN_SHARE = 0.8  # of tokens unknown, from which on a vector is no ground to search from
 
 
 class Reading(NamedTuple):
-    """A text's unit vector, and the share of its tokens that the vocabulary lacks."""
+    """A prompt's unit vector, the share of its text's tokens that the vocabulary lacks, and
+    its code about length where the encoder gives one."""
 
     vector: Vector
     unknown_share: float
+    code: Vector | None = None
 
     @property
     def foreign(self) -> bool:
@@ -47,9 +55,10 @@ class Encoder:
     """Unit vectors of texts.
 
     Args:
-        model: an ONNX file with inputs `input_ids`, `attention_mask` and output `vector`.
+        model: an ONNX file with inputs `input_ids`, `attention_mask`, output `vector`, and
+            `code` where it was fine-tuned for length.
         tokenizer: its tokenizer.json.
-        max_tokens: cap, the two special tokens included.
+        max_tokens: cap, the special tokens included.
 
     Raises whatever the libraries raise on a broken file.
     """
@@ -73,49 +82,78 @@ class Encoder:
         self.max_tokens = max_tokens
         self._cache: OrderedDict[bytes, Reading] = OrderedDict()
         self._cache_items = cache_items
-        self.width = int(self._session.get_outputs()[0].shape[-1])
+        shapes = {out.name: out.shape for out in self._session.get_outputs()}
+        self._outputs = [name for name in ("vector", "code") if name in shapes]
+        self.width = int(shapes["vector"][-1])
+        self.code_width = int(shapes["code"][-1]) if "code" in shapes else 0
         self.hits = self.misses = 0
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str, system: str = "") -> list[int]:
         """Ids with the special tokens, capped; head and tail of a long text."""
-        room = self.max_tokens - 2
-        tail = int(room * TAIL_SHARE)
-        far = room * CHARS_PER_TOKEN
-        if len(text) > far:
-            text = text[: far - tail * CHARS_PER_TOKEN] + " " + text[-tail * CHARS_PER_TOKEN :]
-        # Lone surrogates are no Unicode text; the tokenizer refuses them.
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) > room:
-            ids = ids[: room - tail] + ids[len(ids) - tail :]
-        return [CLS, *ids, SEP]
+        system = system if self.code_width else ""
+        return token_ids(self._tokenizer, text, system, self.max_tokens)
 
     def resize(self, max_tokens: int) -> None:
         """Another cap; vectors made under the old one are forgotten."""
         self.max_tokens = max_tokens
         self._cache.clear()
 
-    def vector(self, text: str, key: bytes | None = None) -> Vector:
+    def vector(self, text: str, key: bytes | None = None, system: str = "") -> Vector:
         """The unit vector of a text, from the cache where `key` was seen lately."""
-        return self.read(text, key).vector
+        return self.read(text, key, system).vector
 
-    def read(self, text: str, key: bytes | None = None) -> Reading:
-        """As `vector`, and how much of the text was known."""
+    def read(self, text: str, key: bytes | None = None, system: str = "") -> Reading:
+        """As `vector`, with all that one run of the network says.
+
+        Args:
+            key: of text and system, for the cache.
+            system: the conversation's system prompt.
+        """
         if key is not None and (found := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
             self.hits += 1
             return found
         self.misses += 1
-        tokens = self.tokens(text)
+        tokens = self.tokens(text, system)
         ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        vector: Vector = self._session.run(["vector"], feed)[0][0]
-        reading = Reading(vector, tokens.count(UNKNOWN) / max(len(tokens) - 2, 1))
+        vector, *codes = (out[0] for out in self._session.run(self._outputs, feed))
+        reading = Reading(vector, unknown_share(tokens), codes[0] if codes else None)
         if key is not None:
             self._cache[key] = reading
             if len(self._cache) > self._cache_items:
                 self._cache.popitem(last=False)
         return reading
+
+
+def token_ids(tokenizer: Any, text: str, system: str, cap: int) -> list[int]:
+    """[CLS] system's head [SEP] text's head and tail [SEP], at most `cap`; without a system
+    prompt [CLS] text [SEP]. models/finetune.py trains on the same."""
+    out = [CLS]
+    if system.strip():
+        most = min(SYSTEM_TOKENS, cap // 2)
+        out += [*_ids(tokenizer, system[: most * CHARS_PER_TOKEN])[:most], SEP]
+    room = cap - len(out) - 1
+    tail, far = int(room * TAIL_SHARE), room * CHARS_PER_TOKEN
+    if len(text) > far:
+        text = text[: far - tail * CHARS_PER_TOKEN] + " " + text[-tail * CHARS_PER_TOKEN :]
+    ids = _ids(tokenizer, text)
+    if len(ids) > room:
+        ids = ids[: room - tail] + ids[len(ids) - tail :]
+    return [*out, *ids, SEP]
+
+
+def unknown_share(ids: list[int]) -> float:
+    """Of a prompt's tokens, the system prompt and the special ones not counted."""
+    text = ids[ids.index(SEP) + 1 : -1] if SEP in ids[:-1] else ids[1:-1]
+    return text.count(UNKNOWN) / max(len(text), 1)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    # Lone surrogates are no Unicode text; the tokenizer refuses them.
+    clean = text.encode("utf-8", "replace").decode("utf-8")
+    ids: list[int] = tokenizer.encode(clean, add_special_tokens=False).ids
+    return ids
 
 
 def pack(vector: Vector) -> bytes:

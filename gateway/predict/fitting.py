@@ -4,7 +4,8 @@ The shipped model is the prior. LightGBM starts from its predictions (`init_scor
 is fitted is only by how much the gateway's own answers differ; few rows make few and small
 trees (rounds and leaf size go with their number, leaves are shrunk as if `SHRINK` rows had
 agreed with the shipped model). Residual quantiles are taken out of fold and blended with the
-shipped ones in the same way.
+shipped ones in the same way. The scale booster stays as shipped. What the head said of a row
+is kept with it (the text is not, so it cannot be asked again), and is part of the prior.
 
 A private tenant's rows are not fitted on: trees could give them away. A censored row is
 fitted on only where it is longer than was forecast, and then as half as long again.
@@ -20,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from gateway.predict.artefacts import Artefacts
+from gateway.predict.artefacts import Artefacts, Texts
 from gateway.predict.encoder import unpack
 from gateway.predict.features import NAMES
-from gateway.predict.lengths import Residual
+from gateway.predict.lengths import HEAD_SHARE, MEDIAN, NARROWEST, WIDEST, Residual
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.types import QUANTILE_LEVELS, HistoryRow
 
@@ -57,7 +58,9 @@ class Data(Struct, frozen=True):
 
     rows: list[HistoryRow]
     x: Array
-    prior: Array  # the shipped model's location
+    prior: Array  # the shipped model's location, the head averaged in
+    scale: Array
+    head: Array  # the head's grids, NaN where there was none
     y: Array  # log1p tokens
     folds: npt.NDArray[np.int64]  # the same prompt always in the same
 
@@ -67,25 +70,27 @@ class Data(Struct, frozen=True):
     def take(self, chosen: npt.NDArray[Any]) -> Data:
         at = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         rows = [self.rows[i] for i in at.tolist()]
-        return Data(rows, self.x[at], self.prior[at], self.y[at], self.folds[at])
+        x, prior, scale, head = self.x[at], self.prior[at], self.scale[at], self.head[at]
+        return Data(rows, x, prior, scale, head, self.y[at], self.folds[at])
 
 
 def stage0_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
     """What stage 0 reads of the rows that may be fitted on."""
-    text, tables = artefacts.texts[0], artefacts.tables
+    texts, tables = artefacts.texts[0], artefacts.tables
     kept = [row for row in rows if row.features and row.shared and row.output_tokens > 0]
-    if text is None or tables is None or not kept:
+    if texts is None or tables is None or not kept:
         return _nothing(len(NAMES))
     x = _matrix([row.features for row in kept], len(NAMES))
-    return _data(kept, x, predicted(text, x[:, : tables.width]))
+    head = np.full((len(kept), len(QUANTILE_LEVELS)), np.nan)
+    return _data(kept, x, texts, x[:, : tables.width], head)
 
 
 def full_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
     """What the full model reads: rows with a vector of the encoder in use."""
-    text, tables, projection = artefacts.texts[1], artefacts.tables, artefacts.projection
+    texts, tables, projection = artefacts.texts[1], artefacts.tables, artefacts.projection
     parts = 0 if projection is None else len(projection) - 1
     width = len(NAMES) + parts + len(NEIGHBOUR_NAMES)
-    if text is None or tables is None or projection is None:
+    if texts is None or tables is None or projection is None:
         return _nothing(width)
     kept, vectors = [], []
     for row in rows:
@@ -98,10 +103,15 @@ def full_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
         return _nothing(width)
     cheap = _matrix([row.features for row in kept], len(NAMES))
     projected = (np.array(vectors) - projection[0]) @ projection[1:].T
-    near = _matrix([row.neighbours for row in kept], len(NEIGHBOUR_NAMES))
+    near_and_head = _matrix(
+        [row.neighbours for row in kept], len(NEIGHBOUR_NAMES) + len(QUANTILE_LEVELS)
+    )
+    near, head = np.split(near_and_head, [len(NEIGHBOUR_NAMES)], axis=1)
+    if artefacts.head is None:
+        head = np.full_like(head, np.nan)
     read = len(tables.neighbour_features)
     shipped = np.concatenate([cheap[:, : tables.width], projected, near[:, :read]], axis=1)
-    return _data(kept, np.concatenate([cheap, projected, near], axis=1), predicted(text, shipped))
+    return _data(kept, np.concatenate([cheap, projected, near], axis=1), texts, shipped, head)
 
 
 def predicted(text: str, x: Array) -> Array:
@@ -134,8 +144,9 @@ def out_of_fold(data: Data) -> Array:
     return found
 
 
-def residual_table(shipped: Residual, location: Array, y: Array) -> Residual:
-    """Quantiles of y − location by location, the shipped table's where rows are few."""
+def residual_table(shipped: Residual, location: Array, scale: Array, y: Array) -> Residual:
+    """Quantiles of (y − location) / scale by location, the shipped table's where rows are
+    few."""
     bins = int(min(BINS, len(y) // BIN_ROWS))
     if bins < 1:
         return shipped
@@ -148,7 +159,7 @@ def residual_table(shipped: Residual, location: Array, y: Array) -> Residual:
         middle = float(np.median(location[inside]))
         if middles and middle <= middles[-1]:
             continue  # ties: one location holds several bins' rows
-        own = np.quantile((y - location)[inside], QUANTILE_LEVELS)
+        own = np.quantile(((y - location) / scale)[inside], QUANTILE_LEVELS)
         prior = np.array(shipped.around(middle)) - middle
         count = float(inside.sum())
         table.append(((count * own + TABLE_PRIOR * prior) / (count + TABLE_PRIOR)).tolist())
@@ -156,13 +167,18 @@ def residual_table(shipped: Residual, location: Array, y: Array) -> Residual:
     return Residual(middles, table)
 
 
-def _data(rows: list[HistoryRow], x: Array, prior: Array) -> Data:
+def _data(rows: list[HistoryRow], x: Array, texts: Texts, read: Array, head: Array) -> Data:
+    """Args: x: what a correction reads; read: what the shipped boosters do."""
+    prior = predicted(texts.location, read)
+    scale = np.exp(np.clip(predicted(texts.scale, read), NARROWEST, WIDEST))
+    middle = head[:, MEDIAN]
+    prior = np.where(np.isnan(middle), prior, prior + HEAD_SHARE * (middle - prior))
     lengths = np.array([log1p(row.output_tokens) for row in rows])
     censored = np.array([row.censored for row in rows])
     kept = np.array([row.success for row in rows]) & ~censored | censored & (lengths > prior)
     y = np.where(censored, np.log1p(CENSORED_FACTOR * np.expm1(lengths)), lengths)
     folds = np.array([int.from_bytes(row.prompt_key[-2:] or b"\0", "big") % FOLDS for row in rows])
-    return Data(rows, x, prior, y, folds).take(kept)
+    return Data(rows, x, prior, scale, head, y, folds).take(kept)
 
 
 def _matrix(packed: Sequence[bytes], width: int) -> Array:
@@ -176,4 +192,5 @@ def _matrix(packed: Sequence[bytes], width: int) -> Array:
 
 def _nothing(width: int) -> Data:
     empty = np.empty(0)
-    return Data([], np.empty((0, width)), empty, empty, np.empty(0, np.int64))
+    head = np.empty((0, len(QUANTILE_LEVELS)))
+    return Data([], np.empty((0, width)), empty, empty, head, empty, np.empty(0, np.int64))

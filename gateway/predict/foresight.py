@@ -15,9 +15,9 @@ Which rung a forecast is said to come from (its wire name is `fallback_level`):
 Up to 64 neighbours enter the mixture, whatever the rung is called. A prompt mostly unknown
 to the encoder's vocabulary has none.
 
-A forecast goes boosters → bias of its scopes → neighbours → levels of its class (calibrate.py
-has the second and the last) → cut at max_tokens. Learning looks at the forecast as it would
-have been given out, before the answer is put in.
+A forecast goes boosters and head (lengths.py, head.py) → bias of its scopes → neighbours →
+levels of its class (calibrate.py has the second and the last) → cut at max_tokens. Learning
+looks at the forecast as it would have been given out, before the answer is put in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes, Channel, Residuals, Scopes, scopes
-from gateway.predict.encoder import Vector, pack, unpack
+from gateway.predict.encoder import Reading, Vector, pack, unpack
 from gateway.predict.features import PromptView, cut, prompt_key, template_key
 from gateway.predict.forecast import (
     FULL,
@@ -69,6 +69,7 @@ class _Look(Struct, frozen=True):
     scopes: Scopes
     vector: Vector | None  # to be searched by, and remembered
     near: list[float]  # the neighbours' features
+    head: Grid | None  # what the head says alone
     cheap: list[float]
     stage0: Grid  # as the boosters say it
     full: Grid | None
@@ -209,7 +210,7 @@ class Foresight:
             success=lesson.success,
             template=template_key(view, self._key),
             features=pack_floats(look.cheap),
-            neighbours=pack_floats(look.near),
+            neighbours=pack_floats([*look.near, *(look.head or ())]),
             shared=view.tenant not in self._private,
             text=view.text if self._settings.keep_text else "",
         )
@@ -266,13 +267,19 @@ class Foresight:
         of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(of))
         base, rung = stage0_grid(view, self._stage0, cheap)
-        vector, foreign = self._read(view)
+        reading = self._read(view)
+        vector = None if reading is None else reading.vector
+        foreign = reading is not None and reading.foreign
         own = everyone = NO_NEIGHBOURS
-        if vector is not None and self._index is not None and not foreign:
+        searchable = None if foreign else vector
+        if searchable is not None and self._index is not None:
             threshold = self._settings.similarity_threshold
-            own, everyone = self._index.near(vector, view.tenant, view.model, NEIGHBOURS, threshold)
-        near = neighbour_features(everyone)
-        full = None if vector is None else self._full(cheap, vector, near)
+            own, everyone = self._index.near(
+                searchable, view.tenant, view.model, NEIGHBOURS, threshold
+            )
+        near = neighbour_features(self._read_of(everyone, searchable, view.model))
+        head = None if reading is None else self._head(view, cheap, reading)
+        full = None if vector is None else self._full(cheap, vector, near, head)
         if full is None:
             grid = shifted(base, table.stage0(of))
         else:
@@ -283,15 +290,27 @@ class Foresight:
         else:
             mixed, carries = self._mixed(grid, everyone)
             rung = Rung.GLOBAL_NEIGHBORS if carries else rung
-        searchable = None if foreign else vector
-        return _Look(view, of, searchable, near, cheap, base, full, mixed, rung)
+        return _Look(view, of, searchable, near, head, cheap, base, full, mixed, rung)
 
-    def _full(self, cheap: list[float], vector: Vector, near: list[float]) -> Grid | None:
+    def _read_of(self, real: Neighbours, vector: Vector | None, model: str) -> Neighbours:
+        """The rows whose lengths the boosters read."""
+        warm = self._artefacts.warm
+        return real if warm is None or vector is None else warm.instead_of(real, vector, model)
+
+    def _head(self, view: PromptView, cheap: list[float], reading: Reading) -> Grid | None:
+        head, code = self._artefacts.head, reading.code
+        if head is None or code is None or not cheap:
+            return None
+        return head.grid(code, view.model, cheap)
+
+    def _full(
+        self, cheap: list[float], vector: Vector, near: list[float], head: Grid | None
+    ) -> Grid | None:
         parts = self._artefacts
         if parts.full is None or parts.projection is None or parts.tables is None:
             return None
         projected: list[float] = (parts.projection[1:] @ (vector - parts.projection[0])).tolist()
-        return parts.full.grid([*cheap, *projected, *near])
+        return parts.full.grid([*cheap, *projected, *near], head)
 
     def _mixed(self, grid: Grid, near: Neighbours) -> tuple[Grid, bool]:
         """The mixture, and whether the pool may give the forecast its name."""
@@ -303,14 +322,13 @@ class Foresight:
         mixed = mixture(grid, near, faded(near, weights))
         return mixed, close >= self._settings.top_k_neighbors or effective >= REPEAT
 
-    def _read(self, view: PromptView) -> tuple[Vector | None, bool]:
-        """The vector, and whether it is no ground to search from."""
+    def _read(self, view: PromptView) -> Reading | None:
+        """What the encoder says of the prompt, where there is one and anything to read."""
         encoder = self._artefacts.encoder
         if encoder is None or not view.text.strip():
-            return None, False
+            return None
         text = cut(view.text, self._settings.max_chars)
-        reading = encoder.read(text, prompt_key(view, self._key))
-        return reading.vector, reading.foreign
+        return encoder.read(text, prompt_key(view, self._key), view.system)
 
     def _empty_index(self) -> HistoryIndex | None:
         encoder = self._artefacts.encoder

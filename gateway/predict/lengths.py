@@ -1,14 +1,23 @@
-"""A length model: boosters for the location, a table of residual quantiles around it.
+"""A length model: where the middle lies, how far answers scatter, and in what shape.
 
-The location is the shipped booster's, plus, once the gateway's own rows were fitted (refit.py),
-a second booster's correction: the shipped model stays the prior, and a correction fitted on
-few rows is small. Features are only ever appended, so each booster reads the first so many
-of the cheap ones and of the neighbours' that it was fitted with.
+Two boosters and a table. The first gives the location of log length. The second gives its
+scale: a request for a yes or no scatters less than a request for a story, though both may be
+forecast at 60 tokens. The table has quantiles of the residual in units of the scale, by
+location. Together they are as good as a booster for each of seven levels at a third of the
+cost (models/MODELCARD.md has the comparison).
+
+To the location come, for the full model, the head's opinion (head.py), averaged in with its
+`HEAD_SHARE`; and, once the gateway's own rows were fitted (refit.py), a third booster's
+correction: the shipped model stays the prior, and a correction fitted on few rows is small.
+
+Features are only ever appended, so each booster reads the first so many of the cheap ones and
+of the neighbours' that it was fitted with.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import exp
 
 from msgspec import Struct
 
@@ -16,22 +25,26 @@ from gateway.predict.boosters import Booster
 from gateway.predict.features import NAMES
 from gateway.predict.quantiles import Grid, rearranged
 
+HEAD_SHARE = 0.3  # chosen on fit rows the network had not seen: models/compare_shapes.py
+MEDIAN = 3  # place in a grid
+NARROWEST, WIDEST = -3.0, 1.5  # log scale is held within these
+
 
 class Residual(Struct, frozen=True):
-    """Quantiles of the residual at some predicted locations, in log1p tokens."""
+    """Quantiles of the residual at some predicted locations, in units of the scale."""
 
     at: list[float]
     residuals: list[list[float]]
 
-    def around(self, centre: float) -> list[float]:
-        """Location plus residuals, linear between the table's locations, flat outside."""
+    def around(self, centre: float, scale: float = 1.0) -> list[float]:
+        """Location plus scaled residuals, linear between the table's locations, flat outside."""
         at, last = self.at, len(self.at) - 1
         i = bisect_right(at, centre) - 1
         if i < 0 or i >= last:
-            return [centre + r for r in self.residuals[max(0, min(i, last))]]
+            return [centre + scale * r for r in self.residuals[max(0, min(i, last))]]
         share = (centre - at[i]) / (at[i + 1] - at[i])
         low, high = self.residuals[i], self.residuals[i + 1]
-        return [centre + a + share * (b - a) for a, b in zip(low, high, strict=True)]
+        return [centre + scale * (a + share * (b - a)) for a, b in zip(low, high, strict=True)]
 
 
 class Part:
@@ -53,26 +66,47 @@ class Part:
         self._booster = Booster(text, cheap + projected + near)
 
     def predict(self, row: list[float]) -> float:
-        """Location of a whole row, in log1p tokens; about 5 µs."""
+        """Output for a whole row, in log1p tokens; about 5 µs."""
         return self._booster.predict(row[: self._cheap] + row[self._between])
 
 
 class LengthModel:
-    """Features in, grid out. Belongs to one thread, as its parts do."""
+    """Features in, grid out. Belongs to one thread, as its parts do.
 
-    def __init__(self, base: Part, residual: Residual, correction: Part | None = None) -> None:
-        self._base = base
+    Args:
+        location, scale: boosters; the scale's is a logarithm.
+        residual: the shape.
+        correction: of the location, by a refit.
+    """
+
+    def __init__(
+        self, location: Part, scale: Part, residual: Residual, correction: Part | None = None
+    ) -> None:
+        self._location = location
+        self._scale = scale
         self._residual = residual
         self._correction = correction
 
-    def grid(self, row: list[float]) -> Grid:
-        """Quantiles of log1p(output tokens); some 10 µs.
+    def grid(self, row: list[float], head: Grid | None = None) -> Grid:
+        """Quantiles of log1p(output tokens); some 20 µs.
 
         Args:
             row: all of `NAMES`; for the full model the projected vector and all of
                 `NEIGHBOUR_NAMES` behind them.
+            head: the head's grid, where there is one.
         """
-        centre = self._base.predict(row)
+        centre = self._location.predict(row)
+        if head is not None:
+            centre += HEAD_SHARE * (head[MEDIAN] - centre)
         if self._correction is not None:
             centre += self._correction.predict(row)
-        return rearranged(self._residual.around(centre))
+        scale = exp(min(max(self._scale.predict(row), NARROWEST), WIDEST))
+        return spread(centre, scale, self._residual, head)
+
+
+def spread(centre: float, scale: float, residual: Residual, head: Grid | None) -> Grid:
+    """The grid around a location that has the head's averaged in already."""
+    if head is None:
+        return rearranged(residual.around(centre, scale))
+    own, middle = residual.around(centre, (1.0 - HEAD_SHARE) * scale), head[MEDIAN]
+    return rearranged([a + HEAD_SHARE * (b - middle) for a, b in zip(own, head, strict=True)])

@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from math import isnan
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,7 @@ from gateway.predict.fitting import (
     residual_table,
     stage0_data,
 )
-from gateway.predict.lengths import Residual
+from gateway.predict.lengths import MEDIAN, Residual, spread
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.refits import ACCEPTED, CURRENT, KEPT, current_version
 from gateway.types import QUANTILE_LEVELS, HistoryRow
@@ -166,7 +167,7 @@ def judge(
         return Judgement(len(before), len(after))
     text, table = kept
     old = after.prior + (predicted(text, after.x) if text else 0.0)
-    new_table = residual_table(base, out_of_fold(before), before.y)
+    new_table = residual_table(base, out_of_fold(before), before.scale, before.y)
     new = after.prior + predicted(correction(before), after.x)
     return Judgement(
         fitted_rows=len(before),
@@ -207,9 +208,11 @@ def write(new: Corrections, base: dict[str, str], out: Path) -> Path:
 def _loss(data: Data, location: Array, table: Residual, channel: Channel) -> float:
     """Pinball loss as served: a running bias by scope is learned on the way."""
     running, total = Residuals(), 0.0
-    for row, centre, y in zip(data.rows, location.tolist(), data.y.tolist(), strict=True):
+    heads = [None if isnan(grid[MEDIAN]) else tuple(grid) for grid in data.head.tolist()]
+    columns = (location.tolist(), data.scale.tolist(), data.y.tolist())
+    for row, head, centre, scale, y in zip(data.rows, heads, *columns, strict=True):
         of = _scopes(row)
-        grid = np.array(table.around(centre)) + running.mean(of, channel)
+        grid = np.array(spread(centre, scale, table, head)) + running.mean(of, channel)
         error = y - grid
         total += float(np.maximum(_LEVELS * error, (_LEVELS - 1) * error).mean())
         running.learn_residuals(of, y - centre, y - centre)
@@ -218,7 +221,8 @@ def _loss(data: Data, location: Array, table: Residual, channel: Channel) -> flo
 
 def _fitted(data: Data, base: Residual) -> _Fit:
     location = out_of_fold(data)
-    return _Fit(correction(data), residual_table(base, location, data.y), data, location)
+    table = residual_table(base, location, data.scale, data.y)
+    return _Fit(correction(data), table, data, location)
 
 
 def _as_it_was(data: Data, kept: tuple[str, Residual]) -> _Fit:

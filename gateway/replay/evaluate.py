@@ -38,7 +38,7 @@ from gateway.replay.evaluate_replay import (
 from gateway.replay.evaluate_rows import Case, Chosen, Side, choose, counts, fit_keys, read
 from gateway.replay.evaluate_rows import read_history as read_store
 from gateway.replay.evaluate_variants import BASELINES, OF_HISTORY, VARIANTS
-from gateway.replay.evaluate_vectors import Known, text_key, vectors_of
+from gateway.replay.evaluate_vectors import Known, Prompt, prompt_key, vectors_of
 from gateway.replay.evaluate_work import Progress, spread
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
@@ -108,7 +108,7 @@ def evaluate(
         apart=apart,
         models=models,
         settings=settings,
-        vectors={key: item.vector for key, item in known.items()},
+        known=known,
         width=whole.encoder.width,
         has_text=history is None,
         in_flight=0 if strict_replay else in_flight,
@@ -185,10 +185,11 @@ def _known(
     workers: int,
 ) -> dict[bytes, Known]:
     if chosen.vectors:
-        return {text_key(text): Known(v, 0.0) for text, v in chosen.vectors.items()}
+        return {prompt_key(Prompt(text)): Known(v, 0.0) for text, v in chosen.vectors.items()}
     cases = [*chosen.cases, *(case for own in apart.values() for case in own)]
-    texts = [cut(c.view.text, settings.max_chars) for c in cases if c.view.text.strip()]
-    return vectors_of(texts, models, settings, out / "vectors.npz", workers)
+    views = [case.view for case in cases if case.view.text.strip()]
+    prompts = [Prompt(cut(view.text, settings.max_chars), view.system) for view in views]
+    return vectors_of(prompts, models, settings, out / "vectors.npz", workers)
 
 
 def _tasks(names: Sequence[str], bench: Bench, *, scenarios: bool) -> list[Task]:

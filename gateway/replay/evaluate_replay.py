@@ -24,11 +24,10 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoder import Vector
 from gateway.replay.evaluate_figures import Flags, Floats
 from gateway.replay.evaluate_rows import Case
 from gateway.replay.evaluate_variants import Forecaster, forecaster
-from gateway.replay.evaluate_vectors import Recalled
+from gateway.replay.evaluate_vectors import Known, Recalled
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
 
@@ -110,7 +109,7 @@ class Bench(Struct, frozen=True):
     apart: Mapping[str, tuple[Case, ...]]
     models: Path
     settings: Predict
-    vectors: Mapping[bytes, Vector]  # by text_key
+    known: Mapping[bytes, Known]  # what the encoder said, by prompt_key
     width: int
     has_text: bool
     in_flight: int
@@ -119,7 +118,7 @@ class Bench(Struct, frozen=True):
         """Loaded, with an encoder that only remembers."""
         name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
         whole = Artefacts(self.models, name, cap)
-        whole.encoder = Recalled(self.vectors, self.width, cap, reader=whole.encoder)
+        whole.encoder = Recalled(self.known, self.width, cap, reader=whole.encoder)
         return whole
 
     def rows(self, task: Task) -> Sequence[Case]:

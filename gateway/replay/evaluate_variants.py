@@ -34,7 +34,9 @@ from gateway.predict.artefacts import Artefacts, LengthModel
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, PromptView
 from gateway.predict.foresight import Foresight, Lesson, Money, workload_of
+from gateway.predict.head import Head
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, SCATTER, Grid, Z, rearranged
+from gateway.predict.warm import Warm
 from gateway.replay.evaluate_rows import Case
 from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
@@ -81,7 +83,7 @@ def family(name: str) -> str:
     return _BY_NAME.get(name) or _BY_PREFIX.get(name.split("_")[0], "other")
 
 
-FAMILIES = tuple(dict.fromkeys([*map(family, NAMES), "vector", "neighbours"]))
+FAMILIES = tuple(dict.fromkeys([*map(family, NAMES), "vector", "neighbours", "head", "warm"]))
 BASELINES = ("constant", "model_mean", "prompt_length", "llmd_rule", "oracle")
 OF_FORESIGHT = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
 WITHOUT = tuple(f"without_{name}" for name in FAMILIES)
@@ -105,6 +107,8 @@ class Parts(Artefacts):
         encoder: Encoder | None,
         full: LengthModel | None,
         stage0: LengthModel | None,
+        head: Head | None,
+        warm: Warm | None,
     ) -> None:
         self.problems = []
         self.encoder_name = whole.encoder_name
@@ -112,6 +116,8 @@ class Parts(Artefacts):
         self.projection = whole.projection
         self.encoder = encoder
         self.full = full
+        self.head = head
+        self.warm = warm
         self._cheap = stage0
 
     def stage0(self) -> LengthModel | None:
@@ -131,13 +137,13 @@ class Hidden(LengthModel):
         self._hides = hides
         self._columns: list[int] | None = None
 
-    def grid(self, row: list[float]) -> Grid:
+    def grid(self, row: list[float], head: Grid | None = None) -> Grid:
         if self._columns is None:
             self._columns = [i for i, n in enumerate(column_names(len(row))) if self._hides(n)]
         row = list(row)
         for column in self._columns:
             row[column] = nan
-        return self._inner.grid(row)
+        return self._inner.grid(row, head)
 
 
 def column_names(width: int) -> list[str]:
@@ -154,7 +160,7 @@ class NeighboursOnly(LengthModel):
     def __init__(self, centre: float) -> None:
         self._nothing = normal(centre, SPREAD)
 
-    def grid(self, row: list[float]) -> Grid:
+    def grid(self, row: list[float], head: Grid | None = None) -> Grid:
         known = dict(zip(column_names(len(row)), row, strict=True))
         low, middle, high = (known.get(name, nan) for name in ("nn_p10", "nn_p50", "nn_p90"))
         if isnan(middle):
@@ -214,6 +220,7 @@ class Serving:
 def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -> Serving:
     """One of OF_FORESIGHT or WITHOUT; without texts all that is read of one is hidden."""
     encoder, full, stage0 = whole.encoder, whole.full, whole.stage0()
+    head, warm = whole.head, whole.warm
     if not has_text:
         full = full and Hidden(full, _of_text)
         stage0 = stage0 and Hidden(stage0, _of_text)
@@ -229,11 +236,13 @@ def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -
 
         full = full and Hidden(full, hides)
         stage0 = stage0 and Hidden(stage0, hides)
+        head = None if taken == "head" else head
+        warm = None if taken == "warm" else warm
         if taken == "neighbours":  # nothing is nearer than 1: the mixture has no part either
             settings = structs.replace(settings, similarity_threshold=1.0)
     return Serving(
         settings,
-        Parts(whole, encoder=encoder, full=full, stage0=stage0),
+        Parts(whole, encoder=encoder, full=full, stage0=stage0, head=head, warm=warm),
         learns=name != "static",
         by_source=name == "full_tenants",
         tell_task=name == "full_task",

@@ -1,9 +1,9 @@
-"""Sentence vectors, made once and kept: all variants of an evaluation read the same ones.
+"""What the encoder says, made once and kept: all variants of an evaluation read the same.
 
 The encoder is nine tenths of a replay's time and the same for every variant, so each
-distinct text is encoded once, by a few processes, and kept in a file for the next run. What
-replays see is `Recalled`, an encoder that only remembers. The file is of one encoder (its
-name, its hash, its token cap); that of another is not read.
+distinct prompt (text and system prompt) is encoded once, by a few processes, and kept in a
+file for the next run. What replays see is `Recalled`, an encoder that only remembers. The
+file is of one encoder (its name, its hash, its token cap); that of another is not read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,18 +20,26 @@ from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import ArtefactError, Artefacts, Folder
-from gateway.predict.encoder import UNKNOWN, Encoder, Reading, Vector
+from gateway.predict.encoder import Encoder, Reading, Vector, unknown_share
 from gateway.replay.evaluate_work import Progress, spread
 from gateway.settings.schema import Predict
 
 CHUNK = 64  # texts a worker takes at once
 
 
+class Prompt(NamedTuple):
+    """What the encoder reads of a request."""
+
+    text: str
+    system: str = ""
+
+
 class Known(Struct, frozen=True):
-    """A text's vector, and what it took: milliseconds of CPU."""
+    """A prompt's vector and code, and what they took: milliseconds of CPU."""
 
     vector: Vector
     ms: float
+    code: Vector | None = None
 
 
 class Recalled(Encoder):
@@ -38,26 +47,27 @@ class Recalled(Encoder):
 
     def __init__(
         self,
-        vectors: Mapping[bytes, Vector],
+        known: Mapping[bytes, Known],
         width: int,
         max_tokens: int,
         reader: Encoder | None = None,
     ) -> None:
-        self._vectors = vectors
+        self._known = known
         self._reader = reader  # whose tokens tell how much of a text is known
         self._readings: dict[bytes, Reading] = {}
         self.width = width
+        self.code_width = 0 if reader is None else reader.code_width
         self.max_tokens = max_tokens
         self.hits = self.misses = 0
 
-    def read(self, text: str, key: bytes | None = None) -> Reading:
+    def read(self, text: str, key: bytes | None = None, system: str = "") -> Reading:
         self.hits += 1
-        known = text_key(text)
-        reading = self._readings.get(known)
+        own = prompt_key(Prompt(text, system))
+        reading = self._readings.get(own)
         if reading is None:
-            tokens = [] if self._reader is None else self._reader.tokens(text)
-            share = tokens.count(UNKNOWN) / max(len(tokens) - 2, 1)
-            reading = self._readings[known] = Reading(self._vectors[known], share)
+            share = 0.0 if self._reader is None else unknown_share(self._reader.tokens(text))
+            known = self._known[own]
+            reading = self._readings[own] = Reading(known.vector, share, known.code)
         return reading
 
     def resize(self, max_tokens: int) -> None:
@@ -65,8 +75,9 @@ class Recalled(Encoder):
             raise ValueError("these vectors were made under another token cap")
 
 
-def text_key(text: str) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def prompt_key(prompt: Prompt) -> bytes:
+    both = f"{prompt.text}\x00{prompt.system}".encode("utf-8", "surrogatepass")
+    return blake2b(both, digest_size=16).digest()
 
 
 def encoder_id(models: Path, settings: Predict) -> str:
@@ -79,23 +90,25 @@ def encoder_id(models: Path, settings: Predict) -> str:
 
 
 def vectors_of(
-    texts: Sequence[str],
+    prompts: Sequence[Prompt],
     models: Path,
     settings: Predict,
     kept: Path,
     workers: int,
 ) -> dict[bytes, Known]:
-    """Vectors of all texts by `text_key`, from `kept` or made now and put there.
+    """Vectors of all prompts by `prompt_key`, from `kept` or made now and put there.
 
     Raises:
         SettingsError: there is no encoder to make them with.
     """
     name = encoder_id(models, settings)
     known = _load(kept, name)
-    missing = {text_key(text): text for text in texts}
-    missing = {key: text for key, text in missing.items() if key not in known}
+    missing = {prompt_key(prompt): prompt for prompt in prompts}
+    missing = {key: prompt for key, prompt in missing.items() if key not in known}
     if missing:
-        order = sorted(missing, key=lambda key: len(missing[key]))  # like with like: even chunks
+        order = sorted(
+            missing, key=lambda key: len(missing[key].text)
+        )  # like with like: even chunks
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
         jobs = [[missing[key] for key in chunk] for chunk in chunks]
         bar = Progress("vectors", len(missing))
@@ -115,12 +128,13 @@ class _Reader:
             raise SettingsError(f"{models}: {'; '.join(parts.problems)}")
         self._encoder = parts.encoder
 
-    def read(self, texts: list[str]) -> list[Known]:
+    def read(self, prompts: list[Prompt]) -> list[Known]:
         found = []
-        for text in texts:
+        for prompt in prompts:
             started = time.thread_time()
-            vector = self._encoder.vector(text)
-            found.append(Known(vector, 1000 * (time.thread_time() - started)))
+            reading = self._encoder.read(prompt.text, None, prompt.system)
+            ms = 1000 * (time.thread_time() - started)
+            found.append(Known(reading.vector, ms, reading.code))
         return found
 
 
@@ -132,9 +146,9 @@ def _begin(models: Path, settings: Predict) -> None:
     _reader = _Reader(models, settings)
 
 
-def _read(texts: list[str]) -> list[Known]:
+def _read(prompts: list[Prompt]) -> list[Known]:
     assert _reader is not None
-    return _reader.read(texts)
+    return _reader.read(prompts)
 
 
 def _load(path: Path, name: str) -> dict[bytes, Known]:
@@ -143,12 +157,12 @@ def _load(path: Path, name: str) -> dict[bytes, Known]:
         with np.load(path, allow_pickle=False) as file:
             if str(file["encoder"]) != name:
                 return {}
-            keys, vectors, ms = file["keys"], file["vectors"], file["ms"]
+            keys, vectors, ms, codes = (file[n] for n in ("keys", "vectors", "ms", "codes"))
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):
         return {}
     return {
-        key.tobytes(): Known(vector, float(took))
-        for key, vector, took in zip(keys, vectors, ms, strict=True)
+        key.tobytes(): Known(vector, float(took), code if len(code) else None)
+        for key, vector, took, code in zip(keys, vectors, ms, codes, strict=True)
     }
 
 
@@ -161,5 +175,10 @@ def _save(path: Path, name: str, known: Mapping[bytes, Known]) -> None:
             keys=np.array([list(key) for key in known], np.uint8),
             vectors=np.array([item.vector for item in known.values()], np.float32),
             ms=np.array([item.ms for item in known.values()], np.float32),
+            codes=np.array([_code(item) for item in known.values()], np.float32),
         )
     new.replace(path)
+
+
+def _code(item: Known) -> list[float]:
+    return [] if item.code is None else [float(value) for value in item.code]

@@ -182,7 +182,7 @@ class Retry(Section, frozen=True):
 
 class Predict(Section, frozen=True):
     enabled: bool = True
-    embedding_model_name: str = "all-MiniLM-L6-v2"
+    embedding_model_name: str = "minilm-l6-length-1"
     top_k_neighbors: Annotated[int, Meta(ge=1, le=64)] = 5
     similarity_threshold: Annotated[float, Meta(ge=-1, le=1)] = 0.8
     history_window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000

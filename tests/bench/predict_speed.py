@@ -89,7 +89,7 @@ def history(count: int) -> list[HistoryRow]:
             model="gpt-5.4-mini",
             task_type="",
             prompt_key=b"",
-            encoder="all-MiniLM-L6-v2",
+            encoder="minilm-l6-length-1",
             vector=pack(vector),
             prompt_tokens=10,
             output_tokens=10 + i % 500,
@@ -126,7 +126,7 @@ def main() -> None:
     stage0_beside_the_thread(predictor, rng)
     predictor.stop(5)
 
-    foresight = Foresight(settings, Artefacts(models, "all-MiniLM-L6-v2", 64), b"key", {})
+    foresight = Foresight(settings, Artefacts(models, "minilm-l6-length-1", 64), b"key", {})
     begin = time.perf_counter()
     rows = history(settings.history_window_size)
     begin = time.perf_counter()

@@ -11,7 +11,7 @@ import pytest
 from gateway.predict.artefacts import Artefacts
 from gateway.shipped import shipped
 
-NAME = "all-MiniLM-L6-v2"
+NAME = "minilm-l6-length-1"
 Damage = Callable[[Path], object]
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from math import isnan
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES, PromptView
 from gateway.shipped import shipped
 from tests.unit.predict.conftest import NAME, Damage, flip, replace
+from tests.unit.predict.plain import without_code
 
 Make = Callable[[Damage], Path]
 
@@ -23,6 +25,7 @@ def test_artefacts_shipped_load_without_a_problem(artefacts: Artefacts) -> None:
     assert artefacts.problems == []
     assert artefacts.encoder is not None
     assert artefacts.full is not None
+    assert artefacts.head is not None
     assert artefacts.stage0() is not None
 
 
@@ -35,8 +38,9 @@ def test_manifest_names_every_artefact_with_origin_and_licence() -> None:
         data = (folder / table["file"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == table["sha256"]
     named = {table["file"] for table in manifest.values()}
-    kinds = (".onnx", ".txt", ".json", ".npy", ".bin")
-    lying = {p.name for p in folder.iterdir() if p.suffix in kinds} - {"sentences.txt"}
+    kinds = (".onnx", ".txt", ".json", ".npy", ".npz", ".bin")
+    tests_own = {"sentences.txt", "encoder_reference.npz"}
+    lying = {p.name for p in folder.iterdir() if p.suffix in kinds} - tests_own
     assert lying == named
 
 
@@ -56,7 +60,7 @@ def test_artefacts_without_encoder_keep_stage0(damaged: Make, damage: Damage, sa
     assert found.stage0() is not None
 
 
-@pytest.mark.parametrize("name", ["full.txt", "projection.npy"])
+@pytest.mark.parametrize("name", ["full.txt", "full_scale.txt", "projection.npy"])
 def test_artefacts_without_full_model_keep_the_rest(damaged: Make, name: str) -> None:
     """A bad full model leaves encoder and stage 0."""
     found = Artefacts(damaged(flip(name)), NAME, 64)
@@ -66,7 +70,55 @@ def test_artefacts_without_full_model_keep_the_rest(damaged: Make, name: str) ->
     assert found.stage0() is not None
 
 
-@pytest.mark.parametrize("name", ["stage0.txt", "tables.json"])
+@pytest.mark.parametrize("damage", [flip("head.npz"), replace("head.npz", None)])
+def test_artefacts_without_head_keep_the_rest(damaged: Make, damage: Damage) -> None:
+    """A bad head is said, and costs the head alone."""
+    found = Artefacts(damaged(damage), NAME, 64)
+    assert [problem.startswith("head.npz") for problem in found.problems] == [True]
+    assert found.head is None
+    assert None not in (found.encoder, found.full, found.stage0())
+
+
+def test_artefacts_leave_aside_a_head_of_another_encoder(damaged: Make) -> None:
+    """A head whose codes are of another width is not used; the right one is."""
+
+    def narrow(folder: Path) -> None:
+        with np.load(folder / "head.npz") as file:
+            parts = dict(file)
+        parts["first.weight"] = parts["first.weight"][:, 1:]
+        (folder / "head.npz").unlink()
+        np.savez(folder / "head.npz", **parts)
+        name_again(folder, "head", "head.npz")
+
+    found = Artefacts(damaged(narrow), NAME, 64)
+    assert found.problems == ["head.npz was made for codes of 63, not 64"]
+    assert found.head is None
+
+
+def test_artefacts_of_a_plain_encoder_want_no_head(damaged: Make) -> None:
+    """An encoder without codes needs no head: nothing is missing."""
+
+    def plain(folder: Path) -> None:
+        for name in ("encoder.onnx", "head.npz"):
+            (folder / name).unlink()
+        without_code(folder / "encoder.onnx")
+        name_again(folder, "encoder", "encoder.onnx")
+
+    found = Artefacts(damaged(plain), NAME, 64)
+    assert (found.problems, found.head) == ([], None)
+    assert found.full is not None
+
+
+def name_again(folder: Path, table: str, file: str) -> None:
+    """Put a file's true hash into the manifest."""
+    text = (folder / "manifest.toml").read_text()
+    old = tomllib.loads(text)[table]["sha256"]
+    new = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    (folder / "manifest.toml").unlink()
+    (folder / "manifest.toml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("name", ["stage0.txt", "stage0_scale.txt", "tables.json"])
 def test_artefacts_without_stage0_keep_the_encoder(damaged: Make, name: str) -> None:
     """Without tables or trees stage 0 is None; the encoder still serves neighbours."""
     found = Artefacts(damaged(flip(name)), NAME, 64)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from gateway.predict.encoder import CLS, SEP, Encoder, pack, unpack
 from gateway.shipped import shipped
+from tests.unit.predict.plain import without_code
 
 AGREE = 0.99
 
@@ -22,14 +25,17 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.asarray((left * right).sum(axis=1) / norms)
 
 
-def test_encoder_agrees_with_fp32_and_with_the_ready_int8(encoder: Encoder) -> None:
-    """Cosine ≥ 0.99 with the fp32 graph and with another party's int8 file, line by line."""
+def test_encoder_agrees_with_fp32(encoder: Encoder) -> None:
+    """Line by line, cosine ≥ 0.99 with the fp32 graph, and codes that go the same way."""
     with np.load(shipped("models") / "encoder_reference.npz") as file:
-        texts, fp32, ready = file["texts"], file["fp32"], file["ready"]
-    vectors = np.array([encoder.vector(str(text)) for text in texts])
+        texts, fp32, codes = file["texts"], file["fp32"], file["code"].astype(np.float32)
+    said = [encoder.read(str(text)) for text in texts]
     assert len(texts) >= 20
-    assert cosines(vectors, fp32.astype(np.float32)).min() >= AGREE
-    assert cosines(vectors, ready.astype(np.float32)).min() >= AGREE
+    assert cosines(np.array([one.vector for one in said]), fp32.astype(np.float32)).min() >= AGREE
+    own = np.array([one.code for one in said])
+    assert own.shape == codes.shape
+    assert np.corrcoef(own.ravel(), codes.ravel())[0, 1] > AGREE
+    assert np.corrcoef(own.ravel(), np.roll(codes, 1, axis=0).ravel())[0, 1] < AGREE
 
 
 def test_encoder_disagrees_with_the_vectors_of_other_lines(encoder: Encoder) -> None:
@@ -72,6 +78,35 @@ def test_encoder_reads_head_and_tail_of_a_long_text(encoder: Encoder) -> None:
     assert len(ids) == encoder.max_tokens
     assert ids[1] == encoder.tokens("alpha")[1]
     assert ids[-2] == encoder.tokens("omega")[1]
+
+
+def test_encoder_reads_the_head_of_the_system_prompt_first(encoder: Encoder) -> None:
+    """[CLS] system [SEP] text [SEP], 24 tokens of the system at most, and it changes the code."""
+    ids = encoder.tokens("how are you", "answer in one word " * 50)
+    first = ids.index(SEP)
+    assert (first, ids[-1], len(ids) <= encoder.max_tokens) == (25, SEP, True)
+    assert ids[first + 1 : -1] == encoder.tokens("how are you")[1:-1]
+    assert encoder.tokens("how are you", "  ") == encoder.tokens("how are you")
+    plain, told = encoder.read("how are you"), encoder.read("how are you", None, "One word only.")
+    assert plain.code is not None
+    assert told.code is not None
+    assert not np.allclose(plain.code, told.code, atol=0.05)
+
+
+def test_encoder_counts_what_is_unknown_of_the_text_alone(encoder: Encoder) -> None:
+    """Emojis nobody knows are foreign, whatever the system prompt says before them."""
+    system = "You are a helpful assistant that answers questions in English."
+    assert encoder.read("\U0001f9ff \U0001fa90 " * 20, None, system).foreign
+    assert not encoder.read("What is the sea?", None, system).foreign
+
+
+def test_encoder_without_a_code_is_given_no_system_prompt(tmp_path: Path) -> None:
+    """A plain sentence encoder, whose graph has one output, reads the text as ever."""
+    plain = Encoder(without_code(tmp_path / "e.onnx"), shipped("models") / "tokenizer.json")
+    assert plain.tokens("hello", "a system prompt") == plain.tokens("hello")
+    reading = plain.read("hello", None, "a system prompt")
+    assert reading.code is None
+    assert reading.vector.shape == (plain.width,)
 
 
 def test_encoder_answers_a_repeat_from_its_cache() -> None:

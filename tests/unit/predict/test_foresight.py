@@ -183,6 +183,7 @@ def test_rows_of_another_encoder_are_not_searched(foresight: Foresight) -> None:
     row: HistoryRow = foresight.learn(lesson(view(), 700))
     foresight.forget()
     assert not foresight.remember(structs.replace(row, encoder="another"))
+    assert not foresight.remember(structs.replace(row, encoder="all-MiniLM-L6-v2"))  # of old
     assert not foresight.remember(structs.replace(row, vector=b"short"))
     assert foresight.remember(row)
 

@@ -110,7 +110,7 @@ def test_predictor_becomes_ready_and_refines(make: Make) -> None:
     found = refined(predictor, view())
     assert found.rung is Rung.MODEL_ONLY
     shot = predictor.snapshot()
-    assert (shot.ready, shot.state, shot.encoder) == (True, "ready", "all-MiniLM-L6-v2")
+    assert (shot.ready, shot.state, shot.encoder) == (True, "ready", "minilm-l6-length-1")
 
 
 def test_predictor_knows_at_once_what_it_learned(make: Make) -> None:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from gateway.predict.artefacts import Artefacts, LengthModel
-from gateway.predict.encoder import Vector
 from gateway.predict.features import NAMES
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, Grid
 from gateway.replay import evaluate_variants as variants
 from gateway.replay.evaluate_rows import Case
-from gateway.replay.evaluate_vectors import Recalled, text_key
+from gateway.replay.evaluate_vectors import Known, Prompt, Recalled, prompt_key
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung
@@ -27,11 +26,13 @@ def whole() -> Artefacts:
     """The shipped artefacts with made-up vectors for `case(0) … case(39)`."""
     parts = Artefacts(shipped("models"), SETTINGS.embedding_model_name, 64)
     chance = np.random.default_rng(5)
-    vectors: dict[bytes, Vector] = {}
+    known: dict[bytes, Known] = {}
     for seq in range(40):
         vector = chance.normal(size=384).astype(np.float32)
-        vectors[text_key(f"prompt {seq}")] = vector / np.linalg.norm(vector)
-    parts.encoder = Recalled(vectors, 384, 64)
+        vector /= np.linalg.norm(vector)
+        code = chance.normal(size=64).astype(np.float32)
+        known[prompt_key(Prompt(f"prompt {seq}"))] = Known(vector, 0.0, code)
+    parts.encoder = Recalled(known, 384, 64)
     return parts
 
 
@@ -63,7 +64,7 @@ class Spy(LengthModel):
     def __init__(self) -> None:
         self.row: list[float] = []
 
-    def grid(self, row: list[float]) -> Grid:
+    def grid(self, row: list[float], head: Grid | None = None) -> Grid:
         self.row = row
         return (1.0,) * 7
 
