@@ -32,7 +32,7 @@ stop: ## drain and end a gateway started by `make run` in this folder
 	@kill -TERM $$(cat var/gateway.pid 2>/dev/null) 2>/dev/null && rm -f var/gateway.pid || echo "no gateway runs"
 
 test: $(VENV)/dev-ready ## set up and run the tests
-	@$(BIN)/python -m pytest -n 2 --dist load
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 	@$(BIN)/ruff check .

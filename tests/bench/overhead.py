@@ -1,13 +1,16 @@
 """What the gateway costs: a mock upstream that answers at once, asked directly and through it.
 
-    python tests/bench/overhead.py [--seconds 8] [--quick] [--out tests/bench/RESULTS.md]
+    python tests/bench/overhead.py [--seconds 3] [--repeat 8] [--quick] [--out FILE.md]
 
-Three targets side by side in one run (direct, prediction off, prediction on), each cell
-measured on all three before the next cell, so that whatever the machine does meanwhile
-hits all alike. "Added" is the gateway's quantile minus the direct one of the same cell.
+Three targets side by side in one run (direct, prediction off, prediction on), taken in turns
+of a few seconds, forwards and backwards, so that whatever the machine does meanwhile hits
+all alike. Quantiles are of all requests of all turns together: a median of each turn's p99
+would leave its worst turns out. "Added" is the gateway's quantile minus the direct one of
+the same cell.
 Upstream, gateways and load generator are processes of their own and share the machine's
 cores; the generator's CPU share is in the table because a busy generator measures itself,
 the target's CPU time per request because it is the figure that a busy machine moves least.
+CPU and memory are the gateway's process and, after a plus sign, its predictor's.
 Budgets and limits are wide open: this measures work per request, not scheduling. The
 gateway's log is on, as shipped.
 """
@@ -29,7 +32,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any
 
 import httpx
@@ -37,6 +40,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.load import quantiles  # noqa: E402
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -86,8 +90,8 @@ class Row:
     cell: str
     target: str
     result: dict[str, Any]
-    cpu_ms: float  # the target's CPU time per request: hardly moved by other load
-    rss_mb: float
+    cpu_ms: tuple[float, ...]  # per request: the process's own, its children's
+    rss_mb: tuple[float, ...]
     direct: dict[str, Any]  # the same cell without the gateway
 
     @property
@@ -98,6 +102,15 @@ class Row:
     def added_ms(self, quantile: str) -> float:
         there = self.result[self.timing][quantile]
         return float(there - self.direct[self.timing][quantile])
+
+
+@dataclass
+class Turn:
+    """One target's few seconds."""
+
+    report: dict[str, Any]
+    cpu_s: tuple[float, ...]
+    rss_mb: tuple[float, ...]
 
 
 @contextmanager
@@ -137,19 +150,19 @@ def gateway(name: str, upstream: Target, *, predict: bool) -> Iterator[Target]:
 
 def load(target: Target, how: tuple[str, ...], seconds: float, seed: int) -> dict[str, Any]:
     """One run of the load generator; its report."""
-    command = [sys.executable, str(HERE / "load.py"), "--port", str(target.port), *how]
+    command = [sys.executable, str(HERE / "load.py"), "--port", str(target.port), *how, "--all"]
     command += ["--key", TENANT_KEY, "--seconds", str(seconds), "--seed", str(seed)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
-def measure(cell: Cell, target: Target, seconds: float, seed: int) -> tuple[Any, float, float]:
-    """The report, the target's CPU milliseconds per request, and its memory in MB."""
-    before_s = cpu_s(target.pid)
-    result = load(target, cell.load, seconds, seed)
-    spent_ms = 1000 * (cpu_s(target.pid) - before_s)
-    return result, spent_ms / max(1, result["answered"]), rss_mb(target.pid)
+def measure(cell: Cell, target: Target, seconds: float, seed: int) -> Turn:
+    pids = [target.pid, *children(target.pid)]
+    before_s = [cpu_s(pid) for pid in pids]
+    report = load(target, cell.load, seconds, seed)
+    spent_s = tuple(cpu_s(pid) - then for pid, then in zip(pids, before_s, strict=True))
+    return Turn(report, spent_s, tuple(rss_mb(pid) for pid in pids))
 
 
 def run(cells: list[Cell], seconds: float, repeat: int) -> list[Row]:
@@ -163,33 +176,36 @@ def run(cells: list[Cell], seconds: float, repeat: int) -> list[Row]:
             load(target, ("--concurrency", "16"), WARM_UP_S, seed=1000 + number)
             target.settle()
         for number, cell in enumerate(cells):
-            runs: dict[str, list[tuple[dict[str, Any], float, float]]] = {}
+            turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
             for turn in range(repeat):
-                for target in targets:
+                for target in targets if turn % 2 == 0 else targets[::-1]:
                     # One seed a turn: the same prompts and arrivals for each, new to it.
                     seed = number + 100 * turn
-                    runs.setdefault(target.name, []).append(measure(cell, target, seconds, seed))
+                    turns[target.name].append(measure(cell, target, seconds, seed))
                     target.settle()
             first: dict[str, Any] = {}
             for target in targets:
-                result, cpu, memory = middle(runs[target.name])
-                first = first or result
-                rows.append(Row(cell.name, target.name, result, cpu, memory, first))
+                rows.append(together(cell, target, turns[target.name], first))
+                first = first or rows[-1].result
+                rows[-1].direct = first
                 note(rows[-1])
     return rows
 
 
-def middle(runs: list[tuple[dict[str, Any], float, float]]) -> tuple[dict[str, Any], float, float]:
-    """The median of each figure over the turns; failures are added up."""
-    results = [result for result, _, _ in runs]
-    result = dict(results[0])
+def together(cell: Cell, target: Target, turns: list[Turn], direct: dict[str, Any]) -> Row:
+    """All turns as one: times pooled, counts added, rates averaged."""
+    reports = [turn.report for turn in turns]
+    result: dict[str, Any] = {
+        key: sum(r[key] for r in reports) for key in ("failed", "unsent", "answered")
+    }
     for key in ("per_s", "cpu_share"):
-        result[key] = median(r[key] for r in results)
+        result[key] = mean(r[key] for r in reports)
     for key in ("total_ms", "first_ms"):
-        result[key] = {q: median(r[key][q] for r in results) for q in ("p50", "p99")}
-    for key in ("failed", "unsent"):
-        result[key] = sum(r[key] for r in results)
-    return result, median(cpu for _, cpu, _ in runs), max(memory for _, _, memory in runs)
+        result[key] = quantiles([ms / 1000 for r in reports for ms in r["all_ms"][key]])
+    cpu_s = (sum(spent) for spent in zip(*(turn.cpu_s for turn in turns), strict=False))
+    cpu_ms = tuple(1000 * spent / max(1, result["answered"]) for spent in cpu_s)
+    rss = tuple(max(held) for held in zip(*(turn.rss_mb for turn in turns), strict=False))
+    return Row(cell.name, target.name, result, cpu_ms, rss, direct)
 
 
 def note(row: Row) -> None:
@@ -216,8 +232,8 @@ def table(rows: list[Row]) -> str:
             *added,
             str(row.result["failed"] + row.result["unsent"]),
             f"{row.result['cpu_share']:.2f}",
-            f"{row.cpu_ms:.2f}",
-            f"{row.rss_mb:.0f}",
+            " + ".join(f"{ms:.2f}" for ms in row.cpu_ms),
+            " + ".join(f"{mb:.0f}" for mb in row.rss_mb),
         ]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
@@ -270,6 +286,12 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def children(pid: int) -> list[int]:
+    """Its child processes now: a gateway's is its predictor."""
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in tasks.read_text().split()]
+
+
 def rss_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -277,9 +299,11 @@ def rss_mb(pid: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="what the gateway costs per request")
-    parser.add_argument("--seconds", type=float, default=8.0, help="per cell and target")
-    parser.add_argument("--repeat", type=int, default=3, help="turns; the median is shown")
-    parser.add_argument("--quick", action="store_true", help="three cells of 2 s: a smoke test")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--repeat", type=int, default=8, help="turns of each target at each cell")
+    parser.add_argument(
+        "--quick", action="store_true", help="three cells, short turns: a smoke test"
+    )
     parser.add_argument("--out", type=Path, help="append the result to this Markdown file")
     options = parser.parse_args()
     cells = [cell for cell in CELLS if cell.quick or not options.quick]
