@@ -286,7 +286,7 @@ class SchedulerSnapshot(Struct, frozen=True):
 
 
 class PredictorSnapshot(Struct, frozen=True):
-    ready: bool  # the thread lives and its artefacts are loaded
+    ready: bool  # its process lives and its artefacts are loaded
     state: str  # "ready", "starting", "degraded: …", "off"
     encoder: str
     index_rows: int
@@ -301,6 +301,7 @@ class PredictorSnapshot(Struct, frozen=True):
     drifts: int = 0  # sources whose lengths changed, so far
     version: int = 0  # of the refitted models in use; 0: as shipped
     refit: str = ""  # "off", "waiting", "running", or how the last one ended
+    learned_briefly: int = 0  # lessons in a flood, which left the index out
     restarts: int = 0  # of the predictor's process, after it ended or hung
 
 

@@ -227,7 +227,7 @@ def _shell(shell: Shell) -> Iterator[Metric]:
 
 
 def _predictor(shot: PredictorSnapshot) -> Iterator[Metric]:
-    yield _gauge("predictor_ready", "1 when the predictor's thread works.", (), _one(shot.ready))
+    yield _gauge("predictor_ready", "1 when the predictor's process works.", (), _one(shot.ready))
     yield _gauge("predictor_index_rows", "Rows of the index.", (), _one(shot.index_rows))
     yield _gauge(
         "predictor_queue_items",
@@ -250,7 +250,16 @@ def _predictor(shot: PredictorSnapshot) -> Iterator[Metric]:
     yield _counter("predictor_learn_lost", "Results not learned from.", (), _one(shot.learn_lost))
     yield _counter("predictor_cache_hits", "Hits of the repeat cache.", (), _one(shot.cache_hits))
     yield _counter(
-        "predictor_busy_seconds", "Time the predictor's thread worked.", (), _one(shot.seconds)
+        "predictor_busy_seconds", "Time the predictor's process worked.", (), _one(shot.seconds)
+    )
+    yield _counter(
+        "predictor_learned_briefly",
+        "Results learned in a flood, without a place in the index.",
+        (),
+        _one(shot.learned_briefly),
+    )
+    yield _counter(
+        "predictor_restarts", "Times the predictor's process was replaced.", (), _one(shot.restarts)
     )
     yield _counter(
         "predictor_drifts", "Sources whose lengths were seen to change.", (), _one(shot.drifts)

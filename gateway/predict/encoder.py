@@ -102,6 +102,10 @@ class Encoder:
         """The unit vector of a text, from the cache where `key` was seen lately."""
         return self.read(text, key, system).vector
 
+    def at_hand(self, key: bytes) -> Reading | None:
+        """What was read lately under this key, and nothing more."""
+        return self._cache.get(key)
+
     def read(self, text: str, key: bytes | None = None, system: str = "") -> Reading:
         """As `vector`, with all that one run of the network says.
 

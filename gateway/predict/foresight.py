@@ -186,9 +186,12 @@ class Foresight:
         return workload_of(view, grid, look.rung, money, table, look.scopes)
 
     def learn(self, lesson: Lesson) -> HistoryRow:
-        """Grow index and calibration by one answer; the row is what history keeps of it."""
+        """Grow index and calibration by one answer; the row is what history keeps of it.
+
+        A brief lesson costs a tenth, and leaves the index out: no vector, no row there.
+        """
         view = lesson.view
-        look = self._look(view)
+        look = self._look(view, brief=lesson.brief)
         if _countable(lesson.output_tokens, lesson.success, lesson.censored):
             self._teach(lesson, look)
         if not lesson.running:
@@ -262,12 +265,12 @@ class Foresight:
         table = self._residuals.table
         return view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
 
-    def _look(self, view: PromptView) -> _Look:
+    def _look(self, view: PromptView, *, brief: bool = False) -> _Look:
         table, tables = self._residuals.table, self._artefacts.tables
         of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(of))
         base, rung = stage0_grid(view, self._stage0, cheap)
-        reading = self._read(view)
+        reading = self._read(view, brief)
         vector = None if reading is None else reading.vector
         foreign = reading is not None and reading.foreign
         own = everyone = NO_NEIGHBOURS
@@ -322,13 +325,15 @@ class Foresight:
         mixed = mixture(grid, near, faded(near, weights))
         return mixed, close >= self._settings.top_k_neighbors or effective >= REPEAT
 
-    def _read(self, view: PromptView) -> Reading | None:
+    def _read(self, view: PromptView, brief: bool) -> Reading | None:
         """What the encoder says of the prompt, where there is one and anything to read."""
         encoder = self._artefacts.encoder
         if encoder is None or not view.text.strip():
             return None
-        text = cut(view.text, self._settings.max_chars)
-        return encoder.read(text, prompt_key(view, self._key), view.system)
+        key = prompt_key(view, self._key)
+        if brief:
+            return encoder.at_hand(key)
+        return encoder.read(cut(view.text, self._settings.max_chars), key, view.system)
 
     def _empty_index(self) -> HistoryIndex | None:
         encoder = self._artefacts.encoder

@@ -6,7 +6,8 @@ results through for as long as the stop may take: they would be lost to history.
 
 Results are handed out a few at a time, and linger a moment to become a few, unless somebody
 waits for one. Each time a thread wakes it takes the interpreter lock from the event loop,
-which must then be woken itself: on busy cores that costs it more than the work does.
+which must then be woken itself: on busy cores that costs it more than the work does. More
+come at once while the queue is over half full; `Predictor` learns those briefly.
 
 Any thread may put in; one thread takes out.
 """
@@ -29,6 +30,7 @@ Learned = Callable[[HistoryRow | Exception], None]
 Order = Callable[[], None]
 
 BATCH = 8  # results at once: some 50 ms of work, for which a forecast may have to wait
+FLOOD_BATCH = 64  # while more than half the room is taken: as long, if each is learned briefly
 LINGER_S = 0.1
 
 
@@ -56,6 +58,7 @@ class Inbox:
         self._orders: deque[Order] = deque()
         self._questions: deque[Question] = deque()
         self._results: deque[Result] = deque()
+        self._room = 0  # for results, as it was last told
         self._since_s = 0.0  # when the first of them came
         self._urgent: deque[Result] = deque()  # taken first, and with a bound of their own
         self._close_at: float | None = None
@@ -87,6 +90,7 @@ class Inbox:
         with self._wake:
             queue = self._urgent if result.urgent else self._results
             taken = self._close_at is None and len(queue) < room
+            self._room = room
             if taken:
                 queue.append(result)
                 if len(self._results) == 1:
@@ -149,8 +153,10 @@ class Inbox:
 
     def _batch(self) -> list[Result]:
         batch: list[Result] = []
+        flood = len(self._results) > max(self._room // 2, BATCH) and not self.closing
+        most = FLOOD_BATCH if flood and not self._urgent else BATCH
         for queue in (self._urgent, self._results):
-            while queue and len(batch) < BATCH:
+            while queue and len(batch) < most:
                 batch.append(queue.popleft())
         self._since_s = time.monotonic()
         return batch

@@ -28,7 +28,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import Backend, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
-from gateway.predict.inbox import Done, Inbox, Learned, Question, Result
+from gateway.predict.inbox import BATCH, Done, Inbox, Learned, Question, Result
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.refits import Refits
@@ -108,7 +108,7 @@ class Predictor:
         self._drifts = 0
         self._refined = dict.fromkeys(Rung, 0)
         self._skipped_late = 0
-        self._lessons = 0
+        self._lessons = self._lessons_brief = 0
         self._restarts = 0
         self._seconds = 0.0
         self._busy_since_s: float | None = None  # of the item in work
@@ -272,6 +272,7 @@ class Predictor:
             version=0 if artefacts is None else artefacts.version,
             refit="off" if refits is None else refits.state,
             restarts=self._restarts,
+            learned_briefly=self._lessons_brief,
         )
 
     def _tell(self, result: Result) -> bool:
@@ -461,11 +462,12 @@ class Predictor:
     def _take_in(self, results: list[Result]) -> None:
         generation = self._stage0.generation
         views = [self._stage0.cut(result.lesson.view) for result in results]
+        brief = len(results) > BATCH
         try:
             assert self._backend is not None
             rows = self._backend.learn(
                 [
-                    structs.replace(result.lesson, view=view)
+                    structs.replace(result.lesson, view=view, brief=brief)
                     for result, view in zip(results, views, strict=True)
                 ]
             )
@@ -476,10 +478,11 @@ class Predictor:
             if isinstance(error, BackendGone):
                 raise
             return
+        self._lessons_brief += brief * len(results)
         for result, view, row in zip(results, views, rows, strict=True):
             self._tell_learned(result, row)
             if isinstance(row, HistoryRow):
-                self._count(generation, result.lesson, view)
+                self._count(None if brief else generation, result.lesson, view)
 
     def _tell_learned(self, result: Result, row: HistoryRow | Exception) -> None:
         """What came of it, to whoever asked for it; a fault is counted."""
@@ -496,9 +499,10 @@ class Predictor:
         except Exception:
             self._fault("whoever waited for a lesson failed")
 
-    def _count(self, generation: int, lesson: Lesson, view: PromptView) -> None:
+    def _count(self, generation: int | None, lesson: Lesson, view: PromptView) -> None:
         try:
-            self._remember_repeat(generation, view)
+            if generation is not None:
+                self._remember_repeat(generation, view)
         except BackendGone:
             raise
         except Exception:

@@ -151,6 +151,18 @@ def test_learned_row_holds_what_history_needs_and_no_text(foresight: Foresight) 
     assert "secret" not in repr(row)
 
 
+def test_brief_lesson_leaves_out_the_encoder_and_still_calibrates(foresight: Foresight) -> None:
+    """No vector and no place in the index, unless the vector is at hand; the bias moves."""
+    before = foresight.calibration
+    row = foresight.learn(lesson(view("Tell me of a thing never read"), 2500, brief=True))
+    assert (row.encoder, row.vector, foresight.rows) == ("", b"", 0)
+    assert row.features
+    assert foresight.calibration != before
+    foresight.forecast(view())
+    row = foresight.learn(lesson(view(), 2500, brief=True))
+    assert (len(row.vector), foresight.rows) == (768, 1)
+
+
 def test_learned_row_estimates_prompt_tokens_that_were_not_counted(foresight: Foresight) -> None:
     """Without the provider's count the estimate stands."""
     row = foresight.learn(lesson(view(), 10))

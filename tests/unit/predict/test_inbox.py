@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from gateway.predict.features import PromptView
-from gateway.predict.inbox import BATCH, LINGER_S, Inbox, Question, Result
+from gateway.predict.inbox import BATCH, FLOOD_BATCH, LINGER_S, Inbox, Question, Result
 from gateway.predict.lesson import Lesson
 
 VIEW = PromptView.of_prompt("x", tenant="t", model="m")
@@ -84,3 +84,23 @@ def test_inbox_urgent_results_pass_a_full_queue() -> None:
     first = inbox.take()
     assert isinstance(first, list)
     assert first[0] == URGENT
+
+
+def test_inbox_hands_out_more_at_once_in_a_flood() -> None:
+    """Over half full, until it is half full again; never what somebody waits for."""
+    inbox = Inbox()
+    for _ in range(200):
+        inbox.tell(RESULT, 200)
+    sizes = []
+    while inbox.results > BATCH:
+        found = inbox.take()
+        assert isinstance(found, list)
+        sizes.append(len(found))
+    assert sizes[:2] == [FLOOD_BATCH, FLOOD_BATCH]
+    assert set(sizes[2:]) == {BATCH}
+    for _ in range(200):
+        inbox.tell(RESULT, 200)
+    inbox.tell(URGENT, 200)
+    urgent = inbox.take()
+    assert isinstance(urgent, list)
+    assert (urgent[0], len(urgent)) == (URGENT, BATCH)

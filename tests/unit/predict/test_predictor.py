@@ -249,6 +249,23 @@ def test_predictor_outlives_its_thread(make: Make) -> None:
     assert not predictor.refine(view(), lambda _: None, always)
 
 
+def test_predictor_loses_nothing_in_a_flood_it_can_learn_briefly(make: Make) -> None:
+    """Past half the queue results are learned without the encoder, and all of them are."""
+    predictor = make(Predict(learn_items=100))
+    gate = Gate(predictor)
+    rows = Inbox()
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    for i in range(100):
+        seen = view(f"Tell me about the number {i}")
+        assert predictor.learn(seen, output_tokens=9, done=rows, **told)
+    gate.open()
+    found = rows.wait(100)
+    assert all(isinstance(row, HistoryRow) for row in found)
+    assert [bool(row.vector) for row in found] == [False] * 64 + [True] * 36
+    shot = predictor.snapshot()
+    assert (shot.learned_briefly, shot.learn_lost) == (64, 0)
+
+
 class Fragile(Local):
     """A backend that is gone when it reads a certain word, or is asked to remember too often."""
 
