@@ -23,6 +23,7 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
+from gateway.predict.backend import BackendError, BackendGone
 
 logger = logging.getLogger("gateway.api")
 T = TypeVar("T")
@@ -121,8 +122,12 @@ async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -
 
 
 def _told(error: Exception) -> Exception:
-    """A store that cannot write (disk full, I/O, locked, damaged) is out for a while, which is
-    no fault of the request or of the code."""
+    """A store that cannot write (disk full, I/O, locked, damaged), or a predictor that is being
+    replaced, is out for a while, which is no fault of the request."""
+    if isinstance(error, BackendGone | BackendError):
+        return Unavailable(
+            "The predictor is being restarted.", code="predictor_failing", retry_after_s=2.0
+        )
     ours = sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError
     if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, ours):
         return Unavailable(

@@ -32,7 +32,7 @@ class Setup(Struct, frozen=True):
     prices: dict[str, Price]
     private: frozenset[str]  # tenants with `share_history = false`
     version: str = ""  # folder of the refit in force; "": as shipped
-    calibration: bytes | None = None  # as `dump` gave it
+    calibration: bytes | None = None  # as `Calibration.dump` gave it
 
 
 class About(Struct, frozen=True):
@@ -82,10 +82,6 @@ class Backend(Protocol):
 
     def forget(self) -> None:
         """Empty index and calibration."""
-        ...
-
-    def dump(self) -> bytes:
-        """The calibration, to be kept between runs."""
         ...
 
     def close(self) -> None:
@@ -151,9 +147,6 @@ class Local:
 
     def forget(self) -> None:
         self._foresight.forget()
-
-    def dump(self) -> bytes:
-        return self._foresight.dump()
 
     def changes(self) -> Changes:
         """What moved in the calibration since the last call."""

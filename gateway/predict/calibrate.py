@@ -187,6 +187,13 @@ class Calibration(Struct, frozen=True):
         """Of the tenant's jobs of a class."""
         return self.levels.get(_level_key(stage, job_class, of), _LEVELS)
 
+    def dump(self) -> bytes:
+        """To be kept in the store: scopes by name (templates as keyed hashes), no text. Not
+        while another thread writes the table."""
+        return msgspec.msgpack.encode(
+            _State(1, _lists(self.models), _lists(self.templates), dict(self.levels))
+        )
+
 
 def _level_key(stage: str, job_class: JobClass, of: Scopes) -> str:
     return f"{stage}\x1f{job_class}\x1f{of.tenant}"
@@ -382,14 +389,9 @@ class Residuals:
         """As `Calibration.mean`, of what is learned so far."""
         return Calibration(self._models, self._templates).mean(of, channel)
 
-    def dump(self) -> bytes:
-        """To be kept in the store: scopes by name (templates as keyed hashes), no text."""
-        return msgspec.msgpack.encode(
-            _State(1, _lists(self._models), _lists(self._templates), self._levels)
-        )
-
     def restore(self, kept: bytes) -> bool:
-        """Take what `dump` gave; False, and nothing changed, where it is none of this version."""
+        """Take what `Calibration.dump` gave; False, and nothing changed, where it is none of
+        this version."""
         try:
             state = msgspec.msgpack.decode(kept, type=_State)
         except msgspec.DecodeError:
@@ -440,5 +442,5 @@ class Residuals:
                 self._moved = None
 
 
-def _lists(table: dict[str, Entry]) -> dict[str, list[float]]:
+def _lists(table: Table) -> dict[str, list[float]]:
     return {key: list(entry) for key, entry in table.items()}

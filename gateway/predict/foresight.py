@@ -1,4 +1,4 @@
-"""The slow and better forecast, and learning: what the predictor's thread owns.
+"""The slow and better forecast, and learning: what the predictor's process owns.
 
 Plain synchronous code without a thread of its own, so that every rung is reached in a test
 by calling it. One object, one owner: encoder, index, boosters and residual sums are used
@@ -151,10 +151,6 @@ class Foresight:
         """What moved in the calibration since the last call."""
         return self._residuals.changes()
 
-    def dump(self) -> bytes:
-        """The calibration, to be kept between runs."""
-        return self._residuals.dump()
-
     def restore(self, kept: bytes) -> bool:
         """Take up a calibration that was kept; False where it cannot be."""
         return self._residuals.restore(kept)
@@ -224,12 +220,13 @@ class Foresight:
         censored, table = lesson.censored or lesson.running, residuals.table
         bare = shifted(look.stage0, table.stage0(look.scopes))
         stages = ((STAGE0, bare), (FULL, look.grid)) if look.full else ((STAGE0, look.grid),)
-        for stage, grid in stages:
+        for stage, grid in stages if not lesson.running else ():  # it is judged at its end, once
             given = levelled(grid, stage, table, look.scopes)
             missed = (length > given[3], length > given[5])
             residuals.cover(stage, job_class_of(grid), missed, censored=censored, of=look.scopes)
-        reached = probability_at_most(given, length)
-        residuals.watch(look.scopes, reached, censored=censored)
+        if not lesson.running:
+            reached = probability_at_most(given, length)
+            residuals.watch(look.scopes, reached, censored=censored)
         residuals.learn(
             look.scopes,
             length,

@@ -120,6 +120,13 @@ class Inbox:
             self._urgent.clear()
         return left
 
+    def orders(self) -> list[Order]:
+        """Those that wait, taken out."""
+        with self._wake:
+            taken = list(self._orders)
+            self._orders.clear()
+        return taken
+
     def rest(self, pause_s: float) -> None:
         """Wait so long, or until it is closing."""
         with self._wake:

@@ -16,7 +16,7 @@ them hold every row of the tenant that can matter, unless its own rows are fewer
 among them and the last one is still above the threshold: only then is the tenant searched
 alone.
 
-Owned by the predictor thread. FAISS keeps a thread pool per calling thread, so it is told
+Owned by the predictor's process. FAISS keeps a thread pool per calling thread, so it is told
 to use one thread by the thread that searches (0.3 ms for 10,000 rows of 384).
 """
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import Backend, BackendGone, Local, Setup
+from gateway.predict.backend import Backend, BackendError, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
 from gateway.predict.inbox import BATCH, Done, Inbox, Learned, Question, Result
@@ -43,6 +43,7 @@ KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 STUCK_S = 5.0
 REPEATS = 4096  # prompts learned lately, to know one that comes again
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a backend that has gone is opened again
+LAST_WORDS_S = 2.0  # to end the child, after the time for learning is over
 WELL_S = 60.0  # lived so long, the next pause is the first again
 
 History = Callable[[], Sequence[HistoryRow]]
@@ -105,7 +106,8 @@ class Predictor:
         self._state = "starting"
         self._encoder = ""
         self._rows = 0
-        self._drifts = 0
+        self._drifts = self._drifts_before = 0  # in all; by backends that have gone
+        self._version: Path | None = None  # of the models that `_kept` is of
         self._refined = dict.fromkeys(Rung, 0)
         self._skipped_late = 0
         self._lessons = self._lessons_brief = 0
@@ -128,7 +130,7 @@ class Predictor:
         thread = self._thread
         self._inbox.close(timeout_s)
         if thread is not None:
-            thread.join(timeout_s)
+            thread.join(timeout_s + LAST_WORDS_S)
         self._learn_lost += self._inbox.abandon()
 
     def reconfigure(self, settings: Predict, private: Collection[str] | None = None) -> None:
@@ -303,16 +305,18 @@ class Predictor:
     def _run(self) -> None:
         pause_s = PAUSE_S
         try:
-            self._give_trees(self._stage0_artefacts())
+            self._begin_stage0()
             while not self._inbox.closing:
-                began_s = time.monotonic()
+                opened_s = float("inf")
                 try:
+                    self._follow_orders()
                     self._open()
+                    opened_s = time.monotonic()
                     self._work()
                     break
-                except BackendGone as error:
+                except Exception as error:
                     self._lose(error)
-                pause_s = PAUSE_S if time.monotonic() - began_s > WELL_S else pause_s
+                pause_s = PAUSE_S if time.monotonic() - opened_s > WELL_S else pause_s
                 self._inbox.rest(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except BaseException as error:  # the thread ends; the loop goes on with stage 0
@@ -322,6 +326,8 @@ class Predictor:
             self._store_calibration()
             if self._backend is not None:
                 self._backend.close()
+                self._backend = None
+            self._follow_orders()
             if self._refits is not None:
                 self._refits.stop()
 
@@ -339,29 +345,42 @@ class Predictor:
                 self._busy_since_s = None
                 self._seconds += time.monotonic() - began_s
 
-    def _lose(self, error: BackendGone) -> None:
-        """The backend is gone, and with it the index; the calibration is as last kept."""
+    def _follow_orders(self) -> None:
+        """Those that wait while there is no backend: what they ask of it, the next one begins
+        with."""
+        for order in self._inbox.orders():
+            order()
+
+    def _lose(self, error: Exception) -> None:
+        """The backend is gone or of no use, and with it the index. Its calibration is here."""
+        self._store_calibration()
         backend, self._backend = self._backend, None
         if backend is not None:
-            self._restarts += 1
             backend.close()
-        self._rows = 0
-        self._state = f"degraded: the predictor's process: {error}"
-        logger.error("the predictor's process: %s; it is begun again", error)
+        self._restarts += 1
+        self._rows, self._drifts_before = 0, self._drifts
+        why = str(error) if isinstance(error, BackendGone) else type(error).__name__
+        self._state = f"degraded: the predictor's process: {why}"
+        logger.error(
+            "the predictor's process: %s; it is begun again",
+            why,
+            exc_info=None if isinstance(error, BackendGone) else error,
+        )
 
-    def _stage0_artefacts(self) -> Artefacts:
+    def _begin_stage0(self) -> None:
         settings, refits = self._settings, self._refits
         shipped = Artefacts(
             *(self._folder, settings.embedding_model_name, settings.max_encoder_tokens),
             only_stage0=True,
         )
-        return shipped.refitted(None if refits is None else refits.current())
+        self._version = None if refits is None else refits.current()
+        self._give_trees(shipped.refitted(self._version))
 
     def _open(self) -> None:
-        assert self._artefacts is not None
+        """A backend as the last one was: the residuals are of its version. Then the newest."""
         if self._restarts == 0:
             self._state = "starting"
-        version = None if self._refits is None else self._refits.current()
+        version = self._version
         backend = self._open_backend(
             Setup(
                 settings=self._settings,
@@ -384,6 +403,9 @@ class Predictor:
             logger.warning("predictor: the stored calibration is not usable: begun anew")
         self._encoder = backend.about.encoder
         self._say()
+        newest = None if self._refits is None else self._refits.current()
+        if newest != version:
+            self._adopt(newest)
 
     def _give_trees(self, artefacts: Artefacts) -> None:
         self._artefacts = artefacts
@@ -398,7 +420,7 @@ class Predictor:
     def _refill(self, backend: Backend) -> None:
         rows, bad = self._history(), 0
         for i in range(0, len(rows), SLICE_ROWS):
-            bad += backend.remember(rows[i : i + SLICE_ROWS])
+            bad += _remember(backend, rows[i : i + SLICE_ROWS])
             self._rows = backend.about.rows
             if self._inbox.closing:
                 return
@@ -412,12 +434,20 @@ class Predictor:
 
     def _forget(self) -> None:
         self._seen.clear()
-        if self._backend is not None:
-            self._backend.forget()
-            if self._refits is not None:
-                self._refits.forget()
-            self._adopt(None)
-            self._store_calibration()
+        if self._refits is not None:
+            self._refits.forget()
+        self._keep_calibration(Calibration().dump())
+        backend, self._backend = self._backend, None  # lost from here on, it is forgotten, too
+        if backend is None:
+            self._take_version(None)
+            return
+        try:
+            backend.forget()
+        except BaseException:
+            backend.close()
+            raise
+        self._backend = backend
+        self._adopt(None)
 
     def _tend(self) -> None:
         """Take a refit that is done; begin one that is due."""
@@ -435,12 +465,16 @@ class Predictor:
 
     def _adopt(self, version: Path | None) -> None:
         assert self._backend is not None
-        assert self._artefacts is not None
         self._backend.adopt("" if version is None else str(version))
-        self._give_trees(self._artefacts.refitted(version))
-        self._stage0.generation += 1
+        self._take_version(version)
         self._publish()
         self._say()
+
+    def _take_version(self, version: Path | None) -> None:
+        assert self._artefacts is not None
+        self._version = version
+        self._give_trees(self._artefacts.refitted(version))
+        self._stage0.generation = object()
 
     def _answer(self, question: Question) -> None:
         generation = self._stage0.generation
@@ -479,10 +513,11 @@ class Predictor:
                 raise
             return
         self._lessons_brief += brief * len(results)
-        for result, view, row in zip(results, views, rows, strict=True):
+        for result, row in zip(results, rows, strict=True):
             self._tell_learned(result, row)
-            if isinstance(row, HistoryRow):
-                self._count(None if brief else generation, result.lesson, view)
+        for result, view, row in zip(results, views, rows, strict=True):
+            if isinstance(row, HistoryRow) and not result.lesson.running:
+                self._count(None if brief else generation, view)
 
     def _tell_learned(self, result: Result, row: HistoryRow | Exception) -> None:
         """What came of it, to whoever asked for it; a fault is counted."""
@@ -499,7 +534,10 @@ class Predictor:
         except Exception:
             self._fault("whoever waited for a lesson failed")
 
-    def _count(self, generation: int | None, lesson: Lesson, view: PromptView) -> None:
+    def _count(self, generation: object | None, view: PromptView) -> None:
+        self._lessons += 1
+        if self._lessons % KEEP_EVERY == 0:
+            self._store_calibration()
         try:
             if generation is not None:
                 self._remember_repeat(generation, view)
@@ -507,11 +545,8 @@ class Predictor:
             raise
         except Exception:
             self._fault("a repeat was not prepared")
-        self._lessons += not lesson.running
-        if self._lessons % KEEP_EVERY == 0:
-            self._store_calibration()
 
-    def _remember_repeat(self, generation: int, view: PromptView) -> None:
+    def _remember_repeat(self, generation: object, view: PromptView) -> None:
         """A prompt learned for the second time comes again: have its forecast ready on the loop.
         For one that came once this would be the dearest part of learning it."""
         assert self._backend is not None
@@ -526,15 +561,17 @@ class Predictor:
         assert self._backend is not None
         self._stage0.calibration = self._backend.calibration
         about = self._backend.about
-        self._rows, self._drifts = about.rows, about.drifts
+        self._rows, self._drifts = about.rows, self._drifts_before + about.drifts
 
     def _store_calibration(self) -> None:
-        if self._backend is None:
-            return
+        if self._backend is not None:
+            self._keep_calibration(self._backend.calibration.dump())
+
+    def _keep_calibration(self, kept: bytes) -> None:
+        self._kept = kept
         try:
-            self._kept = self._backend.dump()
             if self._keep is not None:
-                self._keep(self._kept)
+                self._keep(kept)
         except Exception:
             self._fault("the calibration was not stored")
 
@@ -543,3 +580,13 @@ class Predictor:
         self._faults += 1
         if self._faults & (self._faults - 1) == 0:
             logger.exception("predictor: %s (%d so far)", what, self._faults)
+
+
+def _remember(backend: Backend, rows: Sequence[HistoryRow]) -> int:
+    """How many could not be read: one that cannot even be sent spoils its neighbours' frame."""
+    try:
+        return backend.remember(rows)
+    except BackendError:
+        if len(rows) == 1:
+            return 1
+        return sum(_remember(backend, [row]) for row in rows)

@@ -20,7 +20,6 @@ from gateway.predict.wire import (
     Adopt,
     Answer,
     Configure,
-    Dump,
     Forecast,
     Forget,
     Frames,
@@ -61,6 +60,7 @@ class Remote:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._timeout_s = timeout_s
+        self._gone = False
         self._mirror = Mirror()
         self._about = About()
         try:
@@ -115,11 +115,6 @@ class Remote:
     def forget(self) -> None:
         self._ask(Forget())
 
-    def dump(self) -> bytes:
-        kept = self._ask(Dump()).dump
-        assert kept is not None
-        return kept
-
     def close(self) -> None:
         child = self._child
         for pipe in (child.stdin, child.stdout):
@@ -132,12 +127,18 @@ class Remote:
             child.wait()
 
     def _ask(self, question: Question, timeout_s: float | None = None) -> Answer:
-        timeout_s = timeout_s or self._timeout_s
-        self._frames.send(_encoded(question), timeout_s)
+        if self._gone:
+            raise BackendGone("it was given up")
+        payload, timeout_s = _encoded(question), timeout_s or self._timeout_s
         try:
+            self._frames.send(payload, timeout_s)
             answer = answer_decoder.decode(self._frames.receive(timeout_s))
         except msgspec.DecodeError as error:
+            self._gone = True
             raise BackendGone(f"what came is no answer: {error}") from None
+        except BackendGone:
+            self._gone = True  # a late answer would be taken for the next question's
+            raise
         self._about = answer.about
         if answer.changes is not None:
             self._mirror.apply(answer.changes)

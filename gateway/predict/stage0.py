@@ -55,12 +55,12 @@ class Stage0:
         self.settings = settings
         self.trees = Trees()
         self.calibration = Calibration()
-        self.generation = 0  # news of an older one is not taken over
+        self.generation = object()  # news of another one is not taken over
         self.hits = 0
         self._prices = prices
         self._key = key
         self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
-        self._news: deque[tuple[int, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
+        self._news: deque[tuple[object, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
 
     def forecast(self, view: PromptView) -> Workload:
         """A repeat that was refined or learned lately comes from the cache, with its rung."""
@@ -94,10 +94,10 @@ class Stage0:
 
     def forget(self) -> None:
         """Empty the cache; news on its way is void."""
-        self.generation += 1
+        self.generation = object()
         self._cache.clear()
 
-    def tell(self, generation: int, view: PromptView, workload: Workload) -> None:
+    def tell(self, generation: object, view: PromptView, workload: Workload) -> None:
         """News for the cache, from the predictor thread. `view` is cut."""
         self._news.append((generation, self.cache_key(view), workload))
 
@@ -111,7 +111,7 @@ class Stage0:
     def _take_news(self) -> None:
         for _ in range(min(len(self._news), NEWS_PER_CALL)):
             generation, key, workload = self._news.popleft()
-            if generation != self.generation:
+            if generation is not self.generation:
                 continue
             self._cache[key] = workload
             self._cache.move_to_end(key)

@@ -22,6 +22,7 @@ from gateway.types import HistoryRow, Workload
 
 HEAD_BYTES = 4
 MOST_BYTES = 1 << 30
+PART_BYTES = 1 << 20
 
 
 class Open(Struct, frozen=True, tag=True):
@@ -53,11 +54,7 @@ class Forget(Struct, frozen=True, tag=True):
     pass
 
 
-class Dump(Struct, frozen=True, tag=True):
-    pass
-
-
-Question = Open | Forecast | Learn | Remember | Configure | Adopt | Forget | Dump
+Question = Open | Forecast | Learn | Remember | Configure | Adopt | Forget
 
 
 class Answer(Struct, frozen=True, omit_defaults=True):
@@ -68,7 +65,6 @@ class Answer(Struct, frozen=True, omit_defaults=True):
     workload: Workload | None = None
     rows: list[HistoryRow | str] = []  # a string: what went wrong
     bad: int = 0  # rows that could not be read
-    dump: bytes | None = None
     error: str | None = None  # a traceback
 
 
@@ -115,7 +111,7 @@ class Frames:
         while len(parts) < size:
             _wait(self._readable, until)
             try:
-                part = os.read(self._read_fd, size - len(parts))
+                part = os.read(self._read_fd, min(size - len(parts), PART_BYTES))
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -8,13 +8,16 @@ also be given a low priority without holding the lock while it waits for its tur
 killed when it hangs, and may crash in native code without taking a request along.
 
 It answers one question at a time (wire.py) from its standard input to its standard output
-until the first is closed, which is how it ends, too, when the gateway is killed.
+until the first is closed. Where the system allows it, the end of whoever started it ends it
+at once, however busy it is.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +30,6 @@ from gateway.predict.wire import (
     Adopt,
     Answer,
     Configure,
-    Dump,
     Forecast,
     Forget,
     Frames,
@@ -46,10 +48,9 @@ OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
 def run() -> int:
     """Be the child; the exit code."""
     # Signals to the process group are the gateway's: it closes our input when it is done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with_parent()
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     # Libraries print to standard output at will: it is theirs no more.
@@ -74,11 +75,25 @@ def serve(frames: Frames) -> None:
             return
 
 
+def _die_with_parent() -> None:
+    """On Linux (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _give_way() -> None:
+    """Lowest priority from now on: opening at it could take minutes beside busy neighbours."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+
 class Desk:
     """Questions in, answers out, around a `Local`."""
 
     def __init__(self) -> None:
         self._backend: Local | None = None
+        self._at_work = False
 
     def answer(self, payload: bytes) -> Answer:
         """Never raises: what failed is said, and the next question is heard."""
@@ -101,6 +116,9 @@ class Desk:
             return Answer()
         backend = self._backend
         assert backend is not None, "nothing is opened yet"
+        if isinstance(question, Forecast | Learn) and not self._at_work:
+            self._at_work = True
+            _give_way()
         if isinstance(question, Forecast):
             return Answer(workload=backend.forecast(question.view))
         if isinstance(question, Learn):
@@ -108,8 +126,6 @@ class Desk:
             return Answer(rows=[_told(x) if isinstance(x, Exception) else x for x in rows])
         if isinstance(question, Remember):
             return Answer(bad=backend.remember(question.rows))
-        if isinstance(question, Dump):
-            return Answer(dump=backend.dump())
         if isinstance(question, Configure):
             backend.configure(question.settings, question.private)
         elif isinstance(question, Adopt):

@@ -253,9 +253,9 @@ def test_state_comes_back_as_it_was_kept() -> None:
     residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
     residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
     other = Residuals()
-    assert other.restore(residuals.dump())
+    assert other.restore(residuals.table.dump())
     assert other.table == residuals.table
-    for broken in (b"", b"\xff", b"\x80", residuals.dump()[:-3]):
+    for broken in (b"", b"\xff", b"\x80", residuals.table.dump()[:-3]):
         assert not other.restore(broken)
     assert other.table == residuals.table
 
@@ -284,7 +284,7 @@ def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
 )
 def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None:
     """Whatever is learned, dropped, forgotten or restored, its changes bring a copy along."""
-    residuals, mirror, kept = Residuals(), Mirror(), Residuals().dump()
+    residuals, mirror, kept = Residuals(), Mirror(), Residuals().table.dump()
     for step, number in steps:
         of = scopes(f"m-{number}", f"t{number % 3}", "p" * (number % 2))
         if step == "learn":
@@ -299,7 +299,7 @@ def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None
         elif step == "forget":
             residuals.forget_models()
         elif step == "restore":
-            kept = residuals.dump() if number % 2 else kept
+            kept = residuals.table.dump() if number % 2 else kept
             residuals.restore(kept)
         else:
             mirror.apply(residuals.changes())

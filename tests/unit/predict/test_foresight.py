@@ -305,7 +305,7 @@ def test_calibration_survives_a_restart(foresight: Foresight, artefacts: Artefac
     for i in range(60):
         foresight.learn(lesson(view(f"Topic {i}", model="verbose"), 4000))
     other = Foresight(Predict(), artefacts, b"key", {})
-    assert other.restore(foresight.dump())
+    assert other.restore(foresight.calibration.dump())
     assert other.calibration == foresight.calibration
 
 

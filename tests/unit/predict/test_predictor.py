@@ -13,6 +13,7 @@ import pytest
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import BackendGone, Local, Setup
+from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
 from gateway.predict.predictor import KEEP_EVERY, Predictor
@@ -238,15 +239,80 @@ def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
 def test_predictor_outlives_its_thread(make: Make) -> None:
     """A thread that dies is said in the state; stage 0 goes on."""
 
+    class Fatal(BaseException):
+        """What nothing on the thread may take."""
+
     def broken() -> list[HistoryRow]:
-        raise OSError("nothing on the thread expects that")
+        raise Fatal
 
     predictor = make(history=broken)
     predictor._thread.join(WAIT_S)
-    assert predictor.snapshot().state == "degraded: the predictor thread died: OSError"
+    assert predictor.snapshot().state == "degraded: the predictor thread died: Fatal"
     assert not predictor.snapshot().ready
     assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
     assert not predictor.refine(view(), lambda _: None, always)
+
+
+def test_predictor_tries_again_when_history_cannot_be_read(make: Make) -> None:
+    """The store may be busy or failing just then."""
+    asked = 0
+
+    def failing() -> list[HistoryRow]:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise OSError("not now")
+        return []
+
+    predictor = make(history=failing)
+    assert refined(predictor, view()).p50 > 0
+    assert (predictor.snapshot().state, predictor.snapshot().restarts) == ("ready", 1)
+
+
+def test_predictor_keeps_its_calibration_when_its_backend_has_gone(make: Make) -> None:
+    """Stage 0 says the same before and after; so does what is stored."""
+    kept: list[bytes] = []
+    predictor = make(open_backend=Fragile, keep=kept.append)
+    for _ in range(20):
+        learned(predictor, view(), 2500)
+    before = predictor.forecast(view("Write of the sea at night"))
+    told = Inbox()
+    assert predictor.refine(view("fatal"), told, always)
+    refined(predictor, view())
+    assert predictor.snapshot().restarts == 1
+    predictor.reconfigure(Predict())  # empties the cache of repeats
+    assert predictor.forecast(view("Write of the sea at night")) == before
+    assert kept[-1] == predictor._stage0.calibration.dump()
+
+
+def test_reset_learned_outlives_a_backend_that_goes_with_it(make: Make) -> None:
+    """What was forgotten does not come back with the next backend."""
+
+    class Forgetful(Local):
+        def forget(self) -> None:
+            raise BackendGone("it died of forgetting")
+
+    kept: list[bytes] = []
+    predictor = make(open_backend=Forgetful, keep=kept.append)
+    for _ in range(5):
+        learned(predictor, view(), 3000)
+    predictor.reset_learned()
+    refined(predictor, view())
+    assert predictor.snapshot().restarts == 1
+    assert predictor._stage0.calibration == Calibration()
+    assert kept[-1] == Calibration().dump()
+
+
+def test_answer_still_running_is_not_counted_as_ended(make: Make) -> None:
+    """It stores no calibration and prepares no repeat."""
+    kept: list[bytes] = []
+    predictor = make(keep=kept.append)
+    for _ in range(20):
+        assert predictor.observe(view(), 5000)
+    refined(predictor, view("another"))
+    predictor.forecast(view())
+    assert kept == []
+    assert predictor.snapshot().cache_hits == 0
 
 
 def test_predictor_loses_nothing_in_a_flood_it_can_learn_briefly(make: Make) -> None:

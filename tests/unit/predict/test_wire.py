@@ -86,4 +86,4 @@ def test_desk_answers_what_it_cannot_read(payload: bytes) -> None:
     """Garbage, or a question before anything is opened, gets an error and no end."""
     desk = Desk()
     assert desk.answer(payload).error
-    assert desk.answer(b"\x81\xa4type\xa4Dump").error
+    assert desk.answer(b"\x81\xa4type\xa6Forget").error
