@@ -1,8 +1,7 @@
 """Sentence vectors: WordPiece, the ONNX session, and a cache in front of both.
 
-The session runs on the predictor's own thread alone, with one thread and no spinning: a pool
-that spins takes the core from the event loop. `run` gives the interpreter lock free for
-its whole time (some 14 ms at 64 tokens), so the loop goes on beside it.
+The session runs in the predictor's process alone (some 14 ms at 64 tokens), with one thread
+and no spinning: a pool that spins takes the core from the event loop.
 
 Two kinds of encoder are read. A plain sentence encoder has one output, `vector`. One that was
 fine-tuned for length (models/finetune.py) has a second, `code`: what it can tell of the

@@ -1,11 +1,11 @@
 """The predictor's child process: encoder, index and boosters, away from the event loop.
 
 Why a process. The libraries give the interpreter lock free while they compute, but what
-lies between them does not, and at 200 requests a second that was enough for the loop to wait
-for the lock: p99 rose by some 20 ms on two cores, while the same work in another process
-moved it by nothing that could be measured (tests/bench/RESULTS.md). A process can
-also be given a low priority without holding the lock while it waits for its turn, can be
-killed when it hangs, and may crash in native code without taking a request along.
+lies between them does not, and the loop waits for the lock: on two cores at 200 requests a second
+a thread raised p99 by 15 to 20 ms, a process by some 8 in the middle of runs that differ as
+much among themselves (tests/bench/RESULTS.md). A process can also be given a low priority
+without holding the lock while it waits for its turn, can be killed when it hangs, and may
+crash in native code without taking a request along.
 
 It answers one question at a time (wire.py) from its standard input to its standard output
 until the first is closed. Where the system allows it, the end of whoever started it ends it

@@ -134,7 +134,26 @@ def test_healthcheck_follows_the_settings(tmp_path: Path) -> None:
         file = tmp_path / "other.toml"
         file.write_text(SHIPPED.replace("port = 3000 ", f"port = {process.port} "))
         assert sagesched("healthcheck", "--config", str(file)).returncode == 0
+        with socket.create_server(("127.0.0.1", 0)) as proxy:  # a proxy is not for this machine
+            elsewhere = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+            asked = sagesched("healthcheck", "--config", str(file), http_proxy=elsewhere)
+        assert asked.returncode == 0
     assert sagesched("healthcheck", "--config", str(file)).returncode == 1
+
+
+def test_libraries_are_told_not_to_report_to_their_makers() -> None:
+    """onnxruntime sends events unless this is set before it is imported, by whatever command."""
+    code = "import os, gateway.__main__; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "1"
 
 
 def test_taken_port_is_said(tmp_path: Path) -> None:
