@@ -89,6 +89,7 @@ class Reason(StrEnum):
     TENANT_CAP = "tenant_cap"
     CLASS_BUDGET = "class_budget"
     TIER_CAP = "tier_cap"
+    WINDOW = "window"  # as many as its accounts serve well: the knee
     ACCOUNT_LIMIT = "account_limit"  # AIMD ceilings full
     ACCOUNT_BACKOFF = "account_backoff"  # Retry-After running
     PACER = "pacer"  # RPM or TPM
@@ -163,6 +164,18 @@ class Usage(Struct, frozen=True, gc=False):
     estimated: bool = False
     audio_prompt_tokens: int = 0
     audio_output_tokens: int = 0
+
+
+class RateLimits(Struct, frozen=True, gc=False):
+    """What a provider's headers say of one account: per minute, left, seconds until it is full
+    again. None where it says nothing."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_s: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_s: float | None = None
 
 
 class Fit(Struct, frozen=True, gc=False):
@@ -263,6 +276,21 @@ class PoolSnapshot(Struct, frozen=True):
     waiting_bytes: int
 
 
+class WindowSnapshot(Struct, frozen=True):
+    """One (account, model): what it is given at once, and the curve that was fitted."""
+
+    model: str  # the provider's name
+    window: float
+    inflight: int
+    regime: str  # "unknown", "linear", "saturating", "peaked"
+    knee: float  # requests in flight at the fitted knee or peak, 0 where there is none
+    base_s: float  # fitted: seconds of an empty request when unloaded
+    prompt_token_s: float
+    output_token_s: float
+    curve: dict[str, float]  # the fitted parameters of latency over in flight
+    slowdown: float  # recent latency / unloaded latency of requests of that size
+
+
 class AccountSnapshot(Struct, frozen=True):
     name: str
     limit: float
@@ -274,6 +302,7 @@ class AccountSnapshot(Struct, frozen=True):
     cuts: int
     rpm: int
     tpm: int
+    windows: tuple[WindowSnapshot, ...] = ()
 
 
 class SchedulerSnapshot(Struct, frozen=True):

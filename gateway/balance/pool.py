@@ -14,7 +14,7 @@ from msgspec import Struct
 from gateway.balance.account import Account, State
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
-from gateway.types import AccountSnapshot, Blocked, Fit, Reason, Verdict
+from gateway.types import AccountSnapshot, Blocked, Fit, RateLimits, Reason, Verdict
 
 NEAREST = {
     Reason.ACCOUNT_LIMIT: 0,
@@ -61,9 +61,15 @@ class Accounts:
         self._accounts = order | self._accounts
 
     def place(
-        self, accounts: tuple[str, ...], now: float, avoid: frozenset[str] = frozenset()
+        self,
+        model: str,
+        accounts: tuple[str, ...],
+        now: float,
+        avoid: frozenset[str] = frozenset(),
+        *,
+        express: bool = False,
     ) -> Fit | Blocked:
-        """The best of `accounts` for one more request.
+        """The best of `accounts` for one more request for `model`.
 
         Those in `avoid` (where the job failed before) come into question only when none of
         the others is in service; full or paced is in service, it has room again soon.
@@ -81,12 +87,15 @@ class Accounts:
         live = [a for name in accounts if (a := self._accounts.get(name)) is not None]
         return min((a.heals_s(now) for a in live), default=float("inf"))
 
-    def take(self, account: str, tokens: float, now: float) -> int:
-        """A slot on `account`, charged `tokens`; the lease's number."""
+    def take(self, account: str, model: str, tokens: float, now: float) -> int:
+        """A slot on `account` for `model`, charged `tokens`; the lease's number."""
         lease, self._next = self._next, self._next + 1
         self._accounts[account].take(lease, tokens, now)
         self._leases[lease] = _Lease(account, tokens)
         return lease
+
+    def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
+        """The first byte came, with what the provider's headers say is left."""
 
     def give_back(
         self,
@@ -95,6 +104,7 @@ class Accounts:
         *,
         retry_after_s: float | None = None,
         tokens: float | None = None,
+        output_tokens: float | None = None,
         now: float,
     ) -> None:
         """The slot back, with what the attempt taught. `tokens`: what it really used.
@@ -125,6 +135,10 @@ class Accounts:
                 inflight += account.inflight
                 limit += account.limit.value
         return inflight / limit if limit else 0.0
+
+    def room(self, accounts: Iterable[str]) -> float:
+        """How many requests these accounts take at once."""
+        return sum(a.limit.value for name in accounts if (a := self._accounts.get(name)))
 
     @property
     def leases(self) -> int:

@@ -7,23 +7,33 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from gateway.settings.schema import Account, Balance
-from gateway.types import AccountSnapshot, Blocked, Fit, Verdict
+from gateway.types import AccountSnapshot, Blocked, Fit, RateLimits, Verdict
 
 
 class AccountPool(Protocol):
     """All accounts, by name. Times are seconds on the scheduler's clock."""
 
     def place(
-        self, accounts: tuple[str, ...], now: float, avoid: frozenset[str] = ...
+        self,
+        model: str,
+        accounts: tuple[str, ...],
+        now: float,
+        avoid: frozenset[str] = ...,
+        *,
+        express: bool = ...,
     ) -> Fit | Blocked:
-        """The best of `accounts` for one more request, those in `avoid` only at need. The
-        answer does not depend on the request's size."""
+        """The best of `accounts` for one more request for `model`, those in `avoid` only at
+        need; `express` may use the few slots above the window. The answer does not depend on
+        the request's size."""
 
     def heals_s(self, accounts: tuple[str, ...], now: float) -> float:
         """When one of them may serve again: `now` if one does, infinity if none ever will."""
 
-    def take(self, account: str, tokens: float, now: float) -> int:
-        """A slot, charged `tokens` (prompt and reserve); the lease's number."""
+    def take(self, account: str, model: str, tokens: float, now: float) -> int:
+        """A slot for `model`, charged `tokens` (prompt and reserve); the lease's number."""
+
+    def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
+        """The first byte came, with what the provider's headers say is left."""
 
     def give_back(
         self,
@@ -32,12 +42,17 @@ class AccountPool(Protocol):
         *,
         retry_after_s: float | None = ...,
         tokens: float | None = ...,
+        output_tokens: float | None = ...,
         now: float,
     ) -> None:
-        """The slot back with what the attempt taught; once per lease."""
+        """The slot back with what the attempt taught; once per lease. `tokens`: what it used,
+        prompt and output; None where nobody counted."""
 
     def load(self, accounts: Iterable[str]) -> float:
-        """In flight / limit."""
+        """In flight / room."""
+
+    def room(self, accounts: Iterable[str]) -> float:
+        """How many requests these accounts take at once: the sum of their windows."""
 
     def reconfigure(self, accounts: Sequence[Account], balance: Balance, now: float) -> None: ...
 

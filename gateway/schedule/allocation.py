@@ -63,7 +63,7 @@ class Allocation:
         """The accounts' answer, asked once per change of theirs and moment."""
         stamp = (pool.version, now)
         if line.stamp != stamp:
-            line.placement = self._accounts.place(line.accounts, now, line.avoid)
+            line.placement = self._accounts.place(line.model, line.accounts, now, line.avoid)
             line.stamp = stamp
         return line.placement
 

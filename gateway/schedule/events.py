@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from gateway.errors import GatewayError
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, Verdict, Workload
+from gateway.types import Job, Outcome, RateLimits, Verdict, Workload
 
 
 class Submitted(Struct, frozen=True):
@@ -25,6 +25,13 @@ class Reforecast(Struct, frozen=True):
 
     job_id: str
     workload: Workload
+
+
+class Answered(Struct, frozen=True):
+    """The first byte of an answer came. `limits` are those of the provider's headers."""
+
+    job_id: str
+    limits: RateLimits | None = None
 
 
 class AttemptFailed(Struct, frozen=True):
@@ -42,12 +49,14 @@ class AttemptFailed(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The job ended. `output_tokens` over all choices, None where nobody counted."""
+    """The job ended. `output_tokens` over all choices, None where nobody counted;
+    `prompt_tokens` as the provider counted them."""
 
     job_id: str
     outcome: Outcome
     verdict: Verdict
     output_tokens: float | None = None
+    prompt_tokens: float | None = None
 
 
 class Withdrawn(Struct, frozen=True):
@@ -74,6 +83,7 @@ class DrainStarted(Struct, frozen=True):
 Event = (
     Submitted
     | Reforecast
+    | Answered
     | AttemptFailed
     | Finished
     | Withdrawn

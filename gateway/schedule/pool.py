@@ -39,7 +39,7 @@ class Pool:
         self.name = name
         self.models: tuple[str, ...] = ()
         self.accounts: tuple[str, ...] = ()
-        self.lines: dict[tuple[tuple[str, ...], frozenset[str]], Line] = {}
+        self.lines: dict[tuple[str, tuple[str, ...], frozenset[str]], Line] = {}
         self.budget = Budget(settings)
         self.rate = DrainRate()
         self.mode = Mode.FREE
@@ -53,14 +53,17 @@ class Pool:
         self.retrying = 0  # jobs between two attempts
         self.retried = 0  # jobs in flight that hold a retry of the budget
 
-    def line(self, accounts: tuple[str, ...], avoid: frozenset[str] = frozenset()) -> Line:
-        line = self.lines.get((accounts, avoid))
+    def line(
+        self, model: str, accounts: tuple[str, ...], avoid: frozenset[str] = frozenset()
+    ) -> Line:
+        line = self.lines.get((model, accounts, avoid))
         if line is None:
-            line = self.lines[accounts, avoid] = Line(self.name, accounts, avoid)
+            line = Line(self.name, model, accounts, avoid)
+            self.lines[model, accounts, avoid] = line
         return line
 
     def add_waiting(self, entry: Entry) -> None:
-        self.line(entry.accounts).add_waiting(entry)
+        self.line(entry.job.model, entry.accounts).add_waiting(entry)
         self.waiting += 1
         self.waiting_tokens += entry.reserve
         self.waiting_tokens_of[entry.cls] += entry.reserve
@@ -78,7 +81,7 @@ class Pool:
         assert min(self.waiting, self.waiting_bytes, entry.tenant.waiting) >= 0
 
     def add_retrying(self, entry: Entry) -> None:
-        self.line(entry.accounts, entry.failed).add_retrying(entry)
+        self.line(entry.job.model, entry.accounts, entry.failed).add_retrying(entry)
         self.retrying += 1
 
     def remove_retrying(self, entry: Entry) -> None:
@@ -87,7 +90,7 @@ class Pool:
         line.remove(entry)
         self.retrying -= 1
         if line.avoid and line.size == 0:  # there are many possible sets, few at a time
-            del self.lines[line.accounts, line.avoid]
+            del self.lines[line.model, line.accounts, line.avoid]
 
     def overfull(self, settings: Schedule, tenant: Tenant) -> bool:
         """More waits than may, in the pool or of this tenant."""

@@ -1,11 +1,11 @@
 """The waiting jobs of a pool, arranged so that no question looks at more than one of them.
 
 Whether a waiting job may start depends on its tenant (cap), its class (budget), its size bucket
-(cap) and the accounts that can serve it, and on nothing else. So jobs that agree in these four
-share a `Lane`, ordered by key: its head decides for all of it, and a lane that is blocked hides
-nothing that could start.
+(cap), its model and the accounts that can serve it, and on nothing else. So jobs that agree in
+these share a `Lane`, ordered by key: its head decides for all of it, and a lane that is blocked
+hides nothing that could start.
 
-    Line    the jobs one tuple of accounts can serve   asks the accounts once for all of them
+    Line    one model's jobs, for one set of accounts  asks the accounts once for all of them
      └ Tier    one class and size bucket of it         a heap of lanes by their heads
         └ Lane    one tenant's                         a heap of jobs
 
@@ -146,6 +146,7 @@ class Line:
         "accounts",
         "avoid",
         "expiry",
+        "model",
         "placement",
         "pool",
         "retrying",
@@ -155,8 +156,11 @@ class Line:
         "waiting",
     )
 
-    def __init__(self, pool: str, accounts: tuple[str, ...], avoid: frozenset[str]) -> None:
+    def __init__(
+        self, pool: str, model: str, accounts: tuple[str, ...], avoid: frozenset[str]
+    ) -> None:
         self.pool = pool
+        self.model = model
         self.accounts = accounts
         self.avoid = avoid
         self.tiers: dict[tuple[JobClass, SizeBucket], Tier] = {}

@@ -31,6 +31,7 @@ from gateway.schedule.allocation import Allocation
 from gateway.schedule.entry import Entry, Stage, Tenant
 from gateway.schedule.events import (
     Action,
+    Answered,
     AttemptFailed,
     Dispatch,
     DrainStarted,
@@ -138,6 +139,8 @@ class Scheduler:
                 self._finish(event, now)
             case Reforecast():
                 self._reforecast(event, now)
+            case Answered():
+                self._answered(event, now)
             case AttemptFailed():
                 self._attempt_failed(event, now)
             case Withdrawn():
@@ -170,7 +173,7 @@ class Scheduler:
             return
         entry.weigh(self.settings.schedule)
         entry.start_wait(self.settings.schedule, now)
-        horizon_s = self.allocation.horizon_s(pool, pool.line(entry.accounts), now)
+        horizon_s = self.allocation.horizon_s(pool, pool.line(job.model, entry.accounts), now)
         if entry.expire_s <= horizon_s:
             self._refuse_new(entry, self._expired(pool, entry, now))
             return
@@ -189,8 +192,7 @@ class Scheduler:
             return
         output = event.output_tokens
         if entry.stage is Stage.RUNNING:
-            used = None if output is None else entry.workload.prompt_tokens + output
-            self._end_attempt(entry, event.verdict, None, used, now)
+            self._end_attempt(entry, event.verdict, None, now, output, event.prompt_tokens)
         pool = self.pools[entry.pool]
         if output or event.outcome is Outcome.OK:
             pool.rate.add(entry.reserve if output is None else output, now)
@@ -214,12 +216,17 @@ class Scheduler:
             entry.reserve = reserve
         self.touch(pool.name)
 
+    def _answered(self, event: Answered, now: float) -> None:
+        entry = self.jobs.get(event.job_id)
+        if entry is not None and entry.stage is Stage.RUNNING:
+            self.accounts.answered(entry.lease, event.limits, now)
+
     def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is None or entry.stage is not Stage.RUNNING:
             return
         account, verdict = entry.account, event.verdict
-        self._end_attempt(entry, verdict, event.retry_after_s, None, now)
+        self._end_attempt(entry, verdict, event.retry_after_s, now)
         entry.error, entry.outcome = event.error, retry.outcome_of(verdict)
         entry.spent += retry.attempt_cost(verdict)
         if verdict is Verdict.DEAD_KEY:
@@ -263,7 +270,8 @@ class Scheduler:
         entry.since_s = now
         entry.account = account
         entry.attempts += 1
-        entry.lease = self.accounts.take(account, entry.workload.prompt_tokens + entry.reserve, now)
+        tokens = entry.workload.prompt_tokens + entry.reserve
+        entry.lease = self.accounts.take(account, entry.job.model, tokens, now)
         pool.version += 1
         self.dispatched += 1
         self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
@@ -281,12 +289,21 @@ class Scheduler:
         entry: Entry,
         verdict: Verdict,
         retry_after_s: float | None,
-        tokens: float | None,
         now: float,
+        output_tokens: float | None = None,
+        prompt_tokens: float | None = None,
     ) -> None:
         """The lease back. The account's pool is touched, which after a reload may be another."""
+        used = None
+        if output_tokens is not None:
+            used = output_tokens + (prompt_tokens or entry.workload.prompt_tokens)
         self.accounts.give_back(
-            entry.lease, verdict, retry_after_s=retry_after_s, tokens=tokens, now=now
+            entry.lease,
+            verdict,
+            retry_after_s=retry_after_s,
+            tokens=used,
+            output_tokens=output_tokens,
+            now=now,
         )
         self.touch(entry.pool)
         self.pools[entry.pool].version += 1

@@ -122,6 +122,9 @@ class Tenant(Section, frozen=True, kw_only=True):
     max_inflight: Annotated[int, Meta(ge=0)] = 0  # 0: no cap
     max_queued: Annotated[int, Meta(ge=0)] = 0  # 0: the pool's bound alone
     share_history: bool = True  # other tenants' forecasts may rest on its answers
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0  # share among tenants of one class
+    max_queued_tokens: Annotated[int, Meta(ge=0)] = 0  # by forecast; 0: no bound of its own
+    deadline_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0  # of its requests; 0: their class's
     stateful: bool | None = None  # relay /v1 routes whose objects live at the provider
 
     def __post_init__(self) -> None:
@@ -141,6 +144,10 @@ class TierCaps(Section, frozen=True):
 
 
 class Schedule(Section, frozen=True):
+    mode: Literal["schedule", "observe"] = "schedule"  # observe: relay at once, note what would be
+    bypass: bool = False  # relay at once, decide and note nothing
+    policy: Literal["adaptive", "dual_budget"] = "adaptive"  # dual_budget: fixed budgets, hard caps
+    ordering: Literal["boost", "gittins", "sjf", "fcfs", "slowdown"] = "boost"
     interactive_inflight_tokens: Tokens = 3000
     heavy_inflight_tokens: Tokens = 7000
     borrow: bool = True  # an idle share serves the other class
@@ -148,6 +155,18 @@ class Schedule(Section, frozen=True):
     tier_caps: TierCaps = TierCaps()
     max_queue_items: Count = 2000  # per pool
     max_queue_bytes: Bytes = 128 * 2**20  # request bodies waiting, per pool
+    max_queue_tokens: Annotated[int, Meta(ge=0)] = 0  # waiting by forecast, per pool; 0: no bound
+    interactive_deadline_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0  # 0: none
+    heavy_deadline_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    background_deadline_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    interactive_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # shares of the round-robin
+    heavy_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0
+    background_weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
+    shed: bool = True  # defer, then reject, under overload
+    defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
+    reject_above: Annotated[float, Meta(gt=0, le=100)] = 2.0
+    clear_s: Seconds = 60.0  # a backlog that clears within this is no overload
     max_wait_s: Seconds = 600.0
     max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0  # nobody later than this passes
     moderate_above: Annotated[float, Meta(gt=0, le=10)] = 0.7  # saturation that enters the mode
@@ -159,11 +178,15 @@ class Schedule(Section, frozen=True):
     def __post_init__(self) -> None:
         if self.moderate_above >= self.congested_above:
             raise ValueError("congested_above: expected more than moderate_above")
+        if self.defer_above >= self.reject_above:
+            raise ValueError("reject_above: expected more than defer_above")
 
 
 class Balance(Section, frozen=True):
     """How accounts learn their limit and when they rest."""
 
+    window: Literal["auto", "off"] = "auto"  # found at the knee; off: the ceiling alone
+    min_window: Count = 2
     min_limit: Count = 1
     cut_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.75
     default_backoff_s: Seconds = 2.0  # a 429 without Retry-After

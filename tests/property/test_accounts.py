@@ -42,8 +42,8 @@ def test_account_limit_moves_only_as_it_may(
         before = it.snapshot(now)[0]
         if step == "pass":
             now += pick
-        elif step == "take" and isinstance(it.place(("a",), now), Fit):
-            leases.append(it.take("a", 10.0, now))
+        elif step == "take" and isinstance(it.place("m", ("a",), now), Fit):
+            leases.append(it.take("a", "m", 10.0, now))
         elif step == "end" and leases:
             lease = leases.pop(pick % len(leases))
             it.give_back(lease, verdict, retry_after_s=after, tokens=None, now=now)
@@ -62,7 +62,7 @@ def test_account_limit_moves_only_as_it_may(
     # whatever happened, time and its own requests' ends bring it back
     for lease in leases:
         it.give_back(lease, Verdict.IGNORED, now=now)
-    assert isinstance(it.place(("a",), now + 1000.0), Fit)
+    assert isinstance(it.place("m", ("a",), now + 1000.0), Fit)
     assert it.leases == 0
 
 
@@ -76,15 +76,15 @@ def test_account_says_truly_until_when_it_is_blocked(
     for step, verdict, pick, after in steps:
         if step == "pass":
             now += pick / 7
-        elif step == "take" and isinstance(it.place(("a",), now), Fit):
-            leases.append(it.take("a", 10.0, now))
+        elif step == "take" and isinstance(it.place("m", ("a",), now), Fit):
+            leases.append(it.take("a", "m", 10.0, now))
         elif step == "end" and leases:
             it.give_back(leases.pop(), verdict, retry_after_s=after, now=now)
-        answer = it.place(("a",), now)
+        answer = it.place("m", ("a",), now)
         if isinstance(answer, Fit) or answer.until_s is None:
             continue
         assert answer.until_s > now
-        then = it.place(("a",), answer.until_s)
+        then = it.place("m", ("a",), answer.until_s)
         assert isinstance(then, Fit) or (then.reason, then.until_s) != (
             answer.reason,
             answer.until_s,

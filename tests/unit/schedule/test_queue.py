@@ -58,7 +58,7 @@ def test_lazy_heap_does_not_keep_its_dead() -> None:
 
 def test_line_orders_jobs_of_several_tenants_by_key() -> None:
     """One order over all lanes of a tier."""
-    line, random = Line("p", ("a",), frozenset()), Random(1)
+    line, random = Line("p", "m", ("a",), frozenset()), Random(1)
     tenants = [Tenant(f"t{n}") for n in range(5)]
     keys = [float(random.randrange(30)) for _ in range(100)]
     for seq, key in enumerate(keys):
@@ -70,7 +70,7 @@ def test_line_orders_jobs_of_several_tenants_by_key() -> None:
 
 def test_line_parks_a_capped_tenant_and_shows_the_next() -> None:
     """A tenant at its cap hides nobody; unparked, it is in its place again."""
-    line = Line("p", ("a",), frozenset())
+    line = Line("p", "m", ("a",), frozenset())
     capped, free = Tenant("capped"), Tenant("free")
     capped.max_inflight = capped.running = 1
     line.add_waiting(entry(1, 1.0, capped))
@@ -90,7 +90,7 @@ def test_line_parks_a_capped_tenant_and_shows_the_next() -> None:
 
 def test_line_keeps_classes_and_sizes_apart() -> None:
     """Each has its own heap, for each may be blocked alone."""
-    line, tenant = Line("p", ("a",), frozenset()), Tenant("t")
+    line, tenant = Line("p", "m", ("a",), frozenset()), Tenant("t")
     for seq, tokens in enumerate((10, 100, 1000)):
         line.add_waiting(entry(seq, 0.0, tenant, tokens))
     assert list(line.tiers) == [
@@ -102,7 +102,7 @@ def test_line_keeps_classes_and_sizes_apart() -> None:
 
 def test_line_finds_a_job_again_that_moved_and_came_back() -> None:
     """Moved with another key and back with the old one: once in the order, not twice."""
-    line, tenant = Line("p", ("a",), frozenset()), Tenant("t")
+    line, tenant = Line("p", "m", ("a",), frozenset()), Tenant("t")
     moving, other = entry(1, 1.0, tenant), entry(2, 2.0, tenant)
     line.add_waiting(moving)
     line.add_waiting(other)
