@@ -29,6 +29,7 @@ from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.pool import Accounts
 from gateway.engine.engine import Engine
+from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
@@ -82,6 +83,11 @@ def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> l
     return [*keys, secret(settings.admin.token, "admin.token", environ)]
 
 
+def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
+    """A scheduler with its accounts; `old` is one that failed."""
+    return Scheduler(settings, Accounts(settings.accounts, settings.balance))
+
+
 class Gateway:
     """One gateway process's objects. Build it on the running loop."""
 
@@ -91,6 +97,7 @@ class Gateway:
         store: Store,
         logs: Logs,
         environ: Mapping[str, str] = os.environ,
+        core: Build = fresh_core,
     ) -> None:
         settings = live.current
         self.live = live
@@ -117,7 +124,8 @@ class Gateway:
         self.journal = Journal(settings.observe.events)
         self.metrics = Metrics(self._snapshots, _names(settings))
         self.logs = logs
-        self.engine = Engine(Scheduler(settings, Accounts(settings.accounts, settings.balance)))
+        self.engine = Engine(core(settings, None), core)
+        self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
             self.engine, self.client, targets(settings, environ), settings.server, send_problem

@@ -312,6 +312,9 @@ class SchedulerSnapshot(Struct, frozen=True):
     dispatched: int
     ended: dict[Outcome, int]
     draining: bool
+    rebuilds: int = 0  # of the core, after it raised
+    degraded: bool = False  # first come, first served, since such a fault
+    around: int = 0  # jobs under way that the core knows nothing of
 
 
 class PredictorSnapshot(Struct, frozen=True):
