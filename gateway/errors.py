@@ -110,6 +110,11 @@ class RequestTimeout(InvalidRequest):
     code = "request_timeout"
 
 
+class Conflict(InvalidRequest):
+    status = 409
+    code = "conflict"
+
+
 class Gone(InvalidRequest):
     status = 410
     code = "gone"

@@ -255,6 +255,15 @@ class HistoryRow(Struct, frozen=True, gc=False):
     text: str = ""  # the last user text, cut; only with predict.keep_text
 
 
+class Standing(Struct, frozen=True):
+    """Where a waiting job stands in its class and pool."""
+
+    position: int  # 1: the next
+    waiting: int  # jobs of the pool, all classes
+    waited_s: float
+    expected_wait_s: float  # from now, by what is ahead and the rate of late
+
+
 class ClassSnapshot(Struct, frozen=True):
     budget_tokens: int
     inflight_tokens: float

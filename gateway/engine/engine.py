@@ -22,7 +22,7 @@ from gateway.engine.failsafe import Build, Failsafe
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import Job, JobRecord, Outcome, SchedulerSnapshot, Verdict, Workload
+from gateway.types import Job, JobRecord, Outcome, SchedulerSnapshot, Standing, Verdict, Workload
 
 
 class Listener(Protocol):
@@ -206,6 +206,15 @@ class Engine:
     def holds(self, job_id: str) -> bool:
         """Whether the job still waits or runs; may be asked from any thread."""
         return job_id in self._ledger
+
+    def forecast(self, job_id: str) -> Workload | None:
+        """The latest, of a job that waits or runs."""
+        permit = self._ledger.get(job_id)
+        return None if permit is None else permit.workload
+
+    def standing(self, job_id: str) -> Standing | None:
+        """Where it stands in its queue; None where it does not wait. Linear in all jobs."""
+        return self._core.standing(job_id, self.clock())
 
     @property
     def jobs(self) -> int:

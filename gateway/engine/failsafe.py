@@ -45,8 +45,9 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.retry import outcome_of
 from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.standing import standing
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, SchedulerSnapshot, Workload
+from gateway.types import Job, Outcome, SchedulerSnapshot, Standing, Workload
 
 logger = logging.getLogger("gateway.engine")
 STORM, STORM_S = 10, 60.0
@@ -144,6 +145,9 @@ class Failsafe:
         return replace(
             taken, rebuilds=self.rebuilds, degraded=self.degraded, around=len(self.around)
         )
+
+    def standing(self, job_id: str, now: float) -> Standing | None:
+        return None if self._out else standing(self.core, job_id, now)
 
     def check(self) -> None:
         self.core.check()
