@@ -9,6 +9,7 @@
     │  │  └─ ModelNotFound           404     …                       model_not_found
     │  ├─ MethodNotAllowed           405     …                       method_not_allowed
     │  ├─ RequestTimeout             408     …                       request_timeout
+    │  ├─ Conflict                   409     …                       (given: job_ended)
     │  ├─ Gone                       410     …                       gone
     │  ├─ BodyTooLarge               413     …                       request_too_large
     │  └─ UnsupportedMedia           415     …                       unsupported_media_type
