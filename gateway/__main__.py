@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _evaluate_options(command("evaluate", "evaluate", "judge the predictor on rows it never saw"))
 
+    _simulate_options(
+        command("simulate", "simulate", "play the scheduler against providers on a virtual clock")
+    )
+
     history = commands.add_parser("history", help="work on the stored history")
     history_commands = history.add_subparsers(required=True, metavar="COMMAND")
     sub = history_commands.add_parser("seed", help="fill the history with demo rows")
@@ -123,6 +127,50 @@ def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apart-rows", type=int, default=1000)
     sub.add_argument("--no-scenarios", action="store_true")
     sub.add_argument("--workers", type=int, default=2)
+
+
+def _simulate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", default="gateway.toml", metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--data", metavar="FILE", help="conversations as JSON lines, .gz or not")
+    sub.add_argument(
+        "--history",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="a gateway's store; without FILE the one of --config",
+    )
+    sub.add_argument("--forecasts", metavar="FILE", help="default: DIR/forecasts.npz")
+    sub.add_argument("--tau", default="", metavar="T,T", help="forecasts of such a Kendall τ")
+    sub.add_argument(
+        "--scenarios",
+        default="burst",
+        metavar="A,B",
+        help="burst, steady, drop, drift, limits, flood, isolation",
+    )
+    sub.add_argument(
+        "--shapes",
+        default="knee,power,quadratic,linear",
+        metavar="A,B",
+        help="linear, knee, power, quadratic, usl",
+    )
+    sub.add_argument(
+        "--rho", default="", metavar="R,R", help="loads: × best throughput, or medium, high"
+    )
+    sub.add_argument("--requests", type=int, default=0, help="default: the scenario's")
+    sub.add_argument("--seeds", type=int, default=20)
+    sub.add_argument(
+        "--mix", default="published", help="as-is, balanced, heavy, published: shares of sizes"
+    )
+    sub.add_argument(
+        "--arrivals", default="poisson", metavar="KIND", help="poisson, burst or a .csv[.gz]"
+    )
+    sub.add_argument("--speed", type=float, default=0.0, help="of a file; default: to the load")
+    sub.add_argument("--policies", default="", metavar="A,B", help="default: all")
+    sub.add_argument("--warm-up", type=int, default=300, metavar="REQUESTS")
+    sub.add_argument("--provider", action="append", default=[], metavar="KEY=NUMBER")
+    sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    sub.add_argument("--jobs", type=int, default=0, help="processes; default: cores")
 
 
 def _demo_options(sub: argparse.ArgumentParser) -> None:

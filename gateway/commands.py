@@ -260,3 +260,47 @@ def evaluate(args: argparse.Namespace) -> int:
         workers=args.workers,
         settings=settings.predict if settings else None,
     )
+
+
+def simulate(args: argparse.Namespace) -> int:
+    from gateway.replay.simulate import Options
+    from gateway.replay.simulate import simulate as play
+    from gateway.settings import load
+
+    history = args.history
+    if history == "":
+        history = load.load(Path(args.config)).store.path
+    return play(
+        Options(
+            out=Path(args.out),
+            data=Path(args.data) if args.data else None,
+            history=Path(history) if history else None,
+            kept=Path(args.forecasts) if args.forecasts else None,
+            taus=[_number(text) for text in _listed(args.tau)],
+            scenarios=_listed(args.scenarios),
+            shapes=_listed(args.shapes),
+            rhos=_listed(args.rho),
+            requests=args.requests,
+            seeds=args.seeds,
+            mix=args.mix,
+            arrivals=args.arrivals,
+            speed=args.speed,
+            policies=_listed(args.policies),
+            warm_up=args.warm_up,
+            provider=args.provider,
+            settings=args.set,
+            jobs=args.jobs or os.cpu_count() or 1,
+            command=" ".join(["sagesched", *sys.argv[1:]]),
+        )
+    )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no number") from None
