@@ -100,7 +100,10 @@ def _parser() -> argparse.ArgumentParser:
         "refit", "refit", "fit the length models to the stored history, as the gateway does"
     )
     config(sub)
-    # The gateway starts this one by itself: not listed.
+    _bench_options(command("bench", "bench", "the gateway against no gateway, over real HTTP"))
+    _load_options(command("load", "load", "open-loop load on any OpenAI-compatible endpoint"))
+    # The program starts these by itself: not listed.
+    commands.add_parser("bench-provider").set_defaults(run=lambda a: _run("bench_provider", a))
     commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))
     return parser
 
@@ -171,6 +174,37 @@ def _simulate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--provider", action="append", default=[], metavar="KEY=NUMBER")
     sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     sub.add_argument("--jobs", type=int, default=0, help="processes; default: cores")
+
+
+def _bench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", metavar="FILE", help="conversations; default: the demo's own")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--shapes", default="knee,power,linear", metavar="A,B")
+    sub.add_argument("--seeds", type=int, default=5)
+    sub.add_argument("--first-seed", type=int, default=0)
+    sub.add_argument("--total-requests", type=int, default=200)
+    sub.add_argument("--seed-count", type=int, default=300, help="rows taught before")
+    sub.add_argument("--warm-up", type=int, default=200, metavar="REQUESTS")
+    sub.add_argument("--cold-seeds", type=int, default=2, help="seeds measured without warm-up too")
+    sub.add_argument("--rho", type=float, default=2.0, help="arrivals per capacity")
+    sub.add_argument("--mix", default="published")
+    sub.add_argument("--time-scale", type=float, default=5.0)
+    sub.add_argument("--stream-share", type=float, default=0.5)
+    sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+
+
+def _load_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("url", help="the base URL, such as http://127.0.0.1:3000/v1")
+    sub.add_argument("--model", default="", help="default: each row's own")
+    sub.add_argument("--rate", type=float, default=5.0, help="requests a second, Poisson")
+    sub.add_argument("--requests", type=int, default=200)
+    sub.add_argument("--data", metavar="FILE", help="conversations; default: the demo's own")
+    sub.add_argument("--arrivals", metavar="CSV", help="a trace's rhythm instead of --rate")
+    sub.add_argument("--speed", type=float, default=1.0, help="of the trace")
+    sub.add_argument("--stream-share", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    sub.add_argument("--out", metavar="FILE", help="all figures as JSON")
 
 
 def _demo_options(sub: argparse.ArgumentParser) -> None:

@@ -304,3 +304,55 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise SettingsError(f"{text!r} is no number") from None
+
+
+def bench(args: argparse.Namespace) -> int:
+    from gateway.replay import bench as replay
+
+    return replay.bench(
+        replay.Options(
+            out=Path(args.out),
+            data=Path(args.data) if args.data else None,
+            shapes=[name for name in args.shapes.split(",") if name],
+            seeds=args.seeds,
+            first_seed=args.first_seed,
+            requests=args.total_requests,
+            seed_count=args.seed_count,
+            warm_up=args.warm_up,
+            cold_seeds=args.cold_seeds,
+            rho=args.rho,
+            mix=args.mix,
+            time_scale=args.time_scale,
+            stream_share=args.stream_share,
+            settings=args.set,
+            command=" ".join(["sagesched", *sys.argv[1:]]),
+        )
+    )
+
+
+def bench_provider(args: argparse.Namespace) -> int:
+    """The bench's provider, a process of its own."""
+    from gateway.replay import bench_provider as provider
+
+    return provider.run()
+
+
+def load(args: argparse.Namespace) -> int:
+    """Its key comes from the environment: a command line can be read by others."""
+    from gateway.replay import load as replay
+
+    return replay.load(
+        replay.Options(
+            url=args.url,
+            model=args.model,
+            rate=args.rate,
+            requests=args.requests,
+            data=Path(args.data) if args.data else None,
+            trace=Path(args.arrivals) if args.arrivals else None,
+            speed=args.speed,
+            stream_share=args.stream_share,
+            seed=args.seed,
+            timeout_s=args.timeout,
+            out=Path(args.out) if args.out else None,
+        )
+    )

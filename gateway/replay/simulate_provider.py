@@ -184,6 +184,7 @@ class Provider:
         self._at = now
         self._order = 0
         self._slowness: dict[int, float] = {}
+        self._gone: set[str] = set()  # cancelled, their steps still in the heap
         self._requests = Bucket(nature.rpm, now)
         self._tokens = Bucket(nature.tpm, now)
 
@@ -204,6 +205,20 @@ class Provider:
         self.inflight += 1
         return None
 
+    def cancel(self, id: str, now: float) -> None:
+        """The client left a stream that has not ended: its place is free at once."""
+        self._advance(now)
+        self.inflight -= 1
+        self._gone.add(id)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """What is cancelled must not stand at the head."""
+        while self._ends and self._ends[0][2] in self._gone:
+            _, _, id, ended = heappop(self._ends)
+            if ended:
+                self._gone.discard(id)
+
     @property
     def next_s(self) -> float:
         """When the next step of a stream is due, if nothing else happens before."""
@@ -219,6 +234,8 @@ class Provider:
         self._virtual = due  # exactly: what rounding left is no time
         if ended:
             self.inflight -= 1
+        if self._gone:
+            self._sweep()
         return Step(id, ended)
 
     def limits(self, now: float) -> RateLimits | None:
