@@ -22,7 +22,16 @@ from gateway.engine.failsafe import Build, Failsafe
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import Job, JobRecord, Outcome, SchedulerSnapshot, Standing, Verdict, Workload
+from gateway.types import (
+    Job,
+    JobRecord,
+    Outcome,
+    SchedulerSnapshot,
+    Standing,
+    Usage,
+    Verdict,
+    Workload,
+)
 
 
 class Listener(Protocol):
@@ -109,12 +118,12 @@ class Permit:
             )
         )
 
-    def end(self, outcome: Outcome, verdict: Verdict, output_tokens: float | None = None) -> None:
+    def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle: reserve and lease go back, the account learns. Only the first call counts."""
         if self.settled:
             return
         self.settled = True
-        self._engine.settle(self.job, outcome, verdict, output_tokens)
+        self._engine.settle(self.job, outcome, verdict, usage)
 
     def __enter__(self) -> Permit:
         return self
@@ -187,13 +196,15 @@ class Engine:
             listener.reforecast(permit.job, workload)
         self.feed(events.Reforecast(job_id=job_id, workload=workload))
 
-    def settle(
-        self, job: Job, outcome: Outcome, verdict: Verdict, output_tokens: float | None
-    ) -> None:
+    def settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
         self._ledger.pop(job.id, None)
         self.feed(
             events.Finished(
-                job_id=job.id, outcome=outcome, verdict=verdict, output_tokens=output_tokens
+                job_id=job.id,
+                outcome=outcome,
+                verdict=verdict,
+                output_tokens=None if usage is None else usage.output_tokens,
+                prompt_tokens=None if usage is None or usage.estimated else usage.prompt_tokens,
             )
         )
         self._tell_idle()
