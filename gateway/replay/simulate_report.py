@@ -16,10 +16,11 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.replay.evaluate_figures import auc, kendall_tau
-from gateway.replay.simulate_cells import Cell, Played
+from gateway.replay.simulate_cells import Played
 from gateway.replay.simulate_metrics import Change, change
 from gateway.replay.simulate_provider import Shape
 from gateway.replay.simulate_rows import Row
+from gateway.replay.simulate_worlds import Cell
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 
 FAMILIES: dict[Shape, str] = {
