@@ -46,12 +46,14 @@ def test_a_goal_is_met_at_its_target() -> None:
 
 
 def test_a_missed_goal_names_its_limit() -> None:
-    """The forecast where true lengths reach it, else physics or the policy."""
+    """The forecast where true lengths reach it, physics where not even being alone does."""
     naive, ours = played(), played(short_p95_s=0.9)
-    for true, limit in ((0.4, "forecast"), (0.8, "physics or policy")):
+    for true, limit in ((0.4, "forecast"), (0.8, "policy or physics")):
         group = one(naive=naive, ours=ours, true=played(short_p95_s=true))
         assert goal(group, "short P95")["limit"] == limit
     assert goal(one(naive=naive, ours=ours), "short P95")["limit"] == ""
+    crowded = one(naive=played(short_alone_p95_s=0.6), ours=ours, true=played(short_p95_s=0.7))
+    assert goal(crowded, "short P95")["limit"] == "physics"
 
 
 def test_a_lost_request_misses_completion() -> None:
@@ -100,7 +102,7 @@ def test_markdown_lists_what_is_not_met() -> None:
     report = {"about": about, "workload": workload(plan().rows)}
     bad = one(naive=played(), ours=played(), true=played())
     text = markdown({**report, "groups": [bad]})
-    assert "ours: short P95 +0.0% (+0% … +0%), wanted ≤ -50%; limit: physics" in text
+    assert "ours: short P95 +0.0% (+0% … +0%), wanted ≤ -50%; limit: policy" in text
     good = one("steady", naive=played(), ours=played())
     text = markdown({**report, "groups": [good]})
     assert "Nothing: all goals are." in text
