@@ -25,22 +25,13 @@ from gateway.replay import simulate_plots as plots
 from gateway.replay import simulate_report as reports
 from gateway.replay.evaluate_figures import Floats
 from gateway.replay.evaluate_work import Progress, spread
-from gateway.replay.simulate_cells import (
-    POLICIES,
-    SCENARIOS,
-    Cell,
-    Plan,
-    Played,
-    Scenario,
-    begin,
-    work,
-    world_of,
-)
+from gateway.replay.simulate_cells import POLICIES, Played, begin, work
 from gateway.replay.simulate_forecasts import real_rows
 from gateway.replay.simulate_markdown import markdown
 from gateway.replay.simulate_policies import settings_of
 from gateway.replay.simulate_provider import SHAPES, Shape
 from gateway.replay.simulate_rows import MIXES, Row, generated, noisy
+from gateway.replay.simulate_worlds import SCENARIOS, Cell, Plan, Scenario, world_of
 from gateway.shipped import shipped
 
 GENERATED_ROWS = 4000
@@ -98,7 +89,7 @@ def simulate(options: Options) -> int:
     bar = Progress("cells", len(cells))
     played = spread(work, cells, begin, (plan,), options.jobs, lambda cell: bar.step())
     groups = reports.tree(cells, played)
-    report = {
+    report: dict[str, Any] = {
         "about": {
             "command": options.command,
             "rows_from": (options.data or options.history or Path("generated")).name,
@@ -150,7 +141,7 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
         mix=options.mix,
         gaps=gaps,
         speed=options.speed,
-        policies=options.policies or POLICIES,
+        policies=options.policies,
         fixed=_numbers(options.provider),
         overrides=overrides,
     )

@@ -1,45 +1,24 @@
-"""What is simulated: one world per cell, played once by every policy.
+"""One cell played by every policy.
 
-A cell is a scenario, a shape, a load, a forecast and a seed. From the seed come the provider's
-parameters, the rows, the gaps between arrivals and each request's noise, from four streams of
-random numbers of their own: shapes, forecasts and policies with the same seed meet the same
-requests at (scaled) the same times.
-
-    burst      requests at `rho` × capacity, then nothing; the goal table's
-    steady     the same load for long, the first fifth dropped
-    drop       steady; from 40 % to 70 % of the time half the machines are gone
-    drift      steady; the machines that are up swing between all and half, three times
-    limits     burst against a provider that also limits concurrency and requests a minute
-    flood      a quiet tenant at 0.2 × capacity, beside it one that sends `rho` × at once
-    isolation  two models on two accounts, one at `rho` × capacity, the other at 0.5 ×
-
-`rho` is of the provider's best throughput. Where `ours` is warm it has served `warm_up`
-requests at 1.2 × before, to their end; `cold` has not. (A steady run warms up by itself.)
-In flood and isolation what matters is
-the quiet side, so it is also played alone.
+`ours` has served the world's warm-up requests to their end before; `cold` has not. `true` is
+ours told the true lengths: what it misses, no predictor mends. `static` is the core with a
+fixed window, the best of SEARCHED chosen afterwards: what a controller that finds the window
+by itself is held against. In flood and isolation what matters is the quiet side, so it is
+played a second time, alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from math import cos, pi
-from typing import Any, Literal, cast, get_args
+from collections.abc import Sequence
 
-import numpy as np
 from msgspec import Struct, structs
 
-from gateway.errors import SettingsError
-from gateway.replay import simulate_arrivals as arrivals
 from gateway.replay import simulate_policies as policies
-from gateway.replay.evaluate_figures import Floats
-from gateway.replay.simulate_loop import Change, Policy, Request, Result, Run, run
+from gateway.replay.simulate_loop import Policy, Request, Result, Run, run
 from gateway.replay.simulate_metrics import figures, tenants_p95
-from gateway.replay.simulate_provider import Nature, Provider, Shape, nature
-from gateway.replay.simulate_rows import Row, draw, truth
+from gateway.replay.simulate_rows import truth
+from gateway.replay.simulate_worlds import QUIET_RHO, STEADY, Cell, Plan, World, world_of
 from gateway.settings.schema import Schedule
-
-Scenario = Literal["burst", "steady", "drop", "drift", "limits", "flood", "isolation"]
-SCENARIOS = cast(tuple[Scenario, ...], get_args(Scenario))
 
 BASELINES = ("naive", "fifo", "sjf", "quota", "fair", "short_first", "dual_budget")
 ORDERINGS = ("boost", "gittins", "sjf", "fcfs", "slowdown")
@@ -48,44 +27,9 @@ OURS = ("ours", "cold", *(f"ours:{name}" for name in OTHERS), "true", "static")
 POLICIES = (*BASELINES, *OURS)
 TWO_SIDED = ("naive", "fifo", "dual_budget", "ours", "cold")  # of flood and isolation
 
-WARM_UP_RHO = 1.2
-QUIET_RHO = {"flood": 0.2, "isolation": 0.5}
 DROPPED = 0.2  # of a steady run
-STEADY = frozenset({"steady", "drop", "drift"})
 SEARCHED = (0.35, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.8, 4.0, 6.0)
 """Static windows that hindsight chooses from, × the provider's best."""
-
-
-class Cell(Struct, frozen=True):
-    scenario: Scenario
-    shape: Shape
-    rho: float
-    forecast: str  # "real", "tau 0.50"
-    requests: int
-    seed: int
-
-    @property
-    def group(self) -> tuple[str, str, float, str]:
-        """The same for cells that differ by seed alone."""
-        return self.scenario, self.shape, self.rho, self.forecast
-
-    @property
-    def title(self) -> str:
-        return f"{self.scenario}, {self.shape}, ρ {self.rho:g}, forecasts {self.forecast}"
-
-
-class Plan(Struct, frozen=True):
-    """What all cells share."""
-
-    rows: Mapping[str, Sequence[Row]]  # by forecast
-    warm_up: int = 300
-    mix: str = "published"
-    gaps: Literal["poisson", "burst"] | Floats = "poisson"
-    speed: float = 0.0  # of a trace: 0 scales it to the load, else its times are divided by this
-    policies: Sequence[str] = POLICIES
-    fixed: Mapping[str, float] = {}  # the provider's parameters that are not drawn
-    overrides: Mapping[str, Mapping[str, Any]] = {}  # the gateway's settings
-    sampled_seeds: int = 5  # of which single latencies are kept, for pictures
 
 
 class Played(Struct, frozen=True):
@@ -98,29 +42,15 @@ class Played(Struct, frozen=True):
     trace: list[tuple[float, float, int]] = []  # (time, room, in flight)
 
 
-class World(Struct, frozen=True):
-    natures: Mapping[str, Nature]  # account → what it is like
-    models: Mapping[str, tuple[str, ...]]  # account → what it serves
-    tenants: tuple[str, ...]
-    requests: Sequence[Request]
-    warm_up: Sequence[Request] = ()
-    changes: Sequence[Change] = ()
-
-    @property
-    def best_window(self) -> int:
-        return self.natures["a"].best_window
-
-    def providers(self) -> dict[str, Provider]:
-        return {name: Provider(own) for name, own in self.natures.items()}
-
-
 def play(plan: Plan, cell: Cell) -> dict[str, Played]:
     """Every policy of the plan through the cell."""
     world = world_of(plan, cell)
     if cell.scenario in QUIET_RHO:
-        names = [name for name in plan.policies if name in TWO_SIDED]
+        names = [name for name in plan.policies or POLICIES if name in TWO_SIDED]
         return {name: _two_sided(plan, cell, world, name) for name in names}
-    names = [name for name in plan.policies if name != "cold" or cell.scenario not in STEADY]
+    names = [
+        name for name in plan.policies or POLICIES if name != "cold" or cell.scenario not in STEADY
+    ]
     return {name: _one(plan, cell, world, name) for name in names}
 
 
@@ -223,137 +153,8 @@ def _added_wait(beside: Sequence[Result], alone: Sequence[Result]) -> float:
     return max(b.wait_s - a.wait_s for b, a in zip(beside, alone, strict=True))
 
 
-# --- worlds -----------------------------------------------------------------------------
-
-
-def world_of(plan: Plan, cell: Cell) -> World:
-    """The cell's provider and requests, from its seed.
-
-    Raises:
-        SettingsError: the rows do not give the mix.
-    """
-    own = nature(cell.shape, _chance(cell, "nature"), plan.fixed)
-    rate = own.capacity / _mean_work_s(plan, cell, own)  # requests a second at capacity
-    if cell.scenario == "isolation":
-        return _isolation(plan, cell, own, rate)
-    if cell.scenario == "flood":
-        requests = _flood(plan, cell, own, rate)
-        warm = _requests(plan, cell, own, plan.warm_up, WARM_UP_RHO * rate, "warm", tenant="loud")
-        return World({"a": own}, {"a": ("m",)}, ("quiet", "loud"), requests, warm)
-    if cell.scenario == "limits":
-        own = _limited(own, rate)
-    requests = _requests(plan, cell, own, cell.requests, cell.rho * rate, "r", plan.speed)
-    number = 0 if cell.scenario in STEADY else plan.warm_up
-    warm = _requests(plan, cell, own, number, WARM_UP_RHO * rate, "warm")
-    changes = _changes(cell, requests[-1].arrived_s)
-    return World({"a": own}, {"a": ("m",)}, ("one",), requests, warm, changes)
-
-
-def _limited(own: Nature, rate: float) -> Nature:
-    """A little less than the provider could do: its limits bite before its congestion."""
-    return structs.replace(
-        own,
-        max_concurrency=max(2, round(0.75 * own.best_window)),
-        rpm=max(60, round(0.9 * rate * 60)),
-    )
-
-
-def _changes(cell: Cell, span_s: float) -> list[Change]:
-    if cell.scenario == "drop":
-        return [Change(0.4 * span_s, "a", 0.5), Change(0.7 * span_s, "a", 1.0)]
-    if cell.scenario == "drift":
-        places = np.linspace(0, 1, 61)
-        return [Change(p * span_s, "a", 0.75 + 0.25 * cos(6 * pi * p)) for p in places.tolist()]
-    return []
-
-
-def _flood(plan: Plan, cell: Cell, own: Nature, rate: float) -> list[Request]:
-    quiet_rate = QUIET_RHO["flood"] * rate
-    count = max(20, round(cell.requests * QUIET_RHO["flood"] / (cell.rho + QUIET_RHO["flood"])))
-    quiet = _requests(plan, cell, own, count, quiet_rate, "q", tenant="quiet")
-    number = max(1, cell.requests - count)
-    loud = _requests(plan, cell, own, number, cell.rho * rate, "l", tenant="loud")
-    return sorted(quiet + loud, key=lambda r: r.arrived_s)
-
-
-def _isolation(plan: Plan, cell: Cell, own: Nature, rate: float) -> World:
-    loud = _requests(plan, cell, own, cell.requests, cell.rho * rate, "l", tenant="loud")
-    quiet = _requests(
-        plan,
-        cell,
-        own,
-        max(20, cell.requests // 4),
-        QUIET_RHO["isolation"] * rate,
-        "q",
-        tenant="quiet",
-    )
-    quiet = [structs.replace(r, model="other", accounts=("b",)) for r in quiet]
-    requests = sorted(quiet + loud, key=lambda r: r.arrived_s)
-    natures, models = {"a": own, "b": own}, {"a": ("m",), "b": ("other",)}
-    return World(natures, models, ("quiet", "loud"), requests)
-
-
-def _requests(
-    plan: Plan,
-    cell: Cell,
-    own: Nature,
-    count: int,
-    rate: float,
-    prefix: str,
-    speed: float = 0.0,
-    tenant: str = "one",
-) -> list[Request]:
-    """`count` requests at `rate` a second (or a trace's own rhythm × `speed`)."""
-    rows = plan.rows[cell.forecast]
-    try:
-        places = draw(rows, count, plan.mix, _chance(cell, f"rows {prefix}"))
-    except ValueError as error:
-        raise SettingsError(f"simulate: mix {plan.mix!r}: {error}") from None
-    noise = _chance(cell, f"noise {prefix}").standard_normal(count).tolist()
-    times = _times(plan, count, rate, speed, _chance(cell, f"gaps {prefix}"))
-    return [
-        Request(
-            id=f"{prefix}{i}",
-            arrived_s=at_s,
-            row=(row := rows[place]),
-            z=z,
-            alone_s=own.alone_s(row.prompt_tokens, row.output_tokens, z),
-            tenant=tenant,
-        )
-        for i, (at_s, place, z) in enumerate(zip(times, places.tolist(), noise, strict=True))
-    ]
-
-
-def _times(
-    plan: Plan, count: int, rate: float, speed: float, chance: np.random.Generator
-) -> list[float]:
-    if isinstance(plan.gaps, str):
-        made: Callable[[int, np.random.Generator], Floats] = (
-            arrivals.poisson if plan.gaps == "poisson" else arrivals.burst
-        )
-        gaps = made(count, chance) / rate
-    else:
-        gaps = arrivals.traced(plan.gaps, count, chance)
-        gaps = gaps / speed if speed else gaps / (gaps.mean() * rate)
-    times: list[float] = gaps.cumsum().tolist()
-    return times
-
-
-def _mean_work_s(plan: Plan, cell: Cell, own: Nature) -> float:
-    """Of a request of the mix, noise included."""
-    rows = plan.rows[cell.forecast]
-    places = draw(rows, min(2000, len(rows)), plan.mix, np.random.default_rng(11))
-    works = [own.work_s(rows[i].prompt_tokens, rows[i].output_tokens, 0.0) for i in places.tolist()]
-    return float(np.mean(works) * np.exp(own.noise**2 / 2))
-
-
 def _knowing(requests: Sequence[Request]) -> list[Request]:
     return [structs.replace(r, row=truth(r.row)) for r in requests]
-
-
-def _chance(cell: Cell, use: str) -> np.random.Generator:
-    """A stream of random numbers for one use, the same for every shape and forecast."""
-    return np.random.default_rng([cell.seed, *use.encode()])
 
 
 # --- in a process of its own ------------------------------------------------------------

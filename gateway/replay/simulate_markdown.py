@@ -98,11 +98,12 @@ def _group(group: Mapping[str, Any]) -> list[str]:
                 "yes" if row["met"] else "**no**",
                 "yes" if row["beats_seed"] else "**no**",
                 _percent(row["true_lengths"]),
+                _percent(row["alone"]),
                 row["limit"],
             )
             for row in rows
         ]
-        parts += _table((*head, "with true lengths", "limit"), body)
+        parts += _table((*head, "with true lengths", "alone", "limit"), body)
     if group["checks"]:
         checks = [
             (

@@ -47,6 +47,8 @@ def figures(results: Sequence[Result]) -> dict[str, float]:
         "short_mean_s": _mean(latency[short]),
         "short_p50_s": percentile(latency[short], 50),
         "short_p95_s": percentile(latency[short], 95),
+        "short_alone_p50_s": percentile(alone[short], 50),
+        "short_alone_p95_s": percentile(alone[short], 95),
         "short_by_forecast_p95_s": percentile(latency[said], 95),
         "heavy_p50_s": percentile(latency[heavy], 50),
         "heavy_p95_s": percentile(latency[heavy], 95),

@@ -64,7 +64,7 @@ def window(title: str, played: Played, best: float) -> str:
 
 def _shares(title: str, unit: str, lines: Mapping[str, Sequence[float]]) -> str:
     largest = max((max(values) for values in lines.values() if values), default=1.0)
-    high = next(tick for tick in LOG_TICKS if tick >= min(largest, LOG_TICKS[-1]))
+    high = next(tick for tick in LOG_TICKS[2:] if tick >= min(largest, LOG_TICKS[-1]))
     chart = Chart(
         title,
         Axis(unit, LOG_TICKS[0], high, [t for t in LOG_TICKS if t <= high], log=True),

@@ -67,12 +67,15 @@ class Lane:
 
 
 class Plain:
-    """Fixed windows, one order. `lane_of` and `key_of` see the latest forecast."""
+    """Fixed windows, one order.
+
+    `lane_of` and `key_of` see the latest forecast, `key_of` also the key that started last.
+    """
 
     def __init__(
         self,
         windows: Sequence[float],
-        key_of: Callable[[Held], Key],
+        key_of: Callable[[Held, Key], Key],
         lane_of: Callable[[Held], int] = lambda held: 0,
     ) -> None:
         self._lanes = [Lane(window) for window in windows]
@@ -81,6 +84,7 @@ class Plain:
         self._inflight: dict[str, int] = {}
         self._later: list[tuple[float, int, Held]] = []  # after a 429
         self._places = 0
+        self._served: Key = (0.0,)
 
     @property
     def room(self) -> float:
@@ -112,15 +116,18 @@ class Plain:
         self._places += 1
         held.waits = self._places
         held.lane = self._lane_of(held)
-        heappush(self._lanes[held.lane].queue, (self._key_of(held), self._places, held))
+        heappush(
+            self._lanes[held.lane].queue, (self._key_of(held, self._served), self._places, held)
+        )
 
     def _start(self) -> list[Action]:
         out: list[Action] = []
         for lane in self._lanes:
             while lane.queue and lane.running < lane.window:
-                _, place, held = heappop(lane.queue)
+                key, place, held = heappop(lane.queue)
                 if held.waits != place:
                     continue  # it has another place by now
+                self._served = key
                 held.waits = 0
                 held.attempts += 1
                 held.account = min(held.job.accounts, key=lambda a: self._inflight.get(a, 0))
@@ -148,14 +155,15 @@ class Plain:
 
 
 class Turns:
-    """Keys of start-time fair queuing (Goyal 1996): classes take turns by tokens."""
+    """Keys of start-time fair queuing (Goyal 1996): classes take turns by tokens, and one that
+    was away starts where the others are."""
 
     def __init__(self) -> None:
         self._last = dict.fromkeys(JobClass, 0.0)
 
-    def key(self, held: Held) -> Key:
+    def key(self, held: Held, served: Key) -> Key:
         cls = held.workload.job_class
-        start = max(self._last[cls], min(self._last.values()))
+        start = max(self._last[cls], served[0])
         self._last[cls] = start + held.workload.p50
         return (start,)
 
@@ -183,7 +191,7 @@ def plain(name: str, window: int) -> Plain:
         case "fifo":
             return Plain([window], _arrival)
         case "sjf":
-            return Plain([window], lambda held: (held.workload.p50,))
+            return Plain([window], lambda held, served: (held.workload.p50,))
         case "quota":
             lanes = list(QUOTAS)
             windows = [ceil(share * window) for share in QUOTAS.values()]
@@ -195,11 +203,11 @@ def plain(name: str, window: int) -> Plain:
     raise ValueError(name)
 
 
-def _arrival(held: Held) -> Key:
+def _arrival(held: Held, served: Key) -> Key:
     return (held.job.arrived_s,)
 
 
-def _interactive_first(held: Held) -> Key:
+def _interactive_first(held: Held, served: Key) -> Key:
     heavy = held.workload.job_class is not JobClass.INTERACTIVE
     return (float(heavy), held.job.arrived_s)
 

@@ -230,8 +230,9 @@ class Provider:
         """The step that was due at `now`, which is `next_s`."""
         self._advance(now)
         due, _, id, ended = heappop(self._ends)
-        self.done_s += (due - self._virtual) * self.inflight
-        self._virtual = due  # exactly: what rounding left is no time
+        if due > self._virtual:  # by rounding
+            self.done_s += (due - self._virtual) * self.inflight
+            self._virtual = due
         if ended:
             self.inflight -= 1
         if self._gone:

@@ -4,7 +4,9 @@ Groups are cells that differ by seed alone. Every figure is given as its mean ov
 and, against naive, as a change with its interval (simulate_metrics). A goal is *met* when the
 change reaches it, *beats the seed system* when the interval's worse end is still better than
 what that system published. Beside a missed goal stands what the same policy reaches when it is
-told the true lengths: where that misses too, it is physics (or the policy), else the forecast.
+told the true lengths, and for the shorts what they would take alone at the provider, which
+nothing can beat. So a miss is the physics' (alone is not enough), the policy's (true lengths
+are not enough; or still the physics'), or the forecast's.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.replay.evaluate_figures import auc, kendall_tau
-from gateway.replay.simulate_cells import Cell, Played
+from gateway.replay.simulate_cells import Played
 from gateway.replay.simulate_metrics import Change, change
 from gateway.replay.simulate_provider import Shape
 from gateway.replay.simulate_rows import Row
+from gateway.replay.simulate_worlds import Cell
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 
 FAMILIES: dict[Shape, str] = {
@@ -57,6 +60,7 @@ GOALS = (
 )
 COMPLETED_BY_SEED = 0.995
 WITHIN_BEST = 0.10  # of the best static window, short P95 and mean
+FLOORS = {"short_p50_s": "short_alone_p50_s", "short_p95_s": "short_alone_p95_s"}
 QUIET_RATIO = 1.3
 ADDED_WAIT_S = 0.001
 JUDGED = ("ours", "cold")
@@ -124,33 +128,50 @@ def _goals(
     if cell.scenario != "burst" or "naive" not in by_policy:
         return {}
     return {
-        name: [_goal(goal, cell.shape, policies, name) for goal in GOALS]
+        name: [_goal(goal, cell.shape, by_policy, policies, name) for goal in GOALS]
         + [_completed(by_policy[name]["completed"])]
         for name in JUDGED
         if name in by_policy
     }
 
 
-def _goal(goal: Goal, shape: Shape, policies: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _goal(
+    goal: Goal,
+    shape: Shape,
+    by_policy: Mapping[str, Any],
+    policies: Mapping[str, Any],
+    name: str,
+) -> dict[str, Any]:
     found: Change | None = policies[name]["against_naive"][goal.figure]
     told: Change | None = None
     if "true" in policies:
         told = policies["true"]["against_naive"][goal.figure]
+    alone: Change | None = None
+    naive = by_policy["naive"]
+    if goal.figure in FLOORS and FLOORS[goal.figure] in naive:
+        alone = change(goal.figure, naive[FLOORS[goal.figure]], naive[goal.figure])
     target = goal.of(shape)
     is_met = found is None or found.value <= target
-    limit = ""
-    if not is_met and told is not None:
-        limit = "forecast" if told.value <= target else "physics or policy"
     return {
         "goal": goal.title,
         "target": target,
         "seed": goal.seed,
         "found": found,
         "true_lengths": told,
+        "alone": alone,
         "met": is_met,
         "beats_seed": found is None or found.high < goal.seed,
-        "limit": limit,
+        "limit": "" if is_met else _limit(target, alone, told),
     }
+
+
+def _limit(target: float, alone: Change | None, told: Change | None) -> str:
+    """Why a goal was missed, as far as can be said."""
+    if alone is not None and alone.value > target:
+        return "physics"
+    if told is None:
+        return ""
+    return "forecast" if told.value <= target else "policy or physics"
 
 
 def _completed(values: Sequence[float]) -> dict[str, Any]:
@@ -161,6 +182,7 @@ def _completed(values: Sequence[float]) -> dict[str, Any]:
         "seed": COMPLETED_BY_SEED,
         "found": Change(share, min(values), max(values)),
         "true_lengths": None,
+        "alone": None,
         "met": share == 1.0,
         "beats_seed": min(values) > COMPLETED_BY_SEED,
         "limit": "",

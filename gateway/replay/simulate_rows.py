@@ -19,6 +19,7 @@ from math import log1p
 import numpy as np
 from msgspec import Struct
 
+from gateway.errors import SettingsError
 from gateway.predict import quantiles
 from gateway.replay.evaluate_figures import Floats, Ints, buckets, kendall_tau
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS, Rung, Workload
@@ -155,7 +156,11 @@ def _posterior(lengths: Floats, signal: Floats, sigma: float) -> tuple[Floats, F
 
 
 def draw(rows: Sequence[Row], count: int, mix: str, chance: np.random.Generator) -> Ints:
-    """Places of `count` rows, by the mix's shares; without repeats while there are enough."""
+    """Places of `count` rows, by the mix's shares; without repeats while there are enough.
+
+    Raises:
+        SettingsError: there is no row of a size that is wanted.
+    """
     shares = MIXES[mix]
     if shares is None:
         return _pick(np.arange(len(rows)), count, chance)
@@ -166,7 +171,8 @@ def draw(rows: Sequence[Row], count: int, mix: str, chance: np.random.Generator)
     for kind, number in enumerate(wanted):
         places = np.flatnonzero(kinds == kind)
         if number and not len(places):
-            raise ValueError(f"no row of size {('short', 'medium', 'long')[kind]}")
+            size = ("short", "medium", "long")[kind]
+            raise SettingsError(f"simulate: mix {mix!r}: no row of size {size}")
         parts.append(_pick(places, number, chance))
     picked: Ints = chance.permutation(np.concatenate(parts))
     return picked
