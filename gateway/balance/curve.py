@@ -31,15 +31,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-STEP = 0.1  # of ln N between bins
-BINS = 72  # up to e^7.1 = 1,200 in flight
 PRICE = 0.06
 SHARP = (1.0, 2.0, 4.0, 32.0)
+PR = 0.1
 STEEP = (1.0, 1.5, 2.0)
-MAX_WINDOW = math.exp(STEP * (BINS - 1))
-
-_LN_N: Floats = np.arange(BINS) * STEP
-_LN_KNEE: Floats = np.arange(6.0, 1.1 * BINS * 2.0) * STEP / 2.0
+_WHOLE = 24  # up to here a bin per number in flight, above it every tenth
+_LN_N: Floats = np.log(np.concatenate([np.arange(1.0, _WHOLE), _WHOLE * 1.1 ** np.arange(42)]))
+BINS = len(_LN_N)
+_N: Floats = np.unique(np.round(np.exp(_LN_N)))
+MAX_WINDOW = float(np.exp(_LN_N[-1]))  # 1,194
+_LN_KNEE: Floats = np.arange(0.3, _LN_N[-1] + 0.7, 0.05)
 
 
 def _log_slowdown(ln_n: Floats, ln_knee: Floats, sharp: Floats, steep: Floats) -> Floats:
@@ -53,10 +54,12 @@ def _grid() -> tuple[Floats, Floats, Floats]:
 
 
 _S, _P, _K = _grid()
+_PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # nobody slows down by half when two are served
+_S, _P, _K = _S[_PLAUSIBLE], _P[_PLAUSIBLE], _K[_PLAUSIBLE]
 _G = _log_slowdown(_LN_N[None, :], _K[:, None], _S[:, None], _P[:, None])
 _G2 = _G * _G
 _X = _LN_N[None, :] - _G  # log throughput, up to the scale
-_PRIOR: Floats = np.log(np.array([{1.0: 2.0, 1.5: 1.0, 2.0: 1.0}[p] for p in _P]))
+_PRIOR: Floats = np.log(np.where(_P > 1.0, 0.5, 1.0) * np.where((_S == 1.0) | (_S > 4.0), 1.0, PR))
 SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
 
 
@@ -120,9 +123,7 @@ class Posterior(Struct, frozen=True):
 
 
 def _candidates(low: float, high: float) -> Floats:
-    whole = np.arange(math.ceil(low), min(math.floor(high), 20) + 1, dtype=np.float64)
-    above = _LN_N[(_LN_N > math.log(20.5)) & (_LN_N >= math.log(low)) & (_LN_N <= math.log(high))]
-    ns = np.concatenate([whole, np.exp(above)])
+    ns = _N[(_N >= low) & (_N <= high)]
     return ns if len(ns) else np.array([low])
 
 
@@ -135,16 +136,18 @@ class Bins:
         self.weights: Floats = np.zeros(BINS)
         self.sums: Floats = np.zeros(BINS)
 
-    def add(self, ln_n: Floats, values: Floats, keep: float | Floats) -> None:
+    def add(self, ln_n: Floats, values: Floats, weights: Floats, slope: Floats, keep: Floats) -> None:
         """Samples, each shared between its two neighbouring bins, after what is there has
-        faded to `keep` of itself."""
-        at = np.clip(ln_n / STEP, 0.0, BINS - 1.001)
-        left = at.astype(np.intp)
-        share = at - left
+        faded to `keep` of itself. `slope`: the log slowdown per bin that carries a value from
+        its N to its bins'."""
+        right = np.clip(np.searchsorted(_LN_N, ln_n), 1, BINS - 1)
+        left = right - 1
+        share = np.clip((ln_n - _LN_N[left]) / (_LN_N[right] - _LN_N[left]), 0.0, 1.0)
+        here = np.interp(ln_n, _LN_N, slope)
         self.fade(keep)
-        for index, part in ((left, 1.0 - share), (left + 1, share)):
+        for index, part in ((left, (1.0 - share) * weights), (right, share * weights)):
             np.add.at(self.weights, index, part)
-            np.add.at(self.sums, index, part * values)
+            np.add.at(self.sums, index, part * (values + slope[index] - here))
 
     def fade(self, keep: float | Floats) -> None:
         self.weights *= keep
@@ -159,6 +162,10 @@ class Bins:
         tail = np.cumsum(self.weights[::-1])[::-1]
         known = np.flatnonzero(tail >= 3.0)
         return float(np.exp(_LN_N[known[-1]])) if len(known) else 1.0
+
+    def known_below(self, n: float) -> bool:
+        """Whether there is evidence of what a request takes with at most `n` in flight."""
+        return float(self.weights[_LN_N <= math.log(n)].sum()) >= 3.0
 
     def posterior(self, variance: float) -> Posterior:
         """`variance` is that of one log latency around its curve."""

@@ -30,6 +30,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.balance.curve import (
+    BINS,
     MAX_WINDOW,
     Bins,
     Curve,
@@ -42,20 +43,30 @@ from gateway.balance.unloaded import Unloaded
 BATCH = (8, 64)  # completions between two looks: half a window, within these
 NEAR_ROUNDS = 30.0  # memory of latencies near the present window
 FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
+UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts half
 MIN_MEMORY = 128.0  # completions
 CLIMB = 1.25  # a round, after the first sign of congestion
 WORTH = 0.008  # expected log throughput for which the window moves by little
 PROBE_EVERY = 16.0  # rounds
 PROBE = 1.4
+ANCHOR = 0.33
 PROBE_COST = 0.1  # of log throughput, while it lasts
 SURPRISE = 4.0  # standard errors between recent latencies and the curve
 FORGET = 0.1  # what is kept after one
 NOISE = (0.08, 0.6)  # bounds of the log latencies' standard deviation
 
 
+class Mark(Struct, frozen=True, gc=False):
+    """The beginning of a request: the time, and the integrals of the number in flight."""
+
+    since_s: float
+    area: float
+    squares: float
+
+
 class Sample(Struct, frozen=True, gc=False):
-    fresh: bool  # it began under the present window
     inflight: float  # mean over its life
+    steady: float  # 1.0: that number did not change meanwhile
     latency_s: float
     prompt_tokens: float
     output_tokens: float
@@ -78,6 +89,7 @@ class Window:
 
     __slots__ = (
         "_area",
+        "_squares",
         "_batch",
         "_bins",
         "_changed",
@@ -108,6 +120,7 @@ class Window:
         self.inflight = 0
         self.slowdown = 1.0
         self._area = 0.0  # integral of the number in flight
+        self._squares = 0.0  # and of its square
         self._moved_s = 0.0
         self._batch: list[Sample] = []
         self._full = 0  # completions of the batch that found the window in use
@@ -140,34 +153,42 @@ class Window:
     def bounds(self) -> tuple[float, float]:
         return self._low, self._high
 
-    def take(self, now: float) -> float:
+    def take(self, now: float) -> Mark:
         """One more in flight; the mark that its `give_back` wants."""
-        self._area += self.inflight * (now - self._moved_s)
-        self._moved_s = now
+        self._pass(now)
         self.inflight += 1
-        return self._area
+        return Mark(now, self._area, self._squares)
 
-    def give_back(self, now: float) -> float:
-        """One less in flight; the integral until now."""
-        area = self._area = self._area + self.inflight * (now - self._moved_s)
-        self._moved_s = now
+    def give_back(self) -> None:
+        """One less in flight."""
         self.inflight -= 1
-        return area
+
+    def _pass(self, now: float) -> None:
+        load = self.inflight * (now - self._moved_s)
+        self._area += load
+        self._squares += load * self.inflight
+        self._moved_s = now
 
     def learn(
         self,
+        mark: Mark,
         lease: int,
         next_lease: int,
-        inflight: float,
-        latency_s: float,
         prompt_tokens: float,
         output_tokens: float,
+        now: float,
     ) -> None:
-        """One request was answered. `inflight` is the mean over its life; call it after
-        `give_back`, before another `take`."""
+        """The request that `mark` began was answered; call it before `give_back`."""
+        self._pass(now)
+        latency_s = now - mark.since_s
+        if latency_s <= 0.0:
+            return
+        mean = (self._area - mark.area) / latency_s
+        spread = (self._squares - mark.squares) / latency_s - mean * mean
+        steady = 1.0 / (1.0 + max(spread, 0.0) / (UNSTEADY * mean) ** 2)
         fresh = lease >= self._changed
-        self._batch.append(Sample(fresh, inflight, latency_s, prompt_tokens, output_tokens))
-        used = 1.0 + self.inflight >= math.floor(self.value)
+        self._batch.append(Sample(mean, steady, latency_s, prompt_tokens, output_tokens))
+        used = self.inflight >= self.value
         self._full += used
         self._fresh += fresh
         if len(self._batch) >= min(max(BATCH[0], self.value / 2.0), BATCH[1]):
@@ -181,6 +202,7 @@ class Window:
     def _look(self) -> None:
         batch = self._batch
         ln_n = np.log(np.array([max(s.inflight, 1.0) for s in batch]))
+        steady = np.array([s.steady for s in batch])
         latency_s = np.array([s.latency_s for s in batch])
         sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
         rounds = len(batch) / max(self.base, 1.0)
@@ -198,23 +220,24 @@ class Window:
             spread = max(3.0 * math.sqrt(self._variance), 1.0)
             residual = np.clip(logs - expected - scale, -spread, spread)
             logs = expected + scale + residual
-            self._doubt(ln_n, residual, near)
-        self._bins.add(ln_n, logs, fade_by_distance(math.exp(float(ln_n.mean())), near, far))
+            self._doubt(ln_n, residual, steady, near)
+        slope = known.log_slowdown if known else np.zeros(BINS)
+        self._bins.add(ln_n, logs, steady, slope, fade_by_distance(math.exp(float(ln_n.mean())), near, far))
         known = self._posterior = self._bins.posterior(self._variance)
         residual = logs - known.slowdown_at(ln_n) - known.scale
         keep = math.exp(-len(batch) / MIN_MEMORY)
-        variance = self._variance * keep + (1.0 - keep) * float(np.mean(residual**2))
+        variance = self._variance * keep + (1.0 - keep) * float(steady @ residual**2 / steady.sum())
         self._variance = min(max(variance, NOISE[0] ** 2), NOISE[1] ** 2)
         self._curve = known.curve(self._bins.explored())
         self.slowdown = math.exp(float(np.mean(logs)) - known.scale)
         self._since_probe += rounds
 
-    def _doubt(self, ln_n: Floats, residual: Floats, keep: float) -> None:
+    def _doubt(self, ln_n: Floats, residual: Floats, steady: Floats, keep: float) -> None:
         """Forgets where recent latencies contradict the curve, above the window or at it."""
         above = ln_n > math.log(self.base * 1.1)
         for recent, mine in zip(self._recent, (~above, above), strict=True):
-            recent[0] = recent[0] * keep**4 + float(np.count_nonzero(mine))
-            recent[1] = recent[1] * keep**4 + float(residual[mine].sum())
+            recent[0] = recent[0] * keep**4 + float(steady[mine].sum())
+            recent[1] = recent[1] * keep**4 + float((residual * steady)[mine].sum())
             if recent[1] ** 2 > SURPRISE**2 * self._variance * max(recent[0], 4.0):
                 self._bins.fade(FORGET)
                 recent[0] = recent[1] = 0.0
@@ -234,6 +257,10 @@ class Window:
             if not settled and full:
                 return
             self._probing = False
+        anchor = math.ceil(self.base * ANCHOR)
+        if self.base >= 6 and full and settled and anchor >= self._low and not self._bins.known_below(1.5 * anchor):
+            self._try(anchor, next_lease)
+            return
         gain = known.worth(np.array([best, self.base]))
         worth = gain[0] - gain[1] > WORTH
         if best < self.base and worth:
@@ -250,14 +277,14 @@ class Window:
         so a window far above a knee finds it, which looks linear from there."""
         self._since_probe = 0.0
         self._upward = not self._upward
-        if not self._upward and known.gain(self.base / 2.0, self.base) > -PROBE_COST:
-            to = math.floor(self.base / 2.0)
-        else:
-            width = PROBE
-            while width > 1.1 and known.gain(self.base * width, self.base) < -PROBE_COST:
-                width = math.sqrt(width)
-            to = max(math.floor(self.base * width), self.base + 1.0)
-        if self._low <= to <= self._high:
+        width = PROBE if self._upward else 0.25
+        while abs(math.log(width)) > 0.1 and known.gain(self.base * width, self.base) < -PROBE_COST:
+            width = math.sqrt(width)
+        to = self.base * width
+        self._try(max(math.floor(to), self.base + 1.0) if width > 1.0 else math.ceil(to), next_lease)
+
+    def _try(self, to: float, next_lease: int) -> None:
+        if self._low <= to <= self._high and to != self.base:
             self.value = float(to)
             self._probing = True
             self._fresh, self._changed = 0, next_lease
