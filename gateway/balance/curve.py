@@ -1,0 +1,207 @@
+"""How a provider slows down as more is in flight: the family of curves, and which one it is.
+
+A black-box provider serves N requests at once, each 1/g(N) as fast as one alone. What a window
+should be follows from g alone, for the throughput of N is N/g(N):
+
+    g(N)                throughput                       the window
+    1 + aN              rises for ever                   wide: 0.93 of all there is
+    max(1, N/N0)        rises to N0, then flat           N0
+    (N/N0)^p, 1+(N/n)²  rises to a peak, then falls      the peak
+
+All of these, and the universal scalability law nearly, are one family,
+
+    g(N) = (1 + (N/n)^s)^(p/s)      n where, s how sharply, p how steeply it bends.
+
+Which member a provider is, a few noisy latencies do not say; they say how likely each is. So no
+single fit is believed: every curve of a fixed grid gets its posterior probability from the
+binned latencies (its scale integrated out), and the window is the smallest N whose *expected*
+log throughput under all of them is within `NEAR` of the best. Where the data know nothing, the
+curves that bend further out outweigh the others, so ignorance explores and evidence settles;
+and no threshold has to tell "linear" from "saturating".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+PRICE = 0.06
+SHARP = (1.0, 2.0, 4.0, 32.0)
+PR = 0.1
+STEEP = (1.0, 1.5, 2.0)
+_WHOLE = 24  # up to here a bin per number in flight, above it every tenth
+_LN_N: Floats = np.log(np.concatenate([np.arange(1.0, _WHOLE), _WHOLE * 1.1 ** np.arange(42)]))
+BINS = len(_LN_N)
+_N: Floats = np.unique(np.round(np.exp(_LN_N)))
+MAX_WINDOW = float(np.exp(_LN_N[-1]))  # 1,194
+_LN_KNEE: Floats = np.arange(0.3, _LN_N[-1] + 0.7, 0.05)
+
+
+def _log_slowdown(ln_n: Floats, ln_knee: Floats, sharp: Floats, steep: Floats) -> Floats:
+    value: Floats = steep / sharp * np.logaddexp(0.0, sharp * (ln_n - ln_knee))
+    return value
+
+
+def _grid() -> tuple[Floats, Floats, Floats]:
+    sharp, steep, knee = np.meshgrid(SHARP, STEEP, _LN_KNEE, indexing="ij")
+    return sharp.ravel(), steep.ravel(), knee.ravel()
+
+
+_S, _P, _K = _grid()
+_PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # nobody slows down by half when two are served
+_S, _P, _K = _S[_PLAUSIBLE], _P[_PLAUSIBLE], _K[_PLAUSIBLE]
+_G = _log_slowdown(_LN_N[None, :], _K[:, None], _S[:, None], _P[:, None])
+_G2 = _G * _G
+_X = _LN_N[None, :] - _G  # log throughput, up to the scale
+_PRIOR: Floats = np.log(np.where(_P > 1.0, 0.5, 1.0) * np.where((_S == 1.0) | (_S > 4.0), 1.0, PR))
+SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
+
+
+class Curve(Struct, frozen=True):
+    """The likeliest member of the family."""
+
+    regime: str = "unknown"
+    knee: float = 0.0  # requests in flight at the knee or peak; 0: none
+    turn: float = 0.0  # n
+    sharp: float = 0.0  # s
+    steep: float = 0.0  # p
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        if self.regime == "unknown":
+            return {}
+        return {"turn": self.turn, "sharp": self.sharp, "steep": self.steep}
+
+
+class Posterior(Struct, frozen=True):
+    """What the bins say: per bin, in order of N."""
+
+    log_slowdown: Floats  # expected, relative to a request alone
+    log_throughput: Floats  # expected, up to a constant
+    scale: float  # expected log of latency / the size fit's, unloaded
+    likeliest: int  # index of the likeliest curve
+
+    def best(self, low: float, high: float) -> float:
+        """The N in [low, high] of the greatest worth."""
+        ns = _candidates(low, high)
+        return float(ns[int(np.argmax(self.worth(ns)))])
+
+    def worth(self, ns: Floats) -> Floats:
+        """Expected log throughput less `PRICE` for every e-fold of the window."""
+        ln_n = np.log(ns)
+        value: Floats = np.interp(ln_n, _LN_N, self.log_throughput) - PRICE * ln_n
+        return value
+
+    def gain(self, n: float, than: float) -> float:
+        """Expected log of throughput at `n` over that at `than`."""
+        at, base = np.interp(np.log([n, than]), _LN_N, self.log_throughput)
+        return float(at - base)
+
+    def slowdown_at(self, ln_n: Floats) -> Floats:
+        """Expected log slowdown at these ln N."""
+        value: Floats = np.interp(ln_n, _LN_N, self.log_slowdown)
+        return value
+
+    def curve(self, explored: float) -> Curve:
+        """`explored`: the highest N there is evidence of."""
+        i = self.likeliest
+        turn, sharp, steep = float(np.exp(_K[i])), float(_S[i]), float(_P[i])
+        if turn > explored * 1.1 and sharp > 1.0:
+            return Curve()
+        if steep > 1.0:
+            knee = turn * (1.0 / (steep - 1.0)) ** (1.0 / sharp)
+            return Curve("peaked", knee, turn, sharp, steep)
+        if sharp >= 4.0:
+            return Curve("saturating", turn, turn, sharp, steep)
+        return Curve("linear", 0.0, turn, sharp, steep)
+
+
+def _candidates(low: float, high: float) -> Floats:
+    ns = _N[(_N >= low) & (_N <= high)]
+    return ns if len(ns) else np.array([low])
+
+
+class Bins:
+    """Log latencies over ln N: weight and weighted sum per bin, older ones fading."""
+
+    __slots__ = ("sums", "weights")
+
+    def __init__(self) -> None:
+        self.weights: Floats = np.zeros(BINS)
+        self.sums: Floats = np.zeros(BINS)
+
+    def add(self, ln_n: Floats, values: Floats, weights: Floats, slope: Floats, keep: Floats) -> None:
+        """Samples, each shared between its two neighbouring bins, after what is there has
+        faded to `keep` of itself. `slope`: the log slowdown per bin that carries a value from
+        its N to its bins'."""
+        right = np.clip(np.searchsorted(_LN_N, ln_n), 1, BINS - 1)
+        left = right - 1
+        share = np.clip((ln_n - _LN_N[left]) / (_LN_N[right] - _LN_N[left]), 0.0, 1.0)
+        here = np.interp(ln_n, _LN_N, slope)
+        self.fade(keep)
+        for index, part in ((left, (1.0 - share) * weights), (right, share * weights)):
+            np.add.at(self.weights, index, part)
+            np.add.at(self.sums, index, part * (values + slope[index] - here))
+
+    def fade(self, keep: float | Floats) -> None:
+        self.weights *= keep
+        self.sums *= keep
+
+    def shift(self, by: float) -> None:
+        """The size fit's scale moved by `by`: what was measured against it did too."""
+        self.sums -= by * self.weights
+
+    def explored(self) -> float:
+        """The highest N with evidence worth a few samples; 1.0 where there is none."""
+        tail = np.cumsum(self.weights[::-1])[::-1]
+        known = np.flatnonzero(tail >= 3.0)
+        return float(np.exp(_LN_N[known[-1]])) if len(known) else 1.0
+
+    def known_below(self, n: float) -> bool:
+        """Whether there is evidence of what a request takes with at most `n` in flight."""
+        return float(self.weights[_LN_N <= math.log(n)].sum()) >= 3.0
+
+    def posterior(self, variance: float) -> Posterior:
+        """`variance` is that of one log latency around its curve."""
+        w, total = self.weights, float(self.weights.sum())
+        mean = self.sums / np.maximum(w, 1e-9)
+        wy = self.sums
+        resid_sum = wy.sum() - _G @ w  # of y - g, per curve
+        squares = float(wy @ mean) - 2.0 * (_G @ wy) + _G2 @ w
+        # y = scale + g + noise, scale ~ N(0, SCALE_SD²) integrated out
+        shrink = total + variance / SCALE_SD**2
+        scale = resid_sum / shrink
+        log = _PRIOR - (squares - scale * resid_sum) / (2.0 * variance)
+        p = np.exp(log - log.max())
+        p /= p.sum()
+        return Posterior(
+            log_slowdown=p @ _G,
+            log_throughput=p @ _X,
+            scale=float(p @ scale),
+            likeliest=int(np.argmax(log)),
+        )
+
+
+def fade_by_distance(n: float, near: float, far: float) -> Floats:
+    """What to keep per bin: `near` within a factor of two of `n`, `far` elsewhere."""
+    keep: Floats = np.where(np.abs(_LN_N - math.log(max(n, 1.0))) <= math.log(2.0), near, far)
+    return keep
+
+
+def as_tuple(values: Floats) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)
+
+
+def as_bins(weights: Sequence[float], sums: Sequence[float]) -> Bins:
+    """Raises ValueError where the lengths are not those of a grid."""
+    if len(weights) != BINS or len(sums) != BINS:
+        raise ValueError("bins: another grid")
+    bins = Bins()
+    bins.weights, bins.sums = np.array(weights, np.float64), np.array(sums, np.float64)
+    return bins
