@@ -102,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     config(sub)
     _bench_options(command("bench", "bench", "the gateway against no gateway, over real HTTP"))
     _load_options(command("load", "load", "open-loop load on any OpenAI-compatible endpoint"))
+    sub = command("report", "report", "what scheduling would have gained on observed traffic")
+    config(sub)
+    sub.add_argument("--history", metavar="FILE", help="the store; default: that of --config")
+    sub.add_argument("--rows", type=int, default=100_000, help="the newest so many")
+    sub.add_argument("--out", metavar="DIR", help="report.json and report.md, too")
     # The program starts these by itself: not listed.
     commands.add_parser("bench-provider").set_defaults(run=lambda a: _run("bench_provider", a))
     commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))

@@ -356,3 +356,18 @@ def load(args: argparse.Namespace) -> int:
             out=Path(args.out) if args.out else None,
         )
     )
+
+
+def report(args: argparse.Namespace) -> int:
+    """A gateway that runs on the same store is not disturbed."""
+    from gateway.replay import report as replay
+    from gateway.settings import load
+
+    settings = load.load(Path(args.config)) if Path(args.config).exists() else None
+    if args.history is None and settings is None:
+        raise SettingsError(f"{args.config}: cannot be read, and --history names no file")
+    history = Path(args.history or settings.store.path)  # type: ignore[union-attr]
+    out = Path(args.out) if args.out else None
+    return replay.report(
+        replay.Options(history=history, out=out, rows=args.rows, settings=settings)
+    )

@@ -222,7 +222,9 @@ class Window:
             logs = expected + scale + residual
             self._doubt(ln_n, residual, steady, near)
         slope = known.log_slowdown if known else np.zeros(BINS)
-        self._bins.add(ln_n, logs, steady, slope, fade_by_distance(math.exp(float(ln_n.mean())), near, far))
+        self._bins.add(
+            ln_n, logs, steady, slope, fade_by_distance(math.exp(float(ln_n.mean())), near, far)
+        )
         known = self._posterior = self._bins.posterior(self._variance)
         residual = logs - known.slowdown_at(ln_n) - known.scale
         keep = math.exp(-len(batch) / MIN_MEMORY)
@@ -258,7 +260,13 @@ class Window:
                 return
             self._probing = False
         anchor = math.ceil(self.base * ANCHOR)
-        if self.base >= 6 and full and settled and anchor >= self._low and not self._bins.known_below(1.5 * anchor):
+        if (
+            self.base >= 6
+            and full
+            and settled
+            and anchor >= self._low
+            and not self._bins.known_below(1.5 * anchor)
+        ):
             self._try(anchor, next_lease)
             return
         gain = known.worth(np.array([best, self.base]))
@@ -281,7 +289,9 @@ class Window:
         while abs(math.log(width)) > 0.1 and known.gain(self.base * width, self.base) < -PROBE_COST:
             width = math.sqrt(width)
         to = self.base * width
-        self._try(max(math.floor(to), self.base + 1.0) if width > 1.0 else math.ceil(to), next_lease)
+        self._try(
+            max(math.floor(to), self.base + 1.0) if width > 1.0 else math.ceil(to), next_lease
+        )
 
     def _try(self, to: float, next_lease: int) -> None:
         if self._low <= to <= self._high and to != self.base:

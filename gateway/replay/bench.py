@@ -38,12 +38,13 @@ from gateway.replay.bench_gateway import BenchGateway, Spawned
 from gateway.replay.bench_load import Shot, Volley, chat_body, fire
 from gateway.replay.bench_texts import Text, texts
 from gateway.replay.evaluate_work import Progress
-from gateway.replay.simulate_cells import WARM_UP_RHO, Cell, Plan, Played, World, world_of
+from gateway.replay.simulate_cells import Played
 from gateway.replay.simulate_loop import Request, Result
 from gateway.replay.simulate_markdown import markdown
 from gateway.replay.simulate_metrics import figures
 from gateway.replay.simulate_provider import SHAPES, Nature
 from gateway.replay.simulate_rows import MIXES, Row, workload
+from gateway.replay.simulate_worlds import WARM_UP_RHO, Cell, Plan, World, world_of
 from gateway.types import QUANTILE_LEVELS, Rung
 
 MOST_CPU = 0.7

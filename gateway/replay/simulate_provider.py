@@ -9,6 +9,7 @@ throughput), so all shapes that real engines and published mocks show are here:
     power      max(1, N/k)^p, p = 1.5    X peaks at k and falls
     quadratic  1 + (N/k)²                X peaks at k
     usl        1 + σ(N−1) + κ(N−1)N      X peaks at k = √((1−σ)/κ) (Gunther's scalability law)
+    fitted     (1 + (N/k)^s)^(p/s)       what balance/curve.py fits to an observed provider
 
 Ranges, drawn per seed, log-uniform, which no controller reads:
 
@@ -43,7 +44,7 @@ from msgspec import Struct, structs
 from gateway.errors import SettingsError
 from gateway.types import RateLimits
 
-Shape = Literal["linear", "knee", "power", "quadratic", "usl"]
+Shape = Literal["linear", "knee", "power", "quadratic", "usl", "fitted"]
 SHAPES = cast(tuple[Shape, ...], get_args(Shape))
 
 MOST = 4096  # in flight, where the best throughput is looked for
@@ -66,6 +67,7 @@ class Nature(Struct, frozen=True, kw_only=True):
     knee: float = 16.0
     power: float = 1.5
     sigma: float = 0.03
+    sharp: float = 4.0  # s of "fitted"; its p is `power`
     base_s: float = 0.3
     prompt_token_s: float = 0.0002
     output_token_s: float = 0.01
@@ -90,6 +92,9 @@ class Nature(Struct, frozen=True, kw_only=True):
             case "usl":
                 kappa = (1.0 - self.sigma) / self.knee**2
                 return 1.0 + self.sigma * (n - 1.0) + kappa * n * (n - 1.0)
+            case "fitted":
+                bent = float((n / self.knee) ** self.sharp)
+                return float((1.0 + bent) ** (self.power / self.sharp))
 
     @property
     def capacity(self) -> float:

@@ -31,6 +31,7 @@ FAMILIES: dict[Shape, str] = {
     "power": "peaked",
     "quadratic": "peaked",
     "usl": "peaked",
+    "fitted": "knee",
 }
 
 
