@@ -286,7 +286,7 @@ class Standing(Struct, frozen=True):
     position: int  # 1: the next
     waiting: int  # jobs of the pool, all classes
     waited_s: float
-    expected_wait_s: float  # from now, by what is ahead and the rate of late
+    expected_wait_s: float | None  # from now, by what is ahead; None: no pace is known yet
 
 
 class ClassSnapshot(Struct, frozen=True):

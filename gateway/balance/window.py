@@ -89,7 +89,6 @@ class Window:
 
     __slots__ = (
         "_area",
-        "_squares",
         "_batch",
         "_bins",
         "_changed",
@@ -105,6 +104,7 @@ class Window:
         "_rest",
         "_since_probe",
         "_slow_start",
+        "_squares",
         "_unloaded",
         "_upward",
         "_variance",

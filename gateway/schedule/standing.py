@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
     """None for a job that does not wait. Jobs of its class in its pool that go before it by
-    the present order; the wait is an estimate: what is ahead at the rate of late."""
+    their keys (classes and tenants take turns above that); the wait is an estimate: what is
+    ahead of it, at the pace of late."""
     entry = scheduler.jobs.get(job_id)
     if entry is None or entry.stage is not Stage.WAITING:
         return None
@@ -27,12 +28,12 @@ def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
         if other.stage is Stage.WAITING
         and other.pool == entry.pool
         and other.cls is entry.cls
-        and other.precedes(entry)
+        and (other.key, other.seq) < (entry.key, entry.seq)
     ]
     tokens = sum(other.reserve for other in ahead)
     return Standing(
         position=len(ahead) + 1,
         waiting=pool.waiting,
         waited_s=now - entry.job.arrived_s,
-        expected_wait_s=pool.rate.seconds(tokens, now),
+        expected_wait_s=pool.pace.clear_s(tokens, pool.budget.total_jobs),
     )
