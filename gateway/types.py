@@ -21,6 +21,7 @@ INTERACTIVE_P_SHORT = 0.3
 class JobClass(StrEnum):
     INTERACTIVE = "interactive"
     HEAVY = "heavy"
+    BACKGROUND = "background"  # never by forecast: /submit, a tenant or a header says so
 
 
 class SizeBucket(StrEnum):
@@ -147,6 +148,7 @@ class Job(Struct, frozen=True, gc=False):
     max_tokens: int | None = None
     class_override: JobClass | None = None
     deadline_s: float | None = None  # absolute; waiting beyond it is pointless
+    deadline_first_byte: bool = False  # it bounds the first byte, not the whole answer
     client_retries: int = 0  # X-Stainless-Retry-Count: the client's own retries so far
 
     @property
@@ -306,6 +308,8 @@ class PoolSnapshot(Struct, frozen=True):
     classes: dict[JobClass, ClassSnapshot]
     retrying: int
     waiting_bytes: int
+    severity: float = 0.0  # of overload: from defer_above on the dearest are deferred
+    clear_s: float = 0.0  # predicted: until what waits has been served; 0 where not known
 
 
 class WindowSnapshot(Struct, frozen=True):

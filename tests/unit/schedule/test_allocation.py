@@ -44,8 +44,8 @@ def test_fits_names_the_first_reason_in_order() -> None:
     }
 
 
-def test_next_takes_the_smallest_key_over_both_classes() -> None:
-    """Short first where both classes have room."""
+def test_next_takes_the_interactive_class_first_within_its_credit() -> None:
+    """Then the smaller of the heavy ones."""
     it = world({"a": {"initial_concurrency": 1}})
     it.submit("first", 100)
     it.submit("long", 3000, at=0.0)
@@ -71,11 +71,29 @@ def test_class_at_its_budget_waits_while_the_other_has_jobs_that_fit() -> None:
 
 def test_class_at_its_budget_borrows_what_the_other_leaves_idle() -> None:
     """Up to the sum of both budgets and the one job that crosses it."""
-    it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=200, borrow=True)
+    it = world(
+        policy="dual_budget",
+        interactive_inflight_tokens=100,
+        heavy_inflight_tokens=200,
+        borrow=True,
+    )
     names = [f"i{n}" for n in range(10)]
     running = [name for name in names if started(it.submit(name, 60))]
     assert running == names[:5]
     assert reason(it, "i5") is Reason.CLASS_BUDGET
+
+
+def test_class_borrows_up_to_the_accounts_in_the_adaptive_policy() -> None:
+    """Its budgets say who comes first, the accounts how many there are."""
+    it = world(
+        {"a": {"initial_concurrency": 20}},
+        interactive_inflight_tokens=100,
+        heavy_inflight_tokens=200,
+    )
+    names = [f"i{n}" for n in range(25)]
+    running = [name for name in names if started(it.submit(name, 60))]
+    assert running == names[:20]
+    assert reason(it, "i20") is Reason.ACCOUNT_LIMIT
 
 
 def test_class_does_not_borrow_from_one_that_could_start() -> None:
