@@ -29,7 +29,7 @@ from gateway.predict.features import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store
-from gateway.types import Job, JobRecord, Outcome, Verdict, Workload
+from gateway.types import Job, JobClass, JobRecord, Outcome, Verdict, Workload
 
 logger = logging.getLogger("gateway.jobs")
 MAX_RESULT_BYTES = 16 * 2**20
@@ -233,7 +233,14 @@ class Jobs:
             body["max_tokens"] = request.max_tokens
         asked = Asked(model=model, max_tokens=request.max_tokens, view=view)
         route = self._plane.route(tenant, model)
-        job = self._plane.job(row.id, tenant, route, asked, self._engine.clock())
+        job = self._plane.job(
+            row.id,
+            tenant,
+            route,
+            asked,
+            self._engine.clock(),
+            class_override=JobClass.BACKGROUND,
+        )
         call = Call(
             job=job,
             route="/submit",
