@@ -23,11 +23,15 @@ class JobClass(StrEnum):
     HEAVY = "heavy"
     BACKGROUND = "background"  # never by forecast: /submit, a tenant or a header says so
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and these are keys everywhere
+
 
 class SizeBucket(StrEnum):
     SHORT = "short"
     MEDIUM = "medium"
     LONG = "long"
+
+    __hash__ = str.__hash__
 
     @classmethod
     def of(cls, output_tokens: float) -> SizeBucket:
@@ -286,7 +290,7 @@ class Standing(Struct, frozen=True):
     position: int  # 1: the next
     waiting: int  # jobs of the pool, all classes
     waited_s: float
-    expected_wait_s: float | None  # from now, by what is ahead; None: no pace is known yet
+    expected_wait_s: float  # from now, by what is ahead and the rate of late
 
 
 class ClassSnapshot(Struct, frozen=True):
