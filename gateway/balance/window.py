@@ -47,10 +47,9 @@ UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts 
 MIN_MEMORY = 128.0  # completions
 CLIMB = 1.25  # a round, after the first sign of congestion
 WORTH = 0.008  # expected log throughput for which the window moves by little
-PROBE_EVERY = 16.0  # rounds
+PROBE_COSTS = ((0.03, 4.0), (0.1, 16.0))
 PROBE = 1.4
 ANCHOR = 0.33
-PROBE_COST = 0.1  # of log throughput, while it lasts
 SURPRISE = 4.0  # standard errors between recent latencies and the curve
 FORGET = 0.1  # what is kept after one
 NOISE = (0.08, 0.6)  # bounds of the log latencies' standard deviation
@@ -240,6 +239,7 @@ class Window:
             recent[1] = recent[1] * keep**4 + float((residual * steady)[mine].sum())
             if recent[1] ** 2 > SURPRISE**2 * self._variance * max(recent[0], 4.0):
                 self._bins.fade(FORGET)
+                self._slow_start |= recent[1] < 0.0
                 recent[0] = recent[1] = 0.0
 
     # ---- what follows
@@ -269,24 +269,35 @@ class Window:
             self._move(min(best, self.base * (2.0 if self._slow_start else CLIMB)), next_lease)
         elif self.value != self.base:
             self._move(self.base, next_lease)
-        if full and settled and self._since_probe >= PROBE_EVERY:
+        if full and settled and not self._slow_start:
             self._probe(known, next_lease)
 
     def _probe(self, known: Posterior, next_lease: int) -> None:
-        """One round wider; every other time narrower, where the curve says that costs little:
-        so a window far above a knee finds it, which looks linear from there."""
+        """One round wider or, every other time, narrower, for a window far above a knee thinks
+        it sees a straight line. Often where the curve says it is free, now and then where it
+        says that it costs."""
+        upward = not self._upward
+        for allowed, rounds in PROBE_COSTS:
+            if self._since_probe < rounds:
+                return
+            width = PROBE if upward else 0.25
+            while known.gain(self.base * width, self.base) < -allowed and abs(width - 1.0) > 0.08:
+                width = math.sqrt(width)
+            if abs(width - 1.0) > 0.08:
+                break
+        self._upward = upward
         self._since_probe = 0.0
-        self._upward = not self._upward
-        width = PROBE if self._upward else 0.25
-        while abs(math.log(width)) > 0.1 and known.gain(self.base * width, self.base) < -PROBE_COST:
-            width = math.sqrt(width)
         to = self.base * width
-        self._try(max(math.floor(to), self.base + 1.0) if width > 1.0 else math.ceil(to), next_lease)
+        if upward:
+            self._try(max(math.floor(to), self.base + 1.0), next_lease)
+        elif width < 0.92:
+            self._try(math.ceil(to), next_lease)
 
     def _try(self, to: float, next_lease: int) -> None:
         if self._low <= to <= self._high and to != self.base:
             self.value = float(to)
             self._probing = True
+            self._since_probe = 0.0
             self._fresh, self._changed = 0, next_lease
 
     def _move(self, to: float, next_lease: int) -> None:
