@@ -237,7 +237,8 @@ class Window:
         for recent, mine in zip(self._recent, (~above, above), strict=True):
             recent[0] = recent[0] * keep**4 + float(steady[mine].sum())
             recent[1] = recent[1] * keep**4 + float((residual * steady)[mine].sum())
-            if recent[1] ** 2 > SURPRISE**2 * self._variance * max(recent[0], 4.0):
+            bound = SURPRISE if recent[1] > 0.0 or recent is self._recent[0] else 3.0
+            if recent[1] ** 2 > bound**2 * self._variance * max(recent[0], 4.0):
                 self._bins.fade(FORGET)
                 self._slow_start |= recent[1] < 0.0
                 recent[0] = recent[1] = 0.0
@@ -276,9 +277,11 @@ class Window:
         """One round wider or, every other time, narrower, for a window far above a knee thinks
         it sees a straight line. Often where the curve says it is free, now and then where it
         says that it costs."""
-        upward = not self._upward
+        weight, total = self._recent[1]
+        eager = total < 0.0 and total**2 > 4.0 * self._variance * max(weight, 4.0)
+        upward = eager or not self._upward
         for allowed, rounds in PROBE_COSTS:
-            if self._since_probe < rounds:
+            if self._since_probe < rounds and not eager:
                 return
             width = PROBE if upward else 0.25
             while known.gain(self.base * width, self.base) < -allowed and abs(width - 1.0) > 0.08:
