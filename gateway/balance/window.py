@@ -47,7 +47,11 @@ UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts 
 MIN_MEMORY = 128.0  # completions
 CLIMB = 1.25  # a round, after the first sign of congestion
 WORTH = 0.008  # expected log throughput for which the window moves by little
-PROBE_COSTS = ((0.03, 4.0), (0.1, 16.0))
+FREE_EVERY = 4.0  # rounds between probes that cost at most FREE
+FREE = 0.03  # of log throughput, while it lasts
+PROBE_EVERY = 14.0  # rounds between probes that cost more, at most PROBE_COST
+PROBE_COST = 0.12
+MIN_PROBE = 1.12
 PROBE = 1.4
 ANCHOR = 0.33
 SURPRISE = 4.0  # standard errors between recent latencies and the curve
@@ -233,7 +237,7 @@ class Window:
 
     def _doubt(self, ln_n: Floats, residual: Floats, steady: Floats, keep: float) -> None:
         """Forgets where recent latencies contradict the curve, above the window or at it."""
-        above = ln_n > math.log(self.base * 1.1)
+        above = ln_n > math.log(self.base * 1.04)
         for recent, mine in zip(self._recent, (~above, above), strict=True):
             recent[0] = recent[0] * keep**4 + float(steady[mine].sum())
             recent[1] = recent[1] * keep**4 + float((residual * steady)[mine].sum())
@@ -280,21 +284,15 @@ class Window:
         weight, total = self._recent[1]
         eager = total < 0.0 and total**2 > 4.0 * self._variance * max(weight, 4.0)
         upward = eager or not self._upward
-        for allowed, rounds in PROBE_COSTS:
-            if self._since_probe < rounds and not eager:
-                return
-            width = PROBE if upward else 0.25
-            while known.gain(self.base * width, self.base) < -allowed and abs(width - 1.0) > 0.08:
-                width = math.sqrt(width)
-            if abs(width - 1.0) > 0.08:
-                break
+        width = _affordable(known, self.base, PROBE if upward else 0.25, FREE)
+        if not width and self._since_probe >= PROBE_EVERY:
+            upward = True
+            width = _affordable(known, self.base, PROBE, PROBE_COST) or MIN_PROBE
+        if not width or (self._since_probe < FREE_EVERY and not eager):
+            return
         self._upward = upward
-        self._since_probe = 0.0
         to = self.base * width
-        if upward:
-            self._try(max(math.floor(to), self.base + 1.0), next_lease)
-        elif width < 0.92:
-            self._try(math.ceil(to), next_lease)
+        self._try(max(math.floor(to), self.base + 1.0) if upward else math.ceil(to), next_lease)
 
     def _try(self, to: float, next_lease: int) -> None:
         if self._low <= to <= self._high and to != self.base:
@@ -306,3 +304,13 @@ class Window:
     def _move(self, to: float, next_lease: int) -> None:
         self.base = self.value = min(max(math.floor(to + 0.5), self._low), self._high)
         self._fresh, self._changed = 0, next_lease
+
+
+def _affordable(known: Posterior, base: float, width: float, cost: float) -> float:
+    """The factor nearest to `width` at which the curve expects to lose at most `cost` of log
+    throughput; 0.0 where it is hardly a step."""
+    while known.gain(base * width, base) < -cost:
+        width **= 0.8
+        if abs(math.log(width)) < math.log(MIN_PROBE):
+            return 0.0
+    return width
