@@ -79,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _evaluate_options(command("evaluate", "evaluate", "judge the predictor on rows it never saw"))
 
+    _simulate_options(
+        command("simulate", "simulate", "play the scheduler against providers on a virtual clock")
+    )
+
     history = commands.add_parser("history", help="work on the stored history")
     history_commands = history.add_subparsers(required=True, metavar="COMMAND")
     sub = history_commands.add_parser("seed", help="fill the history with demo rows")
@@ -96,7 +100,15 @@ def _parser() -> argparse.ArgumentParser:
         "refit", "refit", "fit the length models to the stored history, as the gateway does"
     )
     config(sub)
-    # The gateway starts this one by itself: not listed.
+    _bench_options(command("bench", "bench", "the gateway against no gateway, over real HTTP"))
+    _load_options(command("load", "load", "open-loop load on any OpenAI-compatible endpoint"))
+    sub = command("report", "report", "what scheduling would have gained on observed traffic")
+    config(sub)
+    sub.add_argument("--history", metavar="FILE", help="the store; default: that of --config")
+    sub.add_argument("--rows", type=int, default=100_000, help="the newest so many")
+    sub.add_argument("--out", metavar="DIR", help="report.json and report.md, too")
+    # The program starts these by itself: not listed.
+    commands.add_parser("bench-provider").set_defaults(run=lambda a: _run("bench_provider", a))
     commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))
     return parser
 
@@ -123,6 +135,81 @@ def _evaluate_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--apart-rows", type=int, default=1000)
     sub.add_argument("--no-scenarios", action="store_true")
     sub.add_argument("--workers", type=int, default=2)
+
+
+def _simulate_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", default="gateway.toml", metavar="FILE")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--data", metavar="FILE", help="conversations as JSON lines, .gz or not")
+    sub.add_argument(
+        "--history",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="a gateway's store; without FILE the one of --config",
+    )
+    sub.add_argument("--forecasts", metavar="FILE", help="default: DIR/forecasts.npz")
+    sub.add_argument("--tau", default="", metavar="T,T", help="forecasts of such a Kendall τ")
+    sub.add_argument(
+        "--scenarios",
+        default="burst",
+        metavar="A,B",
+        help="burst, steady, drop, drift, limits, flood, isolation",
+    )
+    sub.add_argument(
+        "--shapes",
+        default="knee,power,quadratic,linear",
+        metavar="A,B",
+        help="linear, knee, power, quadratic, usl",
+    )
+    sub.add_argument(
+        "--rho", default="", metavar="R,R", help="loads: × best throughput, or medium, high"
+    )
+    sub.add_argument("--requests", type=int, default=0, help="default: the scenario's")
+    sub.add_argument("--seeds", type=int, default=20)
+    sub.add_argument(
+        "--mix", default="published", help="as-is, balanced, heavy, published: shares of sizes"
+    )
+    sub.add_argument(
+        "--arrivals", default="poisson", metavar="KIND", help="poisson, burst or a .csv[.gz]"
+    )
+    sub.add_argument("--speed", type=float, default=0.0, help="of a file; default: to the load")
+    sub.add_argument("--policies", default="", metavar="A,B", help="default: all")
+    sub.add_argument("--warm-up", type=int, default=300, metavar="REQUESTS")
+    sub.add_argument("--provider", action="append", default=[], metavar="KEY=NUMBER")
+    sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    sub.add_argument("--jobs", type=int, default=0, help="processes; default: cores")
+
+
+def _bench_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--data", metavar="FILE", help="conversations; default: the demo's own")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--shapes", default="knee,power,linear", metavar="A,B")
+    sub.add_argument("--seeds", type=int, default=5)
+    sub.add_argument("--first-seed", type=int, default=0)
+    sub.add_argument("--total-requests", type=int, default=200)
+    sub.add_argument("--seed-count", type=int, default=300, help="rows taught before")
+    sub.add_argument("--warm-up", type=int, default=200, metavar="REQUESTS")
+    sub.add_argument("--cold-seeds", type=int, default=2, help="seeds measured without warm-up too")
+    sub.add_argument("--rho", type=float, default=2.0, help="arrivals per capacity")
+    sub.add_argument("--mix", default="published")
+    sub.add_argument("--time-scale", type=float, default=5.0)
+    sub.add_argument("--stream-share", type=float, default=0.5)
+    sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+
+
+def _load_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("url", help="the base URL, such as http://127.0.0.1:3000/v1")
+    sub.add_argument("--model", default="", help="default: each row's own")
+    sub.add_argument("--rate", type=float, default=5.0, help="requests a second, Poisson")
+    sub.add_argument("--requests", type=int, default=200)
+    sub.add_argument("--data", metavar="FILE", help="conversations; default: the demo's own")
+    sub.add_argument("--arrivals", metavar="CSV", help="a trace's rhythm instead of --rate")
+    sub.add_argument("--speed", type=float, default=1.0, help="of the trace")
+    sub.add_argument("--stream-share", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    sub.add_argument("--out", metavar="FILE", help="all figures as JSON")
 
 
 def _demo_options(sub: argparse.ArgumentParser) -> None:

@@ -28,8 +28,10 @@ from gateway.api.problems import send_problem
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.pool import Accounts
-from gateway.engine.engine import Engine
+from gateway.engine.engine import Engine, Listener
+from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
+from gateway.engine.shadow import Shadow
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.listener import AtEnd
@@ -46,6 +48,7 @@ from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
 from gateway.schedule.scheduler import Scheduler
+from gateway.settings.effective import effective
 from gateway.settings.live import Apply, LiveSettings
 from gateway.settings.load import secret
 from gateway.settings.schema import Settings
@@ -82,6 +85,11 @@ def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> l
     return [*keys, secret(settings.admin.token, "admin.token", environ)]
 
 
+def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
+    """A scheduler with its accounts; `old` is one that failed."""
+    return Scheduler(settings, Accounts(settings.accounts, settings.balance))
+
+
 class Gateway:
     """One gateway process's objects. Build it on the running loop."""
 
@@ -91,6 +99,7 @@ class Gateway:
         store: Store,
         logs: Logs,
         environ: Mapping[str, str] = os.environ,
+        core: Build = fresh_core,
     ) -> None:
         settings = live.current
         self.live = live
@@ -117,7 +126,9 @@ class Gateway:
         self.journal = Journal(settings.observe.events)
         self.metrics = Metrics(self._snapshots, _names(settings))
         self.logs = logs
-        self.engine = Engine(Scheduler(settings, Accounts(settings.accounts, settings.balance)))
+        self._core = core
+        self.engine = Engine(core(effective(settings), None), core)
+        self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
             self.engine, self.client, targets(settings, environ), settings.server, send_problem
@@ -126,7 +137,9 @@ class Gateway:
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
         at_end = AtEnd(self.metrics.ended, logs.request_line)
-        self.engine.listeners = (self.journal, self.jobs, at_end)
+        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end)
+        self._shadow: Shadow | None = None
+        self._observe(settings)
         self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))
         self.app = self._litestar()
         self._lag_timer: asyncio.TimerHandle | None = None
@@ -168,6 +181,8 @@ class Gateway:
         for timer in (self._lag_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
+        if self._shadow is not None:
+            self._shadow.close()
         self.engine.close()
         await asyncio.to_thread(self.predictor.stop, 5.0)
         await asyncio.to_thread(self.store.stop, 10.0)
@@ -208,9 +223,29 @@ class Gateway:
             self.logs.apply(settings.observe, secrets)
             self.store.apply(settings.store)
             self.predictor.reconfigure(settings.predict, _private(settings))
-            self.engine.feed(events.SettingsChanged(settings=settings))
+            self.engine.feed(events.SettingsChanged(settings=effective(settings)))
+            self._observe(settings)
 
         return apply
+
+    def _observe(self, settings: Settings) -> None:
+        """A shadow where the mode is "observe": a fresh one for these settings."""
+        if self._shadow is not None:
+            self._shadow.close()
+        observing = settings.schedule.mode == "observe" and not settings.schedule.bypass
+        self._shadow = (
+            Shadow(
+                settings,
+                lambda given: self._core(given, None),
+                lambda: self.engine.snapshot().accounts,
+                self.engine.clock,
+                self.store.append_observed,
+            )
+            if observing
+            else None
+        )
+        shadows = (self._shadow,) if self._shadow is not None else ()
+        self.engine.listeners = (*self._listeners, *shadows)
 
     # -- learning ------------------------------------------------------------------------------
 
@@ -300,6 +335,8 @@ class Gateway:
         """How late the loop runs a timer is how late it runs everything."""
         now = self.engine.clock()
         self.metrics.lag(now - due_s)
+        if self._shadow is not None:
+            self._shadow.tick()
         self.logs.pump()
         self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
 

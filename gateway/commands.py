@@ -260,3 +260,114 @@ def evaluate(args: argparse.Namespace) -> int:
         workers=args.workers,
         settings=settings.predict if settings else None,
     )
+
+
+def simulate(args: argparse.Namespace) -> int:
+    from gateway.replay.simulate import Options
+    from gateway.replay.simulate import simulate as play
+    from gateway.settings import load
+
+    history = args.history
+    if history == "":
+        history = load.load(Path(args.config)).store.path
+    return play(
+        Options(
+            out=Path(args.out),
+            data=Path(args.data) if args.data else None,
+            history=Path(history) if history else None,
+            kept=Path(args.forecasts) if args.forecasts else None,
+            taus=[_number(text) for text in _listed(args.tau)],
+            scenarios=_listed(args.scenarios),
+            shapes=_listed(args.shapes),
+            rhos=_listed(args.rho),
+            requests=args.requests,
+            seeds=args.seeds,
+            mix=args.mix,
+            arrivals=args.arrivals,
+            speed=args.speed,
+            policies=_listed(args.policies),
+            warm_up=args.warm_up,
+            provider=args.provider,
+            settings=args.set,
+            jobs=args.jobs or os.cpu_count() or 1,
+            command=" ".join(["sagesched", *sys.argv[1:]]),
+        )
+    )
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingsError(f"{text!r} is no number") from None
+
+
+def bench(args: argparse.Namespace) -> int:
+    from gateway.replay import bench as replay
+
+    return replay.bench(
+        replay.Options(
+            out=Path(args.out),
+            data=Path(args.data) if args.data else None,
+            shapes=[name for name in args.shapes.split(",") if name],
+            seeds=args.seeds,
+            first_seed=args.first_seed,
+            requests=args.total_requests,
+            seed_count=args.seed_count,
+            warm_up=args.warm_up,
+            cold_seeds=args.cold_seeds,
+            rho=args.rho,
+            mix=args.mix,
+            time_scale=args.time_scale,
+            stream_share=args.stream_share,
+            settings=args.set,
+            command=" ".join(["sagesched", *sys.argv[1:]]),
+        )
+    )
+
+
+def bench_provider(args: argparse.Namespace) -> int:
+    """The bench's provider, a process of its own."""
+    from gateway.replay import bench_provider as provider
+
+    return provider.run()
+
+
+def load(args: argparse.Namespace) -> int:
+    """Its key comes from the environment: a command line can be read by others."""
+    from gateway.replay import load as replay
+
+    return replay.load(
+        replay.Options(
+            url=args.url,
+            model=args.model,
+            rate=args.rate,
+            requests=args.requests,
+            data=Path(args.data) if args.data else None,
+            trace=Path(args.arrivals) if args.arrivals else None,
+            speed=args.speed,
+            stream_share=args.stream_share,
+            seed=args.seed,
+            timeout_s=args.timeout,
+            out=Path(args.out) if args.out else None,
+        )
+    )
+
+
+def report(args: argparse.Namespace) -> int:
+    """A gateway that runs on the same store is not disturbed."""
+    from gateway.replay import report as replay
+    from gateway.settings import load
+
+    settings = load.load(Path(args.config)) if Path(args.config).exists() else None
+    if args.history is None and settings is None:
+        raise SettingsError(f"{args.config}: cannot be read, and --history names no file")
+    history = Path(args.history or settings.store.path)  # type: ignore[union-attr]
+    out = Path(args.out) if args.out else None
+    return replay.report(
+        replay.Options(history=history, out=out, rows=args.rows, settings=settings)
+    )

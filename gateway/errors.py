@@ -9,6 +9,7 @@
     │  │  └─ ModelNotFound           404     …                       model_not_found
     │  ├─ MethodNotAllowed           405     …                       method_not_allowed
     │  ├─ RequestTimeout             408     …                       request_timeout
+    │  ├─ Conflict                   409     …                       (given: job_ended)
     │  ├─ Gone                       410     …                       gone
     │  ├─ BodyTooLarge               413     …                       request_too_large
     │  └─ UnsupportedMedia           415     …                       unsupported_media_type
@@ -108,6 +109,11 @@ class MethodNotAllowed(InvalidRequest):
 class RequestTimeout(InvalidRequest):
     status = 408
     code = "request_timeout"
+
+
+class Conflict(InvalidRequest):
+    status = 409
+    code = "conflict"
 
 
 class Gone(InvalidRequest):

@@ -21,7 +21,8 @@ import uvicorn
 
 from gateway import __version__
 from gateway.api.listener import protocol_for
-from gateway.app import Gateway, secrets_of, targets
+from gateway.app import Gateway, fresh_core, secrets_of, targets
+from gateway.engine.failsafe import Build
 from gateway.engine.supervise import Child
 from gateway.errors import SettingsError
 from gateway.observe.logs import Logs
@@ -44,7 +45,8 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace, core: Build = fresh_core) -> int:
+    """Runs a gateway until a signal ends it; the exit code. `core` makes its scheduler."""
     path = Path(args.config)
     settings = load.load(path)
     made_token = _fill_demo_secrets(settings)
@@ -67,7 +69,7 @@ def serve(args: argparse.Namespace) -> int:
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(
-                _serve(LiveSettings(path, settings=settings), store, sock, made_token, logs)
+                _serve(LiveSettings(path, settings=settings), store, sock, made_token, logs, core)
             )
     finally:
         store.stop(1.0)
@@ -75,27 +77,26 @@ def serve(args: argparse.Namespace) -> int:
 
 
 async def _serve(
-    live: LiveSettings, store: Store, sock: socket.socket, made_token: bool, logs: Logs
+    live: LiveSettings,
+    store: Store,
+    sock: socket.socket,
+    made_token: bool,
+    logs: Logs,
+    core: Build,
 ) -> int:
     settings = live.current
     demo = await _start_demo(settings)
     try:
-        return await _run(live, store, sock, made_token, logs, demo)
+        return await _run(Gateway(live, store, logs, core=core), store, sock, made_token, demo)
     finally:
         if demo is not None:
             await demo.stop()
 
 
 async def _run(
-    live: LiveSettings,
-    store: Store,
-    sock: socket.socket,
-    made_token: bool,
-    logs: Logs,
-    demo: Child | None,
+    gateway: Gateway, store: Store, sock: socket.socket, made_token: bool, demo: Child | None
 ) -> int:
-    settings = live.current
-    gateway = Gateway(live, store, logs)
+    settings = gateway.live.current
     server = Server(
         uvicorn.Config(
             gateway.app,

@@ -255,6 +255,38 @@ class HistoryRow(Struct, frozen=True, gc=False):
     text: str = ""  # the last user text, cut; only with predict.keep_text
 
 
+class ObservedRow(Struct, frozen=True, gc=False):
+    """One request as `schedule.mode = "observe"` saw it: what was forecast, what it took, and
+    what the scheduler would have done. No text, no key of the prompt."""
+
+    arrived_wall_s: float
+    tenant: str
+    model: str
+    account: str
+    outcome: Outcome
+    status: int
+    n: int
+    prompt_tokens: int
+    output_tokens: int  # of all choices; 0: nobody counted
+    first: bytes  # the forecast at arrival, a Workload as msgpack; b"": none
+    last: bytes  # the last one
+    queue_s: float
+    ttft_s: float  # 0: no byte came
+    upstream_s: float
+    attempts: int
+    would: str  # "start", "refuse", or the Reason it would have waited for at arrival
+    would_wait_s: float  # estimated
+
+
+class Standing(Struct, frozen=True):
+    """Where a waiting job stands in its class and pool."""
+
+    position: int  # 1: the next
+    waiting: int  # jobs of the pool, all classes
+    waited_s: float
+    expected_wait_s: float  # from now, by what is ahead and the rate of late
+
+
 class ClassSnapshot(Struct, frozen=True):
     budget_tokens: int
     inflight_tokens: float
@@ -312,6 +344,9 @@ class SchedulerSnapshot(Struct, frozen=True):
     dispatched: int
     ended: dict[Outcome, int]
     draining: bool
+    rebuilds: int = 0  # of the core, after it raised
+    degraded: bool = False  # first come, first served, since such a fault
+    around: int = 0  # jobs under way that the core knows nothing of
 
 
 class PredictorSnapshot(Struct, frozen=True):

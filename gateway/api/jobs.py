@@ -1,10 +1,11 @@
-"""`POST /submit` and `GET /status/{id}`: requests whose answer is fetched later.
+"""`POST /submit`, `GET` and `DELETE /status/{id}`: requests whose answer is fetched later.
 
 A submitted job is committed before its id is given, runs through the same scheduler and
 relay as every other request, and keeps its result in the store until its TTL, over restarts:
 queued jobs run again then; one that was running has failed as `interrupted`, since running
 it again might bill it twice, unless it was submitted as `retry_safe`. An id is readable by
-its tenant alone; unknown and foreign ids look the same.
+its tenant alone; unknown and foreign ids look the same. A cancelled job is one that failed as
+`cancelled`, told only once that is committed: no restart runs it again.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import Any
 import msgspec
 
 from gateway.api.openai import Asked, DataPlane
-from gateway.api.schemas import PredictRequest, check_messages, positive
+from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
 from gateway.api.web import from_thread
 from gateway.engine.engine import Engine
 from gateway.engine.relay import Call
-from gateway.errors import GatewayError, Gone, InvalidRequest, NotFound, Unavailable
+from gateway.errors import Conflict, GatewayError, Gone, InvalidRequest, NotFound, Unavailable
 from gateway.predict.features import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
@@ -80,10 +81,19 @@ class ResultTooLarge(Exception):
     """The answer is larger than a stored result may be."""
 
 
-async def _nobody_leaves() -> dict[str, Any]:
-    """An ASGI `receive` of a client that never disconnects."""
-    await asyncio.get_running_loop().create_future()
-    raise AssertionError
+class _Client:
+    """An ASGI `receive` of a client that stays until it is told to leave."""
+
+    def __init__(self) -> None:
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def leave(self) -> None:
+        if not self._left.done():
+            self._left.set_result(None)
+
+    async def receive(self) -> dict[str, Any]:
+        await asyncio.shield(self._left)
+        return {"type": "http.disconnect"}
 
 
 class Jobs:
@@ -97,7 +107,8 @@ class Jobs:
         self._store = store
         self._ttl_s = ttl_s
         self._active: dict[str, JobRow] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._clients: dict[str, _Client] = {}
         self.stopping = False
 
     def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
@@ -140,25 +151,54 @@ class Jobs:
 
     async def status(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
         """What is known of a job. Raises NotFound, Gone."""
-        row = self._active.get(job_id)
-        if row is None:
-            row = await from_thread(
-                lambda done: self._store.get_job(job_id, done), "The job store is busy."
-            )
+        return self._shown(await self._find(tenant, job_id))
+
+    async def cancel(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
+        """End a job that waits or runs, its call to the provider too; what became of it. One
+        that is cancelled already stays so. Raises NotFound, Gone, Conflict where it had ended
+        otherwise, Unavailable."""
+        row = await self._find(tenant, job_id)
+        client, task = self._clients.get(job_id), self._tasks.get(job_id)
+        if client is not None and task is not None:
+            client.leave()
+            await asyncio.wait([task])
+            row = await self._stored(job_id) or row  # answered after the group's commit
+        if row.ended_wall_s is None:
+            raise Unavailable("The gateway is stopping.", code="draining", retry_after_s=5.0)
+        if _code(row) != "cancelled":
+            raise Conflict(f"The job has ended: it is {row.status}.", code="job_ended")
+        return self._shown(row)
+
+    async def _find(self, tenant: Tenant, job_id: str) -> JobRow:
+        row = self._active.get(job_id) or await self._stored(job_id)
         if row is None or row.tenant != tenant.name:
             raise NotFound(f"No job {job_id[:64]!r}.", code="job_not_found")
         over = row.ended_wall_s is not None and time.time() - row.ended_wall_s > self._ttl_s()
         if row.status == "gone" or over:  # the store empties rows now and then, not on the dot
             raise Gone(f"The result of {job_id} was kept until its TTL and is gone.")
-        return _shown(row)
+        return row
+
+    async def _stored(self, job_id: str) -> JobRow | None:
+        found: JobRow | None = await from_thread(
+            lambda done: self._store.get_job(job_id, done), "The job store is busy."
+        )
+        return found
 
     async def stop(self) -> None:
         """End what still runs; what waits stays queued in the store for the next process."""
         self.stopping = True
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks.values())
+
+    def _shown(self, row: JobRow) -> dict[str, Any]:
+        shown = _shown(row)
+        if row.ended_wall_s is None and (forecast := self._engine.forecast(row.id)) is not None:
+            shown["forecast"] = forecast_body(forecast)
+        if row.status == "queued" and (place := self._engine.standing(row.id)) is not None:
+            shown["queue"] = msgspec.to_builtins(place)
+        return shown
 
     # -- running -----------------------------------------------------------------------------
 
@@ -168,9 +208,13 @@ class Jobs:
     def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
         call, view = self._call(row, tenant, request)
         self._active[row.id] = row
-        task = asyncio.ensure_future(self._run(row.id, call, view))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        client = self._clients[row.id] = _Client()
+        task = asyncio.ensure_future(self._run(row.id, call, view, client))
+        self._tasks[row.id] = task
+        task.add_done_callback(lambda _: self._forget(row.id))
+
+    def _forget(self, job_id: str) -> None:
+        del self._tasks[job_id], self._clients[job_id]
 
     def _call(
         self, row: JobRow, tenant: Tenant, request: PredictRequest
@@ -201,10 +245,10 @@ class Jobs:
         )
         return call, view
 
-    async def _run(self, job_id: str, call: Call, view: PromptView) -> None:
+    async def _run(self, job_id: str, call: Call, view: PromptView, client: _Client) -> None:
         collector = _Collector()
         try:
-            record = await self._plane.relay(call, view, _nobody_leaves, collector.send)
+            record = await self._plane.relay(call, view, client.receive, collector.send)
         except asyncio.CancelledError:
             if self._active[job_id].status == "running":
                 self._fail(job_id, "interrupted", "The gateway stopped while this job ran.")
@@ -223,6 +267,9 @@ class Jobs:
     def _end(self, job_id: str, record: JobRecord, collector: _Collector) -> None:
         if record.outcome is Outcome.SHUTDOWN and record.attempts == 0:
             return  # never ran: stays queued in the store
+        if record.outcome is Outcome.CANCELLED:  # nobody else can leave
+            self._fail(job_id, "cancelled", "The job was cancelled.")
+            return
         ok = record.outcome is Outcome.OK and collector.status == 200
         self._finish(job_id, ok, collector.body)
 
@@ -259,8 +306,12 @@ class Jobs:
         if row is None or row.status != "queued":
             return
         now = time.time()
-        self._active[job.id] = msgspec.structs.replace(row, status="running", started_wall_s=now)
-        self._store.update_job(job.id, "running", started_wall_s=now)
+        forecast = self._engine.forecast(job.id) or job.workload
+        told = msgspec.json.encode(forecast_body(forecast))
+        self._active[job.id] = msgspec.structs.replace(
+            row, status="running", started_wall_s=now, forecast=told
+        )
+        self._store.update_job(job.id, "running", started_wall_s=now, forecast=told)
 
     def submitted(self, job: Job) -> None: ...
 
@@ -273,6 +324,15 @@ class Jobs:
     def ended(self, record: JobRecord) -> None: ...
 
 
+def _code(row: JobRow) -> str | None:
+    """The error's code of a job that failed."""
+    try:
+        code = msgspec.json.decode(row.error or b"{}")["error"]["code"]
+    except (msgspec.MsgspecError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, str) else None
+
+
 def _shown(row: JobRow) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "request_id": row.id,
@@ -281,6 +341,8 @@ def _shown(row: JobRow) -> dict[str, Any]:
         "started_at": row.started_wall_s,
         "ended_at": row.ended_wall_s,
     }
+    if row.forecast is not None:
+        shown["forecast"] = msgspec.Raw(row.forecast)
     if row.result is not None:
         shown["result"] = msgspec.Raw(row.result)
     if row.error is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 from litestar import post
 from litestar.handlers import HTTPRouteHandler
@@ -13,38 +12,16 @@ from litestar.handlers import HTTPRouteHandler
 from gateway.api import auth
 from gateway.api.jobs import messages_of
 from gateway.api.openai import DataPlane
-from gateway.api.schemas import IngestRequest, PredictRequest, positive
+from gateway.api.schemas import IngestRequest, PredictRequest, forecast_body, positive
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.errors import InvalidRequest
 from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
-from gateway.types import QUANTILE_LEVELS, HistoryRow, Workload
+from gateway.types import HistoryRow, Workload
 
 MAX_TOKENS = 10_000_000
-
-
-def forecast_body(workload: Workload) -> dict[str, Any]:
-    """The answer of /predict. Tokens are whole numbers, as the seed system's were."""
-    return {
-        "size_bucket": workload.size_bucket,
-        "expected_output_tokens_p50": round(workload.p50),
-        "expected_output_tokens_p90": round(workload.p90),
-        "predicted_cost_p50": workload.cost_p50,
-        "predicted_cost_p90": workload.cost_p90,
-        "predicted_cost_usd_p50": workload.cost_usd_p50,
-        "risk_score": workload.risk,
-        "confidence_score": workload.confidence,
-        "fallback_level": workload.rung,
-        "class": workload.job_class,
-        "p_short": workload.p_short,
-        "prompt_tokens": workload.prompt_tokens,
-        "quantiles": {
-            f"{level:g}": round(value, 1)
-            for level, value in zip(QUANTILE_LEVELS, workload.grid, strict=True)
-        },
-    }
 
 
 class Forecasts:

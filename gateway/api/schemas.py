@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.types import QUANTILE_LEVELS, Workload
 
 T = TypeVar("T")
 MAX_CHOICES = 128
@@ -246,3 +247,25 @@ def check_messages(messages: list[Any] | None) -> None:
         raise InvalidRequest(
             "'messages' must hold at least one message.", param="messages", code="empty_array"
         )
+
+
+def forecast_body(workload: Workload) -> dict[str, Any]:
+    """The answer of /predict. Tokens are whole numbers, as the seed system's were."""
+    return {
+        "size_bucket": workload.size_bucket,
+        "expected_output_tokens_p50": round(workload.p50),
+        "expected_output_tokens_p90": round(workload.p90),
+        "predicted_cost_p50": workload.cost_p50,
+        "predicted_cost_p90": workload.cost_p90,
+        "predicted_cost_usd_p50": workload.cost_usd_p50,
+        "risk_score": workload.risk,
+        "confidence_score": workload.confidence,
+        "fallback_level": workload.rung,
+        "class": workload.job_class,
+        "p_short": workload.p_short,
+        "prompt_tokens": workload.prompt_tokens,
+        "quantiles": {
+            f"{level:g}": round(value, 1)
+            for level, value in zip(QUANTILE_LEVELS, workload.grid, strict=True)
+        },
+    }

@@ -1,8 +1,8 @@
-"""Handlers of `POST /submit` and `GET /status/{id}`."""
+"""Handlers of `POST /submit`, `GET /status/{id}` and `DELETE /status/{id}`."""
 
 from __future__ import annotations
 
-from litestar import get, post
+from litestar import delete, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api.jobs import Jobs
@@ -12,7 +12,7 @@ from gateway.api.web import AnyRequest, AnyResponse, answer, raw_headers, read_j
 
 
 def submit_handlers(jobs: Jobs, plane: DataPlane) -> list[HTTPRouteHandler]:
-    """The two routes, bound."""
+    """The three routes, bound."""
 
     @post("/submit", status_code=200)
     async def submit(request: AnyRequest) -> AnyResponse:
@@ -26,4 +26,9 @@ def submit_handlers(jobs: Jobs, plane: DataPlane) -> list[HTTPRouteHandler]:
         tenant = plane.directory.tenants.authenticate(raw_headers(request))
         return answer(await jobs.status(tenant, job_id))
 
-    return [submit, status]
+    @delete("/status/{job_id:str}", status_code=200)
+    async def cancel(request: AnyRequest, job_id: str) -> AnyResponse:
+        tenant = plane.directory.tenants.authenticate(raw_headers(request))
+        return answer(await jobs.cancel(tenant, job_id))
+
+    return [submit, status, cancel]

@@ -136,7 +136,9 @@ class Bins:
         self.weights: Floats = np.zeros(BINS)
         self.sums: Floats = np.zeros(BINS)
 
-    def add(self, ln_n: Floats, values: Floats, weights: Floats, slope: Floats, keep: Floats) -> None:
+    def add(
+        self, ln_n: Floats, values: Floats, weights: Floats, slope: Floats, keep: Floats
+    ) -> None:
         """Samples, each shared between its two neighbouring bins, after what is there has
         faded to `keep` of itself. `slope`: the log slowdown per bin that carries a value from
         its N to its bins'."""

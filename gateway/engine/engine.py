@@ -6,7 +6,7 @@ Rules:
    refusal of the core, or leaving its `with` block by cancellation. A permit granted while
    its waiter is being cancelled goes back the same way.
 3. The engine keeps its own ledger of permits: the core can be asked for truth, but does not
-   own who waits.
+   own who waits. That is what a core that raised is built anew from (failsafe.py).
 4. One timer, armed for the core's next deadline; no polling.
 """
 
@@ -18,10 +18,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
+from gateway.engine.failsafe import Build, Failsafe
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import Job, JobRecord, Outcome, SchedulerSnapshot, Verdict, Workload
+from gateway.types import (
+    Job,
+    JobRecord,
+    Outcome,
+    SchedulerSnapshot,
+    Standing,
+    Usage,
+    Verdict,
+    Workload,
+)
 
 
 class Listener(Protocol):
@@ -49,6 +59,7 @@ class Permit:
         "_waiter",
         "account",
         "attempts",
+        "body_bytes",
         "dispatched_s",
         "job",
         "outcome",
@@ -57,9 +68,10 @@ class Permit:
         "workload",
     )
 
-    def __init__(self, engine: Engine, job: Job) -> None:
+    def __init__(self, engine: Engine, job: Job, body_bytes: int) -> None:
         self._engine = engine
         self.job = job
+        self.body_bytes = body_bytes  # held while it waits
         self.workload = job.workload  # the latest forecast
         self.account: str | None = None  # while a lease is held
         self.attempts = 0
@@ -106,12 +118,12 @@ class Permit:
             )
         )
 
-    def end(self, outcome: Outcome, verdict: Verdict, output_tokens: float | None = None) -> None:
+    def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle: reserve and lease go back, the account learns. Only the first call counts."""
         if self.settled:
             return
         self.settled = True
-        self._engine.settle(self.job, outcome, verdict, output_tokens)
+        self._engine.settle(self.job, outcome, verdict, usage)
 
     def __enter__(self) -> Permit:
         return self
@@ -150,14 +162,16 @@ class Engine:
     def __init__(
         self,
         core: Scheduler,
+        build: Build,
         listeners: tuple[Listener, ...] = (),
         clock: Callable[[], float] = time.monotonic,  # uvloop's own has milliseconds only
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
         self.listeners = listeners
-        self._core = core
+        self.alarms: list[Callable[[str], None]] = []  # told when the core was rebuilt, and why
         self._ledger: dict[str, Permit] = {}
+        self._core = Failsafe(core, build, self._ledger, self._alarm)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = float("inf")
         self._idle: asyncio.Future[None] | None = None
@@ -165,7 +179,7 @@ class Engine:
 
     def submit(self, job: Job, body_bytes: int) -> Permit:
         """Hand a job to the core. The permit must be entered as a context at once."""
-        permit = Permit(self, job)
+        permit = Permit(self, job, body_bytes)
         self._ledger[job.id] = permit
         for listener in self.listeners:
             listener.submitted(job)
@@ -182,13 +196,15 @@ class Engine:
             listener.reforecast(permit.job, workload)
         self.feed(events.Reforecast(job_id=job_id, workload=workload))
 
-    def settle(
-        self, job: Job, outcome: Outcome, verdict: Verdict, output_tokens: float | None
-    ) -> None:
+    def settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
         self._ledger.pop(job.id, None)
         self.feed(
             events.Finished(
-                job_id=job.id, outcome=outcome, verdict=verdict, output_tokens=output_tokens
+                job_id=job.id,
+                outcome=outcome,
+                verdict=verdict,
+                output_tokens=None if usage is None else usage.output_tokens,
+                prompt_tokens=None if usage is None or usage.estimated else usage.prompt_tokens,
             )
         )
         self._tell_idle()
@@ -201,6 +217,15 @@ class Engine:
     def holds(self, job_id: str) -> bool:
         """Whether the job still waits or runs; may be asked from any thread."""
         return job_id in self._ledger
+
+    def forecast(self, job_id: str) -> Workload | None:
+        """The latest, of a job that waits or runs."""
+        permit = self._ledger.get(job_id)
+        return None if permit is None else permit.workload
+
+    def standing(self, job_id: str) -> Standing | None:
+        """Where it stands in its queue; None where it does not wait. Linear in all jobs."""
+        return self._core.standing(job_id, self.clock())
 
     @property
     def jobs(self) -> int:
@@ -267,6 +292,10 @@ class Engine:
         while self._ledger:
             self._idle = self._idle or self.loop.create_future()
             await asyncio.shield(self._idle)
+
+    def _alarm(self, reason: str) -> None:
+        for told in self.alarms:
+            told(reason)
 
     def _tell_idle(self) -> None:
         if not self._ledger and self._idle is not None:

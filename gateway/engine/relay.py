@@ -547,7 +547,7 @@ class Relay:
     def _settle(self, permit: Permit, trip: Trip, outcome: Outcome, verdict: Verdict) -> None:
         trip.outcome = outcome
         trip.upstream_s = self._engine.clock() - permit.dispatched_s
-        permit.end(outcome, verdict, trip.usage.output_tokens if trip.usage else None)
+        permit.end(outcome, verdict, trip.usage)
 
     def _record(self, call: Call, permit: Permit, trip: Trip) -> JobRecord:
         job = call.job

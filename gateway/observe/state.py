@@ -202,6 +202,21 @@ def _scheduler(shot: SchedulerSnapshot) -> Iterator[Metric]:
         [((outcome.value,), shot.ended.get(outcome, 0)) for outcome in Outcome],
     )
     yield _gauge("draining", "1 while the gateway drains.", (), _one(shot.draining))
+    yield _counter(
+        "scheduler_rebuilds",
+        "Times the scheduler's core raised and was built anew.",
+        (),
+        _one(shot.rebuilds),
+    )
+    yield _gauge(
+        "scheduler_degraded",
+        "1 while jobs go first come, first served, or unscheduled, after such a fault.",
+        (),
+        _one(shot.degraded),
+    )
+    yield _gauge(
+        "scheduler_around_jobs", "Jobs under way past the scheduler.", (), _one(shot.around)
+    )
 
 
 def _shell(shell: Shell) -> Iterator[Metric]:

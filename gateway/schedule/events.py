@@ -27,6 +27,16 @@ class Reforecast(Struct, frozen=True):
     workload: Workload
 
 
+class Adopted(Struct, frozen=True):
+    """A job that runs already, on `account`: the core is told, it does not start it."""
+
+    job: Job
+    workload: Workload
+    account: str
+    attempts: int
+    body_bytes: int = 0
+
+
 class Answered(Struct, frozen=True):
     """The first byte of an answer came. `limits` are those of the provider's headers."""
 
@@ -82,6 +92,7 @@ class DrainStarted(Struct, frozen=True):
 
 Event = (
     Submitted
+    | Adopted
     | Reforecast
     | Answered
     | AttemptFailed

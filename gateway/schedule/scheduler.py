@@ -25,12 +25,13 @@ The rules:
 from __future__ import annotations
 
 from gateway.errors import GatewayError
-from gateway.schedule import check, overload, reload, retry, view
+from gateway.schedule import adopt, check, overload, reload, retry, view
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.allocation import Allocation
 from gateway.schedule.entry import Entry, Stage, Tenant
 from gateway.schedule.events import (
     Action,
+    Adopted,
     Answered,
     AttemptFailed,
     Dispatch,
@@ -116,7 +117,7 @@ class Scheduler:
         for tenant in self.tenants.values():
             tenant.max_inflight = tenant.max_queued = 0
         for given in settings.tenants:
-            tenant = self._tenant(given.name)
+            tenant = self.tenant(given.name)
             tenant.max_inflight, tenant.max_queued = given.max_inflight, given.max_queued
         self.pools = {}
         for name in self.directory.pools:
@@ -139,6 +140,8 @@ class Scheduler:
                 self._finish(event, now)
             case Reforecast():
                 self._reforecast(event, now)
+            case Adopted():
+                adopt.adopt(self, event, now)
             case Answered():
                 self._answered(event, now)
             case AttemptFailed():
@@ -157,7 +160,7 @@ class Scheduler:
         if job.id in self.jobs:
             return
         self.submitted += 1
-        tenant = self._tenant(job.tenant)
+        tenant = self.tenant(job.tenant)
         entry = Entry(job, event.body_bytes, self.submitted, tenant)
         home = self.directory.home(job.model, job.accounts)
         if home is None:
@@ -255,10 +258,14 @@ class Scheduler:
         self._expire(pool, now)
         self._update_mode(pool)  # starts move work, they do not add any: once is enough
         while found := self.allocation.next(pool, now):
-            self._start(pool, *found, now)
+            entry, account = found
+            self.start(pool, entry, account, now)
+            self.dispatched += 1
+            self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
         pool.wake_s = self.allocation.wake_s(pool, now)
 
-    def _start(self, pool: Pool, entry: Entry, account: str, now: float) -> None:
+    def start(self, pool: Pool, entry: Entry, account: str, now: float) -> None:
+        """From waiting (or between attempts) to running on `account`, in every count."""
         if entry.stage is Stage.WAITING:
             pool.remove_waiting(entry)
             pool.budget.take(entry.cls, entry.bucket, entry.reserve)
@@ -273,8 +280,6 @@ class Scheduler:
         tokens = entry.workload.prompt_tokens + entry.reserve
         entry.lease = self.accounts.take(account, entry.job.model, tokens, now)
         pool.version += 1
-        self.dispatched += 1
-        self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
 
     def _update_mode(self, pool: Pool) -> None:
         tokens = pool.budget.total_tokens + pool.waiting_tokens
@@ -382,7 +387,7 @@ class Scheduler:
             self.pools[name] = Pool(name, self.settings.schedule)
         return self.pools[name]
 
-    def _tenant(self, name: str) -> Tenant:
+    def tenant(self, name: str) -> Tenant:
         tenant = self.tenants.get(name)
         if tenant is None:
             tenant = self.tenants[name] = Tenant(name)

@@ -227,6 +227,7 @@ class Store(Section, frozen=True):
     job_ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 86_400.0
     history_rows: Count = 100_000  # kept on disk
     history_max_age_s: Annotated[float, Meta(ge=0, le=3650 * 86_400)] = 0.0  # 0: any age
+    observed_rows: Count = 100_000  # of mode = "observe", kept on disk
     queue_items: Count = 10_000
 
 

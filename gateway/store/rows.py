@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from gateway.types import HistoryRow
+from gateway.types import HistoryRow, ObservedRow, Outcome
 
 Status = Literal["queued", "running", "done", "failed", "gone"]
 
@@ -88,7 +89,27 @@ DELETE FROM history WHERE seq IN (
 """
 
 
-def to_sql(row: JobRow | HistoryRow) -> tuple[Any, ...]:
+OBSERVED_COLUMNS = ", ".join(ObservedRow.__struct_fields__)
+INSERT_OBSERVED = (
+    f"INSERT INTO observed ({OBSERVED_COLUMNS})"
+    f" VALUES ({', '.join('?' * len(ObservedRow.__struct_fields__))})"
+)
+SELECT_OBSERVED = f"""
+SELECT * FROM (SELECT {OBSERVED_COLUMNS} FROM observed ORDER BY seq DESC LIMIT ?)
+ORDER BY arrived_wall_s
+"""
+TRIM_OBSERVED = """
+DELETE FROM observed WHERE seq <= (SELECT max(seq) FROM observed) - ?
+"""
+
+
+def observed_row(values: tuple[Any, ...]) -> ObservedRow:
+    """An `ObservedRow` from a row of OBSERVED_COLUMNS."""
+    row = ObservedRow(*values)
+    return msgspec.structs.replace(row, outcome=Outcome(row.outcome))
+
+
+def to_sql(row: JobRow | HistoryRow | ObservedRow) -> tuple[Any, ...]:
     """The row's values in column order."""
     return astuple(row)
 

@@ -61,6 +61,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_tenant ON history (tenant, seq)",
         "CREATE INDEX history_wall ON history (wall_s)",
     ),
+    (
+        """CREATE TABLE observed (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, arrived_wall_s REAL NOT NULL,
+            tenant TEXT NOT NULL, model TEXT NOT NULL, account TEXT NOT NULL,
+            outcome TEXT NOT NULL, status INTEGER NOT NULL, n INTEGER NOT NULL,
+            prompt_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            first BLOB NOT NULL, last BLOB NOT NULL, queue_s REAL NOT NULL,
+            ttft_s REAL NOT NULL, upstream_s REAL NOT NULL, attempts INTEGER NOT NULL,
+            would TEXT NOT NULL, would_wait_s REAL NOT NULL)""",
+    ),
 )
 """Step i takes a file from `user_version` i to i + 1. Only ever appended to."""
 

@@ -25,8 +25,9 @@ from gateway.store.retention import SLICE_ROWS, Retention
 from gateway.store.rows import JobRow, Status
 from gateway.store.schema import read_only
 from gateway.store.writer import Done, Writer
-from gateway.types import HistoryRow, StoreSnapshot
+from gateway.types import HistoryRow, ObservedRow, StoreSnapshot
 
+OBSERVED_SLICE = 256  # rows between two trims
 TOMBSTONE_S = 7 * 86_400.0
 ANSWER_TIMEOUT_S = 60.0
 
@@ -41,6 +42,7 @@ class Store:
         self._settings = settings
         self._retention = Retention()
         self._expire_wall_s: float | None = None
+        self._observed = 0  # rows since the start; of the writer thread
         self._writer = Writer(Path(path), opened=self._opened, chore=self._chore)
 
     def start(self) -> None:
@@ -98,6 +100,21 @@ class Store:
             self._retention.rows = 0
 
         return self._offer(clear, _after(done))
+
+    # — what was observed —
+
+    def append_observed(self, row: ObservedRow) -> bool:
+        """False when the queue is full: the row is lost, and counted. The newest
+        `observed_rows` are kept."""
+        values = rows.to_sql(row)
+
+        def insert(connection: sqlite3.Connection) -> None:
+            connection.execute(rows.INSERT_OBSERVED, values)
+            self._observed += 1
+            if self._observed % OBSERVED_SLICE == 0:
+                connection.execute(rows.TRIM_OBSERVED, (self._settings.observed_rows,))
+
+        return self._writer.offer(insert, None, self._settings.queue_items)
 
     # — submitted jobs —
 
@@ -230,6 +247,16 @@ def read_history(path: Path, limit: int) -> list[HistoryRow]:
     connection = read_only(path)
     try:
         return _history(connection, limit, None)
+    finally:
+        connection.close()
+
+
+def read_observed(path: Path, limit: int) -> list[ObservedRow]:
+    """The newest `limit` observed requests in order of arrival; as `read_history`."""
+    connection = read_only(path)
+    try:
+        found = connection.execute(rows.SELECT_OBSERVED, (limit,))
+        return [rows.observed_row(values) for values in found]
     finally:
         connection.close()
 

@@ -16,11 +16,10 @@ import msgspec
 import pytest
 
 from gateway.api.problems import send_problem
-from gateway.balance.pool import Accounts
+from gateway.app import fresh_core
 from gateway.engine.engine import Engine
 from gateway.engine.relay import Call, Ending, Relay
 from gateway.schedule.routes import routes
-from gateway.schedule.scheduler import Scheduler
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
 from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
@@ -102,7 +101,7 @@ class House:
         self.settings = settings
         self.stream = stream
         self.provider = Provider(stream, statuses)
-        self.engine = Engine(Scheduler(settings, Accounts(settings.accounts, settings.balance)))
+        self.engine = Engine(fresh_core(settings, None), fresh_core)
         self.relay = Relay(
             self.engine,
             UpstreamClient(self.provider),

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.kit import steps
-from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
+from tests.kit.gateway import TENANT_KEY, GatewayProcess, account, tenant
 from tests.kit.provider import ScriptedProvider
 from tests.kit.steps import Hang, Wait
 
@@ -53,6 +53,71 @@ def test_job_goes_from_queued_over_running_to_done(
     assert done["result"]["choices"][0]["message"]["content"] == "second"
     assert provider.exchanges[1].request.wants("max_tokens") == 5
     assert status(gateway, first).json()["result"]["choices"][0]["message"]["content"] == "first"
+
+
+def cancel(gateway: GatewayProcess, job: str, key: str = TENANT_KEY) -> httpx.Response:
+    return httpx.delete(gateway.url(f"/status/{job}"), headers={"authorization": f"Bearer {key}"})
+
+
+def test_status_tells_place_and_forecast(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """A job that waits says where it stands; every job says what is expected of it."""
+    provider.enqueue([Wait("go"), *steps.answer()])
+    gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
+    running = submit(gateway)
+    provider.wait_request(0)
+    waiting = [submit(gateway) for _ in range(3)]
+    told = [status(gateway, job).json() for job in waiting]
+    assert sorted(t["queue"]["position"] for t in told) == [1, 2, 3]
+    assert all(t["queue"]["waiting"] == 3 for t in told)
+    assert all(t["queue"]["expected_wait_s"] >= 0 for t in told)
+    assert all(t["forecast"]["expected_output_tokens_p50"] > 0 for t in told)
+    first = status(gateway, running).json()
+    assert "queue" not in first
+    assert first["forecast"]["fallback_level"] == "heuristic"
+    provider.gate("go").mark()
+    done = ended(gateway, waiting[2])
+    assert "queue" not in done
+    assert done["forecast"]["expected_output_tokens_p50"] > 0
+
+
+def test_cancelled_job_ends_at_the_provider_and_stays_cancelled(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Running: the provider's connection closes. Waiting: it is never sent. Both are failed as
+    `cancelled`, for good: a crash right after the answer does not run them again."""
+    provider.enqueue([Hang()])
+    gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
+    running = submit(gateway)
+    exchange = provider.wait_request(0)
+    waiting, last = submit(gateway), submit(gateway)
+    assert cancel(gateway, waiting).json()["error"]["code"] == "cancelled"
+    assert cancel(gateway, running).json()["status"] == "failed"
+    exchange.peer_closed.wait(1.0)
+    assert ended(gateway, last)["status"] == "done"
+    assert len(provider.exchanges) == 2
+    again(gateway)
+    for job in (running, waiting):
+        told = status(gateway, job).json()
+        assert (told["status"], told["error"]["code"]) == ("failed", "cancelled")
+        assert cancel(gateway, job).status_code == 200  # again: nothing changes
+
+
+def test_cancelling_what_is_not_to_be_cancelled(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Ended: 409. Unknown or another tenant's: 404, alike."""
+    other = "kit-other-key"
+    gateway = start_gateway(
+        accounts=[account(provider)], tenants=[tenant(), tenant("other", other)]
+    )
+    job = submit(gateway)
+    ended(gateway, job)
+    refused = cancel(gateway, job)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_ended")
+    assert status(gateway, job).json()["status"] == "done"
+    foreign, unknown = cancel(gateway, job, other), cancel(gateway, "job_nothing")
+    assert foreign.status_code == unknown.status_code == 404
+    assert cancel(gateway, job, "wrong").status_code == 401
 
 
 def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProvider) -> None:

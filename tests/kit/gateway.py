@@ -60,6 +60,7 @@ class GatewayProcess:
         env: dict[str, str] | None = None,
         start_timeout_s: float = 30.0,
         stop_timeout_s: float = 20.0,
+        module: str = "gateway",
         **sections: Tree,
     ) -> None:
         self.directory = directory
@@ -70,6 +71,7 @@ class GatewayProcess:
         self.output: list[str] = []  # every line, stdout and stderr together
         self.process: subprocess.Popen[str] | None = None
         self._env = env or {}
+        self._module = module  # what is run: the gateway, or one with a fault built in
         self._heard = threading.Condition()
         self._deaf = False  # the output has ended
         self._tree: Tree = {
@@ -116,7 +118,7 @@ class GatewayProcess:
         with self._heard:
             self.output, self._deaf = [], False
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)],
+            [sys.executable, "-m", self._module, "serve", "--config", str(self.config)],
             cwd=self.directory,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,296 @@
+"""The core, with what happens when it raises: nobody's request fails for want of cleverness.
+
+The scheduler decides; it does not own who waits. The engine keeps its own ledger of permits, so
+a core that raised (a fault of ours, whatever it was) is thrown away and a fresh one is built
+from the ledger:
+
+1. What runs is adopted where it runs. What waits is submitted again, in order of arrival, to a
+   core that orders first come, first served: the plainest code we have. What the accounts had
+   learned is kept if it can still be read.
+2. The event that raised is in the ledger already (the engine writes first and tells after), so
+   it is not repeated. The exception is a failed attempt: its job waits for another, twice at
+   most, then it gets its error.
+3. A job that makes the fresh core raise as well goes *around* it: straight to the first of its
+   accounts, known to nobody but this file.
+4. A core that is rebuilt `STORM` times within `STORM_S` is left out altogether for that long:
+   every job goes around. Then it gets another chance.
+5. After `HEAL_S` without a fault the configured ordering comes back.
+
+Each rebuild is an alarm: a log line with its traceback, a journal entry, a metric. Each rebuild
+looks at every live job; it is for faults, not for a life.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from msgspec.structs import replace
+
+from gateway.schedule import overload
+from gateway.schedule.events import (
+    Action,
+    Adopted,
+    AttemptFailed,
+    Dispatch,
+    DrainStarted,
+    Event,
+    Finished,
+    Refuse,
+    SettingsChanged,
+    Submitted,
+    Withdrawn,
+)
+from gateway.schedule.retry import outcome_of
+from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.standing import standing
+from gateway.settings.schema import Settings
+from gateway.types import Job, Outcome, SchedulerSnapshot, Standing, Workload
+
+logger = logging.getLogger("gateway.engine")
+STORM, STORM_S = 10, 60.0
+HEAL_S = 300.0
+LOOK_AGAIN_S = 1.0
+SECOND_CHANCES = 2
+
+
+class Live(Protocol):
+    """A permit, as far as it is needed here."""
+
+    job: Job
+    workload: Workload
+    account: str | None  # where it runs
+    attempts: int
+    body_bytes: int
+
+
+Build = Callable[[Settings, Scheduler | None], Scheduler]
+"""A fresh core for these settings; of the old one, if there is one, what can be kept."""
+
+
+class Failsafe:
+    """A scheduler that does not raise.
+
+    Args:
+        core: the first one, built from `settings`.
+        build: makes another. It may raise; then every job goes around.
+        ledger: the engine's permits by job, in order of arrival.
+        alarm: told the reason of each rebuild.
+    """
+
+    def __init__(
+        self,
+        core: Scheduler,
+        build: Build,
+        ledger: Mapping[str, Live],
+        alarm: Callable[[str], None],
+    ) -> None:
+        self.core = core
+        self.rebuilds = 0
+        self.around: dict[str, Job] = {}  # jobs the core knows nothing of
+        self._settings = core.settings
+        self._build = build
+        self._ledger = ledger
+        self._alarm = alarm
+        self._draining = False
+        self._chances: dict[str, int] = {}  # job → failed attempts that raised
+        self._lately: deque[float] = deque(maxlen=STORM)
+        self._heal_s = float("inf")  # then the configured ordering comes back
+        self._out = False  # every job goes around, until `_heal_s`
+
+    @property
+    def degraded(self) -> bool:
+        """First come, first served, or no core at all, since a fault."""
+        return self._heal_s != float("inf")
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """As `Scheduler.handle`; never raises."""
+        match event:
+            case SettingsChanged():
+                self._settings = event.settings
+            case DrainStarted():
+                self._draining = True
+            case Finished() | Withdrawn():
+                self._chances.pop(event.job_id, None)
+                if self.around.pop(event.job_id, None) is not None:
+                    return []
+            case AttemptFailed() if event.job_id in self.around:
+                return [self._give_up(event)]
+        try:
+            if now >= self._heal_s:
+                return self._healed(event, now)
+            if self._out:
+                return self._without_core(event, now)
+            return self.core.handle(self._safe(event), now)
+        except Exception as error:
+            return self._rebuild(error, event, now)
+
+    def next_wake(self, now: float) -> float | None:
+        """As `Scheduler.next_wake`; never raises."""
+        wake_s = None
+        if not self._out:
+            try:
+                wake_s = self.core.next_wake(now)
+            except Exception as error:
+                logger.error("the scheduler raised on being asked for a deadline: %s", error)
+                wake_s = now + LOOK_AGAIN_S
+        if not self.degraded:
+            return wake_s
+        return self._heal_s if wake_s is None else min(wake_s, self._heal_s)
+
+    def snapshot(self, now: float) -> SchedulerSnapshot:
+        taken = self.core.snapshot(now)
+        return replace(
+            taken, rebuilds=self.rebuilds, degraded=self.degraded, around=len(self.around)
+        )
+
+    def standing(self, job_id: str, now: float) -> Standing | None:
+        return None if self._out else standing(self.core, job_id, now)
+
+    def check(self) -> None:
+        self.core.check()
+
+    # -- a fault -------------------------------------------------------------------------------
+
+    def _rebuild(self, error: Exception, event: Event, now: float) -> list[Action]:
+        self.rebuilds += 1
+        reason = f"{type(error).__name__}: {error}"[:200]
+        logger.error("the scheduler raised on %s; it is rebuilt", type(event).__name__,
+                     exc_info=error)  # fmt: skip
+        self._alarm(reason)
+        self._heal_s = now + HEAL_S
+        storm = len(self._lately) == STORM and now - self._lately[0] < STORM_S
+        self._lately.append(now)
+        actions: list[Action] = []
+        if isinstance(event, AttemptFailed) and not self._another_chance(event):
+            actions.append(self._give_up(event))
+        gone = {action.job_id for action in actions}
+        if storm:
+            return actions + self._leave_out(now, "it was rebuilt too often", gone)
+        return actions + self._built(gone, event, now)
+
+    def _built(self, gone: set[str], event: Event, now: float) -> list[Action]:
+        """A fresh core that holds every live job, but for those that make it raise."""
+        poison: set[str] = set()
+        while True:
+            try:
+                fresh = self._build(self._plain(), self.core)
+            except Exception as error:
+                logger.error("no new scheduler could be built", exc_info=error)
+                return self._leave_out(now, "none could be built", gone)
+            started, bad = self._filled(fresh, gone | poison, now)
+            if bad is None:
+                break
+            poison.add(bad)
+            if len(poison) > STORM:
+                return self._leave_out(now, "too many jobs make it raise", gone)
+        _carry_counts(self.core, fresh, event)
+        self.core = fresh
+        return [*started, *self._go_around(poison)]
+
+    def _filled(
+        self, fresh: Scheduler, without: set[str], now: float
+    ) -> tuple[list[Action], str | None]:
+        """Every live job into the fresh core; what it starts, and the job that made it raise."""
+        actions: list[Action] = []
+        for job_id, live in list(self._ledger.items()):
+            if job_id in without or job_id in self.around:
+                continue
+            try:
+                actions += fresh.handle(_entrance(live), now)
+            except Exception as error:
+                logger.error("job %s makes a fresh scheduler raise", job_id, exc_info=error)
+                return [], job_id
+        if self._draining:
+            actions += fresh.handle(DrainStarted(), now)
+        return actions, None
+
+    def _another_chance(self, event: AttemptFailed) -> bool:
+        used = self._chances.get(event.job_id, 0)
+        self._chances[event.job_id] = used + 1
+        return event.retryable and used < SECOND_CHANCES
+
+    def _give_up(self, event: AttemptFailed) -> Refuse:
+        self.around.pop(event.job_id, None)
+        self._chances.pop(event.job_id, None)
+        return Refuse(event.job_id, event.error, outcome_of(event.verdict))
+
+    # -- without a core ------------------------------------------------------------------------
+
+    def _leave_out(self, now: float, why: str, gone: set[str]) -> list[Action]:
+        logger.error("no scheduling for %g s: %s", STORM_S, why)
+        self._out = True
+        self._heal_s = now + STORM_S
+        self._lately.clear()
+        return self._go_around(job_id for job_id in self._ledger if job_id not in gone)
+
+    def _go_around(self, job_ids: Iterable[str]) -> list[Action]:
+        actions: list[Action] = []
+        for job_id in job_ids:
+            live = self._ledger[job_id]
+            self.around[job_id] = live.job
+            if live.account is None:
+                actions.append(_straight(live.job, live.attempts + 1))
+        return actions
+
+    def _without_core(self, event: Event, now: float) -> list[Action]:
+        match event:
+            case Submitted() if self._draining:
+                return [Refuse(event.job.id, overload.draining(LOOK_AGAIN_S), Outcome.REJECTED)]
+            case Submitted():
+                return self._go_around([event.job.id])
+            case AttemptFailed():
+                return [self._give_up(event)]
+        return []
+
+    # -- and back ------------------------------------------------------------------------------
+
+    def _healed(self, event: Event, now: float) -> list[Action]:
+        """One step back: from no core to a plain one, from a plain one to the configured."""
+        if self._out:
+            logger.warning("scheduling goes on, first come, first served")
+            self._heal_s = now + HEAL_S
+            fresh = self._build(self._plain(), self.core)
+            _carry_counts(self.core, fresh, event)
+            self.core, self._out = fresh, False
+            if self._draining:
+                self.core.handle(DrainStarted(), now)
+            return self.core.handle(self._safe(event), now)
+        logger.warning("scheduling goes on as configured")
+        self._heal_s = float("inf")
+        actions = self.core.handle(SettingsChanged(self._settings), now)
+        return actions + self.core.handle(event, now)
+
+    def _safe(self, event: Event) -> Event:
+        if isinstance(event, SettingsChanged) and self.degraded:
+            return SettingsChanged(self._plain())
+        return event
+
+    def _plain(self) -> Settings:
+        schedule = replace(self._settings.schedule, ordering="fcfs")
+        return replace(self._settings, schedule=schedule)
+
+
+def _entrance(live: Live) -> Event:
+    if live.account is None:
+        return Submitted(replace(live.job, workload=live.workload), live.body_bytes)
+    return Adopted(live.job, live.workload, live.account, live.attempts, live.body_bytes)
+
+
+def _straight(job: Job, attempt: int) -> Action:
+    """To the first account, or to nowhere where the job has none."""
+    if not job.accounts:
+        return Refuse(job.id, overload.no_account(float("inf")), Outcome.UPSTREAM_ERROR)
+    return Dispatch(job.id, job.accounts[(attempt - 1) % len(job.accounts)], attempt, 0)
+
+
+def _carry_counts(old: Scheduler, fresh: Scheduler, event: Event) -> None:
+    """Counters go on where they were: a scrape must not see them fall."""
+    fresh.dispatched += old.dispatched
+    for outcome, count in old.ended.items():
+        fresh.ended[outcome] += count
+    if isinstance(event, Finished | Withdrawn) and event.job_id in old.jobs:
+        fresh.ended[event.outcome] += 1
+    fresh.submitted = len(fresh.jobs) + sum(fresh.ended.values())

@@ -1,0 +1,83 @@
+"""Pictures of a group: latencies, waits by size, and the window as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gateway.replay.evaluate_plots import COLOURS, Axis, Chart, Point
+from gateway.replay.simulate_cells import Played
+from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
+
+SHOWN = ("naive", "fifo", "dual_budget", "ours", "true")
+POINTS = 200  # of a line
+LOG_TICKS = (0.01, 0.1, 1, 10, 100, 1000, 10_000)
+SHARE_TICKS = (0, 0.25, 0.5, 0.75, 0.95, 1)
+
+
+def latencies(title: str, played: Mapping[str, Sequence[Played]], *, short: bool) -> str:
+    """How many were answered by when, by policy; the shorts alone or all."""
+    lines = {}
+    for name in (name for name in SHOWN if name in played):
+        values = [
+            latency
+            for one in played[name]
+            for latency, tokens in zip(one.latencies, one.tokens, strict=True)
+            if not short or tokens <= SHORT_TOKENS
+        ]
+        lines[name] = values
+    who = "short answers" if short else "all answers"
+    return _shares(f"{title}: {who}", "latency, seconds", lines)
+
+
+def waits(title: str, played: Sequence[Played]) -> str:
+    """How long requests waited for their start, by true size; no wait stands at the left end."""
+    bounds = (("short", 0, SHORT_TOKENS), ("medium", SHORT_TOKENS, MEDIUM_TOKENS))
+    lines = {
+        name: [
+            wait
+            for one in played
+            for wait, tokens in zip(one.waits, one.tokens, strict=True)
+            if low < tokens <= high
+        ]
+        for name, low, high in (*bounds, ("long", MEDIUM_TOKENS, 10**9))
+    }
+    return _shares(f"{title}: waits under ours", "wait before dispatch, seconds", lines)
+
+
+def window(title: str, played: Played, best: float) -> str:
+    """What the core would have in flight, and had, over one run; the provider's best beside."""
+    trace = played.trace[:: max(1, len(played.trace) // (5 * POINTS))]
+    last = trace[-1][0] if trace else 1.0
+    top = 1.15 * max([best, *(room for _, room, _ in trace), *(float(n) for _, _, n in trace)])
+    chart = Chart(
+        f"{title}: window, seed 0",
+        Axis("seconds", 0, last, [round(t, 1) for t in np.linspace(0, last, 5)]),
+        Axis("requests in flight", 0, top, [round(n) for n in np.linspace(0, top, 6)]),
+    )
+    chart.line([(t, float(n)) for t, _, n in trace], COLOURS[0], "in flight")
+    chart.line([(t, room) for t, room, _ in trace], COLOURS[1], "window")
+    chart.line([(0, best), (last, best)], "#999", "best", "4 4")
+    return chart.svg()
+
+
+def _shares(title: str, unit: str, lines: Mapping[str, Sequence[float]]) -> str:
+    largest = max((max(values) for values in lines.values() if values), default=1.0)
+    high = next(tick for tick in LOG_TICKS[2:] if tick >= min(largest, LOG_TICKS[-1]))
+    chart = Chart(
+        title,
+        Axis(unit, LOG_TICKS[0], high, [t for t in LOG_TICKS if t <= high], log=True),
+        Axis("share at most it", 0, 1, SHARE_TICKS),
+    )
+    for (name, values), colour in zip(lines.items(), COLOURS, strict=False):
+        chart.line(_steps(values), colour, name)
+    return chart.svg()
+
+
+def _steps(values: Sequence[float]) -> list[Point]:
+    if not values:
+        return []
+    levels = np.linspace(0, 1, min(POINTS, len(values)) + 1)
+    found = np.quantile(np.array(values), levels)
+    return list(zip(found.tolist(), levels.tolist(), strict=True))

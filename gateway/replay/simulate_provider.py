@@ -1,0 +1,284 @@
+"""A provider as a queue: processor sharing whose speed falls with the number in flight.
+
+A black-box LLM provider batches what it is sent: each stream runs at 1/g(N) of full speed, N
+in flight. Everything a scheduler can gain hangs on the shape of g (X(N) = N/g(N) is the
+throughput), so all shapes that real engines and published mocks show are here:
+
+    linear     1 + N/k                   X rises to k for ever: nothing to gain by holding back
+    knee       max(1, N/k)               X rises to k, then flat
+    power      max(1, N/k)^p, p = 1.5    X peaks at k and falls
+    quadratic  1 + (N/k)²                X peaks at k
+    usl        1 + σ(N−1) + κ(N−1)N      X peaks at k = √((1−σ)/κ) (Gunther's scalability law)
+    fitted     (1 + (N/k)^s)^(p/s)       what balance/curve.py fits to an observed provider
+
+Ranges, drawn per seed, log-uniform, which no controller reads:
+
+    k 8–32 streams: sglang on one H100 served 21 interactively, most tokens at 45; A100s 16–64
+    base 0.15–0.8 s, prompt token 0.05–0.4 ms, output token 6–30 ms: the middle of 16,629 timed
+    calls of hosted APIs (BFCL results) and of the price lists' tokens/s
+    noise 0.1–0.35 (sigma of the log of a request's work): those calls are at least so noisy
+    σ of usl 0.01–0.05
+
+A request's work is (base + prompt + output time) × its noise in seconds at full speed; all of
+it is slowed. The noise comes with the request, so it is the same under every policy.
+
+The trick that makes it fast: virtual time V with dV/dt = 1/g(N). A request that begins at V₀
+with work w ends at V = V₀ + w whatever comes and goes, so a heap of ends keeps the order and
+an event costs O(log n), though every event changes everybody's speed.
+
+Limits answer 429 at once: `max_concurrency`, and requests and tokens (prompt + true output)
+a minute as buckets that hold a minute's worth. `share` is the part of the machines that is up:
+with half of them N streams crowd as 2N did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from heapq import heappop, heappush
+from math import exp, log
+from typing import Literal, NamedTuple, cast, get_args
+
+import numpy as np
+from msgspec import Struct, structs
+
+from gateway.errors import SettingsError
+from gateway.types import RateLimits
+
+Shape = Literal["linear", "knee", "power", "quadratic", "usl", "fitted"]
+SHAPES = cast(tuple[Shape, ...], get_args(Shape))
+
+MOST = 4096  # in flight, where the best throughput is looked for
+NEAR_BEST = 0.95
+
+RANGES: dict[str, tuple[float, float]] = {
+    "knee": (8.0, 32.0),
+    "sigma": (0.01, 0.05),
+    "base_s": (0.15, 0.8),
+    "prompt_token_s": (0.00005, 0.0004),
+    "output_token_s": (0.006, 0.03),
+    "noise": (0.1, 0.35),
+}
+
+
+class Nature(Struct, frozen=True, kw_only=True):
+    """What one provider is like."""
+
+    shape: Shape = "knee"
+    knee: float = 16.0
+    power: float = 1.5
+    sigma: float = 0.03
+    sharp: float = 4.0  # s of "fitted"; its p is `power`
+    base_s: float = 0.3
+    prompt_token_s: float = 0.0002
+    output_token_s: float = 0.01
+    noise: float = 0.2
+    max_concurrency: int = 0  # 0: no limit, here and below
+    rpm: int = 0
+    tpm: int = 0
+    tells_retry_after: bool = True
+    reject_s: float = 0.05  # until a 429 is back
+
+    def slowness(self, n: float) -> float:
+        """g(n): what the work of each of n streams is multiplied by."""
+        match self.shape:
+            case "linear":
+                return 1.0 + n / self.knee
+            case "knee":
+                return max(1.0, n / self.knee)
+            case "power":
+                return float(max(1.0, n / self.knee) ** self.power)
+            case "quadratic":
+                return float(1.0 + (n / self.knee) ** 2)
+            case "usl":
+                kappa = (1.0 - self.sigma) / self.knee**2
+                return 1.0 + self.sigma * (n - 1.0) + kappa * n * (n - 1.0)
+            case "fitted":
+                bent = float((n / self.knee) ** self.sharp)
+                return float((1.0 + bent) ** (self.power / self.sharp))
+
+    @property
+    def capacity(self) -> float:
+        """The most work done a second, in seconds of work: max X(N), or what it tends to."""
+        if self.shape == "linear":
+            return self.knee
+        return max(n / self.slowness(n) for n in range(1, MOST))
+
+    @property
+    def best_window(self) -> int:
+        """The fewest in flight that reach NEAR_BEST of capacity."""
+        enough = NEAR_BEST * self.capacity
+        return next(n for n in range(1, MOST) if n / self.slowness(n) >= enough)
+
+    def work_s(self, prompt_tokens: int, output_tokens: int, z: float) -> float:
+        """Seconds at full speed; `z` is the request's standard normal noise."""
+        tokens_s = self.prompt_token_s * prompt_tokens + self.output_token_s * output_tokens
+        return (self.base_s + tokens_s) * exp(self.noise * z)
+
+    def alone_s(self, prompt_tokens: int, output_tokens: int, z: float) -> float:
+        """How long it takes with nobody else there."""
+        return self.work_s(prompt_tokens, output_tokens, z) * self.slowness(1)
+
+
+def nature(shape: Shape, chance: np.random.Generator, fixed: Mapping[str, float]) -> Nature:
+    """Drawn from RANGES; `fixed` overrides fields of Nature by name.
+
+    Raises:
+        SettingsError: `fixed` names no field.
+    """
+    for name in fixed:
+        if name not in Nature.__struct_fields__ or name == "shape":
+            known = ", ".join(Nature.__struct_fields__[1:])
+            raise SettingsError(f"simulate: no provider parameter {name!r}; there are {known}")
+    drawn = {name: exp(chance.uniform(log(a), log(b))) for name, (a, b) in RANGES.items()}
+    whole = {"max_concurrency": int, "rpm": int, "tpm": int, "tells_retry_after": bool}
+    given = {name: whole.get(name, float)(value) for name, value in fixed.items()}
+    return structs.replace(Nature(shape=shape), **(drawn | given))
+
+
+class Rejected(NamedTuple):
+    """429."""
+
+    retry_after_s: float | None
+
+
+class Step(NamedTuple):
+    """A stream came so far."""
+
+    id: str
+    ended: bool  # else its first byte came
+
+
+class Bucket:
+    """A limit a minute, full at first; 0: none."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self._full = float(per_minute)
+        self._rate = per_minute / 60.0
+        self._level, self._at = self._full, now
+
+    def lacks_s(self, amount: float, now: float) -> float:
+        """Seconds until `amount` may be taken; one larger than the bucket may when it is full."""
+        if not self._rate:
+            return 0.0
+        self._level = min(self._full, self._level + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, min(amount, self._full) - self._level) / self._rate
+
+    def take(self, amount: float) -> None:
+        self._level -= amount if self._rate else 0.0
+
+    def told(self) -> tuple[int, int, float] | tuple[None, None, None]:
+        """Limit, remaining, seconds until full, as headers say it."""
+        if not self._rate:
+            return None, None, None
+        reset_s = (self._full - self._level) / self._rate
+        return int(self._full), max(0, int(self._level)), reset_s
+
+
+class Provider:
+    """One account at one provider, on a virtual clock."""
+
+    def __init__(self, nature: Nature, now: float = 0.0) -> None:
+        self.nature = nature
+        self.inflight = 0
+        self.done_s = 0.0  # work done so far, in seconds at full speed
+        self.rejected = 0
+        self.share = 1.0
+        self._ends: list[tuple[float, int, str, bool]] = []
+        self._virtual = 0.0
+        self._at = now
+        self._order = 0
+        self._slowness: dict[int, float] = {}
+        self._gone: set[str] = set()  # cancelled, their steps still in the heap
+        self._requests = Bucket(nature.rpm, now)
+        self._tokens = Bucket(nature.tpm, now)
+
+    def offer(
+        self, id: str, prompt_tokens: int, output_tokens: int, z: float, now: float
+    ) -> Rejected | None:
+        """Begin a stream, or say no."""
+        rejected = self._rejection(prompt_tokens + output_tokens, now)
+        if rejected is not None:
+            self.rejected += 1
+            return rejected
+        self._advance(now)
+        nature = self.nature
+        for tokens, ended in ((0, False), (output_tokens, True)):
+            work_s = nature.work_s(prompt_tokens, tokens, z)
+            self._order += 1
+            heappush(self._ends, (self._virtual + work_s, self._order, id, ended))
+        self.inflight += 1
+        return None
+
+    def cancel(self, id: str, now: float) -> None:
+        """The client left a stream that has not ended: its place is free at once."""
+        self._advance(now)
+        self.inflight -= 1
+        self._gone.add(id)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """What is cancelled must not stand at the head."""
+        while self._ends and self._ends[0][2] in self._gone:
+            _, _, id, ended = heappop(self._ends)
+            if ended:
+                self._gone.discard(id)
+
+    @property
+    def next_s(self) -> float:
+        """When the next step of a stream is due, if nothing else happens before."""
+        if not self._ends:
+            return float("inf")
+        return self._at + max(0.0, self._ends[0][0] - self._virtual) * self._g
+
+    def step(self, now: float) -> Step:
+        """The step that was due at `now`, which is `next_s`."""
+        self._advance(now)
+        due, _, id, ended = heappop(self._ends)
+        if due > self._virtual:  # by rounding
+            self.done_s += (due - self._virtual) * self.inflight
+            self._virtual = due
+        if ended:
+            self.inflight -= 1
+        if self._gone:
+            self._sweep()
+        return Step(id, ended)
+
+    def limits(self, now: float) -> RateLimits | None:
+        """What the headers of an answer say; None where the provider limits nothing."""
+        if not self.nature.rpm and not self.nature.tpm:
+            return None
+        self._requests.lacks_s(0.0, now)
+        self._tokens.lacks_s(0.0, now)
+        return RateLimits(*self._requests.told(), *self._tokens.told())
+
+    def change(self, share: float, now: float) -> None:
+        """So much of the machines is up from now on."""
+        self._advance(now)
+        self.share = share
+        self._slowness.clear()
+
+    @property
+    def _g(self) -> float:
+        found = self._slowness.get(self.inflight)
+        if found is None:
+            found = self.nature.slowness(self.inflight / self.share)
+            self._slowness[self.inflight] = found
+        return found
+
+    def _advance(self, now: float) -> None:
+        if self.inflight:
+            served = (now - self._at) / self._g
+            self._virtual += served
+            self.done_s += served * self.inflight
+        self._at = now
+
+    def _rejection(self, tokens: int, now: float) -> Rejected | None:
+        wait_s = max(self._requests.lacks_s(1.0, now), self._tokens.lacks_s(tokens, now))
+        if 0 < self.nature.max_concurrency <= self.inflight:
+            wait_s = max(wait_s, 1.0)
+        if wait_s > 0:
+            return Rejected(wait_s if self.nature.tells_retry_after else None)
+        self._requests.take(1.0)
+        self._tokens.take(tokens)
+        return None

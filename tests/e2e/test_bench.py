@@ -1,0 +1,83 @@
+"""`sagesched bench` and `sagesched load` from their command lines, small."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.replay.demo import MODELS
+from tests.kit.gateway import ROOT, TENANT_KEY, GatewayProcess, account, tenant
+from tests.kit.provider import ScriptedProvider
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SAGESCHED_LOAD_KEY": TENANT_KEY},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
+    """One seed, few requests: a report with every policy, all answered, against naive."""
+    done = run(
+        *("bench", "--out", str(tmp_path / "out"), "--shapes", "knee", "--seeds", "1"),
+        *("--total-requests", "12", "--seed-count", "5", "--warm-up", "4", "--cold-seeds", "1"),
+        *("--time-scale", "20", "--set", "schedule.ordering='fcfs'"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads((tmp_path / "out" / "report.json").read_text())
+    (group,) = report["groups"]
+    assert set(group["policies"]) == {"naive", "ours", "cold"}
+    assert all(own["mean"]["completed"] == 1.0 for own in group["policies"].values())
+    assert group["policies"]["ours"]["against_naive"]["makespan_s"] is not None
+    assert report["about"]["time_scale"] == 20
+    assert "short P95" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--shapes", "square"], "no shape 'square'"),
+        (["--mix", "sour"], "no mix 'sour'"),
+        (["--total-requests", "99999"], "too few"),
+        (["--data", "nothing.jsonl"], "cannot be read"),
+    ],
+)
+def test_bench_says_what_is_wrong(tmp_path: Path, arguments: list[str], told: str) -> None:
+    """One line, no trace, exit code 2."""
+    done = run("bench", "--out", str(tmp_path / "out"), *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_load_tells_what_came_back(tmp_path: Path, provider: ScriptedProvider) -> None:
+    """Every request is counted, by status and size; one that failed makes the exit code 1."""
+    gateway = GatewayProcess(
+        tmp_path, accounts=[account(provider, models=list(MODELS))], tenants=[tenant()]
+    )
+    provider.error(400, code="bad", message="no")
+    with gateway:
+        out = tmp_path / "load.json"
+        done = run(
+            *("load", gateway.url("/v1"), "--requests", "20", "--rate", "200"),
+            *("--stream-share", "0.5", "--out", str(out)),
+            cwd=tmp_path,
+        )
+    assert done.returncode == 1, done.stderr
+    report = json.loads(out.read_text())
+    assert report["statuses"] == {"200": 19, "400": 1}
+    assert report["completed"] == 19
+    assert report["by_size"]["short"]["requests"] == 19
+    assert "19 of 20 answered in full" in done.stdout
