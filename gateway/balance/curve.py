@@ -123,7 +123,7 @@ class Posterior(Struct, frozen=True):
 
 
 def _candidates(low: float, high: float) -> Floats:
-    ns = _N[(_N >= low) & (_N <= high)]
+    ns = _N[(low <= _N) & (high >= _N)]
     return ns if len(ns) else np.array([low])
 
 
@@ -167,7 +167,7 @@ class Bins:
 
     def known_below(self, n: float) -> bool:
         """Whether there is evidence of what a request takes with at most `n` in flight."""
-        return float(self.weights[_LN_N <= math.log(n)].sum()) >= 3.0
+        return float(self.weights[math.log(n) >= _LN_N].sum()) >= 3.0
 
     def posterior(self, variance: float) -> Posterior:
         """`variance` is that of one log latency around its curve."""
