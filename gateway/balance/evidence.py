@@ -135,7 +135,10 @@ class Evidence:
         variance = self._variance * keep + (1.0 - keep) * latest
         self._variance = min(max(variance, NOISE[0] ** 2), NOISE[1] ** 2)
         self.curve = known.curve(self._bins.explored())
-        self.slowdown = math.exp(float(np.mean(logs)) - known.scale)
+        recent = math.log(self.slowdown) * keep**RECENT
+        self.slowdown = math.exp(
+            recent + (1.0 - keep**RECENT) * (float(np.mean(logs)) - known.scale)
+        )
 
     @property
     def hopeful(self) -> bool:
