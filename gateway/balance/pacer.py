@@ -103,6 +103,7 @@ class Meter:
         if remaining is None:
             return
         self._judge(remaining, spent)
+        self._update()
         if self._trust < LEAST_TRUST:
             return
         level = remaining - (self.spent - spent) if self._rate else float(remaining)

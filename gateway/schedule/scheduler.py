@@ -223,7 +223,8 @@ class Scheduler:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
             self.accounts.answered(entry.lease, event.limits, now)
-            for name in {entry.pool, self.directory.pool_of.get(entry.account, entry.pool)}:
+            home = self.directory.pool_of.get(entry.account, entry.pool)
+            for name in dict.fromkeys((entry.pool, home)):
                 self.touch(name)
                 self.pools[name].version += 1
 
