@@ -56,6 +56,7 @@ from gateway.upstream.providers import (
     stream_error_status,
     url_for,
 )
+from gateway.upstream.ratelimits import rate_limits
 from gateway.upstream.sse import event_of
 from gateway.upstream.usage import StreamMeter, answer_usage, tail_usage
 
@@ -250,7 +251,7 @@ class Relay:
                 self._attempt_failed(permit, _REMOVED)
                 continue
             try:
-                answer = await self._attempt(call, target, trip)
+                answer = await self._attempt(call, target, permit, trip)
                 if _is_events(answer):
                     await self._stream(call, target, permit, trip, watch, answer, send)
                 else:
@@ -273,7 +274,7 @@ class Relay:
         permit.outcome = failure.outcome
         raise error
 
-    async def _attempt(self, call: Call, target: Target, trip: Trip) -> Answer:
+    async def _attempt(self, call: Call, target: Target, permit: Permit, trip: Trip) -> Answer:
         trip.ttft_s = trip.usage = trip.error_code = None  # of the attempt before
         body = call.body
         edit = edit_for(target, call.job.model, inject_usage=call.stream and not call.wants_usage)
@@ -286,6 +287,9 @@ class Relay:
             headers_for(target, call.headers),
             body,
         )
+        limits = rate_limits(answer.headers, time.time())
+        if limits is not None:
+            permit.answered(limits)
         if answer.status < 200:
             raise AttemptFailed(BROKEN)
         if 300 <= answer.status < 400:

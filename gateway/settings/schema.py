@@ -189,6 +189,7 @@ class Balance(Section, frozen=True):
 
     window: Literal["auto", "off"] = "auto"  # found at the knee; off: the ceiling alone
     min_window: Count = 2
+    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
     min_limit: Count = 1
     cut_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.75
     default_backoff_s: Seconds = 2.0  # a 429 without Retry-After
