@@ -62,7 +62,7 @@ def _misses(group: Mapping[str, Any]) -> list[str]:
         if not row["met"]
     ]
     return found + [
-        f"- {group['title']}: {row['check']}: {row['value']:.4g}, wanted ≤ {row['at_most']:g}"
+        f"- {group['title']}: {row['check']}: {_number(row['value'])}, wanted ≤ {row['at_most']:g}"
         for row in group["checks"]
         if not row["met"]
     ]

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from gateway.replay.evaluate_figures import auc, kendall_tau
 from gateway.replay.simulate_cells import Played
-from gateway.replay.simulate_metrics import Change, change
+from gateway.replay.simulate_metrics import COUNTS, Change, change
 from gateway.replay.simulate_provider import Shape
 from gateway.replay.simulate_rows import Row
 from gateway.replay.simulate_worlds import Cell
@@ -152,7 +152,10 @@ def _goal(
     if goal.figure in FLOORS and FLOORS[goal.figure] in naive:
         alone = change(goal.figure, naive[FLOORS[goal.figure]], naive[goal.figure])
     target = goal.of(shape)
-    is_met = found is None or found.value <= target
+    if found is not None:
+        is_met = found.value <= target
+    else:  # naive has none of it: so must this one
+        is_met = goal.figure in COUNTS and not any(by_policy[name][goal.figure])
     return {
         "goal": goal.title,
         "target": target,
@@ -161,7 +164,7 @@ def _goal(
         "true_lengths": told,
         "alone": alone,
         "met": is_met,
-        "beats_seed": found is None or found.high < goal.seed,
+        "beats_seed": is_met if found is None else found.high < goal.seed,
         "limit": "" if is_met else _limit(target, alone, told),
     }
 
@@ -211,7 +214,12 @@ def _checks(cell: Cell, by_policy: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check(text: str, value: float | None, most: float) -> dict[str, Any]:
-    return {"check": text, "value": value, "at_most": most, "met": value is None or value <= most}
+    return {
+        "check": text,
+        "value": value,
+        "at_most": most,
+        "met": value is not None and value <= most,
+    }
 
 
 def workload(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

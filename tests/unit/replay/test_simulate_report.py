@@ -64,6 +64,22 @@ def test_a_lost_request_misses_completion() -> None:
     assert [row["met"] for row in group["checks"]] == [False]
 
 
+def test_what_naive_has_none_of_must_not_come_up() -> None:
+    """No ratio can be told against 0; more than 0 is a miss all the same."""
+    naive = played(deadline_misses=0.0)
+    for own, met in ((0.0, True), (0.1, False)):
+        found = goal(one(naive=naive, ours=played(deadline_misses=own)), "deadline misses")
+        assert found["found"] is None
+        assert found["met"] is found["beats_seed"] is met
+
+
+def test_what_cannot_be_measured_is_not_met() -> None:
+    """No short request anywhere: no figure, and no pass."""
+    nothing = played(short_p95_s=float("nan"))
+    assert goal(one(naive=nothing, ours=nothing), "short P95")["met"] is False
+    assert one("steady", ours=nothing, static=nothing)["checks"][0]["met"] is False
+
+
 def test_checks_hold_ours_against_hindsight() -> None:
     """Within a tenth by short P95 and mean."""
     group = one("steady", static=played(), ours=played(mean_s=1.2, short_p95_s=1.09))
