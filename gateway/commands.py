@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -291,7 +292,7 @@ def simulate(args: argparse.Namespace) -> int:
             settings=args.set,
             jobs=args.jobs or os.cpu_count() or 1,
             # Of paths the names alone: a report may be shown to others.
-            command=" ".join(["sagesched", *(arg.rsplit("/", 1)[-1] for arg in sys.argv[1:])]),
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 
@@ -327,7 +328,7 @@ def bench(args: argparse.Namespace) -> int:
             stream_share=args.stream_share,
             settings=args.set,
             # Of paths the names alone: a report may be shown to others.
-            command=" ".join(["sagesched", *(arg.rsplit("/", 1)[-1] for arg in sys.argv[1:])]),
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 
