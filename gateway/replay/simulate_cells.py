@@ -9,6 +9,7 @@ played a second time, alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import Struct, structs
@@ -36,6 +37,7 @@ class Played(Struct, frozen=True):
     """One policy in one cell."""
 
     figures: dict[str, float]
+    refused: dict[str, int] = {}  # by the code of the refusal
     latencies: list[float] = []
     waits: list[float] = []
     tokens: list[int] = []
@@ -119,12 +121,13 @@ def _played(cell: Cell, found: Run, plan: Plan) -> Played:
     results = found.results
     if cell.scenario in STEADY:
         results = results[int(DROPPED * len(results)) :]
-    numbers = figures(results)
+    numbers, refused = figures(results), _refused(results)
     if cell.seed >= plan.sampled_seeds:
-        return Played(numbers)
+        return Played(numbers, refused)
     done = [r for r in results if r.completed]
     return Played(
         numbers,
+        refused,
         [round(r.latency_s, 4) for r in done],
         [round(r.wait_s, 4) for r in done],
         [r.request.row.output_tokens for r in done],
@@ -145,7 +148,11 @@ def _two_sided(plan: Plan, cell: Cell, world: World, name: str) -> Played:
         "quiet_completed": sum(r.completed for r in beside) / len(beside),
         "quiet_added_wait_s": _added_wait(beside, alone),
     }
-    return Played(numbers)
+    return Played(numbers, _refused(both))
+
+
+def _refused(results: Sequence[Result]) -> dict[str, int]:
+    return dict(Counter(r.refused for r in results if r.refused))
 
 
 def _added_wait(beside: Sequence[Result], alone: Sequence[Result]) -> float:

@@ -11,6 +11,7 @@ are not enough; or still the physics'), or the forecast's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,7 +89,9 @@ def _group(members: Group) -> dict[str, Any]:
     naive = by_policy.get("naive")
     policies: dict[str, Any] = {}
     for name, own in by_policy.items():
-        policies[name] = {"mean": {figure: _mean(values) for figure, values in own.items()}}
+        refused = sum((Counter(found[name].refused) for _, found in members), Counter[str]())
+        means = {figure: _mean(values) for figure, values in own.items()}
+        policies[name] = {"mean": means, "refused": dict(refused)}
         if naive is not None and name != "naive":
             policies[name]["against_naive"] = _against(own, naive)
     return {
