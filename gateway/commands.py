@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -290,7 +291,8 @@ def simulate(args: argparse.Namespace) -> int:
             provider=args.provider,
             settings=args.set,
             jobs=args.jobs or os.cpu_count() or 1,
-            command=" ".join(["sagesched", *sys.argv[1:]]),
+            # Of paths the names alone: a report may be shown to others.
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 
@@ -325,7 +327,8 @@ def bench(args: argparse.Namespace) -> int:
             time_scale=args.time_scale,
             stream_share=args.stream_share,
             settings=args.set,
-            command=" ".join(["sagesched", *sys.argv[1:]]),
+            # Of paths the names alone: a report may be shown to others.
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 
