@@ -3,9 +3,10 @@
     python -m tests.bench.stage0 --rates 50,200,500 --seconds 10 [--data FILE]
 
 Alone twice: one call after the other, and at the same times as under load, when each call finds
-caches that others have used. One loop, one predictor with its child process, one core for both (whoever starts this pins
-it). At each rate requests come at Poisson times; each is forecast, handed on to be refined, and
-learned from a little later, as in the gateway; the relay's work is not here. Wall time of the
+caches that others have used. One loop, one predictor with its child process, one core for both
+(whoever starts this pins it). At each rate requests come at Poisson times; each is forecast,
+handed on to be refined, and learned from a little later, as in the gateway; the relay's work
+is not here. Wall time of the
 call, and the thread's CPU time, in µs. Prints one JSON object.
 """
 

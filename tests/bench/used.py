@@ -99,19 +99,21 @@ def run(
     store: Path,
     history: Sequence[HistoryRow],
     cores: tuple[int, int],
+    orders: Sequence[str] = tuple(ORDERS),
 ) -> list[Used]:
     """Every rate with a gateway of its own, on the first prompts, `seconds` of them at most.
 
     Args:
         store, history: what each gateway begins with; the same rows.
         cores: of load and provider; of the gateway.
+        orders: of ORDERS.
 
     Raises:
         Unfit: the load was too busy to be believed.
     """
     whole = artefacts()
     found = []
-    for order, rate in product(ORDERS, RATES):
+    for order, rate in product(orders, RATES):
         sent = prompts[: max(50, round(rate * seconds))]
         with tempfile.TemporaryDirectory() as name:
             journal = _measured(rate, order, sent, store, Path(name), cores)
