@@ -19,6 +19,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +146,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             gc.set_threshold(20_000, 20, 50)  # as the gateway has it
             alone(predictor, pairs[:200])  # the first calls load what is loaded late
             found = {"alone, one after the other": alone(predictor, pairs)}
-            for number, rate in enumerate(float(rate) for rate in options.rates.split(",")):
-                for idle in (True, False):
-                    name = f"at {rate:g}/s{', alone' if idle else ''}"
-                    seed = 2 * number + idle
-                    work = under_load(predictor, pairs, rate, options.seconds, seed, idle=idle)
-                    found[name] = runner.run(work)
+            rates = [float(rate) for rate in options.rates.split(",")]
+            # First those with nothing beside: the others leave the child work for a while.
+            for number, (idle, rate) in enumerate(product((True, False), rates)):
+                work = under_load(predictor, pairs, rate, options.seconds, number, idle=idle)
+                found[f"at {rate:g}/s{', alone' if idle else ''}"] = runner.run(work)
             return found
         finally:
             predictor.stop(1.0)

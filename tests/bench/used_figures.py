@@ -16,6 +16,7 @@ from tests.bench.prompts import Prompt
 from tests.bench.tables import table as table_of
 
 TAUS = ("used", "stage 0", "at the end", "full")
+FEWEST = 30  # jobs whose order says something
 
 
 class Told(Struct):
@@ -81,11 +82,12 @@ def taus(
     full: Mapping[str, float],
     asked: Mapping[str, Prompt],
 ) -> dict[str, float]:
+    """By TAUS; NaN of fewer than FEWEST jobs."""
     truth = np.array([asked[j].output_tokens for j in which], np.float64)
 
     def tau(said: list[float]) -> float:
         found = kendall_tau(np.array(said, np.float64), truth)
-        return float("nan") if found is None else found
+        return float("nan") if found is None or len(which) < FEWEST else found
 
     return {
         "used": tau([jobs[j].used for j in which]),
