@@ -109,7 +109,7 @@ def memories(target: Target, seconds: float) -> dict[str, Memory]:
     found = {"idle, as started": memory(target.pid)}
     for rate in RATES:
         with largest(target.pid) as seen:
-            load(target, cell(rate).load, seconds, seed=2000 + rate)
+            load(target, cell(rate).load, seconds, seed=200_000 + rate)
         target.settle()
         found[f"at {rate}/s, largest"] = seen[0]
     time.sleep(REST_S)
@@ -193,7 +193,7 @@ def refits(
     straight, without, during = [], [], []
     lasted, whole = [], True
     for number in range(rounds):
-        seed = 5000 + 1000 * number
+        seed = 300_000 + 1000 * number
         on.settle()
         fitting = Fitting(on, core)
         turns = 0

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -191,7 +191,7 @@ def run(cells: list[Cell], seconds: float, repeat: int) -> list[Row]:
 
 def warm_up(targets: list[Target]) -> None:
     for number, target in enumerate(targets):
-        load(target, ("--concurrency", "16"), WARM_UP_S, seed=1000 + number)
+        load(target, ("--concurrency", "16"), WARM_UP_S, seed=100_000 + number)
         target.settle()
 
 
@@ -305,8 +305,11 @@ def commit() -> str:
 
 def children(pid: int) -> list[int]:
     """Its child processes now, whichever thread began them: a gateway's is its predictor."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return sorted(int(child) for t in threads for child in (t / "children").read_text().split())
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended since
+            found += map(int, (thread / "children").read_text().split())
+    return sorted(found)
 
 
 def rss_mb(pid: int) -> float:

@@ -238,10 +238,10 @@ def report(
 
 
 def said(options: argparse.Namespace) -> str:
-    """The command, the path of the data left out: it says nothing to who reads it."""
-    words = [
-        options.data.name if options.data and Path(w) == options.data else w for w in sys.argv[1:]
-    ]
+    """The command, of the data's path the name alone: where it lies says nothing to a reader."""
+    words = sys.argv[1:]
+    if options.data:
+        words = [word.replace(str(options.data), options.data.name) for word in words]
     return shlex.join(["python", "-m", "tests.bench.predict", *words])
 
 
