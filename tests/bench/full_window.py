@@ -18,6 +18,7 @@ from gateway.settings.schema import Predict, Store
 from gateway.shipped import shipped
 from gateway.store.store import Store as Rows
 from gateway.types import HistoryRow
+from tests.bench.cores import Unfit
 from tests.kit.gateway import GatewayProcess
 from tests.unit.predict.rows import ruled_rows
 
@@ -26,9 +27,13 @@ SLICE = 5000  # rows on their way to the disk
 
 
 def artefacts() -> Artefacts:
-    """As shipped, loaded as the gateway loads them."""
+    """As shipped, loaded as the gateway loads them. Raises Unfit where a part is missing: rows
+    without the encoder's name would fill no window."""
     settings = Predict()
-    return Artefacts(shipped("models"), settings.embedding_model_name, settings.max_encoder_tokens)
+    whole = Artefacts(shipped("models"), settings.embedding_model_name, settings.max_encoder_tokens)
+    if whole.problems:
+        raise Unfit(f"the models are not whole: {'; '.join(whole.problems)}")
+    return whole
 
 
 def rows(count: int, whole: Artefacts) -> list[HistoryRow]:

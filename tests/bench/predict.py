@@ -23,6 +23,7 @@ import argparse
 import json
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -259,6 +260,7 @@ def main() -> int:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if options.quick and options.only == parser.get_default("only"):
         parts.remove("speed")  # it takes minutes by itself
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     began_s = time.monotonic()
     found: list[Section] = []
     where = machine()  # before it shrinks to a core

@@ -43,7 +43,7 @@ def of_file(path: Path, limit: int) -> list[Prompt]:
     """The first `limit` rows of its test side. Raises SettingsError."""
     rows = [(row, structs.replace(line, seq=place)) for place, (row, line) in enumerate(read(path))]
     wanted = {case.seq: case for case in choose(rows, fit_keys(shipped("models"))).cases}
-    found = []
+    found: list[Prompt] = []
     for place, (row, line) in enumerate(rows):
         case = wanted.get(place)
         if case is not None and len(found) < limit:
@@ -58,7 +58,7 @@ def generated(count: int) -> list[Prompt]:
     found = []
     for row in seed_rows(count, seed=7):
         tokens, limit = row["output_tokens"], row["max_tokens"]
-        asked = {"messages": [{"role": "user", "content": row["prompt"]}]}
+        asked: dict[str, object] = {"messages": [{"role": "user", "content": row["prompt"]}]}
         asked |= {"max_tokens": limit} if limit else {}
         found.append(prompt(row["model"], asked, tokens, censored=0 < limit <= tokens))
     return found
