@@ -9,14 +9,12 @@ and the log; nothing is raised.
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import copy
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,6 +26,7 @@ from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
 from gateway.predict.head import Head
 from gateway.predict.lengths import LengthModel, Part, Residual
+from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
@@ -41,10 +40,6 @@ BASE = (
 """What a refit is a correction of."""
 
 Projection = npt.NDArray[np.float32]
-
-
-class ArtefactError(Exception):
-    """A file of models/ is missing, altered or of another format."""
 
 
 class Tables(Struct, frozen=True, dict=True):
@@ -82,43 +77,6 @@ class Tables(Struct, frozen=True, dict=True):
     def width(self) -> int:
         """How many of `NAMES` the models read."""
         return len(self.features)
-
-
-class Folder:
-    """models/ and its manifest. Raises ArtefactError when the manifest is unusable."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            self._manifest = tomllib.loads((folder / "manifest.toml").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ArtefactError(f"manifest.toml cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ArtefactError(f"manifest.toml is not valid: {error}") from None
-
-    def about(self, name: str) -> Mapping[str, Any]:
-        """The manifest's table of one artefact."""
-        table = self._manifest.get(name)
-        if not isinstance(table, dict) or "file" not in table or "sha256" not in table:
-            raise ArtefactError(f"manifest.toml does not describe {name!r}")
-        return table
-
-    def has(self, name: str) -> bool:
-        """Whether the manifest names it."""
-        return name in self._manifest
-
-    def path(self, name: str) -> Path:
-        """An artefact's file, its hash checked."""
-        table = self.about(name)
-        path = self._folder / str(table["file"])
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ArtefactError(f"{path.name} cannot be read: {error.strerror}") from None
-        if found != table["sha256"]:
-            raise ArtefactError(f"{path.name}: the sha256 is not the manifest's")
-        return path
 
 
 class Texts(NamedTuple):

@@ -65,7 +65,8 @@ class Recalled(Encoder):
         own = prompt_key(Prompt(text, system))
         reading = self._readings.get(own)
         if reading is None:
-            share = 0.0 if self._reader is None else unknown_share(self._reader.tokens(text))
+            reader = self._reader
+            share = 0.0 if reader is None else unknown_share(reader.tokens(text), reader.marks)
             known = self._known[own]
             reading = self._readings[own] = Reading(known.vector, share, known.code)
         return reading
