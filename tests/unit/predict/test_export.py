@@ -1,0 +1,295 @@
+"""A local BERT folder becomes an encoder that says what the network says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import SettingsError
+from gateway.predict import encoders
+from gateway.predict.encoder import Encoder
+from gateway.predict.export import export
+from gateway.predict.manifest import Folder
+from gateway.shipped import shipped
+from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_config
+
+MODELS = shipped("models")
+TINY = Shape()
+TEXTS = (
+    "What is the sea?",
+    "Write a list of the lakes, and name a sea.",
+    "a",
+    "the essay of the sea is what the lake is to the essay, and so on, and so on, " * 9,
+    "字 字 字 字",
+)
+
+
+def made(tmp_path: Path, *, fp32: bool = True, **how: object) -> tuple[Encoder, Weights]:
+    """A tiny BERT, exported and loaded as the gateway does; and its weights."""
+    weights = write_bert(tmp_path / "tiny", **how)  # type: ignore[arg-type]
+    found = export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=fp32)
+    assert (found.folder, found.name) == (tmp_path / "out" / "tiny", "tiny")
+    return encoders.load(encoders.find(Folder(MODELS), tmp_path / "out", "tiny"), 64), weights
+
+
+def cosines(
+    encoder: Encoder, weights: Weights, shape: Shape = TINY, pooling: str = "mean_tokens"
+) -> list[float]:
+    """Of what the encoder says and what numpy computes from the same tokens."""
+    return [
+        float(encoder.vector(text) @ forward(weights, shape, encoder.tokens(text), pooling))
+        for text in TEXTS
+    ]
+
+
+@pytest.mark.parametrize("vocabulary", ["wordpiece", "unigram"])
+def test_exported_encoder_is_the_network(tmp_path: Path, vocabulary: str) -> None:
+    """In fp32 it agrees with a plain numpy forward pass; the twin, other weights, does not."""
+    encoder, weights = made(tmp_path, vocabulary=vocabulary)
+    assert min(cosines(encoder, weights)) >= 0.9999
+    other = write_bert(tmp_path / "other", vocabulary=vocabulary, seed=1)
+    assert max(cosines(encoder, other)) < 0.9
+
+
+def test_exported_int8_encoder_is_nearly_the_network(tmp_path: Path) -> None:
+    """Quantised, every vector is within cosine 0.99."""
+    encoder, weights = made(tmp_path, fp32=False)
+    assert min(cosines(encoder, weights)) >= 0.99
+    data = (tmp_path / "out" / "tiny" / "encoder.onnx").read_bytes()
+    assert b"DynamicQuantizeLinear" in data
+
+
+@pytest.mark.parametrize(
+    "shape", [Shape(24, 1, 2, 96, 16), Shape(64, 4, 8, 64, 128), Shape(32, 3, 1, 16, 9)]
+)
+def test_exported_encoder_may_have_any_sizes(tmp_path: Path, shape: Shape) -> None:
+    """Widths, layers, heads and positions are the folder's; the cap is held to the positions."""
+    encoder, weights = made(tmp_path, shape=shape)
+    assert min(cosines(encoder, weights, shape)) >= 0.9999
+    assert encoder.width == shape.width
+    assert encoder.max_tokens == min(64, shape.positions)
+    assert len(encoder.tokens(TEXTS[3])) == encoder.max_tokens
+    encoder.resize(500)
+    assert len(encoder.tokens(TEXTS[3] * 9)) == shape.positions
+
+
+@pytest.mark.parametrize("pooling", ["cls_token", "max_tokens", "mean_sqrt_len_tokens", None])
+def test_exported_encoder_pools_as_its_folder_says(tmp_path: Path, pooling: str | None) -> None:
+    """The first token, the maximum, or the mean, which is also what is done where none is named."""
+    encoder, weights = made(tmp_path, pooling=pooling)
+    assert min(cosines(encoder, weights, pooling=pooling or "mean_tokens")) >= 0.9999
+    otherwise = "cls_token" if pooling == "max_tokens" else "max_tokens"
+    assert min(cosines(encoder, weights, pooling=otherwise)) < 0.9999
+
+
+@pytest.mark.parametrize(
+    "how", [{"prefix": "bert."}, {"prefix": "0.auto_model.", "old_names": True}, {"kind": "BF16"}]
+)
+def test_exported_encoder_is_found_under_any_of_its_names(
+    tmp_path: Path, how: dict[str, object]
+) -> None:
+    """Prefixed tensors, LayerNorm's old names and half precision make the same network."""
+    encoder, weights = made(tmp_path, **how)
+    assert min(cosines(encoder, weights)) >= 0.9999
+
+
+def test_exported_encoder_knows_what_its_vocabulary_lacks(tmp_path: Path) -> None:
+    """Texts of unknown words are foreign by this tokenizer's own mark, known ones are not."""
+    for vocabulary in ("wordpiece", "unigram"):
+        encoder, _ = made(tmp_path / vocabulary, vocabulary=vocabulary)
+        assert encoder.read("字 字 字").foreign
+        assert not encoder.read("what is the sea").foreign
+
+
+def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
+    """Hash, origin, licence and command of each file; no path of this machine."""
+    write_bert(tmp_path / "tiny")
+    (tmp_path / "tiny" / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# Tiny\n")
+    export(tmp_path / "tiny", tmp_path / "out", "own.name-1", MODELS)
+    folder = tmp_path / "out" / "own.name-1"
+    text = (folder / "manifest.toml").read_text()
+    tables = tomllib.loads(text)
+    assert set(tables) == {"encoder", "tokenizer"}
+    for table in tables.values():
+        data = (folder / table["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == table["sha256"]
+        assert table["licence"] == "mit"
+        assert table["command"] == "sagesched models export tiny --name own.name-1"
+    weights = (tmp_path / "tiny" / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() in tables["encoder"]["origin"]
+    assert tables["encoder"]["cosine_min"] >= 0.98
+    assert str(tmp_path) not in text
+    assert {path.name for path in folder.iterdir()} == {
+        *("encoder.onnx", "tokenizer.json", "manifest.toml")
+    }
+
+
+Spoil = Callable[[Path], object]
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def put(name: str, text: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    return spoil
+
+
+def without(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
+
+
+def config(**more: object) -> Spoil:
+    return lambda folder: write_config(folder, TINY, **more)
+
+
+def header(size: int, text: bytes) -> Spoil:
+    data = size.to_bytes(8, "little") + text
+    return lambda folder: (folder / "model.safetensors").write_bytes(data)
+
+
+ONE = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, %d]}}'
+
+SPOILT: list[tuple[Spoil, str]] = [
+    (without("config.json"), "config.json: cannot be read: No such file"),
+    (without("model.safetensors"), "there is no model.safetensors"),
+    (without("tokenizer.json"), "there is no tokenizer.json"),
+    (put("config.json", "{"), "config.json: is no JSON"),
+    (put("config.json", "[]"), "config.json: expected a JSON object"),
+    (put("config.json", '{"model_type": "bert"}'), "missing required field `hidden_size`"),
+    (config(model_type="roberta"), "model_type is 'roberta'; only encoders of type 'bert'"),
+    (config(model_type="gpt2"), "model_type is 'gpt2'"),
+    (config(is_decoder=True), "it is a decoder"),
+    (config(hidden_act="relu"), "hidden_act is 'relu'"),
+    (config(position_embedding_type="relative_key"), "its positions are relative"),
+    (config(num_attention_heads=5), "5 heads do not divide 32"),
+    (config(num_attention_heads=0), "sizes must be at least 1"),
+    (config(num_hidden_layers=3), "no encoder.layer.2.attention.self.query.weight"),
+    (config(num_hidden_layers=1), "has more layers than config.json's 1"),
+    (config(intermediate_size=64), "intermediate.dense.weight is [48, 32], by config.json [64,"),
+    (lambda f: cut(f / "model.safetensors", 4), "is no safetensors file"),
+    (lambda f: cut(f / "model.safetensors", 0), "model.safetensors: cannot be read"),
+    (lambda f: cut(f / "model.safetensors", 20_000), "is cut short"),
+    (header(2**62, b"{}"), "is no safetensors file: its header is cut short"),
+    (header(2, b"{]"), "is no safetensors file"),
+    (header(len(ONE) - 1, ONE % 8 + bytes(8)), "is not of a BERT-type encoder"),
+    (header(len(ONE) - 1, ONE % 9 + bytes(9)), "its place and its shape do not agree"),
+    (put("tokenizer.json", "{}"), "tokenizer.json: "),
+    (put("1_Pooling/config.json", '{"pooling_mode_lasttoken": true}'), "pooling must be one of"),
+    (put("1_Pooling/config.json", "{}"), "it is none"),
+    (put("modules.json", '[{"type": "sentence_transformers.models.Dense"}]'), "module 'Dense'"),
+    (put("modules.json", "{}"), "modules.json: "),
+]
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT)
+def test_export_refuses_what_it_cannot_compute(tmp_path: Path, spoil: Spoil, said: str) -> None:
+    """One line says what is wrong, and nothing is left behind."""
+    write_bert(tmp_path / "tiny")
+    spoil(tmp_path / "tiny")
+    with pytest.raises(SettingsError) as caught:
+        export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+    assert said in caught.value.message
+    assert "\n" not in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_refuses_numbers_that_are_none(tmp_path: Path) -> None:
+    """A checkpoint with NaN in it is named with the tensor."""
+    write_bert(tmp_path / "tiny")
+    path = tmp_path / "tiny" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
+    with pytest.raises(SettingsError, match=r"pooler\.dense.bias holds values that are no numbers"):
+        export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+
+
+def test_export_refuses_a_tokenizer_of_more_words_than_the_model(tmp_path: Path) -> None:
+    """An id beyond the word table would fail at the first prompt that has it."""
+    write_bert(tmp_path / "tiny")
+    write_bert(tmp_path / "large", vocabulary="unigram")
+    large = (tmp_path / "tiny" / "tokenizer.json").read_text()
+    (tmp_path / "large" / "tokenizer.json").write_text(large)
+    with pytest.raises(SettingsError, match=r"has token \d+, the model only \d+ words"):
+        export(tmp_path / "large", tmp_path / "out", "", MODELS, fp32=True)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "x" * 65])
+def test_export_refuses_names_that_are_no_folder_s(tmp_path: Path, name: str) -> None:
+    """A name must not lead elsewhere."""
+    write_bert(tmp_path / "tiny")
+    with pytest.raises(SettingsError, match="cannot be a name"):
+        export(tmp_path / "tiny", tmp_path / "out", name, MODELS)
+
+
+def test_export_never_overwrites(tmp_path: Path) -> None:
+    """Neither the shipped encoder's name nor one that was given before is given again."""
+    write_bert(tmp_path / "tiny")
+    with pytest.raises(SettingsError, match="is the shipped encoder"):
+        export(tmp_path / "tiny", tmp_path / "out", "minilm-l6-length-1", MODELS, fp32=True)
+    export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+    before = {p: p.read_bytes() for p in (tmp_path / "out" / "tiny").iterdir()}
+    write_bert(tmp_path / "again" / "tiny", seed=1)
+    with pytest.raises(SettingsError, match=r"out/tiny: exists"):
+        export(tmp_path / "again" / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+    assert {p: p.read_bytes() for p in (tmp_path / "out" / "tiny").iterdir()} == before
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["tiny"]
+
+
+def test_export_into_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    """A file in the way of the folder: one line, with its name."""
+    write_bert(tmp_path / "tiny")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"file.*: Not a directory"):
+        export(tmp_path / "tiny", tmp_path / "file" / "out", "", MODELS, fp32=True)
+
+
+COMMAND = (sys.executable, "-m", "gateway", "models", "export")
+
+
+def test_command_exports_where_the_settings_look(tmp_path: Path) -> None:
+    """Without --out it goes under models_path; the last line says how to use it."""
+    write_bert(tmp_path / "tiny")
+    done = run(tmp_path, "tiny", "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "EMBEDDING_MODEL_NAME=mine" in done.stdout
+    found = encoders.find(Folder(MODELS), encoders.exported_in(tmp_path / "var/models"), "mine")
+    assert encoders.load(found, 64).width == 32
+
+
+def test_command_without_the_onnx_library_says_what_to_install(tmp_path: Path) -> None:
+    """Exit code 2 and one line with the extra's name."""
+    write_bert(tmp_path / "tiny")
+    (tmp_path / "shadow").mkdir()
+    lacks = "raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')"
+    (tmp_path / "shadow" / "onnx.py").write_text(lacks)
+    done = run(tmp_path, "tiny", path=str(tmp_path / "shadow"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'sagesched-gateway[export]'" in done.stderr
+
+
+def test_command_exits_with_2_on_a_folder_of_another_kind(tmp_path: Path) -> None:
+    """One line on standard error, no traceback."""
+    done = run(tmp_path, "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "sagesched: nowhere: is no folder\n"
+
+
+def run(directory: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).resolve().parents[3])
+    paths = [path, root, os.environ.get("PYTHONPATH", "")]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=directory, env=environ, capture_output=True, text=True
+    )
