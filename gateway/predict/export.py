@@ -28,7 +28,7 @@ from gateway.predict.manifest import ArtefactError, Folder, record
 
 AGREE = 0.98  # least cosine of int8 and fp32: a similarity moves by a hundredth or two
 MOST_BYTES = 1_900_000_000  # of weights: a graph is one protobuf message, and those end at 2 GiB
-NO_ONNX = "models export: the library `onnx` is missing: pip install 'sagesched-gateway[export]'"
+NO_ONNX = "models export: the library `onnx` is missing: pip install onnx (the extra `export`)"
 
 
 class Exported(Struct, frozen=True):
