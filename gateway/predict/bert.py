@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ LAYER = "encoder.layer.{}."
 WORDS = "embeddings.word_embeddings.weight"
 MOST_HEADER = 100_000_000  # bytes; the safetensors format's own bound
 KINDS: Mapping[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+LEAST_POSITIONS = 8  # the least `predict.max_encoder_tokens`
 EXACT_GELU = ("gelu", "gelu_python")  # the one with erf, which the graph has
 
 
@@ -150,7 +152,7 @@ def _tensor(
 ) -> npt.NDArray[np.float32]:
     begin, end = entry.data_offsets
     kind = np.dtype(KINDS[entry.dtype])
-    count = int(np.prod(entry.shape, dtype=np.int64))
+    count = prod(entry.shape)
     if min(entry.shape, default=0) < 0 or end - begin != count * kind.itemsize:
         raise SettingsError(f"{path}: {name}: its place and its shape do not agree")
     if not 0 <= begin <= end <= len(data):
@@ -234,8 +236,10 @@ def _config(folder: Path) -> Config:
     except msgspec.ValidationError as error:
         raise SettingsError(f"{path}: {error}") from None
     heads, width = config.num_attention_heads, config.hidden_size
-    if min(heads, width, config.num_hidden_layers, config.max_position_embeddings) < 1:
+    if min(heads, width, config.num_hidden_layers) < 1:
         raise SettingsError(f"{path}: sizes must be at least 1")
+    if config.max_position_embeddings < LEAST_POSITIONS:
+        raise SettingsError(f"{path}: it reads fewer than {LEAST_POSITIONS} tokens")
     for wrong, said in (
         (config.is_decoder, "it is a decoder"),
         (config.hidden_act not in EXACT_GELU, f"hidden_act is {config.hidden_act!r}, not 'gelu'"),

@@ -70,10 +70,10 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
         lines = quantise.lines_of(models)
         with _aside(out, name) as folder:
             exact = _write(bert, tokenizer, lines, folder, fp32=fp32)
-            tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
             _record(bert, source, name, folder, fp32=fp32)
             least, mean = quantise.agreement(_read_back(folder, lines), exact)
-            if least < AGREE:
+            if not least >= AGREE:  # NaN, too
                 raise SettingsError(
                     f"{source}: int8 and fp32 vectors agree by no more than {least}"
                     f" (wanted {AGREE}): nothing written; --fp32 keeps the floats"

@@ -18,7 +18,7 @@ from gateway.predict.encoder import Encoder
 from gateway.predict.export import export
 from gateway.predict.manifest import Folder
 from gateway.shipped import shipped
-from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_config
+from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_config, write_safetensors
 
 MODELS = shipped("models")
 TINY = Shape()
@@ -161,6 +161,8 @@ def header(size: int, text: bytes) -> Spoil:
 
 ONE = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, %d]}}'
 
+HUGE = b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}'
+
 SPOILT: list[tuple[Spoil, str]] = [
     (without("config.json"), "config.json: cannot be read: No such file"),
     (without("model.safetensors"), "there is no model.safetensors"),
@@ -175,6 +177,7 @@ SPOILT: list[tuple[Spoil, str]] = [
     (config(position_embedding_type="relative_key"), "its positions are relative"),
     (config(num_attention_heads=5), "5 heads do not divide 32"),
     (config(num_attention_heads=0), "sizes must be at least 1"),
+    (config(max_position_embeddings=7), "it reads fewer than 8 tokens"),
     (config(num_hidden_layers=3), "no encoder.layer.2.attention.self.query.weight"),
     (config(num_hidden_layers=1), "has more layers than config.json's 1"),
     (config(intermediate_size=64), "intermediate.dense.weight is [48, 32], by config.json [64,"),
@@ -185,6 +188,7 @@ SPOILT: list[tuple[Spoil, str]] = [
     (header(2, b"{]"), "is no safetensors file"),
     (header(len(ONE) - 1, ONE % 8 + bytes(8)), "is not of a BERT-type encoder"),
     (header(len(ONE) - 1, ONE % 9 + bytes(9)), "its place and its shape do not agree"),
+    (header(len(HUGE), HUGE), "its place and its shape do not agree"),
     (put("tokenizer.json", "{}"), "tokenizer.json: "),
     (put("1_Pooling/config.json", '{"pooling_mode_lasttoken": true}'), "pooling must be one of"),
     (put("1_Pooling/config.json", "{}"), "it is none"),
@@ -212,6 +216,20 @@ def test_export_refuses_numbers_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
     with pytest.raises(SettingsError, match=r"pooler\.dense.bias holds values that are no numbers"):
         export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+
+
+def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> None:
+    """Channels a thousand times apart do not survive 8 bits: nothing is written but by --fp32."""
+    weights = write_bert(tmp_path / "tiny")
+    draw = np.random.default_rng(1)
+    for name, value in weights.items():
+        if name.endswith("dense.weight"):
+            value *= np.exp(3 * draw.standard_normal((1, value.shape[1]))).astype(np.float32)
+    write_safetensors(tmp_path / "tiny" / "model.safetensors", weights)
+    with pytest.raises(SettingsError, match="int8 and fp32 vectors agree by no more than"):
+        export(tmp_path / "tiny", tmp_path / "out", "", MODELS)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True).cosine_min >= 0.9999
 
 
 def test_export_refuses_a_tokenizer_of_more_words_than_the_model(tmp_path: Path) -> None:
