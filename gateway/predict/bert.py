@@ -186,7 +186,8 @@ def _check_shapes(path: Path, config: Config, weights: Weights) -> None:
         found = weights.get(name)
         if found is None:
             raise SettingsError(f"{path}: is not of a BERT-type encoder: no {name}")
-        expected = tuple(n or found.shape[0] for n in shape)
+        rows = found.shape[0] if found.ndim else 0
+        expected = tuple(n or max(rows, 1) for n in shape)
         if found.shape != expected:
             raise SettingsError(
                 f"{path}: {name} is {list(found.shape)}, by config.json {list(expected)}"
@@ -198,7 +199,7 @@ def _check_shapes(path: Path, config: Config, weights: Weights) -> None:
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """By name; 0 where any size will do."""
+    """By name; 0 where any size from 1 on will do."""
     width, wide = config.hidden_size, config.intermediate_size
     found: dict[str, tuple[int, ...]] = {
         WORDS: (0, width),

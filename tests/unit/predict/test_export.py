@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.errors import SettingsError
@@ -216,6 +217,17 @@ def test_export_refuses_numbers_that_are_none(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
     with pytest.raises(SettingsError, match=r"pooler\.dense.bias holds values that are no numbers"):
         export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+
+
+@pytest.mark.parametrize("name", ["word", "token_type"])
+def test_export_refuses_tables_without_rows(tmp_path: Path, name: str) -> None:
+    """Empty tables, and a number in a table's place, are not what config.json promises."""
+    weights = write_bert(tmp_path / "tiny")
+    for value in (np.zeros((0, 32), np.float32), np.float32(1)):
+        weights[f"embeddings.{name}_embeddings.weight"] = np.asarray(value)
+        write_safetensors(tmp_path / "tiny" / "model.safetensors", weights)
+        with pytest.raises(SettingsError, match=r"by config.json \[1, 32\]"):
+            export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
 
 
 def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> None:
