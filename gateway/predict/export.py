@@ -165,7 +165,7 @@ def _record(
     cosine_min: float | None = None,
     cosine_mean: float | None = None,
 ) -> None:
-    title = source.resolve().name
+    title = source.resolve().name.encode("utf-8", "replace").decode("utf-8")
     origin = f"{title}: model.safetensors of sha256 {bert.sha256}"
     licence = bert.licence or "not named in its folder"
     command = f"sagesched models export {title} --name {name}" + " --fp32" * fp32

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from gateway.predict.encoder import Encoder
 from gateway.predict.export import export
 from gateway.predict.manifest import Folder
 from gateway.shipped import shipped
-from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_config, write_safetensors
+from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_safetensors
 
 MODELS = shipped("models")
 TINY = Shape()
@@ -132,102 +131,17 @@ def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
     }
 
 
-Spoil = Callable[[Path], object]
-
-
-def cut(path: Path, size: int) -> None:
-    path.write_bytes(path.read_bytes()[:size])
-
-
-def put(name: str, text: str) -> Spoil:
-    def spoil(folder: Path) -> None:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-
-    return spoil
-
-
-def without(name: str) -> Spoil:
-    return lambda folder: (folder / name).unlink()
-
-
-def config(**more: object) -> Spoil:
-    return lambda folder: write_config(folder, TINY, **more)
-
-
-def header(size: int, text: bytes) -> Spoil:
-    data = size.to_bytes(8, "little") + text
-    return lambda folder: (folder / "model.safetensors").write_bytes(data)
-
-
-ONE = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, %d]}}'
-
-HUGE = b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}'
-
-SPOILT: list[tuple[Spoil, str]] = [
-    (without("config.json"), "config.json: cannot be read: No such file"),
-    (without("model.safetensors"), "there is no model.safetensors"),
-    (without("tokenizer.json"), "there is no tokenizer.json"),
-    (put("config.json", "{"), "config.json: is no JSON"),
-    (put("config.json", "[]"), "config.json: expected a JSON object"),
-    (put("config.json", '{"model_type": "bert"}'), "missing required field `hidden_size`"),
-    (config(model_type="roberta"), "model_type is 'roberta'; only encoders of type 'bert'"),
-    (config(model_type="gpt2"), "model_type is 'gpt2'"),
-    (config(is_decoder=True), "it is a decoder"),
-    (config(hidden_act="relu"), "hidden_act is 'relu'"),
-    (config(position_embedding_type="relative_key"), "its positions are relative"),
-    (config(num_attention_heads=5), "5 heads do not divide 32"),
-    (config(num_attention_heads=0), "sizes must be at least 1"),
-    (config(max_position_embeddings=7), "it reads fewer than 8 tokens"),
-    (config(num_hidden_layers=3), "no encoder.layer.2.attention.self.query.weight"),
-    (config(num_hidden_layers=1), "has more layers than config.json's 1"),
-    (config(intermediate_size=64), "intermediate.dense.weight is [48, 32], by config.json [64,"),
-    (lambda f: cut(f / "model.safetensors", 4), "is no safetensors file"),
-    (lambda f: cut(f / "model.safetensors", 0), "model.safetensors: cannot be read"),
-    (lambda f: cut(f / "model.safetensors", 20_000), "is cut short"),
-    (header(2**62, b"{}"), "is no safetensors file: its header is cut short"),
-    (header(2, b"{]"), "is no safetensors file"),
-    (header(len(ONE) - 1, ONE % 8 + bytes(8)), "is not of a BERT-type encoder"),
-    (header(len(ONE) - 1, ONE % 9 + bytes(9)), "its place and its shape do not agree"),
-    (header(len(HUGE), HUGE), "its place and its shape do not agree"),
-    (put("tokenizer.json", "{}"), "tokenizer.json: "),
-    (put("1_Pooling/config.json", '{"pooling_mode_lasttoken": true}'), "pooling must be one of"),
-    (put("1_Pooling/config.json", "{}"), "it is none"),
-    (put("modules.json", '[{"type": "sentence_transformers.models.Dense"}]'), "module 'Dense'"),
-    (put("modules.json", "{}"), "modules.json: "),
-]
-
-
-@pytest.mark.parametrize(("spoil", "said"), SPOILT)
-def test_export_refuses_what_it_cannot_compute(tmp_path: Path, spoil: Spoil, said: str) -> None:
-    """One line says what is wrong, and nothing is left behind."""
+@pytest.mark.parametrize("what", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_export_leaves_nothing_behind_where_the_folder_is_broken(tmp_path: Path, what: str) -> None:
+    """Not even the place for encoders; a whole folder then goes through."""
     write_bert(tmp_path / "tiny")
-    spoil(tmp_path / "tiny")
-    with pytest.raises(SettingsError) as caught:
+    kept = (tmp_path / "tiny" / what).read_bytes()
+    (tmp_path / "tiny" / what).write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(SettingsError, match=what):
         export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
-    assert said in caught.value.message
-    assert "\n" not in caught.value.message
     assert not (tmp_path / "out").exists()
-
-
-def test_export_refuses_numbers_that_are_none(tmp_path: Path) -> None:
-    """A checkpoint with NaN in it is named with the tensor."""
-    write_bert(tmp_path / "tiny")
-    path = tmp_path / "tiny" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
-    with pytest.raises(SettingsError, match=r"pooler\.dense.bias holds values that are no numbers"):
-        export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
-
-
-@pytest.mark.parametrize("name", ["word", "token_type"])
-def test_export_refuses_tables_without_rows(tmp_path: Path, name: str) -> None:
-    """Empty tables, and a number in a table's place, are not what config.json promises."""
-    weights = write_bert(tmp_path / "tiny")
-    for value in (np.zeros((0, 32), np.float32), np.float32(1)):
-        weights[f"embeddings.{name}_embeddings.weight"] = np.asarray(value)
-        write_safetensors(tmp_path / "tiny" / "model.safetensors", weights)
-        with pytest.raises(SettingsError, match=r"by config.json \[1, 32\]"):
-            export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
+    (tmp_path / "tiny" / what).write_bytes(kept)
+    assert export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True).folder.is_dir()
 
 
 def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> None:
@@ -242,16 +156,6 @@ def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> Non
         export(tmp_path / "tiny", tmp_path / "out", "", MODELS)
     assert list((tmp_path / "out").iterdir()) == []
     assert export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True).cosine_min >= 0.9999
-
-
-def test_export_refuses_a_tokenizer_of_more_words_than_the_model(tmp_path: Path) -> None:
-    """An id beyond the word table would fail at the first prompt that has it."""
-    write_bert(tmp_path / "tiny")
-    write_bert(tmp_path / "large", vocabulary="unigram")
-    large = (tmp_path / "tiny" / "tokenizer.json").read_text()
-    (tmp_path / "large" / "tokenizer.json").write_text(large)
-    with pytest.raises(SettingsError, match=r"has token \d+, the model only \d+ words"):
-        export(tmp_path / "large", tmp_path / "out", "", MODELS, fp32=True)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "x" * 65])
