@@ -49,7 +49,7 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
         out: where exported encoders lie.
         name: to choose it by; "" takes the folder's own.
         models: the shipped artefacts' folder.
-        fp32: leave the weights as they are: three to four times the size, half as fast again.
+        fp32: leave the weights as they are: three to four times the size, some 1.4 times the time.
 
     Raises:
         SettingsError: in one line; nothing is left behind.

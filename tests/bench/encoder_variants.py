@@ -70,13 +70,14 @@ SHIPPED = Variant("int8 dynamic")
 STAGE0 = "stage 0"
 
 
-def variants_of(forms: Sequence[str]) -> list[Variant]:
+def variants_of(forms: Sequence[str], *, crossed: bool) -> list[Variant]:
+    """Each way the shipped form can be changed, one at a time; or all of it for each form."""
     found = [SHIPPED]
-    for form in forms:
+    for form in forms if crossed else [SHIPPED.form]:
         found += [Variant(form, cap) for cap in CAPS]
         found += [Variant(form, level=level) for level in LEVELS]
         found += [Variant(form, batch=batch) for batch in ("as they come", "by length")]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *map(Variant, forms)]))
 
 
 class Said:
@@ -312,6 +313,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="encoder_weights.npz and head_weights.npz")
     parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--crossed", action="store_true", help="caps, levels, batches of each form")
     parser.add_argument("--out", type=Path, help="Markdown to append to; default: print it")
     args = parser.parse_args()
     rows, fitted = read(args.data), fit_keys(MODELS)
@@ -324,12 +326,14 @@ def main() -> None:
     found = [Prompt(cut(view.text, chars), view.system) for view in views]
     with TemporaryDirectory() as build:
         files = models_of(args.weights, texts, Path(build))
-        said = read_all({prompt_key(p): p for p in found}, files, variants_of(list(files)))
+        variants = variants_of(list(files), crossed=args.crossed)
+        said = read_all({prompt_key(p): p for p in found}, files, variants)
         stage0 = p50_of(cases, "stage0", SHIPPED.cap, said[SHIPPED])
         lines = table(cases, said, files, stage0)
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     command = f"python -m tests.bench.encoder_variants --data {args.data.name}"
     command += " --weights FOLDER" * (args.weights is not None)
+    command += f" --rows {args.rows}" + " --crossed" * args.crossed
     text = "\n".join([f"## Encoder variants, {day}", "", f"`{command}`", "", *lines, ""])
     if args.out is None:
         print(text)
