@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes
+from gateway.predict.encoders import exported_in
 from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
 from gateway.predict.lesson import Lesson
@@ -95,7 +96,8 @@ class Local:
     def __init__(self, setup: Setup) -> None:
         settings = setup.settings
         shipped = Artefacts(
-            Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens
+            *(Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens),
+            exported=exported_in(settings.models_path),
         )
         self._artefacts = shipped.refitted(Path(setup.version) if setup.version else None)
         self._foresight = Foresight(

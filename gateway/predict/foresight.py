@@ -129,7 +129,7 @@ class Foresight:
                 self._index = self._index.resized(settings.history_window_size)
             self._index.set_private(self._private)
         encoder = self._artefacts.encoder
-        if encoder is not None and encoder.max_tokens != settings.max_encoder_tokens:
+        if encoder is not None:
             encoder.resize(settings.max_encoder_tokens)
 
     def adopt(self, artefacts: Artefacts) -> None:
