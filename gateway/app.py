@@ -218,9 +218,9 @@ class Gateway:
 
     # -- learning ------------------------------------------------------------------------------
 
-    def _history(self) -> list[HistoryRow]:
-        """What the index is filled with."""
-        return self.store.load_history(self.live.current.predict.history_window_size, None)
+    def _history(self, encoder: str) -> Iterator[list[HistoryRow]]:
+        """What the index is filled with: no more than it holds."""
+        return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
         """What the answer teaches. One that was cut teaches that it is at least so long."""

@@ -18,7 +18,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import expm1, isnan
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
-SLICE_ROWS = 128  # of history put into the index before the thread looks up
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 STUCK_S = 5.0
 REPEATS = 4096  # prompts learned lately, to know one that comes again
@@ -46,7 +45,11 @@ PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a backend that has gone is opened
 LAST_WORDS_S = 2.0  # to end the child, after the time for learning is over
 WELL_S = 60.0  # lived so long, the next pause is the first again
 
-History = Callable[[], Sequence[HistoryRow]]
+History = Callable[[str], Iterable[Sequence[HistoryRow]]]
+
+
+def _no_history(encoder: str) -> Iterable[Sequence[HistoryRow]]:
+    return ()
 
 
 class Predictor:
@@ -58,8 +61,8 @@ class Predictor:
     Args:
         settings: [predict].
         folder: models/.
-        history: reads the rows to fill the index with, oldest first; called on the thread,
-            at the start and whenever a backend is opened again.
+        history: the rows of an encoder to fill the index with, oldest first, in pages of some
+            hundred; read on the thread, at the start and whenever a backend is opened again.
         prices: by model, for `cost_usd_p50`.
         key: of the prompt hash, at most 64 bytes; random when empty.
         private: tenants with `share_history = false`.
@@ -74,7 +77,7 @@ class Predictor:
         settings: Predict,
         folder: Path,
         *,
-        history: History = list,
+        history: History = _no_history,
         prices: Mapping[str, Price] | None = None,
         key: bytes = b"",
         private: Collection[str] = (),
@@ -418,9 +421,9 @@ class Predictor:
             logger.error("predictor: %s", problem)
 
     def _refill(self, backend: Backend) -> None:
-        rows, bad = self._history(), 0
-        for i in range(0, len(rows), SLICE_ROWS):
-            bad += _remember(backend, rows[i : i + SLICE_ROWS])
+        encoder, bad = backend.about.encoder, 0
+        for page in self._history(encoder) if encoder else ():
+            bad += _remember(backend, page)
             self._rows = backend.about.rows
             if self._inbox.closing:
                 return

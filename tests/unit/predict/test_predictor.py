@@ -142,10 +142,31 @@ def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
 def test_predictor_fills_its_index_from_history(make: Make) -> None:
     """Rows given at start serve as neighbours."""
     rows = [learned(make(), view(), 800) for _ in range(2)] * 3
-    other = make(history=lambda: rows)
+    other = make(history=lambda _: [rows])
     found = refined(other, view())
     assert found.rung is Rung.TENANT_NEIGHBORS
     assert other.snapshot().index_rows == 6
+
+
+def test_predictor_takes_history_a_page_at_a_time(make: Make) -> None:
+    """Each page is in the index before the next is asked for; rows of the encoder are asked for."""
+    row = learned(make(), view(), 800)
+    seen: list[int] = []
+    asked: list[str] = []
+
+    def pages(encoder: str) -> Iterator[list[HistoryRow]]:
+        asked.append(encoder)
+        for _ in range(4):
+            seen.append(other.snapshot().index_rows)
+            yield [row] * 3
+
+    other = Predictor(Predict(), shipped("models"), key=b"key", history=pages)
+    other.start()
+    try:
+        refined(other, view())
+        assert (seen, asked) == ([0, 3, 6, 9], [row.encoder])
+    finally:
+        other.stop(10)
 
 
 def test_predictor_skips_an_item_nobody_waits_for(make: Make) -> None:
@@ -242,7 +263,7 @@ def test_predictor_outlives_its_thread(make: Make) -> None:
     class Fatal(BaseException):
         """What nothing on the thread may take."""
 
-    def broken() -> list[HistoryRow]:
+    def broken(_: str) -> list[list[HistoryRow]]:
         raise Fatal
 
     predictor = make(history=broken)
@@ -257,7 +278,7 @@ def test_predictor_tries_again_when_history_cannot_be_read(make: Make) -> None:
     """The store may be busy or failing just then."""
     asked = 0
 
-    def failing() -> list[HistoryRow]:
+    def failing(_: str) -> list[list[HistoryRow]]:
         nonlocal asked
         asked += 1
         if asked == 1:
@@ -350,7 +371,7 @@ def test_predictor_replaces_a_backend_that_has_gone(make: Make) -> None:
     """History fills the new one, the calibration goes on, what waits is answered, the item
     that it died of is told; meanwhile stage 0 forecasts."""
     stored: list[HistoryRow] = []
-    predictor = make(history=lambda: stored, open_backend=Fragile)
+    predictor = make(history=lambda _: [stored], open_backend=Fragile)
     for _ in range(8):
         stored.append(learned(predictor, view(), 2500))
     before = refined(predictor, view())
@@ -457,7 +478,7 @@ def test_encoder_that_is_not_shipped_is_said(make: Make) -> None:
 def test_history_row_that_cannot_be_used_is_passed_over(make: Make) -> None:
     """One damaged row is no reason to forget the others."""
     good = HistoryRow(1.0, "a", "m", "", b"k" * 16, "", b"", 1, 5, 0, False, True)
-    predictor = make(history=lambda: [None, good])
+    predictor = make(history=lambda _: [[None, good]])
     assert refined(predictor, view()) is not None
     assert predictor.snapshot().ready
 
