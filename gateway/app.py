@@ -223,7 +223,11 @@ class Gateway:
         return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
-        """What the answer teaches. One that was cut teaches that it is at least so long."""
+        """What the answer teaches. One that was cut teaches that it is at least so long.
+
+        Learned at once, stored as soon as may be: a row that a crash or a full disk takes is
+        known to the running index and to no later one.
+        """
         usage = record.usage
         if usage is None or record.outcome not in _LEARNED or usage.output_tokens <= 0:
             return

@@ -43,6 +43,14 @@ class Trees(Struct, frozen=True):
     tables: Tables | None = None
 
 
+class Known(Struct, frozen=True):
+    """All that a forecast rests on, replaced together: residuals are of one model, and a
+    forecast of the next that took them would be neither's."""
+
+    trees: Trees = Trees()
+    calibration: Calibration = Calibration()
+
+
 class Stage0:
     """Forecasts on the caller's thread; see `Predictor` for the arguments."""
 
@@ -53,14 +61,21 @@ class Stage0:
         key: bytes,
     ) -> None:
         self.settings = settings
-        self.trees = Trees()
-        self.calibration = Calibration()
+        self.known = Known()
         self.generation = object()  # news of another one is not taken over
         self.hits = 0
         self._prices = prices
         self._key = key
         self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
         self._news: deque[tuple[object, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.known.calibration
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Of the same trees. One thread writes."""
+        self.known = Known(self.known.trees, calibration)
 
     def forecast(self, view: PromptView) -> Workload:
         """A repeat that was refined or learned lately comes from the cache, with its rung."""
@@ -74,7 +89,8 @@ class Stage0:
             self._cache.move_to_end(key)
             self.hits += 1
             return found
-        table, trees = self.calibration, self.trees
+        known = self.known
+        table, trees = known.calibration, known.trees
         of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if trees.tables is None else trees.tables.features_of(view, table.running(of))
         grid, rung = stage0_grid(view, trees.model, cheap)

@@ -30,6 +30,7 @@ from gateway.predict.wire import (
     Adopt,
     Answer,
     Configure,
+    Draft,
     Forecast,
     Forget,
     Frames,
@@ -116,13 +117,14 @@ class Desk:
             return Answer()
         backend = self._backend
         assert backend is not None, "nothing is opened yet"
-        if isinstance(question, Forecast | Learn) and not self._at_work:
+        if isinstance(question, Forecast | Learn | Draft) and not self._at_work:
             self._at_work = True
             _give_way()
         if isinstance(question, Forecast):
             return Answer(workload=backend.forecast(question.view))
-        if isinstance(question, Learn):
-            rows = backend.learn(question.lessons)
+        if isinstance(question, Learn | Draft):
+            make = backend.learn if isinstance(question, Learn) else backend.draft
+            rows = make(question.lessons)
             return Answer(rows=[_told(x) if isinstance(x, Exception) else x for x in rows])
         if isinstance(question, Remember):
             return Answer(bad=backend.remember(question.rows))

@@ -53,6 +53,7 @@ def test_remote_says_what_local_says(start: Open) -> None:
     remote, local = start(), Local(SETUP)
     for i in range(30):
         taught = lesson(20 * i + 1, f"Write about the number {i % 7}")
+        assert remote.draft([taught]) == local.draft([taught])
         assert remote.learn([taught]) == local.learn([taught])
         assert remote.calibration == local.calibration
     assert remote.forecast(view()) == local.forecast(view())
