@@ -42,7 +42,10 @@ from gateway.predict.wire import (
     question_decoder,
 )
 
-NICE = 19
+NICE = 7
+"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it keeps
+98 %, which it has no use for, and beside a busy neighbour a forecast of 6 ms takes 400 ms and more;
+at 7 some 40. Measured in tests/bench/RESULTS.md."""
 OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
 
 
@@ -84,7 +87,7 @@ def _die_with_parent() -> None:
 
 
 def _give_way() -> None:
-    """Lowest priority from now on: opening at it could take minutes beside busy neighbours."""
+    """Lower priority from now on: opening at it would take long beside busy neighbours."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
