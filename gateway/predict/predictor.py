@@ -40,7 +40,7 @@ from gateway.predict.inbox import BATCH, Done, Inbox, Keep, Learned, Question, R
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.refits import Refits
-from gateway.predict.stage0 import CacheKey, Known, Stage0, Trees
+from gateway.predict.stage0 import CacheKey, Stage0, Trees
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 
@@ -452,7 +452,7 @@ class Predictor:
 
     def _give_trees(self, artefacts: Artefacts, calibration: Calibration) -> None:
         self._artefacts = artefacts
-        self._stage0.known = Known(Trees(artefacts.stage0(), artefacts.tables), calibration)
+        self._stage0.take(Trees(artefacts.stage0(), artefacts.tables), calibration)
 
     def _say(self) -> None:
         problems = () if self._backend is None else self._backend.about.problems

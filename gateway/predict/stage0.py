@@ -7,6 +7,7 @@ into the cache a few at a time.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 
@@ -62,6 +63,7 @@ class Stage0:
     ) -> None:
         self.settings = settings
         self.known = Known()
+        self._writing = threading.Lock()  # the loop resets, the predictor's thread learns
         self.generation = object()  # news of another one is not taken over
         self.hits = 0
         self._prices = prices
@@ -73,9 +75,15 @@ class Stage0:
     def calibration(self) -> Calibration:
         return self.known.calibration
 
+    def take(self, trees: Trees, calibration: Calibration) -> None:
+        """Another model, and what is known of it."""
+        with self._writing:
+            self.known = Known(trees, calibration)
+
     def calibrate(self, calibration: Calibration) -> None:
-        """Of the same trees. One thread writes."""
-        self.known = Known(self.known.trees, calibration)
+        """Of the same trees."""
+        with self._writing:
+            self.known = Known(self.known.trees, calibration)
 
     def forecast(self, view: PromptView) -> Workload:
         """A repeat that was refined or learned lately comes from the cache, with its rung."""

@@ -43,7 +43,7 @@ from gateway.predict.wire import (
 )
 
 NICE = 7
-"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it keeps
+"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it has
 98 %, which it has no use for, and beside a busy neighbour a forecast of 6 ms takes 400 ms and more;
 at 7 some 40. Measured in tests/bench/RESULTS.md."""
 OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
