@@ -91,7 +91,7 @@ def main() -> None:
     settings = Predict()
     rows = history(settings.history_window_size)
     begin = time.perf_counter()
-    predictor = Predictor(settings, models, history=lambda: rows)
+    predictor = Predictor(settings, models, history=lambda _: [rows])
     predictor.start()
     wait_ready(predictor)
     print(f"start: {time.perf_counter() - begin:.2f} s, {predictor.snapshot().state}")
