@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     predictor = Predictor(
         settings,
         shipped("models"),
-        history=lambda: history,
+        history=lambda _: [history],
         open_backend=lambda setup: Remote(own_command("predictor"), setup, own_environ()),
     )
     predictor.start()
