@@ -144,11 +144,12 @@ class Foresight:
 
     def adopt(self, artefacts: Artefacts) -> None:
         """Take other boosters over the same encoder. The index stays; residuals begin anew,
-        with those of the refit's last rows."""
+        with those of the refit's last rows; leanings too, where the full model is another."""
+        if _speaks(artefacts) != _speaks(self._artefacts):
+            self._leanings = _leanings(artefacts)
         self._artefacts = artefacts
         self._stage0 = artefacts.stage0()
         self._residuals.forget_models()
-        self._leanings = _leanings(artefacts)
         for row in artefacts.tail:
             of = scopes(row.model, row.tenant, row.template)
             self._residuals.learn_residuals(of, row.stage0, row.full)
@@ -398,6 +399,11 @@ def _leanings(artefacts: Artefacts) -> Leanings | None:
     """Anew: what is learned is of these models. None where they say nothing to lean from."""
     columns = None if artefacts.tables is None else artefacts.tables.leaning
     return None if columns is None or artefacts.full is None else Leanings(columns)
+
+
+def _speaks(artefacts: Artefacts) -> str:
+    """Which full model: the refit's correction of the shipped one."""
+    return "" if artefacts.corrections is None else artefacts.corrections.full
 
 
 def _stage(look: _Look) -> str:
