@@ -27,7 +27,7 @@ from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
 from gateway.predict.head import Head
-from gateway.predict.leaning import Columns
+from gateway.predict.leaning import Columns, Leanings
 from gateway.predict.lengths import LengthModel, Part, Residual
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.warm import Warm
@@ -340,6 +340,11 @@ def _check(tables: Tables) -> None:
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
+    if tables.leaning is not None:
+        try:
+            Leanings(tables.leaning)
+        except ValueError as error:
+            raise ArtefactError(f"tables.json: leaning: {error}") from None
 
 
 def _encoder(files: Folder, name: str, max_tokens: int) -> Encoder:

@@ -18,7 +18,9 @@ proved itself: each source (a model as the tenant uses it) has a gate between 0 
 regression slope of what came on what was said *before* it came, drawn to 0. Where the
 corrections of late were noise, the slope is about 0 and the shipped forecast stands.
 
-All of it is the tenant's own. It is not stored: on a start it is learned again from history.
+All of it is the tenant's own. It is not stored: on a start it is learned again from history. A
+refit of the full model takes over most of it, and so it begins anew then; the refit is judged
+without it.
 """
 
 from __future__ import annotations
@@ -164,10 +166,6 @@ class Leanings:
         gain = spread / (1.0 + seen @ spread)
         weights += np.outer(np.clip(came - said, -SURPRISE, SURPRISE), gain)
         covariance -= np.outer(gain, spread)
-
-    def forget(self) -> None:
-        """Begin anew: other models speak, and leave something else over."""
-        self._tenants.clear()
 
     def _prove(self, tenant: _Tenant, source: str, said: Seen, came: Seen) -> None:
         sums = tenant.gates.pop(source, None)

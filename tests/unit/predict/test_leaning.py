@@ -122,13 +122,6 @@ def test_leaning_forgets_the_tenants_longest_unheard_of(leanings: Leanings) -> N
     assert on(leanings, 1.0) == UPRIGHT
 
 
-def test_leaning_forgets_when_told(leanings: Leanings) -> None:
-    """Other models begin with a clean slate."""
-    taught(leanings, 0.6)
-    leanings.forget()
-    assert on(leanings, 1.0) == UPRIGHT
-
-
 def test_features_are_scaled_held_and_complete(leanings: Leanings) -> None:
     """Each column by its own scale, within bounds; what is absent is the mean."""
     cheap = [6.0, *[nan] * 15]
