@@ -96,6 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         "refit", "refit", "fit the length models to the stored history, as the gateway does"
     )
     config(sub)
+    models = commands.add_parser("models", help="work on the models")
+    models_commands = models.add_subparsers(required=True, metavar="COMMAND")
+    text = "make an encoder of a local BERT-type folder, to choose by EMBEDDING_MODEL_NAME"
+    sub = models_commands.add_parser("export", help=text, description=text)
+    sub.set_defaults(run=lambda args: _run("models_export", args))
+    sub.add_argument("folder", help="with config.json, model.safetensors, tokenizer.json")
+    config(sub)
+    sub.add_argument("--out", default=None, metavar="DIR", help="default: <models_path>/encoders")
+    sub.add_argument("--name", default="", help="default: the folder's")
+    sub.add_argument("--fp32", action="store_true", help="keep the weights as they are: no int8")
     # The gateway starts this one by itself: not listed.
     commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))
     return parser

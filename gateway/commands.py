@@ -228,6 +228,29 @@ def refit(args: argparse.Namespace) -> int:
     )
 
 
+def models_export(args: argparse.Namespace) -> int:
+    """Make an encoder of a local folder, where the gateway of the settings finds it."""
+    from gateway.predict.encoders import exported_in
+    from gateway.predict.export import export
+    from gateway.settings import load
+    from gateway.settings.schema import Predict
+    from gateway.shipped import shipped
+
+    config = Path(args.config)
+    settings = load.load(config).predict if config.exists() else Predict()
+    home = exported_in(settings.models_path)
+    out = Path(args.out) if args.out is not None else home
+    made = export(Path(args.folder), out, args.name, shipped("models"), fp32=args.fp32)
+    print(
+        f"{made.folder}: {made.megabytes} MB, {made.width} numbers a vector; cosine with fp32 at"
+        f" least {made.cosine_min}, mean {made.cosine_mean}"
+    )
+    if out.resolve() != home.resolve():
+        print(f"the gateway looks for it as {home / made.name}")
+    print(f"to use it: EMBEDDING_MODEL_NAME={made.name}, and a restart")
+    return 0
+
+
 def predictor(args: argparse.Namespace) -> int:
     """The predictor's child process."""
     from gateway.predict import worker

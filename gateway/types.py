@@ -207,6 +207,7 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
     error_code: str | None = None
     bytes_out: int = 0
     n: int = 1  # choices asked for: `usage` counts all of them, `workload` one
+    cost_usd: float | None = None  # of `usage`, all choices; None: no usage, or no price
 
 
 class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):

@@ -196,7 +196,7 @@ class Predict(Section, frozen=True):
     refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
     refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
     refit_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000  # the newest, fitted on
-    models_path: str = "var/models"  # refitted models; needs a restart
+    models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
 
 
 class Store(Section, frozen=True):

@@ -61,6 +61,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_tenant ON history (tenant, seq)",
         "CREATE INDEX history_wall ON history (wall_s)",
     ),
+    (
+        # Covers the counts and the newest of one encoder; finds what the one before it found.
+        "CREATE INDEX history_window ON history (encoder, tenant, seq)",
+        "DROP INDEX history_encoder",
+    ),
 )
 """Step i takes a file from `user_version` i to i + 1. Only ever appended to."""
 
