@@ -199,6 +199,7 @@ def test_window_restored_begins_at_its_share_and_knows() -> None:
     for broken in (
         {"weights": (1.0,)},
         {"noise": float("nan")},
+        {"window": float("inf")},
         {"coefficients": (0.0, 0.0, 0.0)},
         {"sums": (float("nan"),) * len(learned.sums)},
     ):
