@@ -35,16 +35,19 @@ def service_s(pool: Pool, entry: Entry) -> float:
     return token_s * (tokens if limit is None else min(tokens, limit))
 
 
-def predicted_wait_s(pool: Pool, entry: Entry) -> float:
-    """Until a job that has just joined starts: the work of its class before it at its class's
-    share of the pool, at most all the work there is; 0 where the pace is not known."""
-    running = pool.budget.total_jobs
-    cls = entry.cls
-    mine = float(pool.waiting_tokens_of[cls] - entry.reserve)
+def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
+    """Until a job of this class starts: the tokens ahead of it in its class at the class's
+    share of the pool, at most all `others` that wait; 0 where the pace is not known."""
     if any(n for other, n in pool.waiting_of.items() if other is not cls):
-        mine = min(mine / pool.rounds.share(TURN_OF[cls]), pool.waiting_tokens - entry.reserve)
-    clear_s = pool.pace.clear_s(mine, running)
+        ahead = min(ahead / pool.rounds.share(TURN_OF[cls]), others)
+    clear_s = pool.pace.clear_s(ahead, pool.budget.total_jobs)
     return 0.0 if clear_s is None or not pool.pace.sure else clear_s
+
+
+def _predicted_wait_s(pool: Pool, entry: Entry) -> float:
+    """For one that has just joined: as if it were the last of its class."""
+    ahead = pool.waiting_tokens_of[entry.cls] - entry.reserve
+    return wait_s(pool, entry.cls, ahead, pool.waiting_tokens - entry.reserve)
 
 
 def refusal(
@@ -55,7 +58,7 @@ def refusal(
         told = overload.tenant_queue_full if entry.tenant.overfull else overload.queue_full
         return told(retry_s(pool, random))
     if entry.deadline_s is not None:
-        end_s = now + predicted_wait_s(pool, entry) + service_s(pool, entry)
+        end_s = now + _predicted_wait_s(pool, entry) + service_s(pool, entry)
         if end_s > entry.deadline_s:
             return overload.hopeless(retry_s(pool, random))
     if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
