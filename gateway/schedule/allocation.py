@@ -255,7 +255,7 @@ class Allocation:
     def _longest(self, pool: Pool, now: float, borrowing: bool) -> tuple[Entry, str, Turn] | None:
         """In the tail of a burst, nothing having come for a typical service time and little
         left: the longest that can start, so that it does not end alone after all the others."""
-        if len(pool.queued) > min(TAIL_JOBS, 2 * pool.budget.total_jobs):
+        if len(pool.queued) > min(TAIL_JOBS, 2 * self._accounts.room(pool.accounts)):
             return None
         if now - pool.last_arrival_s < pool.pace.mean_reserve * (pool.pace.token_s or 0.0):
             return None

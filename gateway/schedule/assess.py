@@ -1,4 +1,4 @@
-"""A pool looks at itself, once per drain: how full it is, how far behind, and what follows.
+"""A pool looks at itself before it starts anything: how full, how far behind, what follows.
 
 Starts move work from waiting to running and add none, so once before them is enough. Everything
 here is a handful of sums; what it sets is read by the choice (allocation.py) and at the door
@@ -16,14 +16,15 @@ from gateway.schedule.pool import Pool
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 
-EVERY = 8  # drains of a queue: nothing of this changes faster
+EVERY = 8  # drains of a long queue: there nothing of this changes faster
+LONG_QUEUE = 32
 REKEY_SLICE = 3  # keys made anew per drain: a change of scale is spread over many events
 
 
 def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, now: float) -> None:
     """Saturation and mode, budgets and weights, severity and its ladder, the ordering's scale."""
     pool.drains += 1
-    if pool.budget.fixed or not pool.queued or pool.drains % EVERY == 0:
+    if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
         pool.saturation = saturation(pool, accounts)
         pool.mode = overload.next_mode(pool.mode, pool.saturation, settings)
         _resize(pool, accounts, settings)
