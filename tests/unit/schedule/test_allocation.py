@@ -197,7 +197,7 @@ def test_turns_share_what_was_used_not_what_was_forecast() -> None:
         work[running[0]] += used
         end = Finished(running, Outcome.OK, Verdict.SUCCESS, float(used))
         (running,) = started(it.scheduler.handle(end, n / 10))
-    it.scheduler.check(700.0)
+    it.scheduler.check(70.0)
     assert work["h"] / work["b"] == pytest.approx(4.0, rel=0.1)
 
 
