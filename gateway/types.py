@@ -23,11 +23,15 @@ class JobClass(StrEnum):
     HEAVY = "heavy"
     BACKGROUND = "background"  # never by forecast: /submit, a tenant or a header says so
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and these are keys everywhere
+
 
 class SizeBucket(StrEnum):
     SHORT = "short"
     MEDIUM = "medium"
     LONG = "long"
+
+    __hash__ = str.__hash__
 
     @classmethod
     def of(cls, output_tokens: float) -> SizeBucket:

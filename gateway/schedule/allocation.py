@@ -179,8 +179,10 @@ class Allocation:
             return None
         if self._tail and (longest := self._longest(pool, now, not owners)):
             return longest
-        charges = {turn: lane.first.charge for turn, (lane, _) in heads.items() if lane.first}
-        turn = self._starved(pool, heads, now) or pool.rounds.choose(charges)
+        turn = self._starved(pool, heads, now) if len(heads) > 1 else None
+        if turn is None:
+            charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
+            turn = pool.rounds.choose(charges)
         lane, account = heads[turn]
         assert lane.first is not None
         late = self._passed(pool, lane, lane.first, turn, now)
@@ -220,9 +222,7 @@ class Allocation:
         """The turn that could start something and has not for `max_overtake_s`: what it costs
         is one job, and a head of many tokens may need many rounds."""
         turn = min(heads, key=pool.served_s.__getitem__)
-        if len(heads) > 1 and now - pool.served_s[turn] >= self._overtake_s > 0:
-            return turn
-        return None
+        return turn if now - pool.served_s[turn] >= self._overtake_s > 0 else None
 
     @staticmethod
     def _turn(pool: Pool, tier: Tier) -> Turn:

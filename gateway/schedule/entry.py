@@ -175,7 +175,7 @@ class Entry:
         caps = settings.tier_caps
         self.place = Place(
             self.cls,
-            max(self.grade, Grade.MEDIUM),
+            self.grade if self.grade > Grade.MEDIUM else Grade.MEDIUM,
             express,
             self.bucket if caps.short or caps.medium or caps.long else None,
         )

@@ -45,6 +45,8 @@ class Grade(IntEnum):
     HUGE = 3
     NONE = 4  # above all
 
+    __hash__ = int.__hash__
+
     @classmethod
     def of(cls, reserve: int, bucket: SizeBucket) -> Grade:
         if bucket is SizeBucket.SHORT:

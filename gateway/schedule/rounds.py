@@ -43,6 +43,7 @@ class Turn(Enum):
     __hash__ = object.__hash__  # Enum's own hashes the name, at ten times the cost
 
 
+TURNS = tuple(Turn)
 TURN_OF = {
     JobClass.INTERACTIVE: Turn.INTERACTIVE,
     JobClass.HEAVY: Turn.HEAVY,
@@ -74,11 +75,10 @@ class Rounds:
     def choose(self, charges: Mapping[Turn, int]) -> Turn:
         """Of the turns whose heads can start, given what each head costs, the one that goes;
         its credit covers it. Not empty."""
-        credit = self.credit
-        for turn in Turn:
+        credit, quanta = self.credit, self._quanta
+        for turn in TURNS:
             if turn in charges and credit[turn] >= charges[turn]:
                 return turn
-        quanta = self._quanta
         rounds, _, chosen = min(
             (ceil((cost - credit[turn]) / quanta[turn]), turn.value, turn)
             for turn, cost in charges.items()
