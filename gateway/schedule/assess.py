@@ -18,7 +18,7 @@ from gateway.settings.schema import Schedule
 
 EVERY = 8  # drains of a long queue: there nothing of this changes faster
 LONG_QUEUE = 32
-REKEY_SLICE = 3  # keys made anew per drain: a change of scale is spread over many events
+REKEY_SLICE = 2  # keys made anew per drain: a change of scale is spread over many events
 
 
 def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, now: float) -> None:
