@@ -226,6 +226,7 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
     error_code: str | None = None
     bytes_out: int = 0
     n: int = 1  # choices asked for: `usage` counts all of them, `workload` one
+    cost_usd: float | None = None  # of `usage`, all choices; None: no usage, or no price
 
 
 class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -290,7 +291,7 @@ class Standing(Struct, frozen=True):
     position: int  # 1: the next
     waiting: int  # jobs of the pool, all classes
     waited_s: float
-    expected_wait_s: float | None  # from now, by what is ahead; None: no pace is known yet
+    expected_wait_s: float  # from now, by what is ahead and the rate of late
 
 
 class ClassSnapshot(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""One account: its concurrency limit, its pacer and its health.
+"""One account: its windows, its concurrency limit, its pacer and its health.
 
     open ── 429, 503 ─────────────▶ backoff    ── time ─▶ open
       │ └── repeated failures ────▶ ejected    ── time ─▶ half_open ── success ─▶ open
@@ -22,9 +22,12 @@ Who may say what:
 from __future__ import annotations
 
 from enum import StrEnum
+from math import ceil
 
+from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
+from gateway.balance.window import Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
 from gateway.types import AccountSnapshot, Blocked, Reason, Verdict
@@ -52,6 +55,7 @@ class State(StrEnum):
 
 OPEN = State.OPEN
 LIMIT_FULL = Blocked(Reason.ACCOUNT_LIMIT)
+WINDOW_FULL = Blocked(Reason.WINDOW)
 
 
 class Signal(StrEnum):
@@ -94,6 +98,9 @@ class Account:
             balance.cut_ratio,
         )
         self.pacer = Pacer(settings.rpm, settings.tpm)
+        self.windows: dict[str, Window] = {}  # by the provider's name of a model
+        self.window_of: dict[str, Window] = {}  # by the client's; empty where there are none
+        self._open_windows()
         self.inflight = 0
         self.state = State.OPEN
         self.until_s = 0.0
@@ -110,14 +117,29 @@ class Account:
         self.settings, self.balance = settings, balance
         self.limit.configure(balance.min_limit, settings.max_concurrency, balance.cut_ratio)
         self.pacer.configure(settings.rpm, settings.tpm)
+        self._open_windows()
         self._failures = min(self._failures, balance.eject_after - 1)
         self._enter(Signal.RELOADED, 0.0, next_lease)
+
+    def _open_windows(self) -> None:
+        """A window for each model, those that were there kept; the ceiling bounds it."""
+        settings, balance = self.settings, self.balance
+        old, self.windows = self.windows, {}
+        for upstream in settings.model_map.values():
+            window = old.get(upstream) or Window(upstream, settings.initial_concurrency)
+            window.configure(balance.min_window, settings.max_concurrency)
+            self.windows[upstream] = window
+        self.window_of = {}
+        if balance.window == "auto":
+            self.window_of = {m: self.windows[name] for m, name in settings.model_map.items()}
 
     def remove(self) -> None:
         self._enter(Signal.REMOVED, 0.0)
 
-    def blocked(self, now: float) -> Blocked | None:
-        """Why this account takes no request now; None where it takes one."""
+    def blocked(
+        self, now: float, window: Window | None = None, *, express: bool = False
+    ) -> Blocked | None:
+        """Why this account takes no request of `window`'s model now; None where it takes one."""
         if self.state is not OPEN:
             self._elapse(now)
             match self.state:
@@ -129,6 +151,10 @@ class Account:
                     return Blocked(Reason.HEALTH)
                 case State.HALF_OPEN if self._probe is not None:
                     return Blocked(Reason.HEALTH)
+        if window is not None and window.inflight + 1 > window.value:
+            extra = ceil(self.balance.express_ratio * window.value) if express else 0
+            if window.inflight + 1 > window.value + extra:
+                return WINDOW_FULL
         if not self.limit.has_room(self.inflight):
             return LIMIT_FULL
         if now < (free_s := self.pacer.free_s):
@@ -146,10 +172,20 @@ class Account:
                 return float("inf")
         return now
 
-    @property
-    def score(self) -> float:
+    def score(self, window: Window | None) -> float:
         """Load after one more request, by which accounts are compared: less is better."""
-        return (self.inflight + 1) / (self.limit.value * self.settings.weight)
+        room = self.limit.value
+        if window is None:
+            return (self.inflight + 1) / (room * self.settings.weight)
+        inflight = max(window.inflight, self.inflight * window.value / room)
+        return (inflight + 1) / (min(window.value, room) * self.settings.weight)
+
+    @property
+    def room(self) -> float:
+        """How many requests it is given at once, all its models together."""
+        if not self.window_of:
+            return self.limit.value
+        return min(self.limit.value, sum(w.base for w in self.windows.values()))
 
     def take(self, lease: int, tokens: float, now: float) -> None:
         self.inflight += 1
@@ -171,11 +207,13 @@ class Account:
     ) -> None:
         """One attempt ended. `actual` is what it used in tokens, None where nobody counted."""
         self._elapse(now)
-        if actual is None and verdict in UNSERVED:
-            actual = 0.0
+        if verdict in UNSERVED:
+            actual = 0.0 if actual is None else actual
+            if verdict is Verdict.RATE_LIMITED:
+                self.pacer.refused()
         if actual is not None:
             self.pacer.correct(actual - charged, now)
-        self._teach_limit(lease, verdict, next_lease, now)
+        self._teach_limit(lease, verdict, next_lease)
         probe = lease == self._probe
         if probe:
             self._probe = None
@@ -196,27 +234,49 @@ class Account:
             successes=self.successes,
             drops=dict(self.drops),
             cuts=self.limit.cuts,
-            rpm=self.settings.rpm,
-            tpm=self.settings.tpm,
+            rpm=self.settings.rpm or self.pacer.requests.learned,
+            tpm=self.settings.tpm or self.pacer.tokens.learned,
+            windows=tuple(w.snapshot() for w in self.windows.values()) if self.window_of else (),
         )
+
+    def learned(self) -> LearnedAccount:
+        return LearnedAccount(
+            name=self.settings.name,
+            limit=self.limit.value,
+            ceiling=min(self.limit.ceiling, NO_CEILING),
+            rpm=self.pacer.requests.learned,
+            tpm=self.pacer.tokens.learned,
+            windows=tuple(w.learned() for w in self.windows.values() if w.knows),
+        )
+
+    def restore(self, learned: LearnedAccount) -> None:
+        """What was learned before a restart, cautiously. Unknown models are passed over."""
+        ceiling = learned.ceiling if learned.ceiling < NO_CEILING else float("inf")
+        self.limit.restore(learned.limit * RESTORE_RATIO, ceiling)
+        self.pacer.restore(learned.rpm, learned.tpm)
+        for one in learned.windows:
+            if (window := self.windows.get(one.model)) is not None:
+                window.restore(one)
 
     def check(self) -> None:
         low, high = self.limit.bounds
         assert low <= self.limit.value <= high, (self.settings.name, self.limit.value)
+        for window in self.windows.values():
+            window.check()
         assert self.inflight >= 0
         assert self._probe is None or self.inflight > 0
         assert self.state is not State.OPEN or self._failures < self.balance.eject_after
 
-    def _teach_limit(self, lease: int, verdict: Verdict, next_lease: int, now: float) -> None:
+    def _teach_limit(self, lease: int, verdict: Verdict, next_lease: int) -> None:
         if verdict is Verdict.SUCCESS:
             self.successes += 1
-            self.limit.on_success(self.inflight, now)
+            self.limit.on_success(self.inflight)
         elif verdict is not Verdict.IGNORED:
             self.drops[verdict] = self.drops.get(verdict, 0) + 1
             if verdict in CUTS:
                 self.limit.on_drop(lease, next_lease)
             elif verdict in FAULTS:
-                self.limit.on_fault(now)
+                self.limit.on_fault()
 
     def _teach_health(
         self,

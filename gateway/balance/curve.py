@@ -4,7 +4,7 @@ A black-box provider serves N requests at once, each 1/g(N) as fast as one alone
 should be follows from g alone, for the throughput of N is N/g(N):
 
     g(N)                throughput                       the window
-    1 + aN              rises for ever                   wide: 0.93 of all there is
+    1 + aN              rises for ever                   wide: 9/a to 20/a
     max(1, N/N0)        rises to N0, then flat           N0
     (N/N0)^p, 1+(N/n)²  rises to a peak, then falls      the peak
 
@@ -14,10 +14,14 @@ All of these, and the universal scalability law nearly, are one family,
 
 Which member a provider is, a few noisy latencies do not say; they say how likely each is. So no
 single fit is believed: every curve of a fixed grid gets its posterior probability from the
-binned latencies (its scale integrated out), and the window is the smallest N whose *expected*
-log throughput under all of them is within `NEAR` of the best. Where the data know nothing, the
-curves that bend further out outweigh the others, so ignorance explores and evidence settles;
-and no threshold has to tell "linear" from "saturating".
+binned latencies (its scale integrated out), and the window is the N of the best *expected* log
+throughput under all of them, less a small price for its size: it stops where the last tenth more
+in flight brings less than half a per cent. Where the data know nothing, the curves that bend
+further out outweigh the others, so ignorance explores and evidence settles; and no threshold has
+to tell a straight line from a flat top.
+
+Smooth bends towards a flat top (s = 2, 4 with p = 1) are given little weight before the data
+speak, lest a few unsteady samples around a sharp knee pass for one.
 """
 
 from __future__ import annotations
@@ -31,10 +35,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRICE = 0.06
+PRICE = 0.045  # of log throughput, for every e-fold of the window
 SHARP = (1.0, 2.0, 4.0, 32.0)
-PR = 0.1
 STEEP = (1.0, 1.5, 2.0)
+BENT = 0.35  # log throughput that twice as much in flight brings where no bend was seen
 _WHOLE = 24  # up to here a bin per number in flight, above it every tenth
 _LN_N: Floats = np.log(np.concatenate([np.arange(1.0, _WHOLE), _WHOLE * 1.1 ** np.arange(42)]))
 BINS = len(_LN_N)
@@ -56,10 +60,11 @@ def _grid() -> tuple[Floats, Floats, Floats]:
 _S, _P, _K = _grid()
 _PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # nobody slows down by half when two are served
 _S, _P, _K = _S[_PLAUSIBLE], _P[_PLAUSIBLE], _K[_PLAUSIBLE]
+_LINEAR = (_S == 1.0) & (_P == 1.0)
 _G = _log_slowdown(_LN_N[None, :], _K[:, None], _S[:, None], _P[:, None])
 _G2 = _G * _G
 _X = _LN_N[None, :] - _G  # log throughput, up to the scale
-_PRIOR: Floats = np.log(np.where(_P > 1.0, 0.5, 1.0) * np.where((_S == 1.0) | (_S > 4.0), 1.0, PR))
+_PRIOR: Floats = np.log(np.where(_P > 1.0, 0.5, 1.0) * np.where((_S == 1.0) | (_S > 4.0), 1.0, 0.1))
 SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
 
 
@@ -86,6 +91,8 @@ class Posterior(Struct, frozen=True):
     log_throughput: Floats  # expected, up to a constant
     scale: float  # expected log of latency / the size fit's, unloaded
     likeliest: int  # index of the likeliest curve
+    peaked: float  # probability that throughput falls behind a peak
+    linear: float  # that latency grows along a straight line
 
     def best(self, low: float, high: float) -> float:
         """The N in [low, high] of the greatest worth."""
@@ -109,17 +116,19 @@ class Posterior(Struct, frozen=True):
         return value
 
     def curve(self, explored: float) -> Curve:
-        """`explored`: the highest N there is evidence of."""
+        """The likeliest regime and its parameters. `explored`: the highest N there is evidence
+        of; where twice as much is still expected to bring that much more, no bend was seen."""
+        if self.gain(2.0 * explored, explored) > BENT:
+            return Curve()
         i = self.likeliest
         turn, sharp, steep = float(np.exp(_K[i])), float(_S[i]), float(_P[i])
-        if turn > explored * 1.1 and sharp > 1.0:
-            return Curve()
-        if steep > 1.0:
-            knee = turn * (1.0 / (steep - 1.0)) ** (1.0 / sharp)
-            return Curve("peaked", knee, turn, sharp, steep)
-        if sharp >= 4.0:
-            return Curve("saturating", turn, turn, sharp, steep)
-        return Curve("linear", 0.0, turn, sharp, steep)
+        x = self.log_throughput
+        if self.peaked >= 0.5:
+            return Curve("peaked", float(np.exp(_LN_N[int(np.argmax(x))])), turn, sharp, steep)
+        if self.linear > 1.0 - self.peaked - self.linear:
+            return Curve("linear", 0.0, turn, sharp, steep)
+        knee = _LN_N[int(np.argmax(x >= x.max() - 0.05))]
+        return Curve("saturating", float(np.exp(knee)), turn, sharp, steep)
 
 
 def _candidates(low: float, high: float) -> Floats:
@@ -187,6 +196,8 @@ class Bins:
             log_throughput=p @ _X,
             scale=float(p @ scale),
             likeliest=int(np.argmax(log)),
+            peaked=float(p[_P > 1.0].sum()),
+            linear=float(p[_LINEAR].sum()),
         )
 
 
@@ -201,9 +212,11 @@ def as_tuple(values: Floats) -> tuple[float, ...]:
 
 
 def as_bins(weights: Sequence[float], sums: Sequence[float]) -> Bins:
-    """Raises ValueError where the lengths are not those of a grid."""
-    if len(weights) != BINS or len(sums) != BINS:
-        raise ValueError("bins: another grid")
+    """Raises ValueError where they are of another grid, or no numbers."""
     bins = Bins()
     bins.weights, bins.sums = np.array(weights, np.float64), np.array(sums, np.float64)
+    if bins.weights.shape != (BINS,) or bins.sums.shape != (BINS,):
+        raise ValueError("bins: another grid")
+    if not (np.isfinite(bins.sums).all() and (bins.weights >= 0.0).all()):
+        raise ValueError("bins: no numbers")
     return bins

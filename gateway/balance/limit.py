@@ -1,7 +1,8 @@
 """How many requests one account may have in flight: AIMD, taught by drops.
 
 Nobody knows an account's true concurrency limit, and it moves. So the limit is probed as TCP
-probes a path: up while things go well, down by a factor when the provider says "too much".
+probes a path: up while things go well, down by a factor when the provider says "too much". It
+is a ceiling only: what is worth sending below it, the windows find (window.py).
 
 1. Slow start: +1 per success until the first drop. From then on +1/limit per success,
    about +1 per round of requests.
@@ -10,14 +11,21 @@ probes a path: up while things go well, down by a factor when the provider says 
 3. A drop cuts once per *episode*. Requests that were already under way when the limit was cut
    ran under the old one, so their drops are old news (as in TCP NewReno). Without this rule a
    burst of five 429s takes 20 to 4; with it, to 15.
-4. A fault of the server (5xx, no connection) is no statement about load: it pauses growth for
-   a moment and cuts nothing.
+4. The limit before a cut is remembered. From there on growth is gentle and stops a tenth
+   above; when that has been carried for a round, it is the new mark. So an account that drops
+   at 40 is asked for 41 now and then, not for 60 every minute.
+5. A fault of the server (5xx, no connection) is no statement about load: it pauses growth for
+   a round and cuts nothing.
+
+Rounds and successes, never seconds: a provider ten times as slow looks the same.
 """
 
 from __future__ import annotations
 
-GROWTH_PAUSE_S = 5.0
-"""No growth for so long after a fault of the server."""
+PROBE_RATIO = 1.1
+"""How far above the remembered ceiling the limit goes before that is the ceiling."""
+GENTLY = 0.25
+"""Growth per success above the remembered ceiling, of the usual one."""
 
 
 class Limit:
@@ -27,22 +35,26 @@ class Limit:
     """
 
     __slots__ = (
+        "_carried",
         "_cut_ratio",
         "_episode",
         "_high",
         "_low",
-        "_paused_until_s",
+        "_paused",
         "_slow_start",
+        "ceiling",
         "cuts",
         "value",
     )
 
     def __init__(self, initial: int, low: int, high: int, cut_ratio: float) -> None:
         self.value = float(initial)
+        self.ceiling = float("inf")  # the limit before the last cut
         self.cuts = 0
         self._slow_start = True
         self._episode = 0  # leases with a smaller number began before the last cut
-        self._paused_until_s = float("-inf")
+        self._paused = 0.0  # successes until growth goes on
+        self._carried = 0.0  # successes at the upper end of the probe
         self.configure(low, high, cut_ratio)
 
     def configure(self, low: int, high: int, cut_ratio: float) -> None:
@@ -52,6 +64,12 @@ class Limit:
         self._cut_ratio = cut_ratio
         self.value = min(max(self.value, self._low), self._high)
 
+    def restore(self, value: float, ceiling: float) -> None:
+        """What was learned before: no slow start where a ceiling is known."""
+        self.value = min(max(value, self._low), self._high)
+        self.ceiling = ceiling
+        self._slow_start = ceiling == float("inf")
+
     @property
     def bounds(self) -> tuple[float, float]:
         return self._low, self._high
@@ -59,23 +77,38 @@ class Limit:
     def has_room(self, inflight: int) -> bool:
         return inflight + 1 <= self.value
 
-    def on_success(self, inflight: int, now: float) -> None:
+    def on_success(self, inflight: int) -> None:
         """`inflight` includes the request that just ended."""
-        if 2 * inflight < self.value or now < self._paused_until_s:
-            return
-        step = 1.0 if self._slow_start else 1.0 / self.value
-        self.value = min(self._high, self.value + step)
+        if self._paused > 0.0:
+            self._paused -= 1.0
+        elif 2 * inflight >= self.value:
+            self._grow()
+
+    def _grow(self) -> None:
+        value = self.value
+        step = 1.0 if self._slow_start else 1.0 / value
+        if value >= self.ceiling:
+            top = self.ceiling * PROBE_RATIO
+            if value >= top:
+                self._carried += 1.0
+                if self._carried >= value:
+                    self.ceiling, self._carried = value, 0.0
+                return
+            step = min(GENTLY / value, top - value)
+        self.value = min(self._high, value + step)
 
     def on_drop(self, lease: int, next_lease: int) -> bool:
         """Cuts, unless `lease` began before the last cut. `next_lease` is the number the next
         lease will get: everything below it belongs to this episode. True if it cut."""
         if lease < self._episode:
             return False
+        self.ceiling = self.value
         self.value = max(self._low, self.value * self._cut_ratio)
         self._slow_start = False
+        self._carried = 0.0
         self._episode = next_lease
         self.cuts += 1
         return True
 
-    def on_fault(self, now: float) -> None:
-        self._paused_until_s = now + GROWTH_PAUSE_S
+    def on_fault(self) -> None:
+        self._paused = self.value

@@ -1,8 +1,10 @@
 """All accounts by name: where a job goes, and what comes back from there.
 
-The choice is least load, (in flight + 1) / (limit × weight), over every account that takes a
-request now. One process knows its own load exactly, so there is nothing to sample (power of
-two choices is for balancers that guess). Equal accounts take turns: the one used longest ago.
+The choice is least load, (in flight + 1) / (window × weight), over every account that takes a
+request now; where all of them have shown how fast they are, times the time a request of middling
+size takes on each when unloaded: the shortest expected delay. One process knows its own load
+exactly, so there is nothing to sample (power of two choices is for balancers that guess). Equal
+accounts take turns: the one used longest ago.
 """
 
 from __future__ import annotations
@@ -12,23 +14,30 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from gateway.balance.account import Account, State
+from gateway.balance.learned import MAX_AGE_S, Learned
+from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
 from gateway.types import AccountSnapshot, Blocked, Fit, RateLimits, Reason, Verdict
 
 NEAREST = {
-    Reason.ACCOUNT_LIMIT: 0,
-    Reason.PACER: 1,
-    Reason.ACCOUNT_BACKOFF: 2,
-    Reason.HEALTH: 3,
+    Reason.WINDOW: 0,
+    Reason.ACCOUNT_LIMIT: 1,
+    Reason.PACER: 2,
+    Reason.ACCOUNT_BACKOFF: 3,
+    Reason.HEALTH: 4,
 }
 """A set of accounts is blocked for the reason of the one that is nearest to serving."""
-IN_SERVICE = frozenset({Reason.ACCOUNT_LIMIT, Reason.PACER})
+IN_SERVICE = frozenset({Reason.WINDOW, Reason.ACCOUNT_LIMIT, Reason.PACER})
 
 
 class _Lease(Struct, frozen=True, gc=False):
-    account: str
+    account: Account
     tokens: float
+    window: Window | None
+    mark: Mark | None
+    requests_spent: float  # on the account, this one included
+    tokens_spent: float
 
 
 class Accounts:
@@ -72,14 +81,16 @@ class Accounts:
         """The best of `accounts` for one more request for `model`.
 
         Those in `avoid` (where the job failed before) come into question only when none of
-        the others is in service; full or paced is in service, it has room again soon.
+        the others is in service; full or paced is in service, it has room again soon. `express`
+        may use `express_ratio` × the window above it.
         """
         if not avoid:
-            return self._best(accounts, now)
-        answer = self._best([name for name in accounts if name not in avoid], now)
+            return self._best(model, accounts, now, express)
+        others = [name for name in accounts if name not in avoid]
+        answer = self._best(model, others, now, express)
         if isinstance(answer, Fit) or answer.reason in IN_SERVICE:
             return answer
-        return self._best(accounts, now)
+        return self._best(model, accounts, now, express)
 
     def heals_s(self, accounts: tuple[str, ...], now: float) -> float:
         """When the first of them may serve again: `now` if one does, infinity if only an
@@ -90,12 +101,21 @@ class Accounts:
     def take(self, account: str, model: str, tokens: float, now: float) -> int:
         """A slot on `account` for `model`, charged `tokens`; the lease's number."""
         lease, self._next = self._next, self._next + 1
-        self._accounts[account].take(lease, tokens, now)
-        self._leases[lease] = _Lease(account, tokens)
+        to = self._accounts[account]
+        window = to.window_of.get(model)
+        mark = None if window is None else window.take(now)
+        to.take(lease, tokens, now)
+        pacer = to.pacer
+        self._leases[lease] = _Lease(
+            to, tokens, window, mark, pacer.requests.spent, pacer.tokens.spent
+        )
         return lease
 
     def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
         """The first byte came, with what the provider's headers say is left."""
+        held = self._leases.get(lease)
+        if held is not None and limits is not None:
+            held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
 
     def give_back(
         self,
@@ -112,7 +132,12 @@ class Accounts:
         Raises KeyError where the lease was given back before.
         """
         held = self._leases.pop(lease)
-        account = self._accounts[held.account]
+        account, window = held.account, held.window
+        if window is not None and held.mark is not None:
+            if verdict is Verdict.SUCCESS:
+                prompt = None if tokens is None else tokens - (output_tokens or 0.0)
+                window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
+            window.give_back(now)
         account.give_back(
             lease,
             verdict,
@@ -123,22 +148,23 @@ class Accounts:
             now=now,
         )
         if account.state is State.DRAINING and account.inflight == 0:
-            del self._accounts[held.account]
+            del self._accounts[account.settings.name]
 
     def load(self, accounts: Iterable[str]) -> float:
-        """In flight / limit over these accounts, without those that are out for good; 0 to
+        """In flight / room over these accounts, without those that are out for good; 0 to
         about 1, more after a cut."""
-        inflight, limit = 0, 0.0
+        inflight, room = 0, 0.0
         for name in accounts:
             account = self._accounts.get(name)
             if account is not None and account.state is not State.DEAD_KEY:
                 inflight += account.inflight
-                limit += account.limit.value
-        return inflight / limit if limit else 0.0
+                room += account.room
+        return inflight / room if room else 0.0
 
     def room(self, accounts: Iterable[str]) -> float:
-        """How many requests these accounts take at once."""
-        return sum(a.limit.value for name in accounts if (a := self._accounts.get(name)))
+        """How many requests these accounts are given at once: the sum of their windows, each
+        account's at most its limit."""
+        return sum(a.room for name in accounts if (a := self._accounts.get(name)))
 
     @property
     def leases(self) -> int:
@@ -147,34 +173,58 @@ class Accounts:
     def snapshot(self, now: float) -> tuple[AccountSnapshot, ...]:
         return tuple(account.snapshot(now) for account in self._accounts.values())
 
+    def learned(self) -> Learned:
+        return Learned(tuple(account.learned() for account in self._accounts.values()))
+
+    def restore(self, learned: Learned, age_s: float) -> int:
+        """Takes back what was learned `age_s` ago; the number of accounts it was of use to.
+
+        Nothing where it is older than an hour; names that are not here are passed over. To be
+        called before the first request.
+        """
+        known = [a for a in learned.accounts if a.name in self._accounts]
+        if not 0.0 <= age_s <= MAX_AGE_S:
+            return 0
+        for one in known:
+            self._accounts[one.name].restore(one)
+        return len(known)
+
     def check(self) -> None:
         """Asserts every invariant; for tests."""
         held = dict.fromkeys(self._accounts, 0)
         for lease in self._leases.values():
-            held[lease.account] += 1
+            held[lease.account.settings.name] += 1
         for name, account in self._accounts.items():
             account.check()
             assert account.inflight == held[name], (name, account.inflight, held[name])
             assert account.state is not State.DRAINING or account.inflight, name
 
-    def _best(self, accounts: Iterable[str], now: float) -> Fit | Blocked:
-        best: Account | None = None
-        lightest = (float("inf"), 0)
+    def _best(
+        self, model: str, accounts: Iterable[str], now: float, express: bool
+    ) -> Fit | Blocked:
+        found: list[tuple[float, int, float, str]] = []  # load, last lease, speed, name
         reason, until_s = Reason.HEALTH, float("inf")
         for name in accounts:
             account = self._accounts.get(name)
             if account is None:
                 continue
-            blocked = account.blocked(now)
+            window = account.window_of.get(model)
+            blocked = account.blocked(now, window, express=express)
             if blocked is None:
-                rank = (account.score, account.last_lease)
-                if rank < lightest:
-                    best, lightest = account, rank
+                alone_s = 0.0 if window is None else window.alone_s
+                found.append((account.score(window), account.last_lease, alone_s, name))
                 continue
             if NEAREST[blocked.reason] < NEAREST[reason]:
                 reason = blocked.reason
             if blocked.until_s is not None:
                 until_s = min(until_s, blocked.until_s)
-        if best is not None:
-            return Fit(best.settings.name)
+        if found:
+            return Fit(found[0][3] if len(found) == 1 else _least(found))
         return Blocked(reason, None if until_s == float("inf") else until_s)
+
+
+def _least(found: list[tuple[float, int, float, str]]) -> str:
+    """The least loaded; where the speed of each is known, of the shortest expected delay."""
+    if all(alone_s for _, _, alone_s, _ in found):
+        return min((load * alone_s, last, name) for load, last, alone_s, name in found)[2]
+    return min(found)[3]

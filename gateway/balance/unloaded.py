@@ -55,6 +55,11 @@ class Unloaded:
         self._solve(sizes)
         return float(np.mean(np.log(self.of(sizes) / before)))
 
+    def restore(self, theta: tuple[float, float, float]) -> None:
+        """Coefficients learned before; fresh samples soon outweigh them."""
+        self.theta = np.array(theta)
+        self.count = 1e-6
+
     def _solve(self, sizes: Floats) -> None:
         """Non-negative least squares by leaving out what would be negative, with a prior on
         the proportions."""

@@ -2,21 +2,18 @@
 
 A provider that is given more than it serves well makes everybody wait inside it, where nobody
 can be overtaken, or even serves less. The window is where its throughput stops rising (curve.py
-says for each shape of congestion where that is). How it is found:
+says for each shape of congestion where that is; evidence.py, how it is known). It moves so:
 
-1. Every answered request tells its latency, its size and the mean number in flight over its
-   life. Latency / unloaded latency of that size is its slowdown; slowdowns over ln N are binned.
-2. Every round of completions the posterior over curves names the best N. The window moves there:
-   down at once, up by doubling until the first sign of congestion (slow start), then by `CLIMB`,
-   and only while the window is used and requests that *began* under it have ended.
-3. At the best N nothing would be learned of what lies above, so every `PROBE_EVERY` rounds one
-   round runs wider, by at most what the curve says costs `PROBE_COST`; wider again while it
-   goes better than the curve said. That is how capacity that came back is found.
-4. Evidence fades over some rounds, near the present N faster than far from it: what few
-   requests take is news only when the provider changes. Where recent latencies contradict the
-   curve, nearly everything is forgotten at once: the capacity changed.
-5. The covariance guard, for what is outside the family of curves: where more in flight went
-   along with less work done over the last blocks, the window shrinks.
+1. After every half round of completions the evidence names the best N. The window goes down
+   there at once; up by doubling until the first sign of congestion (slow start), then by
+   `CLIMB`, and only while it is used and requests that *began* under it have ended.
+2. First of all, a window nobody knows anything about goes down to a third for a round: without
+   having seen the provider at ease, "slow" has no meaning. Again when that is forgotten.
+3. Resting at the best N would teach nothing, so single rounds are *probes*: wider, by what the
+   curve expects to cost little; and narrower, where it expects that to be free, for far above a
+   knee the curve looks like a straight line. What went better than expected is tried again at
+   once: so capacity that came back is found, and slow start begins anew.
+4. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
 window, about one service time), never seconds: a provider ten times as slow looks the same.
@@ -29,31 +26,26 @@ import math
 import numpy as np
 from msgspec import Struct
 
-from gateway.balance.curve import (
-    BINS,
-    MAX_WINDOW,
-    Bins,
-    Curve,
-    Floats,
-    Posterior,
-    fade_by_distance,
-)
-from gateway.balance.unloaded import Unloaded
+from gateway.balance.curve import MAX_WINDOW, Posterior
+from gateway.balance.evidence import Evidence, Sample
+from gateway.balance.guard import Guard
+from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
+from gateway.types import WindowSnapshot
 
 BATCH = (8, 64)  # completions between two looks: half a window, within these
-NEAR_ROUNDS = 30.0  # memory of latencies near the present window
-FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
-UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts half
-MIN_MEMORY = 128.0  # completions
 CLIMB = 1.25  # a round, after the first sign of congestion
-WORTH = 0.008  # expected log throughput for which the window moves by little
-PROBE_EVERY = 16.0  # rounds
-PROBE = 1.4
-ANCHOR = 0.33
-PROBE_COST = 0.1  # of log throughput, while it lasts
-SURPRISE = 4.0  # standard errors between recent latencies and the curve
-FORGET = 0.1  # what is kept after one
-NOISE = (0.08, 0.6)  # bounds of the log latencies' standard deviation
+DROP = 0.6  # at most so much of the window is left by one look
+GUARDED = 0.9  # what the guard leaves
+WORTH = 0.008  # of log throughput, for which the window moves
+ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
+ANCHORED = 6  # smaller windows are at ease anyhow
+WIDER = 1.4
+NARROWER = 0.25
+FREE = 0.03  # of log throughput, while a probe lasts
+FREE_EVERY = 4.0  # rounds between probes that cost at most that
+COST = 0.12
+COST_EVERY = 14.0  # rounds between probes that cost at most that
+LEAST_STEP = 1.12
 
 
 class Mark(Struct, frozen=True, gc=False):
@@ -64,104 +56,121 @@ class Mark(Struct, frozen=True, gc=False):
     squares: float
 
 
-class Sample(Struct, frozen=True, gc=False):
-    inflight: float  # mean over its life
-    steady: float  # 1.0: that number did not change meanwhile
-    latency_s: float
-    prompt_tokens: float
-    output_tokens: float
-
-
-class Learned(Struct, frozen=True):
-    """A window as it is stored; `restore` takes it back."""
-
-    model: str
-    window: float
-    slow_start: bool
-    noise: float
-    coefficients: tuple[float, float, float]
-    weights: tuple[float, ...]
-    sums: tuple[float, ...]
-
-
 class Window:
-    """One (account, model). Times are seconds on the caller's clock."""
+    """One (account, model). Times are seconds on the caller's clock.
+
+    `value` is how many may be in flight now, `base` the same without a probe. `model` is the
+    provider's name.
+    """
 
     __slots__ = (
         "_area",
         "_batch",
-        "_bins",
+        "_began_s",
         "_changed",
-        "_curve",
+        "_counted",
+        "_evidence",
         "_fresh",
         "_full",
+        "_guard",
         "_high",
         "_low",
         "_moved_s",
-        "_posterior",
         "_probing",
-        "_recent",
-        "_rest",
-        "_since_probe",
         "_slow_start",
         "_squares",
-        "_unloaded",
+        "_unprobed",
         "_upward",
-        "_variance",
+        "alone_s",
         "base",
         "inflight",
         "model",
-        "slowdown",
         "value",
     )
 
-    def __init__(self, model: str, initial: float, low: float, high: float) -> None:
+    def __init__(self, model: str, initial: float) -> None:
         self.model = model
         self.inflight = 0
-        self.slowdown = 1.0
+        self.alone_s = 0.0  # a request of middling size, unloaded; 0.0 while it is not known
         self._area = 0.0  # integral of the number in flight
         self._squares = 0.0  # and of its square
         self._moved_s = 0.0
+        self._evidence = Evidence()
+        self._guard = Guard()
         self._batch: list[Sample] = []
-        self._full = 0  # completions of the batch that found the window in use
+        self._began_s = 0.0  # of the batch
+        self._full = 0  # its completions that found the window in use
+        self._counted = False  # some answer told its tokens
         self._fresh = 0  # completions of requests that began under the present window
-        self._changed = 0  # the first lease under the present window
-        self._since_probe = 0.0  # rounds
+        self._changed = 0  # the first lease under it
+        self._unprobed = 0.0  # rounds since the last probe
         self._probing = False
         self._upward = False  # the last probe's direction
         self._slow_start = True
-        self._forget_fits()
-        self.base = float(initial)  # without a probe
-        self.value = float(initial)
-        self.configure(low, high)
-
-    def _forget_fits(self) -> None:
-        self._unloaded = Unloaded()
-        self._bins = Bins()
-        self._variance = 0.3**2
-        self._posterior: Posterior | None = None
-        self._curve = Curve()
-        self._recent = [[0.0, 0.0], [0.0, 0.0]]  # surprise: at the window, above it
+        self._low, self._high = 1.0, MAX_WINDOW
+        self.base = self.value = float(initial)
 
     def configure(self, low: float, high: float) -> None:
         """New bounds; what was learned stays, moved inside them. `high` wins over `low`."""
-        self._high = min(float(high), MAX_WINDOW)
+        self._high = min(float(high), math.floor(MAX_WINDOW))
         self._low = min(float(low), self._high)
-        self._move(self.base, 0)
+        self.base = min(max(self.base, self._low), self._high)
+        self.value = min(max(self.value, self._low), self._high)
 
     @property
     def bounds(self) -> tuple[float, float]:
         return self._low, self._high
 
     def take(self, now: float) -> Mark:
-        """One more in flight; the mark that its `give_back` wants."""
+        """One more in flight; the mark that `learn` wants."""
         self._pass(now)
         self.inflight += 1
         return Mark(now, self._area, self._squares)
 
-    def give_back(self) -> None:
+    def give_back(self, now: float) -> None:
         """One less in flight."""
+        self._pass(now)
         self.inflight -= 1
+
+    def learn(
+        self,
+        mark: Mark,
+        lease: int,
+        next_lease: int,
+        prompt_tokens: float | None,
+        output_tokens: float | None,
+        now: float,
+    ) -> None:
+        """The request that `mark` began was answered in full; call it before its `give_back`.
+
+        Without tokens (None) its size is unknown: it teaches only where no request tells its
+        size, as with embeddings.
+        """
+        if output_tokens is None:
+            if self._counted:
+                return
+        else:
+            self._counted = True
+        latency_s = now - mark.since_s
+        if latency_s <= 0.0:
+            return
+        self._pass(now)
+        mean = (self._area - mark.area) / latency_s
+        variance = (self._squares - mark.squares) / latency_s - mean * mean
+        self._batch.append(
+            Sample(
+                mean,
+                math.sqrt(max(variance, 0.0)),
+                latency_s,
+                prompt_tokens or 0.0,
+                output_tokens or 0.0,
+            )
+        )
+        used = self.inflight >= self.value
+        self._full += used
+        self._fresh += lease >= self._changed
+        if len(self._batch) >= min(max(BATCH[0], self.value / 2.0), BATCH[1]):
+            self._look(used, next_lease, now)
 
     def _pass(self, now: float) -> None:
         load = self.inflight * (now - self._moved_s)
@@ -169,136 +178,134 @@ class Window:
         self._squares += load * self.inflight
         self._moved_s = now
 
-    def learn(
-        self,
-        mark: Mark,
-        lease: int,
-        next_lease: int,
-        prompt_tokens: float,
-        output_tokens: float,
-        now: float,
-    ) -> None:
-        """The request that `mark` began was answered; call it before `give_back`."""
-        self._pass(now)
-        latency_s = now - mark.since_s
-        if latency_s <= 0.0:
-            return
-        mean = (self._area - mark.area) / latency_s
-        spread = (self._squares - mark.squares) / latency_s - mean * mean
-        steady = 1.0 / (1.0 + max(spread, 0.0) / (UNSTEADY * mean) ** 2)
-        fresh = lease >= self._changed
-        self._batch.append(Sample(mean, steady, latency_s, prompt_tokens, output_tokens))
-        used = self.inflight >= self.value
-        self._full += used
-        self._fresh += fresh
-        if len(self._batch) >= min(max(BATCH[0], self.value / 2.0), BATCH[1]):
-            self._look()
-            self._steer(used, next_lease)
-            self._batch.clear()
-            self._full = 0
+    # ---- what the batch says, and what follows
 
-    # ---- what the batch says
+    def _look(self, used: bool, next_lease: int, now: float) -> None:
+        batch, evidence = self._batch, self._evidence
+        self._unprobed += len(batch) / max(self.base, 1.0)
+        self._slow_start |= evidence.look(batch, self.base)
+        self.alone_s = evidence.alone_s
+        past = False
+        if self._full == len(batch) and now > self._began_s:
+            past = self._guard.add(self.value, evidence.work_s(batch) / (now - self._began_s))
+        full = used and 2 * self._full >= len(batch)
+        self._batch = []
+        self._full, self._began_s = 0, now
+        if past:
+            self._slow_start = False
+            self._move(self.base * GUARDED, next_lease)
+        else:
+            self._steer(full, next_lease)
 
-    def _look(self) -> None:
-        batch = self._batch
-        ln_n = np.log(np.array([max(s.inflight, 1.0) for s in batch]))
-        steady = np.array([s.steady for s in batch])
-        latency_s = np.array([s.latency_s for s in batch])
-        sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
-        rounds = len(batch) / max(self.base, 1.0)
-        far = math.exp(-len(batch) / max(MIN_MEMORY, FAR_ROUNDS * self.base))
-        near = math.exp(-len(batch) / max(MIN_MEMORY, NEAR_ROUNDS * self.base))
-        known = self._posterior
-        expected = known.slowdown_at(ln_n) if known else np.zeros(len(batch))
-        scale = known.scale if known else 0.0
-        moved = self._unloaded.learn(sizes, latency_s / np.exp(expected + scale), far)
-        if known:
-            self._bins.shift(moved)
-            scale -= moved
-        logs = np.log(latency_s / self._unloaded.of(sizes))
-        if known:
-            spread = max(3.0 * math.sqrt(self._variance), 1.0)
-            residual = np.clip(logs - expected - scale, -spread, spread)
-            logs = expected + scale + residual
-            self._doubt(ln_n, residual, steady, near)
-        slope = known.log_slowdown if known else np.zeros(BINS)
-        self._bins.add(
-            ln_n, logs, steady, slope, fade_by_distance(math.exp(float(ln_n.mean())), near, far)
-        )
-        known = self._posterior = self._bins.posterior(self._variance)
-        residual = logs - known.slowdown_at(ln_n) - known.scale
-        keep = math.exp(-len(batch) / MIN_MEMORY)
-        variance = self._variance * keep + (1.0 - keep) * float(steady @ residual**2 / steady.sum())
-        self._variance = min(max(variance, NOISE[0] ** 2), NOISE[1] ** 2)
-        self._curve = known.curve(self._bins.explored())
-        self.slowdown = math.exp(float(np.mean(logs)) - known.scale)
-        self._since_probe += rounds
-
-    def _doubt(self, ln_n: Floats, residual: Floats, steady: Floats, keep: float) -> None:
-        """Forgets where recent latencies contradict the curve, above the window or at it."""
-        above = ln_n > math.log(self.base * 1.1)
-        for recent, mine in zip(self._recent, (~above, above), strict=True):
-            recent[0] = recent[0] * keep**4 + float(steady[mine].sum())
-            recent[1] = recent[1] * keep**4 + float((residual * steady)[mine].sum())
-            if recent[1] ** 2 > SURPRISE**2 * self._variance * max(recent[0], 4.0):
-                self._bins.fade(FORGET)
-                recent[0] = recent[1] = 0.0
-
-    # ---- what follows
-
-    def _steer(self, used: bool, next_lease: int) -> None:
-        known = self._posterior
+    def _steer(self, full: bool, next_lease: int) -> None:
+        known = self._evidence.known
         assert known is not None
-        full = used and 2 * self._full >= len(self._batch)
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
-        reach = max(2.0 * self._bins.explored(), self.base)
-        best = min(known.best(self._low, min(self._high, reach)), self._high)
+        reach = max(2.0 * self._evidence.explored(), self.base)
+        best = known.best(self._low, min(self._high, reach))
         if best < 1.6 * self.base:
             self._slow_start = False
         if self._probing:
-            if not settled and full:
+            if full and not settled:
                 return
             self._probing = False
-        anchor = math.ceil(self.base * ANCHOR)
-        if (
-            self.base >= 6
-            and full
-            and settled
-            and anchor >= self._low
-            and not self._bins.known_below(1.5 * anchor)
-        ):
-            self._try(anchor, next_lease)
+        if full and settled and self._anchor(next_lease):
             return
-        gain = known.worth(np.array([best, self.base]))
-        worth = gain[0] - gain[1] > WORTH
-        if best < self.base and worth:
-            self._move(max(best, self.base * 0.6), next_lease)
-        elif best > self.base and worth and full and settled:
+        worth = known.worth(np.array([best, self.base]))
+        if worth[0] - worth[1] <= WORTH or (best > self.base and not (full and settled)):
+            best = self.base
+        if best < self.base:
+            self._move(max(best, self.base * DROP), next_lease)
+        elif best > self.base:
             self._move(min(best, self.base * (2.0 if self._slow_start else CLIMB)), next_lease)
         elif self.value != self.base:
             self._move(self.base, next_lease)
-        if full and settled and self._since_probe >= PROBE_EVERY:
+        if full and settled and not self._slow_start:
             self._probe(known, next_lease)
 
-    def _probe(self, known: Posterior, next_lease: int) -> None:
-        """One round wider; every other time narrower, where the curve says that costs little:
-        so a window far above a knee finds it, which looks linear from there."""
-        self._since_probe = 0.0
-        self._upward = not self._upward
-        width = PROBE if self._upward else 0.25
-        while abs(math.log(width)) > 0.1 and known.gain(self.base * width, self.base) < -PROBE_COST:
-            width = math.sqrt(width)
-        to = self.base * width
-        self._try(
-            max(math.floor(to), self.base + 1.0) if width > 1.0 else math.ceil(to), next_lease
-        )
+    def _anchor(self, next_lease: int) -> bool:
+        """A round at ease, where the provider has not been seen so, or long ago."""
+        to = math.ceil(self.base * ANCHOR)
+        if self.base < ANCHORED or to < self._low or self._evidence.known_below(1.5 * to):
+            return False
+        return self._try(to, next_lease)
 
-    def _try(self, to: float, next_lease: int) -> None:
-        if self._low <= to <= self._high and to != self.base:
-            self.value = float(to)
-            self._probing = True
-            self._fresh, self._changed = 0, next_lease
+    def _probe(self, known: Posterior, next_lease: int) -> None:
+        """One round wider or, every other time, narrower. Often where the curve says it is
+        free, now and then where it says that it costs."""
+        hopeful = self._evidence.hopeful
+        upward = hopeful or not self._upward
+        width = _affordable(known, self.base, WIDER if upward else NARROWER, FREE)
+        if not width and self._unprobed >= COST_EVERY:
+            upward = True
+            width = _affordable(known, self.base, WIDER, COST) or LEAST_STEP
+        if not width or (self._unprobed < FREE_EVERY and not hopeful):
+            return
+        self._upward = upward
+        to = self.base * width
+        self._try(max(math.floor(to), self.base + 1.0) if upward else math.ceil(to), next_lease)
+
+    def _try(self, to: float, next_lease: int) -> bool:
+        if not self._low <= to <= self._high or to == self.base:
+            return False
+        self.value = float(to)
+        self._probing = True
+        self._unprobed = 0.0
+        self._fresh, self._changed = 0, next_lease
+        return True
 
     def _move(self, to: float, next_lease: int) -> None:
         self.base = self.value = min(max(math.floor(to + 0.5), self._low), self._high)
         self._fresh, self._changed = 0, next_lease
+
+    # ---- for others
+
+    @property
+    def knows(self) -> bool:
+        return self._evidence.known is not None
+
+    def snapshot(self) -> WindowSnapshot:
+        base_s, prompt_s, output_s = self._evidence.coefficients
+        curve = self._evidence.curve
+        return WindowSnapshot(
+            model=self.model,
+            window=self.value,
+            inflight=self.inflight,
+            regime=curve.regime,
+            knee=curve.knee,
+            base_s=base_s,
+            prompt_token_s=prompt_s,
+            output_token_s=output_s,
+            curve=curve.parameters,
+            slowdown=self._evidence.slowdown,
+        )
+
+    def learned(self) -> LearnedWindow:
+        return self._evidence.learned(self.model, self.base)
+
+    def restore(self, learned: LearnedWindow) -> None:
+        """Begins at `RESTORE_RATIO` of a window learned before, with as much of the evidence.
+        One that cannot be read is left alone."""
+        try:
+            self._evidence.restore(learned, RESTORE_RATIO)
+        except ValueError:
+            return
+        self.alone_s = self._evidence.alone_s
+        self._slow_start = False
+        self._move(learned.window * RESTORE_RATIO, 0)
+
+    def check(self) -> None:
+        """Asserts the invariants; for tests."""
+        assert self._low <= self.base <= self._high, (self.model, self.base)
+        assert self._low <= self.value <= self._high, (self.model, self.value)
+        assert self.inflight >= 0, self.model
+
+
+def _affordable(known: Posterior, base: float, width: float, cost: float) -> float:
+    """The factor nearest to `width` at which the curve expects to lose at most `cost` of log
+    throughput; 0.0 where it is hardly a step."""
+    while known.gain(base * width, base) < -cost:
+        width **= 0.8
+        if abs(math.log(width)) < math.log(LEAST_STEP):
+            return 0.0
+    return width

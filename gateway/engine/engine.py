@@ -26,6 +26,7 @@ from gateway.types import (
     Job,
     JobRecord,
     Outcome,
+    RateLimits,
     SchedulerSnapshot,
     Standing,
     Usage,
@@ -94,6 +95,11 @@ class Permit:
             raise self._refusal
         assert self.account is not None
         return self.account
+
+    def answered(self, limits: RateLimits) -> None:
+        """The answer's headers came and say what is left of the account's limits."""
+        if not self.settled:
+            self._engine.feed(events.Answered(job_id=self.job.id, limits=limits))
 
     def failed(
         self,

@@ -56,6 +56,7 @@ from gateway.upstream.providers import (
     stream_error_status,
     url_for,
 )
+from gateway.upstream.ratelimits import rate_limits
 from gateway.upstream.sse import event_of
 from gateway.upstream.usage import StreamMeter, answer_usage, tail_usage
 
@@ -116,6 +117,11 @@ class Trip(Struct):
 
 
 SendError = Callable[[Send, GatewayError, Headers], Any]
+Cost = Callable[[str, Usage], float | None]
+
+
+def free(model: str, usage: Usage) -> None:
+    """The cost where nobody knows a price."""
 
 
 class Overrun:
@@ -145,6 +151,7 @@ class Relay:
     Args:
         targets: account name → where and how to call it; replaced whole on a reload.
         send_error: writes a GatewayError as a response (the api room's business).
+        cost: US dollars of a model's usage, None where it has no price.
     """
 
     def __init__(
@@ -154,12 +161,14 @@ class Relay:
         targets: Mapping[str, Target],
         server: Server,
         send_error: SendError,
+        cost: Cost = free,
     ) -> None:
         self._engine = engine
         self._client = client
         self.targets = targets
         self.server = server
         self._send_error = send_error
+        self._cost = cost
         self._open: dict[ClientWatch, Call] = {}
         self._idle: asyncio.Future[None] | None = None
 
@@ -250,7 +259,7 @@ class Relay:
                 self._attempt_failed(permit, _REMOVED)
                 continue
             try:
-                answer = await self._attempt(call, target, trip)
+                answer = await self._attempt(call, target, permit, trip)
                 if _is_events(answer):
                     await self._stream(call, target, permit, trip, watch, answer, send)
                 else:
@@ -273,7 +282,7 @@ class Relay:
         permit.outcome = failure.outcome
         raise error
 
-    async def _attempt(self, call: Call, target: Target, trip: Trip) -> Answer:
+    async def _attempt(self, call: Call, target: Target, permit: Permit, trip: Trip) -> Answer:
         trip.ttft_s = trip.usage = trip.error_code = None  # of the attempt before
         body = call.body
         edit = edit_for(target, call.job.model, inject_usage=call.stream and not call.wants_usage)
@@ -286,6 +295,9 @@ class Relay:
             headers_for(target, call.headers),
             body,
         )
+        limits = rate_limits(answer.headers, time.time())
+        if limits is not None:
+            permit.answered(limits)
         if answer.status < 200:
             raise AttemptFailed(BROKEN)
         if 300 <= answer.status < 400:
@@ -575,6 +587,7 @@ class Relay:
             finish_reason=trip.finish_reason,
             error_code=trip.error_code,
             bytes_out=trip.bytes_out,
+            cost_usd=None if trip.usage is None else self._cost(job.model, trip.usage),
         )
 
 

@@ -129,7 +129,7 @@ class Foresight:
                 self._index = self._index.resized(settings.history_window_size)
             self._index.set_private(self._private)
         encoder = self._artefacts.encoder
-        if encoder is not None and encoder.max_tokens != settings.max_encoder_tokens:
+        if encoder is not None:
             encoder.resize(settings.max_encoder_tokens)
 
     def adopt(self, artefacts: Artefacts) -> None:
@@ -192,8 +192,15 @@ class Foresight:
             self._teach(lesson, look)
         if not lesson.running:
             self._count_tokens(lesson, look.scopes)
+        return self._row(lesson, look)
+
+    def draft(self, lesson: Lesson) -> HistoryRow:
+        """The row alone; nothing is learned."""
+        return self._row(lesson, self._look(lesson.view))
+
+    def _row(self, lesson: Lesson, look: _Look) -> HistoryRow:
+        view, prompt = lesson.view, lesson.prompt_tokens
         vector = look.vector if _says_much(lesson, look) else None
-        prompt = lesson.prompt_tokens
         return HistoryRow(
             wall_s=lesson.wall_s,
             tenant=view.tenant,

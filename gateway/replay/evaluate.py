@@ -22,6 +22,7 @@ import numpy as np
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoders import exported_in
 from gateway.predict.features import cut
 from gateway.replay import evaluate_plots as plots
 from gateway.replay import evaluate_report as reports
@@ -93,7 +94,10 @@ def evaluate(
     if (data is None) == (history is None):
         raise SettingsError("evaluate: expected --data FILE or --history, and not both")
     names = _names(variants, VARIANTS if history is None else OF_HISTORY)
-    whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
+    whole = Artefacts(
+        *(models, settings.embedding_model_name, settings.max_encoder_tokens),
+        exported=exported_in(settings.models_path),
+    )
     if whole.encoder is None:
         raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
     chosen = _chosen(data, history, models, whole, side, limit, apart_rows)

@@ -282,6 +282,10 @@ class Scheduler:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
             self.accounts.answered(entry.lease, event.limits, now)
+            home = self.directory.pool_of.get(entry.account, entry.pool)
+            for name in dict.fromkeys((entry.pool, home)):
+                self.touch(name)
+                self.pools[name].version += 1
 
     def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
         entry = self.jobs.get(event.job_id)

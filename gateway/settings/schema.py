@@ -189,6 +189,7 @@ class Balance(Section, frozen=True):
 
     window: Literal["auto", "off"] = "auto"  # found at the knee; off: the ceiling alone
     min_window: Count = 2
+    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
     min_limit: Count = 1
     cut_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.75
     default_backoff_s: Seconds = 2.0  # a 429 without Retry-After
@@ -221,7 +222,7 @@ class Predict(Section, frozen=True):
     refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
     refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
     refit_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000  # the newest, fitted on
-    models_path: str = "var/models"  # refitted models; needs a restart
+    models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
 
 
 class Store(Section, frozen=True):

@@ -142,6 +142,25 @@ def test_429_everywhere_waits_instead_of_failing(
     assert arrived[1] - arrived[0] >= 0.29
 
 
+def test_headers_that_say_nothing_is_left_turn_to_the_other_account(
+    start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
+) -> None:
+    """The provider need not refuse first: what its last answer left decides, and its limits are
+    the account's, not the client's, to see."""
+    a, b = two
+    left = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "12s"}
+    payload = b'{"choices": []}'
+    head = Head(headers={"content-type": JSON, **left}, length=len(payload))
+    a.enqueue([head, Send(payload)])
+    gateway = start_gateway(a, b)
+    first = post(gateway)
+    assert first.headers["x-sagesched-account"] == "a"
+    assert not [name for name in first.headers if name.startswith("x-ratelimit")]
+    for _ in range(4):
+        assert post(gateway).headers["x-sagesched-account"] == "b"
+    assert len(a.exchanges) == 1
+
+
 def test_client_error_passes_through_once(
     start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
 ) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.balance.account import CUTS
 from gateway.balance.pool import Accounts
-from gateway.types import Fit, Reason, Verdict
+from gateway.types import Fit, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import settings
 
 QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
@@ -23,10 +23,10 @@ STEPS = st.lists(
 )
 
 
-def one(**fields: int) -> Accounts:
+def one(window: str = "off", **fields: int) -> Accounts:
     given_settings = settings(
         {"a": {"initial_concurrency": 4, "max_concurrency": 6, **fields}},
-        balance={"eject_after": 2, "min_limit": 2},
+        balance={"eject_after": 2, "min_limit": 2, "min_window": 2, "window": window},
     )
     return Accounts(given_settings.accounts, given_settings.balance)
 
@@ -64,6 +64,60 @@ def test_account_limit_moves_only_as_it_may(
         it.give_back(lease, Verdict.IGNORED, now=now)
     assert isinstance(it.place("m", ("a",), now + 1000.0), Fit)
     assert it.leases == 0
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "take", "end", "end", "told"]),
+            st.sampled_from([Verdict.SUCCESS] * 6 + list(Verdict)),
+            st.integers(0, 50),
+            st.sampled_from([None, 1.0, 50.0, 1500.0]),
+        ),
+        min_size=40,
+        max_size=300,
+    ),
+    st.floats(0.001, 100.0),
+    st.integers(2, 40),
+)
+@QUICK
+def test_window_moves_only_as_it_may(
+    steps: list[tuple[str, Verdict, int, float | None]], pace_s: float, start: int
+) -> None:
+    """6 for windows: within their bounds, wider only by a success that found them in use; and
+    what is in flight never passes the ceiling nor, but for express, the window."""
+    it = one("auto", initial_concurrency=start, max_concurrency=64)
+    now, leases = 0.0, []
+    for step, verdict, pick, tokens in steps:
+        now += pace_s * (pick + 1) / 10
+        before = it.snapshot(now)[0]
+        window = before.windows[0]
+        if step == "take":
+            express = pick % 5 == 0
+            if isinstance(it.place("m", ("a",), now, express=express), Fit):
+                leases.append(it.take("a", "m", 10.0, now))
+                room = window.window * 1.25 + 1 if express else window.window
+                assert window.inflight + 1 <= room
+                assert len(leases) <= before.limit
+        elif step == "end" and leases:
+            lease = leases.pop(pick % len(leases))
+            used = None if tokens is None else tokens + 10.0
+            it.give_back(lease, verdict, tokens=used, output_tokens=tokens, now=now)
+        elif step == "told" and leases:
+            limits = RateLimits(remaining_requests=pick, remaining_tokens=pick)
+            it.answered(leases[pick % len(leases)], limits, now)
+        it.check()
+        seen = it.snapshot(now)[0].windows[0]
+        assert seen.inflight == len(leases)
+        assert 2 <= seen.window <= 64
+        if seen.window > window.window:
+            assert (step, verdict) == ("end", Verdict.SUCCESS)
+            assert 2 * window.inflight >= window.window or seen.window <= start
+    stored = it.learned()
+    assert one("auto").restore(stored, 0.0) == 1
+    for lease in leases:
+        it.give_back(lease, Verdict.IGNORED, now=now)
+    assert isinstance(it.place("m", ("a",), now + 1000.0), Fit)
 
 
 @given(STEPS)

@@ -15,6 +15,8 @@ from random import Random
 
 from msgspec import Struct
 
+from gateway.balance.window import Mark, Window
+
 Slowdown = Callable[[float], float]
 
 
@@ -154,3 +156,65 @@ def usl(knee: float) -> Slowdown:
     sigma = 0.03
     kappa = (1 - sigma) / knee**2
     return lambda n: 1 + sigma * (n - 1) + kappa * n * (n - 1)
+
+
+SHAPES: dict[str, Callable[[float], Slowdown]] = {
+    "linear": linear,
+    "saturating": saturating,
+    "power": power,
+    "quadratic": quadratic,
+    "usl": usl,
+}
+
+
+class Windowed(Gate):
+    """The window under test, used as `Accounts` uses it."""
+
+    def __init__(self, window: Window) -> None:
+        self.window = window
+        self.trace: list[float] = []  # the window without probes, at each end
+        self._leases: dict[int, tuple[int, Mark]] = {}
+        self._next = 1
+
+    def room(self, now: float) -> bool:
+        return self.window.inflight + 1 <= self.window.value
+
+    def take(self, request: Request, now: float) -> None:
+        self._leases[id(request)] = (self._next, self.window.take(now))
+        self._next += 1
+
+    def ended(self, request: Request, now: float) -> None:
+        lease, mark = self._leases.pop(id(request))
+        self.window.learn(
+            mark, lease, self._next, request.prompt_tokens, request.output_tokens, now
+        )
+        self.window.give_back(now)
+        self.window.check()
+        self.trace.append(self.window.base)
+
+
+def window(initial: int = 16, high: int = 256) -> Window:
+    it = Window("m", initial)
+    it.configure(2, high)
+    return it
+
+
+def provider(shape: str, seed: int) -> tuple[Provider, int]:
+    """A provider of this shape with parameters drawn by the seed, and its knee: 4 to 40 in
+    flight, noise 0.1 to 0.4, base 0.05 to 2 s, 2 to 100 ms a token."""
+    rng = Random(f"{shape} {seed}")
+    knee = round(math.exp(rng.uniform(math.log(4), math.log(40))))
+    made = Provider(
+        SHAPES[shape](knee),
+        base_s=math.exp(rng.uniform(math.log(0.05), math.log(2))),
+        prompt_token_s=rng.choice([0.0, 1e-4, 5e-4]),
+        output_token_s=math.exp(rng.uniform(math.log(0.002), math.log(0.1))),
+        noise=rng.uniform(0.1, 0.4),
+    )
+    return made, knee
+
+
+def best_window(slowdown: Slowdown, high: int = 256) -> tuple[int, float]:
+    """The best static window and its throughput, in requests served at once at full speed."""
+    best = max(range(1, high + 1), key=lambda n: (round(n / slowdown(n), 9), -n))
+    return best, best / slowdown(best)

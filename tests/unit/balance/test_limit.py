@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.balance.limit import GROWTH_PAUSE_S, Limit
+from gateway.balance.limit import PROBE_RATIO, Limit
 
 
 def limit(initial: int = 16, low: int = 1, high: int = 64) -> Limit:
@@ -11,7 +11,7 @@ def test_limit_doubles_in_a_round_before_the_first_drop() -> None:
     """Slow start: +1 per success while the limit is in use."""
     it = limit(4)
     for _ in range(4):
-        it.on_success(4, now=0.0)
+        it.on_success(4)
     assert it.value == 8
 
 
@@ -21,16 +21,16 @@ def test_limit_grows_by_one_in_a_round_after_a_drop() -> None:
     assert it.on_drop(lease=1, next_lease=2)
     assert it.value == 12
     for _ in range(12):
-        it.on_success(12, now=0.0)
+        it.on_success(12)
     assert 12.9 < it.value < 13.1
 
 
 def test_limit_does_not_grow_while_it_is_not_in_use() -> None:
     """Fewer than half in flight: a success says nothing about the limit."""
     it = limit(16)
-    it.on_success(7, now=0.0)
+    it.on_success(7)
     assert it.value == 16
-    it.on_success(8, now=0.0)
+    it.on_success(8)
     assert it.value == 17
 
 
@@ -50,19 +50,52 @@ def test_limit_stays_within_its_bounds() -> None:
     for lease in range(10):
         it.on_drop(lease, lease + 1)
     assert it.value == 2
-    for _ in range(10):
-        it.on_success(3, now=0.0)
+    for _ in range(60):
+        it.on_success(3)
     assert it.value == 3
 
 
-def test_limit_pauses_growth_after_a_fault_and_cuts_nothing() -> None:
+def test_limit_pauses_growth_for_a_round_after_a_fault_and_cuts_nothing() -> None:
     """A 5xx is no statement about load."""
     it = limit(4)
-    it.on_fault(now=10.0)
-    it.on_success(4, now=10.0 + GROWTH_PAUSE_S / 2)
+    it.on_fault()
+    for _ in range(4):
+        it.on_success(4)
     assert it.value == 4
-    it.on_success(4, now=10.0 + GROWTH_PAUSE_S)
+    it.on_success(4)
     assert it.value == 5
+
+
+def test_limit_remembers_the_ceiling_and_probes_it_gently() -> None:
+    """Up to the limit before the cut as usual, then at a quarter of the pace, a tenth further;
+    what was carried there for a round is the new ceiling."""
+    it = limit(40, high=100)
+    it.on_drop(1, 2)
+    assert (it.value, it.ceiling) == (30, 40)
+    steps = 0
+    while it.value < 40:
+        it.on_success(40)
+        steps += 1
+    assert 340 < steps < 365, "one per round of 30 to 40"
+    for _ in range(40):
+        it.on_success(40)
+    assert 40.2 < it.value < 40.3
+    while it.ceiling == 40:
+        it.on_success(50)
+        assert it.value <= it.ceiling * PROBE_RATIO
+    assert it.ceiling == 40 * PROBE_RATIO, "carried for a round: the mark moves on"
+
+
+def test_limit_restored_with_a_ceiling_does_not_start_slowly() -> None:
+    """Nor does it forget it; without one slow start goes on."""
+    it = limit(4)
+    it.restore(28, 40)
+    it.on_success(28)
+    assert (it.value, it.ceiling) == (28 + 1 / 28, 40)
+    it = limit(4)
+    it.restore(28, float("inf"))
+    it.on_success(28)
+    assert it.value == 29
 
 
 def test_limit_moves_into_new_bounds_and_keeps_what_it_learned() -> None:

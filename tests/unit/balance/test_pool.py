@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from gateway.balance.learned import Learned
 from gateway.balance.pool import Accounts
-from gateway.types import Blocked, Fit, Reason, Verdict
+from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import settings
 
 
-def accounts(**each: dict[str, Any]) -> Accounts:
-    given = settings(each, balance={"eject_after": 1})
+def accounts(window: str = "off", **each: dict[str, Any]) -> Accounts:
+    given = settings(each, balance={"eject_after": 1, "window": window})
     return Accounts(given.accounts, given.balance)
 
 
@@ -159,3 +161,135 @@ def test_accounts_check_sees_a_lost_lease() -> None:
     it._leases.clear()
     with pytest.raises(AssertionError):
         it.check()
+
+
+def fill(it: Accounts, times: int, model: str = "m", **how: Any) -> int:
+    """Requests placed until blocked, at most `times`."""
+    for n in range(times):
+        fit = it.place(model, ("a",), 0.0, **how)
+        if not isinstance(fit, Fit):
+            return n
+        it.take("a", model, 1.0, 0.0)
+    return times
+
+
+WIDE = {"initial_concurrency": 8, "max_concurrency": 100}
+
+
+def test_accounts_window_is_asked_before_the_ceiling() -> None:
+    """Full: the reason is the window's; shorts may use a quarter more, under the ceiling."""
+    it = accounts("auto", a=WIDE | {"models": {"m": "up", "other": "o"}})
+    it._accounts["a"].limit.restore(11.0, float("inf"))
+    assert fill(it, 99) == 8
+    assert it.place("m", ("a",), 0.0) == Blocked(Reason.WINDOW)
+    assert fill(it, 99, express=True) == 2
+    assert it.place("m", ("a",), 0.0, express=True) == Blocked(Reason.WINDOW)
+    assert fill(it, 99, "other") == 1, "its own window has room, the account one slot"
+    assert it.place("other", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    it.check()
+
+
+def test_accounts_window_belongs_to_the_providers_name() -> None:
+    """Two names of one model share a window; one that is not configured has none."""
+    it = accounts("auto", a=WIDE | {"models": {"m": "up", "alias": "up"}})
+    it._accounts["a"].limit.restore(50.0, float("inf"))
+    assert fill(it, 4) + fill(it, 99, "alias") == 8
+    assert fill(it, 99, "unknown") == 42
+    assert [w.model for w in it.snapshot(0.0)[0].windows] == ["up"]
+
+
+def test_accounts_without_windows_have_the_ceiling_alone() -> None:
+    """window = "off"."""
+    it = accounts(a=WIDE)
+    it._accounts["a"].limit.restore(20.0, float("inf"))
+    assert fill(it, 99) == 20
+    assert it.place("m", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.snapshot(0.0)[0].windows == ()
+
+
+def test_accounts_room_is_the_sum_of_windows_under_the_limits() -> None:
+    """And load is what is in flight of it."""
+    it = accounts("auto", a=WIDE, b={"initial_concurrency": 4})
+    it._accounts["a"].limit.restore(6.0, float("inf"))
+    assert it.room(("a", "b")) == 10
+    assert fill(it, 5) == 5
+    assert it.load(("a", "b")) == 0.5
+
+
+def work(it: Accounts, account: str, seconds: float, start: float) -> float:
+    """A few dozen requests of one size, one after the other; the time after."""
+    now = start
+    for _ in range(40):
+        lease = it.take(account, "m", 200.0, now)
+        now += seconds
+        it.give_back(lease, Verdict.SUCCESS, tokens=200.0, output_tokens=100.0, now=now)
+    return now
+
+
+def test_accounts_prefer_the_faster_of_two_until_it_is_fuller() -> None:
+    """Shortest expected delay: twice as fast takes twice the load; unknown speed counts for
+    nothing."""
+    it = accounts("auto", a=WIDE, b=WIDE)
+    now = work(it, "a", 1.0, 0.0)
+    assert spread(it, ("a", "b"), 6).count("a") == 3, "b's speed is not known yet"
+    it = accounts("auto", a=WIDE, b=WIDE)
+    now = work(it, "b", 2.0, work(it, "a", 1.0, 0.0))
+    chosen = [it.place("m", ("a", "b"), now)]
+    for _ in range(8):
+        fit = it.place("m", ("a", "b"), now)
+        assert isinstance(fit, Fit)
+        it.take(fit.account, "m", 1.0, now)
+        chosen.append(fit)
+    assert chosen[0] == Fit("a")
+    assert chosen[1:].count(Fit("a")) == 6
+
+
+def test_accounts_heed_what_an_answer_says_is_left() -> None:
+    """Nothing left: paced until the reset; an answer without headers changes nothing."""
+    it = accounts(a={})
+    lease = it.take("a", "m", 10.0, 0.0)
+    it.answered(lease, None, 0.0)
+    assert it.place("m", ("a",), 0.0) == Fit("a")
+    it.answered(lease, RateLimits(remaining_tokens=0, reset_tokens_s=5.0), 1.0)
+    assert it.place("m", ("a",), 1.0) == Blocked(Reason.PACER, 6.0)
+    assert it.place("m", ("a",), 6.0) == Fit("a")
+    it.answered(99, RateLimits(remaining_tokens=0), 6.0)
+    assert it.place("m", ("a",), 6.0) == Fit("a"), "a lease that is gone says nothing"
+
+
+def test_accounts_remember_what_they_learned_over_a_restart() -> None:
+    """Limit at 0.7, ceiling, header limits, windows; by name, for an hour."""
+    it = accounts("auto", a=WIDE, b=WIDE)
+    work(it, "a", 1.0, 0.0)
+    end(it, "a", Verdict.RATE_LIMITED)
+    lease = it.take("a", "m", 1.0, 0.0)
+    it.answered(lease, RateLimits(limit_requests=500, remaining_requests=400), 50.0)
+    stored = msgspec.json.decode(msgspec.json.encode(it.learned()), type=Learned)
+    again = accounts("auto", a=WIDE, c=WIDE)
+    assert again.restore(stored, 3601.0) == again.restore(stored, -1.0) == 0
+    assert again.snapshot(0.0)[0].limit == 8
+    assert again.restore(stored, 60.0) == 1
+    again.check()
+    seen, new = again.snapshot(0.0)
+    before = it.snapshot(0.0)[0]
+    assert seen.limit == before.limit * 0.7
+    assert again._accounts["a"].limit.ceiling == it._accounts["a"].limit.ceiling
+    assert (seen.rpm, new.rpm) == (500, 0)
+    assert seen.windows[0].window == round(before.windows[0].window * 0.7)
+    assert seen.windows[0].output_token_s > 0.0
+    assert (new.limit, new.windows[0].output_token_s) == (8, 0.0)
+
+
+def test_accounts_keep_a_window_over_a_reload_and_drop_it_with_its_model() -> None:
+    """Bounds are the new ones."""
+    it = accounts("auto", a=WIDE | {"models": ["m", "n"]})
+    given = settings(
+        {"a": WIDE | {"max_concurrency": 8, "models": ["m"]}}, balance={"window": "auto"}
+    )
+    kept = it._accounts["a"].windows["m"]
+    lease = it.take("a", "n", 1.0, 0.0)
+    it.reconfigure(given.accounts, given.balance, 0.0)
+    assert it._accounts["a"].windows == {"m": kept}
+    assert kept.bounds == (2, 8)
+    it.give_back(lease, Verdict.SUCCESS, now=1.0)
+    it.check()

@@ -151,6 +151,17 @@ def test_learned_row_holds_what_history_needs_and_no_text(foresight: Foresight) 
     assert "secret" not in repr(row)
 
 
+def test_draft_is_the_row_and_teaches_nothing(foresight: Foresight) -> None:
+    """What learning would give back; index, calibration and forecasts stay as they are."""
+    before, table = foresight.forecast(view()), foresight.calibration
+    taught = lesson(view(), 2500, prompt_tokens=40)
+    row = foresight.draft(taught)
+    assert (foresight.rows, foresight.calibration) == (0, table)
+    assert foresight.forecast(view()) == before
+    assert foresight.learn(taught) == row
+    assert foresight.forecast(view()) != before
+
+
 def test_brief_lesson_leaves_out_the_encoder_and_still_calibrates(foresight: Foresight) -> None:
     """No vector and no place in the index, unless the vector is at hand; the bias moves."""
     before = foresight.calibration

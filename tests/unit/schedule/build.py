@@ -29,8 +29,9 @@ def settings(
     """Settings by `convert`, so that they are validated as a file's are.
 
     `accounts`: name → fields; models are ["m"] where none are given, and a limit that is given
-    stays as it is.
+    stays as it is. Windows are off unless `balance` says otherwise: they have tests of their own.
     """
+    sections["balance"] = {"window": "off"} | sections.get("balance", {})
     return msgspec.convert(
         {
             "accounts": [

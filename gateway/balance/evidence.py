@@ -1,0 +1,195 @@
+"""What latencies say of a provider: how long a request of its size takes alone, and how that
+stretches as more is in flight.
+
+The two are found together: a latency divided by the slowdown of its N teaches the unloaded
+latency (unloaded.py), divided by the unloaded latency it teaches the curve (curve.py). Each
+look takes a batch of samples, in this order:
+
+1. Fit the unloaded latency to the latencies as they would have been alone.
+2. Compare: where recent latencies contradict the curve by `SURPRISE` standard errors, the
+   provider has changed, and all but `FORGET` of the evidence goes. Latencies that were better
+   than expected *above* the window are looked for on purpose, so less is enough for them.
+3. Bin the samples, old ones fading: over `NEAR_ROUNDS` rounds near the present N, slowly far
+   from it, where few samples come: what a lone request takes changes only with the provider.
+4. The posterior over the curves.
+
+A sample counts less the more the number in flight moved during its life, for then it lies
+between two points of the curve, not on it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from msgspec import Struct
+
+from gateway.balance.curve import (
+    BINS,
+    Bins,
+    Curve,
+    Floats,
+    Posterior,
+    as_bins,
+    as_tuple,
+    fade_by_distance,
+)
+from gateway.balance.learned import LearnedWindow
+from gateway.balance.unloaded import Unloaded
+
+NEAR_ROUNDS = 30.0  # memory of latencies within a factor of two of the present N
+FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
+MIN_MEMORY = 128.0  # samples
+UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts half
+SURPRISE = 4.0  # standard errors
+GOOD_SURPRISE = 3.0  # the same for better than expected, above the window
+HOPE = 2.0  # from here on it is looked at again at once
+FORGET = 0.1  # what is kept after a surprise
+RECENT = 4.0  # times as fast fades what a surprise is judged by
+NOISE = (0.08, 0.6)  # bounds of the standard deviation of log latencies
+FIRST_NOISE = 0.3
+MEDIAN_SIZE = np.array([[1.0, 250.0, 250.0]])  # by which accounts are compared
+
+
+class Sample(Struct, frozen=True, gc=False):
+    """One answered request."""
+
+    inflight: float  # mean over its life
+    deviation: float  # standard deviation of that number over its life
+    latency_s: float
+    prompt_tokens: float
+    output_tokens: float
+
+
+class Evidence:
+    """Of one window. `window` in its methods is the number of requests it allows."""
+
+    __slots__ = ("_bins", "_recent", "_unloaded", "_variance", "curve", "known", "slowdown")
+
+    def __init__(self) -> None:
+        self._unloaded = Unloaded()
+        self._bins = Bins()
+        self._variance = FIRST_NOISE**2
+        # Weight and sum of the residuals of late: up to the window, above it.
+        self._recent = ([0.0, 0.0], [0.0, 0.0])
+        self.known: Posterior | None = None
+        self.curve = Curve()
+        self.slowdown = 1.0  # recent latency / unloaded
+
+    def look(self, batch: list[Sample], window: float) -> bool:
+        """Takes a batch in; True where it showed more capacity than the curve knew of."""
+        ln_n = np.log(np.array([max(s.inflight, 1.0) for s in batch]))
+        steady = np.array(
+            [1.0 / (1.0 + (s.deviation / (UNSTEADY * s.inflight)) ** 2) for s in batch]
+        )
+        latency_s = np.array([s.latency_s for s in batch])
+        sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
+        near = math.exp(-len(batch) / max(MIN_MEMORY, NEAR_ROUNDS * window))
+        far = math.exp(-len(batch) / max(MIN_MEMORY, FAR_ROUNDS * window))
+
+        known = self.known
+        slope = known.log_slowdown if known else np.zeros(BINS)
+        expected = known.slowdown_at(ln_n) if known else np.zeros(len(batch))
+        scale = known.scale if known else 0.0
+        moved = self._unloaded.learn(sizes, latency_s / np.exp(expected + scale), far)
+        logs = np.log(latency_s / self._unloaded.of(sizes))
+        better = False
+        if known:
+            self._bins.shift(moved)
+            expected += scale - moved
+            reach = max(3.0 * math.sqrt(self._variance), 1.0)
+            residual = np.clip(logs - expected, -reach, reach)
+            logs = expected + residual
+            better = self._surprised(
+                ln_n - math.log(window * 1.04), residual * steady, steady, near
+            )
+        keep = fade_by_distance(math.exp(float(ln_n.mean())), near, far)
+        self._bins.add(ln_n, logs, steady, slope, keep)
+        self._conclude(ln_n, logs, steady)
+        return better
+
+    def _surprised(self, above: Floats, residual: Floats, weights: Floats, keep: float) -> bool:
+        better = False
+        for recent, mine, side in zip(
+            self._recent, (above <= 0.0, above > 0.0), (0, 1), strict=True
+        ):
+            recent[0] = recent[0] * keep**RECENT + float(weights[mine].sum())
+            recent[1] = recent[1] * keep**RECENT + float(residual[mine].sum())
+            bound = GOOD_SURPRISE if side and recent[1] < 0.0 else SURPRISE
+            if self._errors(side) > bound:
+                better |= recent[1] < 0.0
+                self._bins.fade(FORGET)
+                recent[0] = recent[1] = 0.0
+        return better
+
+    def _errors(self, side: int) -> float:
+        """Standard errors between recent latencies and the curve."""
+        weight, total = self._recent[side]
+        return abs(total) / math.sqrt(self._variance * max(weight, 4.0))
+
+    def _conclude(self, ln_n: Floats, logs: Floats, weights: Floats) -> None:
+        known = self.known = self._bins.posterior(self._variance)
+        residual = logs - known.slowdown_at(ln_n) - known.scale
+        keep = math.exp(-len(logs) / MIN_MEMORY)
+        latest = float(weights @ residual**2 / weights.sum())
+        variance = self._variance * keep + (1.0 - keep) * latest
+        self._variance = min(max(variance, NOISE[0] ** 2), NOISE[1] ** 2)
+        self.curve = known.curve(self._bins.explored())
+        recent = math.log(self.slowdown) * keep**RECENT
+        self.slowdown = math.exp(
+            recent + (1.0 - keep**RECENT) * (float(np.mean(logs)) - known.scale)
+        )
+
+    @property
+    def hopeful(self) -> bool:
+        """What ran above the window went better than the curve says, if not yet surely."""
+        return self._recent[1][1] < 0.0 and self._errors(1) > HOPE
+
+    def explored(self) -> float:
+        return self._bins.explored()
+
+    def known_below(self, n: float) -> bool:
+        return self._bins.known_below(n)
+
+    def work_s(self, batch: list[Sample]) -> float:
+        """What the batch would have taken alone, one after the other."""
+        sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
+        return float(self._unloaded.of(sizes).sum())
+
+    @property
+    def coefficients(self) -> tuple[float, float, float]:
+        """Unloaded seconds of an empty request, a prompt token, an output token."""
+        scale = math.exp(self.known.scale) if self.known else 0.0
+        base, prompt, output = (float(c) * scale for c in self._unloaded.theta)
+        return base, prompt, output
+
+    @property
+    def alone_s(self) -> float:
+        """Seconds of a request of middling size alone; 0.0 while nothing is known."""
+        if self.known is None:
+            return 0.0
+        return float(self._unloaded.of(MEDIAN_SIZE)[0]) * math.exp(self.known.scale)
+
+    def learned(self, model: str, window: float) -> LearnedWindow:
+        base, prompt, output = (float(c) for c in self._unloaded.theta)
+        return LearnedWindow(
+            model=model,
+            window=window,
+            noise=math.sqrt(self._variance),
+            coefficients=(base, prompt, output),
+            weights=as_tuple(self._bins.weights),
+            sums=as_tuple(self._bins.sums),
+        )
+
+    def restore(self, learned: LearnedWindow, keep: float) -> None:
+        """Takes `keep` of what was learned. Raises ValueError where it is of another grid or no
+        numbers."""
+        bins = as_bins(learned.weights, learned.sums)
+        if not learned.noise > 0.0 or not 0.0 < sum(learned.coefficients) < math.inf:
+            raise ValueError("learned: not of a window")
+        self._bins = bins
+        self._bins.fade(keep)
+        self._variance = min(max(learned.noise**2, NOISE[0] ** 2), NOISE[1] ** 2)
+        self._unloaded.restore(learned.coefficients)
+        self.known = self._bins.posterior(self._variance)
+        self.curve = self.known.curve(self._bins.explored())
