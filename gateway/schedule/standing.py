@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
     """None for a job that does not wait. Jobs of its class in its pool that go before it by
     the present order; the wait is an estimate: what is ahead, at the pace of late and at its
-    class's share of it; None before that is known."""
+    class's share of it; 0 before that is known."""
     entry = scheduler.jobs.get(job_id)
     if entry is None or entry.stage is not Stage.WAITING:
         return None
@@ -31,7 +31,7 @@ def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
         position=len(ahead) + 1,
         waiting=pool.waiting,
         waited_s=now - entry.job.arrived_s,
-        expected_wait_s=wait_s(pool, entry.cls, tokens, others) if pool.pace.sure else None,
+        expected_wait_s=wait_s(pool, entry.cls, tokens, others),
     )
 
 
