@@ -151,6 +151,18 @@ def _pools(pools: tuple[PoolSnapshot, ...]) -> Iterator[Metric]:
         ("pool",),
         [((pool.name,), pool.saturation) for pool in pools],
     )
+    yield _gauge(
+        "pool_severity_ratio",
+        "Overload: from schedule.defer_above on the dearest jobs are deferred.",
+        ("pool",),
+        [((pool.name,), pool.severity) for pool in pools],
+    )
+    yield _gauge(
+        "pool_clear_seconds",
+        "Predicted time to serve what waits; 0 where it is not known.",
+        ("pool",),
+        [((pool.name,), pool.clear_s) for pool in pools],
+    )
 
 
 def _accounts(accounts: tuple[AccountSnapshot, ...]) -> Iterator[Metric]:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
-from gateway.schedule.entry import Entry
+from gateway.schedule.entry import Entry, Place
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Lane, Line, Tier
 from gateway.schedule.rounds import Turn
@@ -79,13 +79,23 @@ class Allocation:
             answer = TENANT_CAP
         elif not is_open:
             answer = CLASS_BUDGET
-        elif self._is_full(pool, tier):
+        elif self._is_full(pool, tier.place):
             answer = TIER_CAP
         else:
             answer = self.tier_place(pool, tier, now)
         if isinstance(answer, Blocked) and tier.place.grade >= pool.deferred:
             return Blocked(Reason.OVERLOAD, answer.until_s)
         return answer
+
+    def alone(self, pool: Pool, line: Line, entry: Entry, now: float) -> Fit | Blocked:
+        """`fits` of a job that is not in the queue, while nothing that is there fits."""
+        if entry.tenant.capped:
+            return TENANT_CAP
+        if not (pool.budget.owns_room(entry.cls) or pool.budget.lends):
+            return CLASS_BUDGET
+        if self._is_full(pool, entry.place):
+            return TIER_CAP
+        return self._line_place(pool, line, entry.place, now)
 
     def is_open(self, pool: Pool, cls: JobClass, now: float) -> bool:
         """May this class start a job? Below its budget, or on what the others leave idle."""
@@ -96,8 +106,8 @@ class Allocation:
         heads = self._heads(pool, now)
         return not any(pool.budget.owns_room(lane.tier.place.cls) for lane, _ in heads.values())
 
-    def _is_full(self, pool: Pool, tier: Tier) -> bool:
-        bucket = tier.place.bucket
+    def _is_full(self, pool: Pool, place: Place) -> bool:
+        bucket = place.bucket
         return (
             bucket is not None and 0 < self._caps[pool.mode][bucket] <= pool.budget.buckets[bucket]
         )
@@ -111,11 +121,13 @@ class Allocation:
         return line.placement
 
     def tier_place(self, pool: Pool, tier: Tier, now: float) -> Fit | Blocked:
+        return self._line_place(pool, tier.line, tier.place, now)
+
+    def _line_place(self, pool: Pool, line: Line, place: Place, now: float) -> Fit | Blocked:
         """`place`, where the window is full with the slots above it for those who may."""
-        line = tier.line
         answer = self.place(pool, line, now)
         if (
-            not tier.place.express
+            not place.express
             or not self._express
             or isinstance(answer, Fit)
             or answer.reason is not Reason.WINDOW
@@ -207,7 +219,7 @@ class Allocation:
                     continue
                 if full:
                     answer = self.tier_place(pool, tier, now)
-                if isinstance(answer, Blocked) or self._is_full(pool, tier):
+                if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
                     continue
                 lane = tier.best()
                 if lane is None:
@@ -246,7 +258,7 @@ class Allocation:
                 if oldest is None or oldest is first or oldest.job.arrived_s > latest_s:
                     continue
                 answer = self.tier_place(pool, tier, now)
-                if isinstance(answer, Blocked) or self._is_full(pool, tier):
+                if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
                     continue
                 latest_s = oldest.job.arrived_s
                 found = (oldest, answer.account)
@@ -270,7 +282,7 @@ class Allocation:
             if not borrowing and not pool.budget.owns_room(entry.cls):
                 continue
             answer = self.tier_place(pool, tier, now)
-            if isinstance(answer, Fit) and not self._is_full(pool, tier):
+            if isinstance(answer, Fit) and not self._is_full(pool, tier.place):
                 found = (entry, answer.account, self._turn(pool, tier))
         return found
 

@@ -18,7 +18,7 @@ from gateway.settings.schema import Schedule
 
 EVERY = 8  # drains of a long queue: there nothing of this changes faster
 LONG_QUEUE = 32
-REKEY_SLICE = 3  # keys made anew per drain: a change of scale is spread over many events
+REKEY_SLICE = 2  # keys made anew per drain of one: a change of scale is spread over many events
 
 
 def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, now: float) -> None:
@@ -31,7 +31,7 @@ def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, 
         _severity(pool, settings, now)
         _order(pool, trust)
     if pool.stale:
-        pool.rekey(REKEY_SLICE)
+        pool.rekey(REKEY_SLICE if len(pool.stale) > LONG_QUEUE else LONG_QUEUE)
 
 
 def saturation(pool: Pool, accounts: AccountPool) -> float:

@@ -105,6 +105,11 @@ class Budget:
         windows say when there is none."""
         return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
 
+    @property
+    def steady(self) -> bool:
+        """Nothing that waits for its class's budget gets room unless a job ends."""
+        return self.fixed or self.borrow
+
     def borrowed(self, cls: JobClass) -> float:
         return max(0.0, self.tokens[cls] - self.limits[cls])
 

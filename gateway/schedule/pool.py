@@ -26,6 +26,7 @@ class Pool:
         "clear_s",
         "deferred",
         "drains",
+        "due",
         "last_arrival_s",
         "lines",
         "mode",
@@ -70,6 +71,7 @@ class Pool:
         self.rejected = Grade.NONE  # from this grade on jobs that would wait are turned away
         self.version = 0
         self.drains = 0
+        self.due = True  # someone's wait may have become vain: to be looked for
         self.wake_s = float("inf")
         self.last_arrival_s = 0.0
         self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
@@ -155,8 +157,13 @@ class Pool:
         """The turn and the tenant pay for a start. Before it leaves the queue."""
         entry.turn, entry.charged = turn, entry.charge
         self.served_s[turn] = now
-        self.rounds.charge(turn, entry.charge)
-        self.shares[entry.cls].charge(self.share(entry), entry.charge)
+        shares, share = self.shares[entry.cls], self.share(entry)
+        if entry.lane is None:
+            shares.joined(share)
+            shares.left(share)
+        if self.waiting_of[entry.cls]:  # one whose class waits for nothing owes nothing
+            self.rounds.charge(turn, entry.charge)
+        shares.charge(share, entry.charge)
 
     def correct(self, entry: Entry, used: float) -> None:
         """What it really used, in the unit of `charge`. A turn whose queue is empty has begun

@@ -51,6 +51,7 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.ordering import reserve_beyond
 from gateway.schedule.pool import Pool
+from gateway.schedule.queue import Line
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.routes import Directory
 from gateway.settings.schema import Settings
@@ -205,13 +206,29 @@ class Scheduler:
             return
         self.jobs[job.id] = entry
         pool.last_arrival_s = now
-        pool.add_waiting(entry)
-        self.touch(pool.name)
-        self._drain_touched(now)  # what can start at once is never refused for what waits
+        self._enter(pool, line, entry, now)  # what can start is never refused for what waits
         if entry.stage is Stage.WAITING:
             error = admission.refusal(pool, entry, settings, self.random, now)
             if error is not None:
                 self._refuse(entry, error, Outcome.REJECTED)
+
+    def _enter(self, pool: Pool, line: Line, entry: Entry, now: float) -> None:
+        """Starts a new job, or lets it wait. Nothing else that waits fits, or would have been
+        started before: so if no time has run out since, the newcomer alone is to be asked."""
+        if pool.wake_s <= now or pool.due or not pool.budget.steady:
+            pool.add_waiting(entry)
+            self.touch(pool.name)
+            self._drain_touched(now)
+            return
+        answer = self.allocation.alone(pool, line, entry, now)
+        if isinstance(answer, Fit):
+            self._dispatch(pool, entry, answer.account, None, now)
+        else:
+            pool.add_waiting(entry)
+            pool.wake_s = min(pool.wake_s, entry.expire_s)
+            if answer.until_s is not None:
+                pool.wake_s = min(pool.wake_s, answer.until_s)
+        assess(pool, self.accounts, self.settings.schedule, self.trust, now)
 
     def _finish(self, event: Finished, now: float) -> None:
         entry = self.jobs.get(event.job_id)
@@ -244,6 +261,7 @@ class Scheduler:
             entry.workload = event.workload
             entry.weigh(self.settings.schedule, pool.order)
             entry.bound_wait(self.settings.schedule, admission.service_s(pool, entry))
+            pool.due = True  # its time may be over
             pool.add_waiting(entry)
             self.touch(pool.name)
 
@@ -300,15 +318,21 @@ class Scheduler:
             self._drain(self.pools[name], now)
 
     def _drain(self, pool: Pool, now: float) -> None:
-        self._expire(pool, now)
+        if pool.due or pool.wake_s <= now:
+            pool.due = False
+            self._expire(pool, now)
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
         while found := self.allocation.next(pool, now):
-            entry, account, turn = found
-            self.start(pool, entry, account, now, turn)
-            self.dispatched += 1
-            self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
+            self._dispatch(pool, *found, now)
         busy = pool.queued or pool.retrying
         pool.wake_s = self.allocation.wake_s(pool, now) if busy else INF
+
+    def _dispatch(
+        self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+    ) -> None:
+        self.start(pool, entry, account, now, turn)
+        self.dispatched += 1
+        self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
 
     def start(
         self, pool: Pool, entry: Entry, account: str, now: float, turn: Turn | None = None
@@ -317,7 +341,8 @@ class Scheduler:
         pays, its class's where none is given."""
         if entry.stage is Stage.WAITING:
             pool.charge(entry, turn or TURN_OF[entry.cls], now)
-            pool.remove_waiting(entry)
+            if entry.lane is not None:  # else it starts without having waited
+                pool.remove_waiting(entry)
             pool.pace.started(entry.reserve)
             pool.budget.take(entry.cls, entry.bucket, entry.reserve)
             entry.tenant.running += 1
@@ -357,12 +382,14 @@ class Scheduler:
         )
         pool = self.pools[entry.pool]
         pool.pace.attempted(verdict in DROPPED)
+        pool.due |= verdict is not Verdict.SUCCESS  # it may have taken an account out of service
         pool.version += 1
         self.touch(entry.pool)
         home = self.directory.pool_of.get(entry.account, entry.pool)
         if home != entry.pool:
             self.touch(home)
             self.pools[home].version += 1
+            self.pools[home].due = True
 
     def _end(self, entry: Entry, outcome: Outcome) -> None:
         """Takes a job out of everything, once."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
     """None for a job that does not wait. Jobs of its class in its pool that go before it by
     the present order; the wait is an estimate: what is ahead, at the pace of late and at its
-    class's share of it."""
+    class's share of it; 0 before that is known."""
     entry = scheduler.jobs.get(job_id)
     if entry is None or entry.stage is not Stage.WAITING:
         return None
@@ -26,11 +26,12 @@ def standing(scheduler: Scheduler, job_id: str, now: float) -> Standing | None:
     mine = _rank(entry)
     ahead = [e for e in pool.queued.values() if e.cls is entry.cls and _rank(e) < mine]
     tokens = sum(other.reserve for other in ahead)
+    others = pool.waiting_tokens - entry.reserve
     return Standing(
         position=len(ahead) + 1,
         waiting=pool.waiting,
         waited_s=now - entry.job.arrived_s,
-        expected_wait_s=wait_s(pool, entry.cls, tokens, pool.waiting_tokens - entry.reserve),
+        expected_wait_s=wait_s(pool, entry.cls, tokens, others),
     )
 
 

@@ -109,6 +109,8 @@ def snapshots(**more: Any) -> Snapshots:
         classes={JobClass.INTERACTIVE: light, JobClass.HEAVY: idle},
         retrying=0,
         waiting_bytes=2048,
+        severity=1.25,
+        clear_s=75.0,
     )
     account = AccountSnapshot(
         name="a",

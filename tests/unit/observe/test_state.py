@@ -79,6 +79,8 @@ def test_state_tells_budgets_queues_and_losses() -> None:
         ("sagesched_inflight_tokens", (("class", "interactive"), ("pool", "p"))): 160,
         ("sagesched_queue_oldest_seconds", (("class", "interactive"), ("pool", "p"))): 1.5,
         ("sagesched_pool_saturation_ratio", (("pool", "p"),)): 0.8,
+        ("sagesched_pool_severity_ratio", (("pool", "p"),)): 1.25,
+        ("sagesched_pool_clear_seconds", (("pool", "p"),)): 75,
         ("sagesched_jobs_submitted_total", ()): 50,
         ("sagesched_config_generation", ()): 3,
         ("sagesched_config_reload_ok", ()): 1,
