@@ -54,7 +54,7 @@ def refusal(
     pool: Pool, entry: Entry, settings: Schedule, random: Random, now: float
 ) -> GatewayError | None:
     """3 to 5, asked of a job that has joined the queue and did not start."""
-    if pool.overfull(settings, entry.tenant):
+    if pool.overfull(settings, entry):
         told = overload.tenant_queue_full if entry.tenant.overfull else overload.queue_full
         return told(retry_s(pool, random))
     if entry.deadline_s is not None:
@@ -62,7 +62,7 @@ def refusal(
         if end_s > entry.deadline_s:
             return overload.hopeless(retry_s(pool, random))
     if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
-        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.waiting_tokens)
+        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.pressing_tokens)
         backlog = overload.backlog_severity(ahead_s, settings)
         if entry.grade >= overload.rejected_from(pool.rejected, backlog, settings):
             return overload.overloaded(retry_s(pool, random))
@@ -78,5 +78,5 @@ def too_late(pool: Pool, entry: Entry, random: Random, now: float) -> GatewayErr
 
 def retry_s(pool: Pool, random: Random) -> float:
     """When to come again: when what waits now has been served."""
-    clear_s = pool.pace.clear_s(pool.waiting_tokens, pool.budget.total_jobs)
+    clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
     return overload.retry_after_s(clear_s, random)

@@ -58,6 +58,7 @@ from gateway.settings.schema import Settings
 from gateway.types import (
     Blocked,
     Fit,
+    JobClass,
     Outcome,
     SchedulerSnapshot,
     Verdict,
@@ -228,7 +229,10 @@ class Scheduler:
             pool.wake_s = min(pool.wake_s, entry.expire_s)
             if answer.until_s is not None:
                 pool.wake_s = min(pool.wake_s, answer.until_s)
+        mode = pool.mode
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
+        if pool.mode is not mode:  # and with it the tier caps
+            self.touch(pool.name)
 
     def _finish(self, event: Finished, now: float) -> None:
         entry = self.jobs.get(event.job_id)
@@ -238,7 +242,8 @@ class Scheduler:
         pool = self.pools[entry.pool]
         if output or event.outcome is Outcome.OK:
             tokens = entry.reserve if output is None else output
-            pool.pace.finished(tokens, now - entry.since_s, entry.waited_s, pool.budget.total_jobs)
+            waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
+            pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
         if output is not None and entry.turn is not None:
             prompt = event.prompt_tokens or entry.workload.prompt_tokens
             pool.correct(entry, output + PROMPT_RATIO * prompt)
@@ -282,6 +287,9 @@ class Scheduler:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
             self.accounts.answered(entry.lease, event.limits, now)
+            if event.limits is not None:
+                self.pools[entry.pool].version += 1
+                self.touch(entry.pool)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
                 self.touch(name)
