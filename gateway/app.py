@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from litestar import Litestar, asgi
@@ -88,7 +89,7 @@ def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> l
 
 def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
     """A scheduler with its accounts; `old` is one that failed."""
-    return Scheduler(settings, Accounts(settings.accounts, settings.balance))
+    return Scheduler(settings, Accounts(settings.accounts, settings.balance), Random())
 
 
 class Gateway:
