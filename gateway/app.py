@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -98,7 +99,7 @@ def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
             accounts.restore(old.accounts.learned(), 0.0)
         except Exception:
             logger.exception("what the accounts had learned is lost")
-    return Scheduler(settings, accounts)
+    return Scheduler(settings, accounts, Random())
 
 
 class Gateway:

@@ -15,11 +15,10 @@ What could start at once is never refused for what waits: that may wait for some
 
 from __future__ import annotations
 
-from random import Random
-
 from gateway.errors import GatewayError
 from gateway.schedule import overload
 from gateway.schedule.entry import Entry
+from gateway.schedule.overload import Chance
 from gateway.schedule.pool import Pool
 from gateway.schedule.rounds import TURN_OF
 from gateway.settings.schema import Schedule
@@ -51,32 +50,32 @@ def _predicted_wait_s(pool: Pool, entry: Entry) -> float:
 
 
 def refusal(
-    pool: Pool, entry: Entry, settings: Schedule, random: Random, now: float
+    pool: Pool, entry: Entry, settings: Schedule, chance: Chance | None, now: float
 ) -> GatewayError | None:
     """3 to 5, asked of a job that has joined the queue and did not start."""
-    if pool.overfull(settings, entry.tenant):
+    if pool.overfull(settings, entry):
         told = overload.tenant_queue_full if entry.tenant.overfull else overload.queue_full
-        return told(retry_s(pool, random))
+        return told(retry_s(pool, chance))
     if entry.deadline_s is not None:
         end_s = now + _predicted_wait_s(pool, entry) + service_s(pool, entry)
         if end_s > entry.deadline_s:
-            return overload.hopeless(retry_s(pool, random))
+            return overload.hopeless(retry_s(pool, chance))
     if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
-        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.waiting_tokens)
+        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.pressing_tokens)
         backlog = overload.backlog_severity(ahead_s, settings)
         if entry.grade >= overload.rejected_from(pool.rejected, backlog, settings):
-            return overload.overloaded(retry_s(pool, random))
+            return overload.overloaded(retry_s(pool, chance))
     return None
 
 
-def too_late(pool: Pool, entry: Entry, random: Random, now: float) -> GatewayError:
+def too_late(pool: Pool, entry: Entry, chance: Chance | None, now: float) -> GatewayError:
     """What to tell a job whose wait has ended (`expire_s`), before or after it began."""
     if entry.deadline_s is not None and now < entry.deadline_s:
-        return overload.hopeless(retry_s(pool, random))
-    return overload.queue_timeout(retry_s(pool, random))
+        return overload.hopeless(retry_s(pool, chance))
+    return overload.queue_timeout(retry_s(pool, chance))
 
 
-def retry_s(pool: Pool, random: Random) -> float:
+def retry_s(pool: Pool, chance: Chance | None) -> float:
     """When to come again: when what waits now has been served."""
-    clear_s = pool.pace.clear_s(pool.waiting_tokens, pool.budget.total_jobs)
-    return overload.retry_after_s(clear_s, random)
+    clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
+    return overload.retry_after_s(clear_s, chance)

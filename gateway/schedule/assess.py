@@ -36,7 +36,7 @@ def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, 
 
 def saturation(pool: Pool, accounts: AccountPool) -> float:
     """In flight and waiting over what the pool is to hold, or the accounts' own load."""
-    tokens = pool.budget.total_tokens + pool.waiting_tokens
+    tokens = pool.budget.total_tokens + pool.pressing_tokens
     return max(tokens / pool.budget.total_limit, accounts.load(pool.accounts))
 
 
@@ -51,7 +51,7 @@ def _resize(pool: Pool, accounts: AccountPool, settings: Schedule) -> None:
 
 def _severity(pool: Pool, settings: Schedule, now: float) -> None:
     pace = pool.pace
-    clear_s = pace.clear_s(pool.waiting_tokens, pool.budget.total_jobs) if pace.sure else None
+    clear_s = pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs) if pace.sure else None
     pool.clear_s = clear_s or 0.0
     backlog = overload.backlog_severity(pool.clear_s, settings)
     pool.severity = overload.severity(backlog, pace.drop_ratio, pace.slowdown)
@@ -72,5 +72,5 @@ def _order(pool: Pool, trust: float) -> None:
     if pace.starts >= SURE_STARTS and pace.token_s is not None:
         typical, token_s = pace.mean_reserve, pace.token_s
     streams = pace.streams(pool.budget.total_jobs)
-    if not order.near(pool.waiting_tokens, typical, token_s, streams, trust):
-        pool.reorder(Order(order.kind, pool.waiting_tokens, typical, token_s, streams, trust))
+    if not order.near(pool.pressing_tokens, typical, token_s, streams, trust):
+        pool.reorder(Order(order.kind, pool.pressing_tokens, typical, token_s, streams, trust))

@@ -20,7 +20,7 @@ Severity is the worst of three ratios, 1 where overload begins:
 from __future__ import annotations
 
 from enum import IntEnum
-from random import Random
+from typing import Protocol
 
 from gateway.errors import Refused, Unavailable
 from gateway.settings.schema import Schedule
@@ -112,10 +112,18 @@ def _step(present: Grade, level: float, entries: dict[Grade, float], settings: S
     return found
 
 
-def retry_after_s(clear_s: float | None, random: Random) -> float:
-    """What to say to who is sent away: the predicted drain, jittered, as far as SDKs listen."""
+class Chance(Protocol):
+    """As much of a `random.Random` as is needed."""
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+def retry_after_s(clear_s: float | None, chance: Chance | None) -> float:
+    """What to say to who is sent away: the predicted drain, as far as SDKs listen, jittered
+    where there is a `chance` to do so."""
     seconds = RETRY_UNKNOWN_S if clear_s is None else max(clear_s, RETRY_MIN_S)
-    return min(min(seconds, RETRY_MAX_S) * random.uniform(1 - JITTER, 1 + JITTER), RETRY_MAX_S)
+    jitter = 1.0 if chance is None else chance.uniform(1 - JITTER, 1 + JITTER)
+    return min(min(seconds, RETRY_MAX_S) * jitter, RETRY_MAX_S)
 
 
 def queue_full(retry_after_s: float) -> Refused:

@@ -76,7 +76,7 @@ class Pace:
 
     @property
     def drop_ratio(self) -> float:
-        return self.drops / self.attempts if self.attempts else 0.0
+        return self.drops / self.attempts if self.attempts > SURE else 0.0
 
     @property
     def slowdown(self) -> float:

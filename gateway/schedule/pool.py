@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.schedule.budget import Budget
-from gateway.schedule.entry import Entry, Tenant
+from gateway.schedule.entry import Entry
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
 from gateway.schedule.pace import Pace
@@ -86,6 +86,11 @@ class Pool:
     @property
     def waiting(self) -> int:
         return len(self.queued)
+
+    @property
+    def pressing_tokens(self) -> int:
+        """Waiting work that somebody waits for: a heap of background jobs is no overload."""
+        return self.waiting_tokens - self.waiting_tokens_of[JobClass.BACKGROUND]
 
     def inherit(self, old: Pool) -> None:
         """What a pool of that name had learned, after a reload."""
@@ -190,13 +195,18 @@ class Pool:
                 key = self.order.key(entry.job, entry.workload, entry.reserve, entry.deadline_s)
                 entry.lane.rekey(entry, key)
 
-    def overfull(self, settings: Schedule, tenant: Tenant) -> bool:
-        """More waits than may, in the pool or of this tenant."""
+    def overfull(self, settings: Schedule, entry: Entry) -> bool:
+        """More waits than may, in the pool or of this job's tenant. Half of the room is not
+        for background jobs, which may come in thousands and stay for hours."""
+        items, tokens = len(self.queued), self.waiting_tokens
+        if entry.cls is JobClass.BACKGROUND:
+            items = max(items, 2 * self.waiting_of[entry.cls])
+            tokens = max(tokens, 2 * self.waiting_tokens_of[entry.cls])
         return (
-            len(self.queued) > settings.max_queue_items
+            items > settings.max_queue_items
             or self.waiting_bytes > settings.max_queue_bytes
-            or 0 < settings.max_queue_tokens < self.waiting_tokens
-            or tenant.overfull
+            or 0 < settings.max_queue_tokens < tokens
+            or entry.tenant.overfull
         )
 
     def occupied(self) -> Iterator[Line]:

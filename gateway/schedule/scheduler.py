@@ -23,10 +23,17 @@ The rules:
 
 from __future__ import annotations
 
-from random import Random
-
 from gateway.errors import GatewayError
-from gateway.schedule import admission, adopt, check, overload, reload, retry, view
+from gateway.schedule import (
+    admission,
+    adopt,
+    check,
+    corrections,
+    overload,
+    reload,
+    retry,
+    view,
+)
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.allocation import Allocation
 from gateway.schedule.assess import assess
@@ -49,7 +56,7 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
-from gateway.schedule.ordering import reserve_beyond
+from gateway.schedule.overload import Chance
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Line
 from gateway.schedule.rounds import TURN_OF, Turn
@@ -58,6 +65,7 @@ from gateway.settings.schema import Settings
 from gateway.types import (
     Blocked,
     Fit,
+    JobClass,
     Outcome,
     SchedulerSnapshot,
     Verdict,
@@ -71,14 +79,14 @@ class Scheduler:
     """All pools. `accounts` must have been built from the same settings.
 
     `now` is seconds on one monotonic clock, the one of `Job.arrived_s` and `deadline_s`.
-    `random` jitters what those are told who are sent away, and decides nothing.
+    `chance` jitters what those are told who are sent away, and decides nothing.
     """
 
     def __init__(
-        self, settings: Settings, accounts: AccountPool, random: Random | None = None
+        self, settings: Settings, accounts: AccountPool, chance: Chance | None = None
     ) -> None:
         self.accounts = accounts
-        self.random = random or Random(0)
+        self.chance = chance
         self.trust = 1.0  # in forecasts
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[str, Tenant] = {}
@@ -157,9 +165,9 @@ class Scheduler:
             case Finished():
                 self._finish(event, now)
             case Reforecast():
-                self._reforecast(event, now)
+                corrections.reforecast(self, event)
             case Outgrown():
-                self._outgrown(event)
+                corrections.outgrown(self, event)
             case Recalibrated():
                 self.trust = min(1.0, max(0.0, event.trust))
                 for pool in self.pools:
@@ -195,7 +203,7 @@ class Scheduler:
         entry.bound = route is None or route.accounts != entry.accounts
         pool = self.pools[entry.pool]
         if self.draining:
-            self._refuse_new(entry, overload.draining(admission.retry_s(pool, self.random)))
+            self._refuse_new(entry, overload.draining(admission.retry_s(pool, self.chance)))
             return
         settings = self.settings.schedule
         entry.weigh(settings, pool.order)
@@ -208,7 +216,7 @@ class Scheduler:
         pool.last_arrival_s = now
         self._enter(pool, line, entry, now)  # what can start is never refused for what waits
         if entry.stage is Stage.WAITING:
-            error = admission.refusal(pool, entry, settings, self.random, now)
+            error = admission.refusal(pool, entry, settings, self.chance, now)
             if error is not None:
                 self._refuse(entry, error, Outcome.REJECTED)
 
@@ -228,7 +236,10 @@ class Scheduler:
             pool.wake_s = min(pool.wake_s, entry.expire_s)
             if answer.until_s is not None:
                 pool.wake_s = min(pool.wake_s, answer.until_s)
+        mode = pool.mode
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
+        if pool.mode is not mode:  # and with it the tier caps
+            self.touch(pool.name)
 
     def _finish(self, event: Finished, now: float) -> None:
         entry = self.jobs.get(event.job_id)
@@ -238,7 +249,8 @@ class Scheduler:
         pool = self.pools[entry.pool]
         if output or event.outcome is Outcome.OK:
             tokens = entry.reserve if output is None else output
-            pool.pace.finished(tokens, now - entry.since_s, entry.waited_s, pool.budget.total_jobs)
+            waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
+            pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
         if output is not None and entry.turn is not None:
             prompt = event.prompt_tokens or entry.workload.prompt_tokens
             pool.correct(entry, output + PROMPT_RATIO * prompt)
@@ -246,42 +258,13 @@ class Scheduler:
             self._end_attempt(entry, event.verdict, None, now, output, event.prompt_tokens)
         self._end(entry, event.outcome)
 
-    def _reforecast(self, event: Reforecast, now: float) -> None:
-        entry = self.jobs.get(event.job_id)
-        if entry is None:
-            return
-        pool = self.pools[entry.pool]
-        rung = event.workload.rung
-        if entry.stage is not Stage.WAITING:
-            entry.workload = event.workload
-            self._reserve(pool, entry, entry.reserve_now(self.settings.schedule))
-        elif rung not in entry.rungs:
-            entry.rungs.add(rung)
-            pool.remove_waiting(entry)
-            entry.workload = event.workload
-            entry.weigh(self.settings.schedule, pool.order)
-            entry.bound_wait(self.settings.schedule, admission.service_s(pool, entry))
-            pool.due = True  # its time may be over
-            pool.add_waiting(entry)
-            self.touch(pool.name)
-
-    def _outgrown(self, event: Outgrown) -> None:
-        entry = self.jobs.get(event.job_id)
-        if entry is not None and entry.stage is Stage.RUNNING:
-            quantile = self.settings.schedule.reserve_quantile
-            tokens = reserve_beyond(entry.job, entry.workload, event.output_tokens, quantile)
-            self._reserve(self.pools[entry.pool], entry, max(entry.reserve, tokens))
-
-    def _reserve(self, pool: Pool, entry: Entry, tokens: int) -> None:
-        """A job in flight holds so much from now on; class and size stay as charged."""
-        pool.budget.correct(entry.cls, tokens - entry.reserve)
-        entry.reserve = tokens
-        self.touch(pool.name)
-
     def _answered(self, event: Answered, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
             self.accounts.answered(entry.lease, event.limits, now)
+            if event.limits is not None:
+                self.pools[entry.pool].version += 1
+                self.touch(entry.pool)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
                 self.touch(name)
@@ -442,7 +425,7 @@ class Scheduler:
 
     def _expired(self, pool: Pool, entry: Entry, now: float) -> GatewayError:
         if entry.expire_s <= now:
-            return admission.too_late(pool, entry, self.random, now)
+            return admission.too_late(pool, entry, self.chance, now)
         return overload.no_account(self.accounts.heals_s(entry.accounts, now) - now)
 
     # ---- small things

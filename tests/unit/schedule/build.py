@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
@@ -108,7 +109,7 @@ class World:
     def __init__(self, given: Settings | None = None) -> None:
         self.settings = given or settings()
         self.accounts = Accounts(self.settings.accounts, self.settings.balance)
-        self.scheduler = Scheduler(self.settings, self.accounts)
+        self.scheduler = Scheduler(self.settings, self.accounts, Random(0))
         self.now = 0.0
 
     def tell(self, event: Any, *, at: float | None = None) -> list[Action]:

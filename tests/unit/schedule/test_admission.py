@@ -103,6 +103,28 @@ def test_ladder_does_not_reject_background_work() -> None:
     assert refused(it.submit("h", 2000)) != {}
 
 
+def test_background_work_is_no_backlog_to_others() -> None:
+    """A thousand submitted jobs neither defer nor reject what somebody waits for."""
+    it = paced(clear_s=10.0)
+    it.submit("run", 100)
+    for n in range(20):
+        assert refused(it.submit(f"b{n}", 2000, class_override=JobClass.BACKGROUND)) == {}
+    assert refused(it.submit("h", 2000)) == {}
+    (pool,) = it.scheduler.snapshot(it.now).pools
+    assert pool.classes[JobClass.HEAVY].blocked == {Reason.OVERLOAD: 1}, "by its own size"
+    assert pool.clear_s == pytest.approx(200.0)
+
+
+def test_queue_keeps_half_of_its_room_for_those_who_wait() -> None:
+    """Background jobs fill one half; others may fill all of it."""
+    it = paced(max_queue_items=4, shed=False)
+    it.submit("run", 100)
+    codes = [refused(it.submit(f"b{n}", 50, class_override=JobClass.BACKGROUND)) for n in range(3)]
+    assert codes == [{}, {}, {"b2": ("queue_full", Outcome.REJECTED)}]
+    assert [refused(it.submit(f"h{n}", 100)) for n in range(2)] == [{}, {}]
+    assert refused(it.submit("h2", 100)) == {"h2": ("queue_full", Outcome.REJECTED)}
+
+
 def test_ladder_is_off_without_shed() -> None:
     """Then the queue's own bounds are all there is."""
     it = paced(clear_s=1.0, shed=False)

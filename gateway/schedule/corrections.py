@@ -1,0 +1,53 @@
+"""Forecasts that were wrong: a waiting job gets a new place, a running one a new reserve.
+
+A job that waits is moved once per rung at most, so that a stream of forecasts cannot keep it
+moving; its arrival stays, and with it the bound on overtaking. A job in flight is never recalled
+and keeps the class and size it was charged to: only what it is thought to use changes, as often
+as there is news, from better forecasts and from an answer that goes on past its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.schedule import admission
+from gateway.schedule.entry import Entry, Stage
+from gateway.schedule.events import Outgrown, Reforecast
+from gateway.schedule.ordering import reserve_beyond
+
+if TYPE_CHECKING:
+    from gateway.schedule.scheduler import Scheduler
+
+
+def reforecast(scheduler: Scheduler, event: Reforecast) -> None:
+    entry = scheduler.jobs.get(event.job_id)
+    if entry is None:
+        return
+    settings = scheduler.settings.schedule
+    if entry.stage is not Stage.WAITING:
+        entry.workload = event.workload
+        _reserve(scheduler, entry, entry.reserve_now(settings))
+    elif event.workload.rung not in entry.rungs:
+        pool = scheduler.pools[entry.pool]
+        entry.rungs.add(event.workload.rung)
+        pool.remove_waiting(entry)
+        entry.workload = event.workload
+        entry.weigh(settings, pool.order)
+        entry.bound_wait(settings, admission.service_s(pool, entry))
+        pool.due = True  # its time may be over
+        pool.add_waiting(entry)
+        scheduler.touch(pool.name)
+
+
+def outgrown(scheduler: Scheduler, event: Outgrown) -> None:
+    entry = scheduler.jobs.get(event.job_id)
+    if entry is not None and entry.stage is Stage.RUNNING:
+        quantile = scheduler.settings.schedule.reserve_quantile
+        tokens = reserve_beyond(entry.job, entry.workload, event.output_tokens, quantile)
+        _reserve(scheduler, entry, max(entry.reserve, tokens))
+
+
+def _reserve(scheduler: Scheduler, entry: Entry, tokens: int) -> None:
+    scheduler.pools[entry.pool].budget.correct(entry.cls, tokens - entry.reserve)
+    entry.reserve = tokens
+    scheduler.touch(entry.pool)
