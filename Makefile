@@ -44,8 +44,8 @@ check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 bench: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
 	@$(BIN)/python -m tests.bench.overhead
 
-bench-predict: $(VENV)/dev-ready ## measure the predictor's speed
-	@$(BIN)/python -m tests.bench.predict_speed
+bench-predict: $(VENV)/dev-ready ## measure the predictor (BENCH="--data FILE", "--quick", …)
+	@$(BIN)/python -m tests.bench.predict $(BENCH)
 
 .venv-models/ready: models/requirements-build.lock
 	@test -x .venv-models/bin/pip || $(PYTHON) -m venv .venv-models

@@ -107,6 +107,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--history", metavar="FILE", help="the store; default: that of --config")
     sub.add_argument("--rows", type=int, default=100_000, help="the newest so many")
     sub.add_argument("--out", metavar="DIR", help="report.json and report.md, too")
+    models = commands.add_parser("models", help="work on the models")
+    models_commands = models.add_subparsers(required=True, metavar="COMMAND")
+    text = "make an encoder of a local BERT-type folder, to choose by EMBEDDING_MODEL_NAME"
+    sub = models_commands.add_parser("export", help=text, description=text)
+    sub.set_defaults(run=lambda args: _run("models_export", args))
+    sub.add_argument("folder", help="with config.json, model.safetensors, tokenizer.json")
+    config(sub)
+    sub.add_argument("--out", default=None, metavar="DIR", help="default: <models_path>/encoders")
+    sub.add_argument("--name", default="", help="default: the folder's")
+    sub.add_argument("--fp32", action="store_true", help="keep the weights as they are: no int8")
     # The program starts these by itself: not listed.
     commands.add_parser("bench-provider").set_defaults(run=lambda a: _run("bench_provider", a))
     commands.add_parser("predictor").set_defaults(run=lambda args: _run("predictor", args))

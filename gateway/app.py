@@ -37,6 +37,7 @@ from gateway.observe.journal import Journal
 from gateway.observe.listener import AtEnd
 from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
+from gateway.observe.spend import Spend
 from gateway.observe.state import Shell, Snapshots
 from gateway.predict.features import PromptView
 from gateway.predict.jsonl import Example
@@ -54,7 +55,7 @@ from gateway.settings.load import secret
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.store.store import Store
-from gateway.types import HistoryRow, Job, JobRecord, Outcome
+from gateway.types import HistoryRow, Job, JobRecord, Outcome, Usage
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -106,11 +107,12 @@ class Gateway:
         self.store = store
         self._environ = environ
         self._started_wall_s = time.time()
+        self._prices = _prices()
         self.predictor = Predictor(
             settings.predict,
             shipped("models"),
             history=self._history,
-            prices=_prices(),
+            prices=self._prices,
             key=_prompt_secret(store),
             private=_private(settings),
             state=store.get_state("calibration"),
@@ -125,18 +127,20 @@ class Gateway:
         self.buffers = Buffers(settings.server)
         self.journal = Journal(settings.observe.events)
         self.metrics = Metrics(self._snapshots, _names(settings))
+        self.spend = Spend()
         self.logs = logs
         self._core = core
         self.engine = Engine(core(effective(settings), None), core)
         self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
-            self.engine, self.client, targets(settings, environ), settings.server, send_problem
+            *(self.engine, self.client, targets(settings, environ), settings.server, send_problem),
+            cost=self._cost,
         )
         self.plane = DataPlane(_directory(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
-        at_end = AtEnd(self.metrics.ended, logs.request_line)
+        at_end = AtEnd(self.metrics.ended, self.spend.ended, logs.request_line)
         self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end)
         self._shadow: Shadow | None = None
         self._observe(settings)
@@ -249,12 +253,16 @@ class Gateway:
 
     # -- learning ------------------------------------------------------------------------------
 
-    def _history(self) -> list[HistoryRow]:
-        """What the index is filled with."""
-        return self.store.load_history(self.live.current.predict.history_window_size, None)
+    def _history(self, encoder: str) -> Iterator[list[HistoryRow]]:
+        """What the index is filled with: no more than it holds."""
+        return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
-        """What the answer teaches. One that was cut teaches that it is at least so long."""
+        """What the answer teaches. One that was cut teaches that it is at least so long.
+
+        Learned at once, stored as soon as may be: a row that a crash or a full disk takes is
+        known to the running index and to no later one.
+        """
         usage = record.usage
         if usage is None or record.outcome not in _LEARNED or usage.output_tokens <= 0:
             return
@@ -276,6 +284,10 @@ class Gateway:
             reasoning_tokens=round(usage.reasoning_tokens / job.n),
             done=learned,
         )
+
+    def _cost(self, model: str, usage: Usage) -> float | None:
+        price = self._prices.get(model)
+        return None if price is None else price.of(usage)
 
     # -- what people see -----------------------------------------------------------------------
 
@@ -364,6 +376,7 @@ class Gateway:
             store=self.store,
             metrics=self.metrics,
             journal=self.journal,
+            spend=self.spend,
             health=self,
         )
         forecasts = Forecasts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -228,6 +229,29 @@ def refit(args: argparse.Namespace) -> int:
     )
 
 
+def models_export(args: argparse.Namespace) -> int:
+    """Make an encoder of a local folder, where the gateway of the settings finds it."""
+    from gateway.predict.encoders import exported_in
+    from gateway.predict.export import export
+    from gateway.settings import load
+    from gateway.settings.schema import Predict
+    from gateway.shipped import shipped
+
+    config = Path(args.config)
+    settings = load.load(config).predict if config.exists() else Predict()
+    home = exported_in(settings.models_path)
+    out = Path(args.out) if args.out is not None else home
+    made = export(Path(args.folder), out, args.name, shipped("models"), fp32=args.fp32)
+    print(
+        f"{made.folder}: {made.megabytes} MB, {made.width} numbers a vector; cosine with fp32 at"
+        f" least {made.cosine_min}, mean {made.cosine_mean}"
+    )
+    if out.resolve() != home.resolve():
+        print(f"the gateway looks for it as {home / made.name}")
+    print(f"to use it: EMBEDDING_MODEL_NAME={made.name}, and a restart")
+    return 0
+
+
 def predictor(args: argparse.Namespace) -> int:
     """The predictor's child process."""
     from gateway.predict import worker
@@ -290,7 +314,8 @@ def simulate(args: argparse.Namespace) -> int:
             provider=args.provider,
             settings=args.set,
             jobs=args.jobs or os.cpu_count() or 1,
-            command=" ".join(["sagesched", *sys.argv[1:]]),
+            # Of paths the names alone: a report may be shown to others.
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 
@@ -325,7 +350,8 @@ def bench(args: argparse.Namespace) -> int:
             time_scale=args.time_scale,
             stream_share=args.stream_share,
             settings=args.set,
-            command=" ".join(["sagesched", *sys.argv[1:]]),
+            # Of paths the names alone: a report may be shown to others.
+            command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )
     )
 

@@ -21,12 +21,17 @@ INTERACTIVE_P_SHORT = 0.3
 class JobClass(StrEnum):
     INTERACTIVE = "interactive"
     HEAVY = "heavy"
+    BACKGROUND = "background"  # never by forecast: /submit, a tenant or a header says so
+
+    __hash__ = str.__hash__  # Enum's own is written in Python, and these are keys everywhere
 
 
 class SizeBucket(StrEnum):
     SHORT = "short"
     MEDIUM = "medium"
     LONG = "long"
+
+    __hash__ = str.__hash__
 
     @classmethod
     def of(cls, output_tokens: float) -> SizeBucket:
@@ -147,6 +152,7 @@ class Job(Struct, frozen=True, gc=False):
     max_tokens: int | None = None
     class_override: JobClass | None = None
     deadline_s: float | None = None  # absolute; waiting beyond it is pointless
+    deadline_first_byte: bool = False  # it bounds the first byte, not the whole answer
     client_retries: int = 0  # X-Stainless-Retry-Count: the client's own retries so far
 
     @property
@@ -220,6 +226,7 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
     error_code: str | None = None
     bytes_out: int = 0
     n: int = 1  # choices asked for: `usage` counts all of them, `workload` one
+    cost_usd: float | None = None  # of `usage`, all choices; None: no usage, or no price
 
 
 class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -306,6 +313,8 @@ class PoolSnapshot(Struct, frozen=True):
     classes: dict[JobClass, ClassSnapshot]
     retrying: int
     waiting_bytes: int
+    severity: float = 0.0  # of overload: from defer_above on the dearest are deferred
+    clear_s: float = 0.0  # predicted: until what waits has been served; 0 where not known
 
 
 class WindowSnapshot(Struct, frozen=True):

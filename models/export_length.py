@@ -14,24 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import manifest
+import manifest  # finds `gateway`, too
 import numpy as np
 import onnx
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from bert_graph import Graph, Weights
-from build_encoder import AGREE, CALIBRATE, HEADS, HERE, WEIGHTS, Encode, prompts, quantise
+from build_encoder import AGREE, HEADS, HERE, WEIGHTS, milliseconds, prompts
 from length_rows import MAX_TOKENS
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
+from gateway.predict.bert import Weights
+from gateway.predict.bert_graph import Graph
 from gateway.predict.encoder import token_ids
+from gateway.predict.quantise import CALIBRATE, Encode, lines_of, quantise
 
 NAME = "minilm-l6-length-1"
 
@@ -91,17 +89,16 @@ def main() -> None:
     head = dict(np.load(args.folder / "head_weights.npz"))
     facts = json.loads((args.folder / "head.json").read_text())
     tok = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    tok.enable_truncation(MAX_TOKENS)
-    own = (HERE / "sentences.txt").read_text().splitlines()
-    lines = [line.replace("\\n", "\n") for line in own]
+    lines = lines_of(HERE)
 
     exact = LengthGraph(weights, HEADS, head, int8_words=False).model()
-    fp32 = Encode(exact.SerializeToString(), tok)
+    fp32 = Encode(exact.SerializeToString(), tok, MAX_TOKENS)
     build = args.folder / "build"
     build.mkdir(exist_ok=True)
     onnx.save(exact, str(build / "fp32.onnx"))
-    small = quantise(LengthGraph(weights, HEADS, head).model(), lines[:CALIBRATE], tok, build)
-    int8 = Encode(small, tok)
+    rough = LengthGraph(weights, HEADS, head).model()
+    small = quantise(rough, lines[:CALIBRATE], tok, build, MAX_TOKENS)
+    int8 = Encode(small, tok, MAX_TOKENS)
     (args.folder / "encoder.onnx").write_bytes(small)
     names = ("model.weight", "first.weight", "first.bias", "last.weight", "last.bias")
     scale = {k: np.float32(facts[k]) for k in ("y_mean", "y_deviation")}
@@ -110,14 +107,13 @@ def main() -> None:
     parts = {k: head[k] for k in names} | scale | sides | {"models": models}
     np.savez_compressed(args.folder / "head.npz", **parts)
 
-    plain = Tokenizer.from_file(str(HERE / "tokenizer.json"))
-    reference(args.folder / "encoder_reference.npz", fp32, lines[CALIBRATE:], plain)
-    figures: dict[str, Any] = {"own": agreement(fp32, int8, lines[CALIBRATE:], plain)}
+    reference(args.folder / "encoder_reference.npz", fp32, lines[CALIBRATE:], tok)
+    figures: dict[str, Any] = {"own": agreement(fp32, int8, lines[CALIBRATE:], tok)}
     if args.prompts:
-        figures["prompts"] = agreement(fp32, int8, prompts(args.prompts), plain)
+        figures["prompts"] = agreement(fp32, int8, prompts(args.prompts), tok)
     for tokens in (16, 32, 64, 96):
-        figures[f"ms_{tokens}_tokens"] = int8.milliseconds(tokens)
-        figures[f"ms_{tokens}_tokens_fp32"] = fp32.milliseconds(tokens)
+        figures[f"ms_{tokens}_tokens"] = milliseconds(int8, tokens)
+        figures[f"ms_{tokens}_tokens_fp32"] = milliseconds(fp32, tokens)
     print(json.dumps(figures, indent=1))
     if args.ship:
         ship(args.folder, figures)

@@ -33,7 +33,6 @@ from tokenizers import Tokenizer
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from bert_graph import read_safetensors  # noqa: E402
 from length_net import Bert, LengthNet, pinball, weights_of  # noqa: E402
 from length_rows import (  # noqa: E402
     MAX_TOKENS,
@@ -51,6 +50,7 @@ from length_rows import (  # noqa: E402
 from train_quantiles import FOLDS, LEVELS, STAGE0, fit  # noqa: E402
 from training_rows import NAMES, PERMITTED, cheap, hide, means, read, view_of  # noqa: E402
 
+from gateway.predict.bert import read_safetensors  # noqa: E402
 from gateway.replay.split import groups, is_fit, row_keys  # noqa: E402
 
 HEADS = 12

@@ -18,6 +18,7 @@ from gateway.engine.engine import Engine
 from gateway.errors import InvalidRequest, SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.metrics import Metrics
+from gateway.observe.spend import Spend
 from gateway.predict.predictor import Predictor
 from gateway.settings.live import LiveSettings
 from gateway.store.store import Store
@@ -52,6 +53,7 @@ class Admin:
         store: Store,
         metrics: Metrics,
         journal: Journal,
+        spend: Spend,
         health: Health,
     ) -> None:
         self._token = token
@@ -62,6 +64,7 @@ class Admin:
         self._store = store
         self._metrics = metrics
         self._journal = journal
+        self._spend = spend
         self._health = health
         self._since = engine.snapshot()  # /stats counts from here; /metrics never goes back
 
@@ -111,6 +114,7 @@ class Admin:
                         for outcome, count in snapshot.ended.items()
                     },
                     "draining": snapshot.draining,
+                    "cost_usd": self._spend.told(),
                     "predictor": self._predictor.snapshot(),
                     "store": self._store.snapshot(),
                     "settings": self._live.state,
@@ -174,6 +178,7 @@ class Admin:
             self._journal.clear()
             self._journal.reset(scope)
             self._since = self._engine.snapshot()
+            self._spend.clear()
         if scope in ("waiting", "all"):
             done["refused"] = self._engine.drop_waiting()
         if scope in ("learned", "all"):

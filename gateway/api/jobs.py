@@ -1,9 +1,10 @@
 """`POST /submit`, `GET` and `DELETE /status/{id}`: requests whose answer is fetched later.
 
 A submitted job is committed before its id is given, runs through the same scheduler and
-relay as every other request, and keeps its result in the store until its TTL, over restarts:
-queued jobs run again then; one that was running has failed as `interrupted`, since running
-it again might bill it twice, unless it was submitted as `retry_safe`. An id is readable by
+relay as every other request, in the class `background`, on what the others leave, and keeps its
+result in the store until its TTL, over restarts: queued jobs run again then; one that was running
+has failed as `interrupted`, since running it again might bill it twice, unless it was submitted
+as `retry_safe`. An id is readable by
 its tenant alone; unknown and foreign ids look the same. A cancelled job is one that failed as
 `cancelled`, told only once that is committed: no restart runs it again.
 """
@@ -29,7 +30,7 @@ from gateway.predict.features import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store
-from gateway.types import Job, JobRecord, Outcome, Verdict, Workload
+from gateway.types import Job, JobClass, JobRecord, Outcome, Verdict, Workload
 
 logger = logging.getLogger("gateway.jobs")
 MAX_RESULT_BYTES = 16 * 2**20
@@ -233,7 +234,14 @@ class Jobs:
             body["max_tokens"] = request.max_tokens
         asked = Asked(model=model, max_tokens=request.max_tokens, view=view)
         route = self._plane.route(tenant, model)
-        job = self._plane.job(row.id, tenant, route, asked, self._engine.clock())
+        job = self._plane.job(
+            row.id,
+            tenant,
+            route,
+            asked,
+            self._engine.clock(),
+            class_override=JobClass.BACKGROUND,
+        )
         call = Call(
             job=job,
             route="/submit",

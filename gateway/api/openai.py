@@ -14,7 +14,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -22,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.api import auth
+from gateway.api.patience import ENDLESS, Patience, patience
 from gateway.api.problems import internal, send_problem
 from gateway.api.schemas import (
     AnyRequest,
@@ -289,7 +289,11 @@ class DataPlane:
 
             self._predictor.refine(view, home, lambda: engine.holds(job_id))
 
-        call.outgrown = partial(self._predictor.observe, view)
+        def outgrown(tokens: int) -> None:
+            self._predictor.observe(view, tokens)
+            self._engine.outgrown(call.job.id, tokens)
+
+        call.outgrown = outgrown
         record = await self._relay.run(call, receive, send, submitted=refine)
         if self.learn is not None:
             self.learn(view, call.job, record)
@@ -353,7 +357,7 @@ class DataPlane:
             asked,
             early.arrived_s,
             class_override=_class_header(headers),
-            deadline_s=_deadline(headers, early.arrived_s),
+            patience=patience(headers, stream=asked.stream),
             client_retries=_retry_count(headers),
         )
         return Call(
@@ -391,7 +395,7 @@ class DataPlane:
         arrived_s: float,
         *,
         class_override: JobClass | None = None,
-        deadline_s: float | None = None,
+        patience: Patience = ENDLESS,
         client_retries: int = 0,
     ) -> Job:
         view = asked.view
@@ -406,7 +410,8 @@ class DataPlane:
             n=asked.n,
             max_tokens=asked.max_tokens,
             class_override=class_override or tenant.job_class,
-            deadline_s=deadline_s,
+            deadline_s=None if patience.within_s is None else arrived_s + patience.within_s,
+            deadline_first_byte=patience.first_byte,
             client_retries=client_retries,
         )
 
@@ -519,20 +524,10 @@ def _class_header(headers: list[tuple[bytes, bytes]]) -> JobClass | None:
         return JobClass(value.decode("latin-1").strip().lower())
     except ValueError:
         raise InvalidRequest(
-            "Invalid value for 'x-sagesched-class': expected interactive or heavy.",
+            f"Invalid value for 'x-sagesched-class': expected {', '.join(JobClass)}.",
             param="x-sagesched-class",
             code="invalid_value",
         ) from None
-
-
-def _deadline(headers: list[tuple[bytes, bytes]], arrived_s: float) -> float | None:
-    """The SDK says how long its client is patient (openai-python: X-Stainless-Read-Timeout)."""
-    value = _header(headers, b"x-stainless-read-timeout")
-    try:
-        patience = float(value) if value is not None else 0.0
-    except ValueError:
-        return None
-    return arrived_s + patience if 0 < patience < 86_400 else None
 
 
 def _retry_count(headers: list[tuple[bytes, bytes]]) -> int:

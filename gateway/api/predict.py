@@ -19,7 +19,7 @@ from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
-from gateway.types import HistoryRow, Workload
+from gateway.types import Workload
 
 MAX_TOKENS = 10_000_000
 
@@ -99,7 +99,8 @@ class Forecasts:
             ),
         )
         limit = asked.max_tokens
-        row = await from_thread(
+        # Answered once the row is stored, and learned only then: a refused one teaches nothing.
+        await from_thread(
             lambda done: self._predictor.learn(
                 view,
                 output_tokens=asked.output_tokens,
@@ -109,13 +110,9 @@ class Forecasts:
                 wall_s=time.time(),
                 done=done,
                 urgent=True,
+                keep=self._store.append_history,
             ),
             "The predictor takes no more results now.",
-        )
-        assert isinstance(row, HistoryRow)
-        await from_thread(
-            lambda done: self._store.append_history(row, done),
-            "The history takes no more rows now.",
         )
 
     def _tenant(self, request: AnyRequest) -> Tenant:

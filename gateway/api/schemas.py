@@ -82,6 +82,16 @@ class Generation(Struct):
     chat_template_kwargs: Raw = NULL
     extra_body: Raw = NULL
     google: Raw = NULL
+    verbosity: Raw = NULL
+    guided_json: Raw = NULL
+    guided_regex: Raw = NULL
+    guided_choice: Raw = NULL
+    guided_grammar: Raw = NULL
+    structured_outputs: Raw = NULL
+    regex: Raw = NULL
+    ebnf: Raw = NULL
+    grammar: Raw = NULL
+    json_schema: Raw = NULL
 
     @property
     def limit(self) -> int | None:
@@ -102,21 +112,37 @@ class LooseMessage(Struct):
     content: str | list[Part] | None = None
 
 
-_LOOSE_BYTES = 2**20  # of a member without a fixed type, read only to forecast by
+LOOSE_BYTES = 2**20  # of a member without a fixed type, read only to forecast by
 
 
 def given(raw: Raw) -> bool:
-    return raw is not NULL and bytes(raw) != b"null"
+    return raw is not NULL and (len(raw) != 4 or bytes(raw) != b"null")
 
 
 def read_loose(raw: Raw, kind: type[T]) -> T | None:
     """A member of no fixed type, where it reads as `kind` and is not huge; else None."""
-    if not given(raw) or len(bytes(raw)) > _LOOSE_BYTES:
+    if not given(raw) or len(raw) > LOOSE_BYTES:
         return None
     try:
         return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+OPTION_BYTES = 16 * 1024  # an object of options that is longer is none
+WORD = 32  # characters of a level that are kept
+
+
+def read_option(raw: Raw) -> Any:
+    """A member as it is, where it is small; None where it is absent."""
+    if raw is NULL or len(raw) > OPTION_BYTES:
+        return None
+    return read_loose(raw, object)
+
+
+def word_of(value: object) -> str | None:
+    """The name of a level, in lower case."""
+    return value[:WORD].lower() if isinstance(value, str) and value else None
 
 
 class ChatRequest(Generation, kw_only=True):

@@ -3,7 +3,7 @@
 Providers that speak OpenAI's format ask for thinking in ways of their own, and thinking is
 what makes an answer ten times as long, so all of them are read:
 
-- OpenAI: `reasoning_effort`; /v1/responses: `reasoning.effort`, `text.format`
+- OpenAI: `reasoning_effort`; /v1/responses: `reasoning.effort`
 - Ark (Doubao), Kimi, GLM, DeepSeek: `thinking.type` enabled | disabled | auto; Anthropic's
   `thinking.budget_tokens`
 - Qwen (DashScope): `enable_thinking`, `thinking_budget`; vLLM and SGLang the same inside
@@ -15,6 +15,7 @@ what makes an answer ten times as long, so all of them are read:
 None of these is the gateway's own: whether a value is right is for the provider to say, so
 what does not read as expected is absence here, and goes on to the provider as it is. Where
 two say different things, the plainer one (in the order above: a flag before a budget) holds.
+Tools and the shape of the answer have files of their own (tools.py, shape.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from gateway.api.schemas import (
     MAX_TOKENS,
@@ -31,22 +32,24 @@ from gateway.api.schemas import (
     CompletionRequest,
     Generation,
     LooseMessage,
-    ResponseFormat,
     ResponsesRequest,
     given,
     read_loose,
+    read_option,
+    word_of,
 )
-from gateway.predict.features import TOOL_NAMES, PromptView
+from gateway.api.shape import shape_of
+from gateway.api.tools import tools_of
+from gateway.predict.features import PromptView
 
 Json = dict[str, Any]
-WORD = 32  # characters of a level that are kept
-OPTION_BYTES = 16 * 1024  # an object of options that is longer is none
 
 
 def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     """What the predictor reads of a request."""
-    thinking = Thinking(request)
-    tools = read_tools(request)
+    thinking, shape = Thinking(request), shape_of(request)
+    # `functions`: as they were called once
+    tools = tools_of(request.tools if given(request.tools) else request.functions)
     shared: Json = {
         "tenant": tenant,
         "model": request.model,
@@ -60,7 +63,9 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "tools": tools.count,
         "tool_names": tools.names,
         "tools_bytes": tools.bytes,
-        "response_format": _format(request),
+        "response_format": shape.format,
+        "shape": shape.digest,
+        "verbosity": shape.verbosity,
         "stream": request.stream is True,
         "max_chars": max_chars,
     }
@@ -93,56 +98,6 @@ def _items(request: ResponsesRequest) -> list[LooseMessage]:
     return [LooseMessage("system", instructions), *messages] if instructions else messages
 
 
-def _format(request: Generation) -> str | None:
-    """`response_format.type`, in the responses API `text.format.type`."""
-    stated = read_loose(request.response_format, ResponseFormat)
-    if stated is None:
-        text = read_loose(request.text, _Text)
-        stated = text.format if text is not None else None
-    return stated.type if stated is not None else None
-
-
-class _Text(Struct):
-    format: ResponseFormat | None = None
-
-
-# --- tools ------------------------------------------------------------------------------------
-
-
-class Tools(Struct, frozen=True):
-    """The tools a request offers."""
-
-    count: int = 0
-    names: tuple[str, ...] = ()  # of the first TOOL_NAMES
-    bytes: int = 0  # of their JSON, all of which the model reads
-
-
-class _Named(Struct):
-    name: str | None = None
-
-
-class _Tool(Struct):
-    type: str | None = None
-    name: str | None = None  # the responses API's place for it
-    function: _Named | None = None
-
-
-def read_tools(request: Generation) -> Tools:
-    """`tools`, or `functions` as they once were. A tool of the provider's own, such as a web
-    search, goes by its type."""
-    raw = request.tools if given(request.tools) else request.functions
-    items = read_loose(raw, list[Raw])
-    if items is None:
-        return Tools()
-    tools = [read_loose(item, _Tool) for item in items[:TOOL_NAMES]]
-    names = (_tool_name(tool) for tool in tools if tool is not None)
-    return Tools(len(items), tuple(name for name in names if name), len(bytes(raw)))
-
-
-def _tool_name(tool: _Tool) -> str | None:
-    return (tool.function.name if tool.function is not None else None) or tool.name or tool.type
-
-
 # --- thinking ---------------------------------------------------------------------------------
 
 
@@ -162,7 +117,7 @@ class Thinking:
         budget = _first(
             _tokens(value)
             for value in (
-                _value(request.thinking_budget),
+                read_option(request.thinking_budget),
                 template.get("thinking_budget"),
                 thinking.get("budget_tokens"),
                 reasoning.get("max_tokens"),
@@ -170,9 +125,9 @@ class Thinking:
             )
         )
         self.effort: str | None = _first(
-            _word(value)
+            word_of(value)
             for value in (
-                _value(request.reasoning_effort),
+                read_option(request.reasoning_effort),
                 reasoning.get("effort"),
                 thinking.get("effort"),
                 gemini.get("thinking_level"),
@@ -181,10 +136,10 @@ class Thinking:
         self.on: bool | None = _first(
             _flag(value)
             for value in (
-                _value(request.enable_thinking),
+                read_option(request.enable_thinking),
                 template.get("enable_thinking"),
                 template.get("thinking"),
-                thinking.get("type", _value(request.thinking)),
+                thinking.get("type", read_option(request.thinking)),
                 reasoning.get("enabled"),
                 False if budget == 0 else None,
             )
@@ -199,15 +154,8 @@ def _gemini(request: Generation) -> Json:
     return _dict(google.get("thinking_config"))
 
 
-def _value(raw: Raw) -> Any:
-    """A member as it is, where it is small; None where it is absent."""
-    if raw is NULL or len(bytes(raw)) > OPTION_BYTES:
-        return None
-    return read_loose(raw, object)
-
-
 def _options(raw: Raw) -> Json:
-    return _dict(_value(raw))
+    return _dict(read_option(raw))
 
 
 def _dict(value: object) -> Json:
@@ -232,7 +180,3 @@ def _tokens(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else None
-
-
-def _word(value: object) -> str | None:
-    return value[:WORD].lower() if isinstance(value, str) and value else None

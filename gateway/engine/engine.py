@@ -202,6 +202,10 @@ class Engine:
             listener.reforecast(permit.job, workload)
         self.feed(events.Reforecast(job_id=job_id, workload=workload))
 
+    def outgrown(self, job_id: str, output_tokens: int) -> None:
+        """A running answer has passed its forecast: `output_tokens` of each choice so far."""
+        self.feed(events.Outgrown(job_id=job_id, output_tokens=output_tokens))
+
     def settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
         self._ledger.pop(job.id, None)
         self.feed(

@@ -117,6 +117,11 @@ class Trip(Struct):
 
 
 SendError = Callable[[Send, GatewayError, Headers], Any]
+Cost = Callable[[str, Usage], float | None]
+
+
+def free(model: str, usage: Usage) -> None:
+    """The cost where nobody knows a price."""
 
 
 class Overrun:
@@ -146,6 +151,7 @@ class Relay:
     Args:
         targets: account name → where and how to call it; replaced whole on a reload.
         send_error: writes a GatewayError as a response (the api room's business).
+        cost: US dollars of a model's usage, None where it has no price.
     """
 
     def __init__(
@@ -155,12 +161,14 @@ class Relay:
         targets: Mapping[str, Target],
         server: Server,
         send_error: SendError,
+        cost: Cost = free,
     ) -> None:
         self._engine = engine
         self._client = client
         self.targets = targets
         self.server = server
         self._send_error = send_error
+        self._cost = cost
         self._open: dict[ClientWatch, Call] = {}
         self._idle: asyncio.Future[None] | None = None
 
@@ -579,6 +587,7 @@ class Relay:
             finish_reason=trip.finish_reason,
             error_code=trip.error_code,
             bytes_out=trip.bytes_out,
+            cost_usd=None if trip.usage is None else self._cost(job.model, trip.usage),
         )
 
 

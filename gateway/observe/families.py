@@ -54,6 +54,16 @@ class Families:
         self.tenant_tokens = Counter(
             "tenant_tokens", "Tokens as providers counted them, by tenant.", "tenant", "kind"
         )
+        self.cost = Counter(
+            "cost_usd",
+            "US dollars of what providers counted, of models that have a price.",
+            "model", "tenant",
+        )  # fmt: skip
+        self.predicted_cost = Counter(
+            "predicted_cost_usd",
+            "Sum of the forecasts' p50 in US dollars, of requests in sagesched_cost_usd.",
+            "model", "tenant",
+        )  # fmt: skip
         self.rungs = Counter(
             "forecast_rung", "Requests ended, by the rung of their last forecast.", "rung"
         )

@@ -123,6 +123,7 @@ class Journal:
             queue_s=record.queue_s,
             ttft_s=record.ttft_s,
             total_s=record.total_s,
+            cost_usd=record.cost_usd,
             error_code=record.error_code,
         )
 

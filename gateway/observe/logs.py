@@ -66,6 +66,8 @@ class RequestLine(Struct, rename={"job_class": "class"}, omit_defaults=True):
     audio_prompt_tokens: int | None = None
     audio_output_tokens: int | None = None
     estimated: bool | None = None
+    cost_usd: float | None = None
+    predicted_cost_usd: float | None = None  # p50
     ttft_ms: float | None = None
     upstream_ms: float | None = None
     finish_reason: str | None = None
@@ -227,11 +229,17 @@ def request_line(record: JobRecord, level: int) -> RequestLine:
         audio_prompt_tokens=None if usage is None else usage.audio_prompt_tokens or None,
         audio_output_tokens=None if usage is None else usage.audio_output_tokens or None,
         estimated=True if usage is not None and usage.estimated else None,
+        cost_usd=_money(record.cost_usd),
+        predicted_cost_usd=None if forecast is None else _money(forecast.cost_usd_p50),
         ttft_ms=None if record.ttft_s is None else _ms(record.ttft_s),
         upstream_ms=None if record.upstream_s is None else _ms(record.upstream_s),
         finish_reason=record.finish_reason,
         error_code=record.error_code,
     )
+
+
+def _money(usd: float | None) -> float | None:
+    return None if usd is None else round(usd, 9)  # a thousandth of a millionth: one cheap token
 
 
 def _ms(seconds: float) -> float:

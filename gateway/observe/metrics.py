@@ -162,6 +162,8 @@ class Metrics:
         requests.total += 1
         if record.usage is not None:
             self._used(record.usage, model, tenant)
+        if record.cost_usd is not None:
+            self._paid(record.cost_usd, record.workload, model, tenant)
         if record.workload is not None:
             self._forecast_against_truth(record, record.workload)
 
@@ -239,6 +241,11 @@ class Metrics:
             by_tenant = self._tenant_tokens[tenant] = _tokens(self._families.tenant_tokens, tenant)
         by_model.add(usage)
         by_tenant.add(usage)
+
+    def _paid(self, usd: float, workload: Workload | None, model: str, tenant: str) -> None:
+        self._families.cost.at(model, tenant).add(usd)
+        predicted = None if workload is None else workload.cost_usd_p50
+        self._families.predicted_cost.at(model, tenant).add(predicted or 0.0)
 
     def _forecast_against_truth(self, record: JobRecord, workload: Workload) -> None:
         rung = workload.rung.value

@@ -9,25 +9,26 @@ and the log; nothing is raised.
 
 from __future__ import annotations
 
-import hashlib
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import copy
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from gateway.predict import encoders
 from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
 from gateway.predict.head import Head
+from gateway.predict.leaning import Columns, Leanings
 from gateway.predict.lengths import LengthModel, Part, Residual
+from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
@@ -43,10 +44,6 @@ BASE = (
 Projection = npt.NDArray[np.float32]
 
 
-class ArtefactError(Exception):
-    """A file of models/ is missing, altered or of another format."""
-
-
 class Tables(Struct, frozen=True, dict=True):
     """models/tables.json: what the boosters need beside their trees."""
 
@@ -58,6 +55,7 @@ class Tables(Struct, frozen=True, dict=True):
     tasks: dict[str, float]
     stage0: Residual
     full: Residual
+    leaning: Columns | None = None  # what leaning.py reads
 
     def features_of(
         self, view: PromptView, running: tuple[float, ...] = UNKNOWN_RUNNING
@@ -82,43 +80,6 @@ class Tables(Struct, frozen=True, dict=True):
     def width(self) -> int:
         """How many of `NAMES` the models read."""
         return len(self.features)
-
-
-class Folder:
-    """models/ and its manifest. Raises ArtefactError when the manifest is unusable."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            self._manifest = tomllib.loads((folder / "manifest.toml").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ArtefactError(f"manifest.toml cannot be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ArtefactError(f"manifest.toml is not valid: {error}") from None
-
-    def about(self, name: str) -> Mapping[str, Any]:
-        """The manifest's table of one artefact."""
-        table = self._manifest.get(name)
-        if not isinstance(table, dict) or "file" not in table or "sha256" not in table:
-            raise ArtefactError(f"manifest.toml does not describe {name!r}")
-        return table
-
-    def has(self, name: str) -> bool:
-        """Whether the manifest names it."""
-        return name in self._manifest
-
-    def path(self, name: str) -> Path:
-        """An artefact's file, its hash checked."""
-        table = self.about(name)
-        path = self._folder / str(table["file"])
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ArtefactError(f"{path.name} cannot be read: {error.strerror}") from None
-        if found != table["sha256"]:
-            raise ArtefactError(f"{path.name}: the sha256 is not the manifest's")
-        return path
 
 
 class Texts(NamedTuple):
@@ -180,10 +141,17 @@ class Artefacts:
         encoder_name: the encoder wanted (`predict.embedding_model_name`).
         max_tokens: what it reads of a text.
         only_stage0: leave the rest: encoder, projection, full model.
+        exported: where encoders lie that were made here (encoders.py).
     """
 
     def __init__(
-        self, folder: Path, encoder_name: str, max_tokens: int, *, only_stage0: bool = False
+        self,
+        folder: Path,
+        encoder_name: str,
+        max_tokens: int,
+        *,
+        only_stage0: bool = False,
+        exported: Path | None = None,
     ) -> None:
         self.problems: list[str] = []
         self.encoder_name = ""
@@ -198,6 +166,7 @@ class Artefacts:
         self._files: Folder | None = None
         self._stage0_texts: Texts | None = None
         self._full_texts: Texts | None = None
+        self._short_text: str | None = None
         self._corrections: Corrections | None = None
         self._files = files = self._try("models", lambda: Folder(folder))
         if files is None:
@@ -208,10 +177,15 @@ class Artefacts:
             self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
         if only_stage0:
             return
-        self.encoder = self._try("encoder", lambda: _encoder(files, encoder_name, max_tokens))
+        own = self._try("encoder", lambda: encoders.find(files, exported, encoder_name))
+        if own is None:
+            return
+        self.encoder = self._try("encoder", lambda: encoders.load(own, max_tokens))
         if self.encoder is None:
             return
         self.encoder_name = encoder_name
+        if own is not files:  # what follows was fitted on the shipped one's vectors
+            return
         if self.encoder.code_width:
             width = self.encoder.code_width
             self.head = self._try("head", lambda: _head(files.path("head"), width))
@@ -220,6 +194,8 @@ class Artefacts:
         self.projection = self._try("projection", lambda: np.load(files.path("projection")))
         if self.tables is not None and self.projection is not None:
             self._full_texts = self._try("full", lambda: _texts(files, "full"))
+            if files.has("full_short"):
+                self._short_text = self._try("full_short", lambda: _text(files, "full_short"))
             self.full = self._full()
 
     def stage0(self) -> LengthModel | None:
@@ -282,10 +258,12 @@ class Artefacts:
         def load() -> LengthModel:
             near = len(tables.neighbour_features)
             location, scale = (Part(text, tables.width, parts, near) for text in texts)
-            own = None
+            own = short = None
+            if (text := self._short_text) is not None:
+                short = self._try("full_short", lambda: Part(text, tables.width, parts, near))
             if more is not None and more.full:
                 own = Part(more.full, more.cheap, parts, more.near)
-            return LengthModel(location, scale, tables.full, own)
+            return LengthModel(location, scale, tables.full, own, short)
 
         return self._try("full", load)
 
@@ -299,8 +277,11 @@ class Artefacts:
 
 
 def _texts(files: Folder, name: str) -> Texts:
-    location, scale = files.path(name), files.path(f"{name}_scale")
-    return Texts(location.read_text(encoding="utf-8"), scale.read_text(encoding="utf-8"))
+    return Texts(_text(files, name), _text(files, f"{name}_scale"))
+
+
+def _text(files: Folder, name: str) -> str:
+    return files.path(name).read_text(encoding="utf-8")
 
 
 def _head(path: Path, width: int) -> Head:
@@ -330,10 +311,8 @@ def _check(tables: Tables) -> None:
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
-
-
-def _encoder(files: Folder, name: str, max_tokens: int) -> Encoder:
-    shipped = files.about("encoder").get("name")
-    if shipped != name:
-        raise ArtefactError(f"no artefact for the encoder {name!r} (there is {shipped!r})")
-    return Encoder(files.path("encoder"), files.path("tokenizer"), max_tokens=max_tokens)
+    if tables.leaning is not None:
+        try:
+            Leanings(tables.leaning)
+        except ValueError as error:
+            raise ArtefactError(f"tables.json: leaning: {error}") from None

@@ -7,7 +7,7 @@ where it is called: in the child process (worker.py), in commands that only lear
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes
+from gateway.predict.encoders import exported_in
 from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
 from gateway.predict.lesson import Lesson
@@ -70,6 +71,10 @@ class Backend(Protocol):
         """One after the other; what came of each."""
         ...
 
+    def draft(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        """What history would keep of each; nothing is learned."""
+        ...
+
     def remember(self, rows: Sequence[HistoryRow]) -> int:
         """Put stored rows into the index; how many could not be read."""
         ...
@@ -95,7 +100,8 @@ class Local:
     def __init__(self, setup: Setup) -> None:
         settings = setup.settings
         shipped = Artefacts(
-            Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens
+            *(Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens),
+            exported=exported_in(settings.models_path),
         )
         self._artefacts = shipped.refitted(Path(setup.version) if setup.version else None)
         self._foresight = Foresight(
@@ -121,13 +127,10 @@ class Local:
         return self._foresight.forecast(view)
 
     def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
-        return [self._learned(lesson) for lesson in lessons]
+        return [_tried(self._foresight.learn, lesson) for lesson in lessons]
 
-    def _learned(self, lesson: Lesson) -> HistoryRow | Exception:
-        try:
-            return self._foresight.learn(lesson)
-        except Exception as error:
-            return error
+    def draft(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        return [_tried(self._foresight.draft, lesson) for lesson in lessons]
 
     def remember(self, rows: Sequence[HistoryRow]) -> int:
         bad = 0
@@ -154,3 +157,10 @@ class Local:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def _tried(call: Callable[[Lesson], HistoryRow], lesson: Lesson) -> HistoryRow | Exception:
+    try:
+        return call(lesson)
+    except Exception as error:
+        return error

@@ -1,12 +1,13 @@
-"""Sentence vectors: WordPiece, the ONNX session, and a cache in front of both.
+"""Sentence vectors: the tokenizer, the ONNX session, and a cache in front of both.
 
 The session runs in the predictor's process alone (some 14 ms at 64 tokens), with one thread
 and no spinning: a pool that spins takes the core from the event loop.
 
-Two kinds of encoder are read. A plain sentence encoder has one output, `vector`. One that was
-fine-tuned for length (models/finetune.py) has a second, `code`: what it can tell of the
-answer's length, for head.py to make quantiles of. It was taught with the system prompt's
-head before the user's text, so it is given that; a plain one is not.
+Two kinds of encoder are read. A plain sentence encoder has one output, `vector`; any BERT
+may be one (`sagesched models export`). One that was fine-tuned for length
+(models/finetune.py) has a second, `code`: what it can tell of the answer's length, for
+head.py to make quantiles of. It was taught with the system prompt's head before the user's
+text, so it is given that; a plain one is not.
 
 A text mostly unknown to the vocabulary gets a vector of little meaning, near that of any
 other such text. `read` says how much was known, so that such prompts skip neighbours.
@@ -30,11 +31,26 @@ Vector = npt.NDArray[np.float32]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 CACHE_ITEMS = 4096  # vectors of 384 floats: 6 MB
+POSITIONS = 512  # of a BERT
 CHARS_PER_TOKEN = 8  # more than this many characters a token are not read at all
 SYSTEM_TOKENS = 24  # of the system prompt, by an encoder that reads it
 TAIL_SHARE = 0.25
-CLS, SEP, UNKNOWN = 101, 102, 100
+CLS, SEP, UNKNOWN = 101, 102, 100  # of the shipped vocabulary, and of most BERTs
+SPACE = "▁"
+UNKNOWN_WORDS = ("[UNK]", "<unk>")  # WordPiece's and unigram's name for what they do not know
 FOREIGN_SHARE = 0.8  # of tokens unknown, from which on a vector is no ground to search from
+
+
+class Marks(NamedTuple):
+    """Ids that mean no piece of a text; -1 for one that a vocabulary does not have."""
+
+    start: int = CLS
+    end: int = SEP
+    unknown: int = UNKNOWN
+    space: int = -1  # a word's beginning, where a unigram vocabulary has it as a piece
+
+
+BERT = Marks()
 
 
 class Reading(NamedTuple):
@@ -58,12 +74,19 @@ class Encoder:
             `code` where it was fine-tuned for length.
         tokenizer: its tokenizer.json.
         max_tokens: cap, the special tokens included.
+        positions: most tokens the network can read: a higher cap is held to it.
 
     Raises whatever the libraries raise on a broken file.
     """
 
     def __init__(
-        self, model: Path, tokenizer: Path, *, max_tokens: int = 64, cache_items: int = CACHE_ITEMS
+        self,
+        model: Path,
+        tokenizer: Path,
+        *,
+        max_tokens: int = 64,
+        cache_items: int = CACHE_ITEMS,
+        positions: int = POSITIONS,
     ) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
@@ -78,7 +101,9 @@ class Encoder:
             str(model), options, providers=["CPUExecutionProvider"]
         )
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
-        self.max_tokens = max_tokens
+        self.marks = marks_of(self._tokenizer)
+        self._positions = positions
+        self.max_tokens = min(max_tokens, positions)
         self._cache: OrderedDict[bytes, Reading] = OrderedDict()
         self._cache_items = cache_items
         shapes = {out.name: out.shape for out in self._session.get_outputs()}
@@ -90,12 +115,14 @@ class Encoder:
     def tokens(self, text: str, system: str = "") -> list[int]:
         """Ids with the special tokens, capped; head and tail of a long text."""
         system = system if self.code_width else ""
-        return token_ids(self._tokenizer, text, system, self.max_tokens)
+        return token_ids(self._tokenizer, text, system, self.max_tokens, self.marks)
 
     def resize(self, max_tokens: int) -> None:
         """Another cap; vectors made under the old one are forgotten."""
-        self.max_tokens = max_tokens
-        self._cache.clear()
+        max_tokens = min(max_tokens, self._positions)
+        if max_tokens != self.max_tokens:
+            self.max_tokens = max_tokens
+            self._cache.clear()
 
     def vector(self, text: str, key: bytes | None = None, system: str = "") -> Vector:
         """The unit vector of a text, from the cache where `key` was seen lately."""
@@ -121,7 +148,7 @@ class Encoder:
         ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         vector, *codes = (out[0] for out in self._session.run(self._outputs, feed))
-        reading = Reading(vector, unknown_share(tokens), codes[0] if codes else None)
+        reading = Reading(vector, unknown_share(tokens, self.marks), codes[0] if codes else None)
         if key is not None:
             self._cache[key] = reading
             if len(self._cache) > self._cache_items:
@@ -129,13 +156,13 @@ class Encoder:
         return reading
 
 
-def token_ids(tokenizer: Any, text: str, system: str, cap: int) -> list[int]:
+def token_ids(tokenizer: Any, text: str, system: str, cap: int, marks: Marks = BERT) -> list[int]:
     """[CLS] system's head [SEP] text's head and tail [SEP], at most `cap`; without a system
     prompt [CLS] text [SEP]. models/finetune.py trains on the same."""
-    out = [CLS]
+    out = [marks.start]
     if system.strip():
         most = min(SYSTEM_TOKENS, cap // 2)
-        out += [*_ids(tokenizer, system[: most * CHARS_PER_TOKEN])[:most], SEP]
+        out += [*_ids(tokenizer, system[: most * CHARS_PER_TOKEN])[:most], marks.end]
     room = cap - len(out) - 1
     tail, far = int(room * TAIL_SHARE), room * CHARS_PER_TOKEN
     if len(text) > far:
@@ -143,13 +170,23 @@ def token_ids(tokenizer: Any, text: str, system: str, cap: int) -> list[int]:
     ids = _ids(tokenizer, text)
     if len(ids) > room:
         ids = ids[: room - tail] + ids[len(ids) - tail :]
-    return [*out, *ids, SEP]
+    return [*out, *ids, marks.end]
 
 
-def unknown_share(ids: list[int]) -> float:
+def marks_of(tokenizer: Any) -> Marks:
+    """A tokenizer's own. Raises ValueError where it puts no start and end around a text."""
+    start, end = tokenizer.encode("").ids
+    known = (tokenizer.token_to_id(word) for word in UNKNOWN_WORDS)
+    unknown = next((found for found in known if found is not None), -1)
+    space = tokenizer.token_to_id(SPACE)
+    return Marks(start, end, unknown, -1 if space is None else space)
+
+
+def unknown_share(ids: list[int], marks: Marks = BERT) -> float:
     """Of a prompt's tokens, the system prompt and the special ones not counted."""
-    text = ids[ids.index(SEP) + 1 : -1] if SEP in ids[:-1] else ids[1:-1]
-    return text.count(UNKNOWN) / max(len(text), 1)
+    end = marks.end
+    text = ids[ids.index(end) + 1 : -1] if end in ids[:-1] else ids[1:-1]
+    return text.count(marks.unknown) / max(len(text) - text.count(marks.space), 1)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -66,6 +66,8 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     tools_bytes: int = 0
     thinking: bool | None = None  # enable_thinking
     thinking_budget: int | None = None  # tokens
+    shape: str = ""  # digest of the schema, grammar or choice the answer is held to
+    verbosity: str | None = None
 
     @classmethod
     def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
@@ -92,6 +94,8 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         tools_bytes: int = 0,
         thinking: bool | None = None,
         thinking_budget: int | None = None,
+        shape: str = "",
+        verbosity: str | None = None,
         max_chars: int = MAX_CHARS,
     ) -> PromptView:
         """From chat messages: dicts or objects with `role` and `content` (text or parts).
@@ -132,6 +136,8 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
             tools_bytes=tools_bytes,
             thinking=thinking,
             thinking_budget=thinking_budget,
+            shape=shape,
+            verbosity=verbosity,
         )
 
     @property
@@ -248,7 +254,8 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     """Keyed hash of the prompt, blind to case and white space; the text cannot be had back.
 
     Covers what shapes the answer besides model and limit: text, system, place in the
-    conversation, tools, format. 16 bytes, BLAKE2b (RFC 7693) keyed with `key` (≤ 64 bytes).
+    conversation, tools, format, thinking. 16 bytes, BLAKE2b (RFC 7693) keyed with `key`
+    (≤ 64 bytes).
     """
     shape = (
         f"{view.text_chars},{view.system_chars},{view.chars},{view.messages},"
@@ -256,24 +263,34 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
         if view.text_chars > MAX_CHARS or view.messages > 1
         else f"{view.tools},{view.json_format},{view.reasoning_effort}"
     )
+    shape += _asked(view)
+    if view.thinking is not None or view.thinking_budget is not None:
+        shape += f",{view.thinking},{view.thinking_budget}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=16, key=key).digest()
 
 
 def template_key(view: PromptView, key: bytes) -> str:
-    """Keyed hash of the system prompt and the tools, numbers in it blanked; "" without either.
+    """Keyed hash of the system prompt, the tools and the shape asked for; "" without any.
 
     Requests of one application share it, whatever their last message: dates and ids that it
-    fills into its system prompt do not tell them apart.
+    fills into its system prompt do not tell them apart, since numbers in it are blanked.
     """
-    if not view.system_chars and not view.tool_names and not view.tools:
+    asked = _asked(view)
+    if not view.system_chars and not view.tool_names and not view.tools and not asked:
         return ""
     names = ",".join(view.tool_names) or str(view.tools)
     size = view.system_chars if view.system_chars > SYSTEM_CHARS else 0
     text = f"{view.system}\x00{size and size // 64}\x00{names}\x00{view.json_format}"
-    data = text.translate(_BLANKED).encode("utf-8", "surrogatepass")
+    data = (text.translate(_BLANKED) + asked).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=8, key=key).hexdigest()
+
+
+def _asked(view: PromptView) -> str:
+    """The answer's shape; "" where none is asked for, so that such requests keep the keys they
+    had before it was read."""
+    return f"\x00{view.shape}\x00{view.verbosity}" if view.shape or view.verbosity else ""
 
 
 _BLANKED = {ord(digit): "0" for digit in "123456789"}

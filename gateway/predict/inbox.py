@@ -28,6 +28,9 @@ from gateway.types import HistoryRow, Workload
 Done = Callable[[Workload], None]
 Learned = Callable[[HistoryRow | Exception], None]
 Order = Callable[[], None]
+Stored = Callable[[Exception | None], None]
+Keep = Callable[[HistoryRow, Stored], bool]
+"""Stores a row and tells when it is, or why not; False where there is no room for it."""
 
 BATCH = 8  # results at once: some 50 ms of work, for which a forecast may have to wait
 FLOOD_BATCH = 64  # while more than half the room is taken: as long, if each is learned briefly
@@ -48,6 +51,9 @@ class Result(Struct, frozen=True):
     lesson: Lesson
     done: Learned | None
     urgent: bool = False  # somebody waits for it
+    keep: Keep | None = None  # to be learned only once this has stored it
+    stored: HistoryRow | None = None  # …which it has
+    life: int = 0  # of the backend that drafted the row
 
 
 class Inbox:
@@ -70,6 +76,11 @@ class Inbox:
     @property
     def results(self) -> int:
         return len(self._results) + len(self._urgent)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits that was let in; orders do not count."""
+        return not self._questions and not self.results
 
     @property
     def closing(self) -> bool:
@@ -97,6 +108,16 @@ class Inbox:
                     self._since_s = time.monotonic()
                 if result.urgent or len(self._results) in (1, BATCH):
                     self._wake.notify()
+        return taken
+
+    def settle(self, result: Result) -> bool:
+        """Put back a result whose row is stored: whatever its number, for it was let in once.
+        False when it is closing."""
+        with self._wake:
+            taken = self._close_at is None
+            if taken:
+                self._urgent.append(result)
+                self._wake.notify()
         return taken
 
     def order(self, order: Order) -> None:

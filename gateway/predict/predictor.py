@@ -9,7 +9,13 @@ go back by replacing a reference, or as news for the cache.
 
 Fail open: `forecast` never raises; a full queue, a late item, a bad artefact or a dead
 thread costs quality, never an answer. A child that ends or hangs is replaced, after a pause
-that grows while that keeps happening, and filled from history again.
+that grows while that keeps happening, and filled from history again. `enabled = false` ends the
+child; the thread waits.
+
+Two ways to learn. A relayed request is learned at once and its row stored when it may be: best
+effort, so after a crash, or while the disk is full, index and calibration know of answers that
+history does not, until the next start, when the index is what history is. A row that somebody
+is promised (`keep`) is drafted, stored, and only then learned: refused, it was never known.
 """
 
 from __future__ import annotations
@@ -18,17 +24,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from math import expm1, isnan
 from pathlib import Path
 
 from msgspec import structs
 
+from gateway.errors import Unavailable
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import Backend, BackendError, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
-from gateway.predict.inbox import BATCH, Done, Inbox, Learned, Question, Result
+from gateway.predict.inbox import BATCH, Done, Inbox, Keep, Learned, Question, Result
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.refits import Refits
@@ -38,15 +46,19 @@ from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
-SLICE_ROWS = 128  # of history put into the index before the thread looks up
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 STUCK_S = 5.0
 REPEATS = 4096  # prompts learned lately, to know one that comes again
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a backend that has gone is opened again
 LAST_WORDS_S = 2.0  # to end the child, after the time for learning is over
 WELL_S = 60.0  # lived so long, the next pause is the first again
+_FULL = "The history takes no more rows now."
 
-History = Callable[[], Sequence[HistoryRow]]
+History = Callable[[str], Iterable[Sequence[HistoryRow]]]
+
+
+def _no_history(encoder: str) -> Iterable[Sequence[HistoryRow]]:
+    return ()
 
 
 class Predictor:
@@ -58,8 +70,8 @@ class Predictor:
     Args:
         settings: [predict].
         folder: models/.
-        history: reads the rows to fill the index with, oldest first; called on the thread,
-            at the start and whenever a backend is opened again.
+        history: the rows of an encoder to fill the index with, oldest first, in pages of some
+            hundred; read on the thread, at the start and whenever a backend is opened again.
         prices: by model, for `cost_usd_p50`.
         key: of the prompt hash, at most 64 bytes; random when empty.
         private: tenants with `share_history = false`.
@@ -74,7 +86,7 @@ class Predictor:
         settings: Predict,
         folder: Path,
         *,
-        history: History = list,
+        history: History = _no_history,
         prices: Mapping[str, Price] | None = None,
         key: bytes = b"",
         private: Collection[str] = (),
@@ -112,6 +124,7 @@ class Predictor:
         self._skipped_late = 0
         self._lessons = self._lessons_brief = 0
         self._restarts = 0
+        self._life = 0  # backends opened
         self._seconds = 0.0
         self._busy_since_s: float | None = None  # of the item in work
         self._seen: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
@@ -155,7 +168,7 @@ class Predictor:
     def reset_learned(self) -> None:
         """Empty the index, the calibration and the cache of repeats, and leave refits aside."""
         self._stage0.forget()
-        self._stage0.calibration = Calibration()
+        self._stage0.calibrate(Calibration())
         self._inbox.order(self._forget)
 
     def tick(self) -> None:
@@ -205,6 +218,7 @@ class Predictor:
         reasoning_tokens: int = 0,
         done: Learned | None = None,
         urgent: bool = False,
+        keep: Keep | None = None,
     ) -> bool:
         """Learn from a finished request; forecasts go first.
 
@@ -217,8 +231,10 @@ class Predictor:
             cached_tokens: of the prompt, read from the provider's cache.
             reasoning_tokens: of the output, per choice.
             done: gets the history row, on the predictor thread, once it is learned; or the
-                error that kept it from being.
+                error that kept it from being. With `keep` it may be on the thread that stores.
             urgent: somebody waits for that: do not let it linger.
+            keep: stores the row; called on the predictor thread, must not block. Nothing is
+                learned of a row it refuses, or says is not stored.
 
         Returns:
             False when the queue is full or nobody works on it: the result is lost.
@@ -233,7 +249,7 @@ class Predictor:
             cached_tokens=cached_tokens,
             reasoning_tokens=reasoning_tokens,
         )
-        return self._tell(Result(lesson, done, urgent))
+        return self._tell(Result(lesson, done, urgent, keep))
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
         """An answer still running has so many tokens (per choice): a lower bound. Of use where
@@ -243,7 +259,7 @@ class Predictor:
 
     def profile(self, model: str) -> dict[str, float | None]:
         """What is known of a model, for people: typical length and prices."""
-        tables, price = self._stage0.trees.tables, self._prices.get(model)
+        tables, price = self._stage0.known.trees.tables, self._prices.get(model)
         mean = None
         if tables is not None:
             known = tables.model_mean(model)
@@ -310,10 +326,15 @@ class Predictor:
                 opened_s = float("inf")
                 try:
                     self._follow_orders()
+                    if not self._settings.enabled:
+                        self._rest()
+                        continue
                     self._open()
                     opened_s = time.monotonic()
                     self._work()
-                    break
+                    if not self._inbox.closing:
+                        self._switch_off()
+                    continue
                 except Exception as error:
                     self._lose(error)
                 pause_s = PAUSE_S if time.monotonic() - opened_s > WELL_S else pause_s
@@ -323,16 +344,40 @@ class Predictor:
             self._state = f"degraded: the predictor thread died: {type(error).__name__}"
             logger.exception("the predictor thread died")
         finally:
-            self._store_calibration()
-            if self._backend is not None:
-                self._backend.close()
-                self._backend = None
+            self._end_backend()
             self._follow_orders()
             if self._refits is not None:
                 self._refits.stop()
 
+    def _rest(self) -> None:
+        """Switched off: nothing but orders, until it is on or closing."""
+        while not self._settings.enabled and (item := self._inbox.take()) is not None:
+            if isinstance(item, list):  # whose rows were stored meanwhile
+                for result in item:
+                    self._tell_learned(result, BackendGone("it is switched off"))
+            elif not isinstance(item, Question):
+                item()
+        self._state = "starting"
+
+    def _switch_off(self) -> None:
+        """End what works. What it learned is in history and in the calibration."""
+        self._rows, self._drifts_before, self._encoder = 0, self._drifts, ""
+        self._end_backend()
+        if self._refits is not None:
+            self._refits.stop()
+        logger.info("the predictor is switched off")
+
+    def _end_backend(self) -> None:
+        self._store_calibration()
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
     def _work(self) -> None:
-        while (item := self._inbox.take()) is not None:
+        """Until it is closing; or switched off, and what was let in before is done."""
+        while self._settings.enabled or not self._inbox.empty:
+            if (item := self._inbox.take()) is None:
+                return
             began_s = self._busy_since_s = time.monotonic()
             try:
                 if isinstance(item, Question):
@@ -353,10 +398,7 @@ class Predictor:
 
     def _lose(self, error: Exception) -> None:
         """The backend is gone or of no use, and with it the index. Its calibration is here."""
-        self._store_calibration()
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+        self._end_backend()
         self._restarts += 1
         self._rows, self._drifts_before = 0, self._drifts
         why = str(error) if isinstance(error, BackendGone) else type(error).__name__
@@ -374,7 +416,7 @@ class Predictor:
             only_stage0=True,
         )
         self._version = None if refits is None else refits.current()
-        self._give_trees(shipped.refitted(self._version))
+        self._give_trees(shipped.refitted(self._version), Calibration())
 
     def _open(self) -> None:
         """A backend as the last one was: the residuals are of its version. Then the newest."""
@@ -398,6 +440,7 @@ class Predictor:
             backend.close()
             raise
         self._backend = backend
+        self._life += 1
         self._publish()
         if not backend.about.restored:
             logger.warning("predictor: the stored calibration is not usable: begun anew")
@@ -407,9 +450,9 @@ class Predictor:
         if newest != version:
             self._adopt(newest)
 
-    def _give_trees(self, artefacts: Artefacts) -> None:
+    def _give_trees(self, artefacts: Artefacts, calibration: Calibration) -> None:
         self._artefacts = artefacts
-        self._stage0.trees = Trees(artefacts.stage0(), artefacts.tables)
+        self._stage0.take(Trees(artefacts.stage0(), artefacts.tables), calibration)
 
     def _say(self) -> None:
         problems = () if self._backend is None else self._backend.about.problems
@@ -418,9 +461,9 @@ class Predictor:
             logger.error("predictor: %s", problem)
 
     def _refill(self, backend: Backend) -> None:
-        rows, bad = self._history(), 0
-        for i in range(0, len(rows), SLICE_ROWS):
-            bad += _remember(backend, rows[i : i + SLICE_ROWS])
+        encoder, bad = backend.about.encoder, 0
+        for page in self._history(encoder) if encoder else ():
+            bad += _remember(backend, page)
             self._rows = backend.about.rows
             if self._inbox.closing:
                 return
@@ -439,7 +482,7 @@ class Predictor:
         self._keep_calibration(Calibration().dump())
         backend, self._backend = self._backend, None  # lost from here on, it is forgotten, too
         if backend is None:
-            self._take_version(None)
+            self._take_version(None, Calibration())
             return
         try:
             backend.forget()
@@ -466,14 +509,14 @@ class Predictor:
     def _adopt(self, version: Path | None) -> None:
         assert self._backend is not None
         self._backend.adopt("" if version is None else str(version))
-        self._take_version(version)
+        self._take_version(version, self._backend.calibration)
         self._publish()
         self._say()
 
-    def _take_version(self, version: Path | None) -> None:
+    def _take_version(self, version: Path | None, calibration: Calibration) -> None:
         assert self._artefacts is not None
         self._version = version
-        self._give_trees(self._artefacts.refitted(version))
+        self._give_trees(self._artefacts.refitted(version), calibration)
         self._stage0.generation = object()
 
     def _answer(self, question: Question) -> None:
@@ -494,33 +537,83 @@ class Predictor:
             self._fault("a refinement failed")
 
     def _take_in(self, results: list[Result]) -> None:
-        generation = self._stage0.generation
-        views = [self._stage0.cut(result.lesson.view) for result in results]
+        lessons, drafts = [], []
+        for result in results:
+            if result.keep is not None:
+                drafts.append(result)
+            elif result.stored is not None and result.life != self._life:
+                # The backend opened since was filled from history, which had the row by then.
+                self._hear(result, result.stored)
+            else:
+                lessons.append(result)
         brief = len(results) > BATCH
-        try:
-            assert self._backend is not None
-            rows = self._backend.learn(
-                [
-                    structs.replace(result.lesson, view=view, brief=brief)
-                    for result, view in zip(results, views, strict=True)
-                ]
-            )
-            self._publish()
-        except Exception as error:  # all of them are lost
-            for result in results:
-                self._tell_learned(result, error)
-            if isinstance(error, BackendGone):
-                raise
-            return
+        for row in self._learn(lessons, brief) + self._draft(drafts):
+            if isinstance(row, BackendGone):
+                raise row
+
+    def _learn(self, results: list[Result], brief: bool) -> list[HistoryRow | Exception]:
+        generation = self._stage0.generation
+        lessons = [self._lesson(result, brief) for result in results]
+        rows = self._rows_of(lessons)
         self._lessons_brief += brief * len(results)
         for result, row in zip(results, rows, strict=True):
             self._tell_learned(result, row)
-        for result, view, row in zip(results, views, rows, strict=True):
-            if isinstance(row, HistoryRow) and not result.lesson.running:
-                self._count(None if brief else generation, view)
+        for lesson, row in zip(lessons, rows, strict=True):
+            if isinstance(row, HistoryRow) and not lesson.running:
+                self._count(None if brief else generation, lesson.view)
+        return rows
+
+    def _draft(self, results: list[Result]) -> list[HistoryRow | Exception]:
+        """Have the rows stored; their lessons come again when they are."""
+        rows = self._rows_of([self._lesson(result) for result in results], draft=True)
+        for result, row in zip(results, rows, strict=True):
+            if isinstance(row, Exception):
+                self._tell_learned(result, row)
+                continue
+            keep, again = (
+                result.keep,
+                structs.replace(result, keep=None, stored=row, life=self._life),
+            )
+            assert keep is not None
+            try:
+                kept = keep(row, partial(self._settle, again))
+            except Exception as error:
+                self._tell_learned(result, error)
+            else:
+                if not kept:
+                    self._hear(result, Unavailable(_FULL, code="busy", retry_after_s=1.0))
+        return rows
+
+    def _settle(self, result: Result, error: Exception | None) -> None:
+        """A drafted row is stored, or not. Called by whoever stores."""
+        if error is not None:
+            self._hear(result, error)
+        elif not self._inbox.settle(result):
+            assert result.stored is not None
+            self._hear(result, result.stored)  # closing: the next start reads it
+
+    def _lesson(self, result: Result, brief: bool = False) -> Lesson:
+        lesson = result.lesson
+        return structs.replace(lesson, view=self._stage0.cut(lesson.view), brief=brief)
+
+    def _rows_of(
+        self, lessons: list[Lesson], *, draft: bool = False
+    ) -> list[HistoryRow | Exception]:
+        """Does not raise: what fails for all of them is the answer for each."""
+        if not lessons:
+            return []
+        try:
+            assert self._backend is not None
+            backend = self._backend
+            rows = backend.draft(lessons) if draft else backend.learn(lessons)
+            self._publish()
+        except Exception as error:
+            return [error] * len(lessons)
+        return rows
 
     def _tell_learned(self, result: Result, row: HistoryRow | Exception) -> None:
-        """What came of it, to whoever asked for it; a fault is counted."""
+        """What came of it, to whoever asked for it; a fault is counted. What is stored is kept
+        whatever came of the lesson: the next backend reads it."""
         try:
             if isinstance(row, Exception):
                 self._learn_lost += 1
@@ -528,6 +621,9 @@ class Predictor:
                     raise row
         except Exception:
             self._fault("learning failed")
+        self._hear(result, row if result.stored is None else result.stored)
+
+    def _hear(self, result: Result, row: HistoryRow | Exception) -> None:
         try:
             if result.done is not None:
                 result.done(row)
@@ -559,7 +655,7 @@ class Predictor:
 
     def _publish(self) -> None:
         assert self._backend is not None
-        self._stage0.calibration = self._backend.calibration
+        self._stage0.calibrate(self._backend.calibration)
         about = self._backend.about
         self._rows, self._drifts = about.rows, self._drifts_before + about.drifts
 

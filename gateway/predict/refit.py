@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts, Corrections, TailRow
 from gateway.predict.calibrate import Channel, Residuals, Scopes, scopes
+from gateway.predict.encoders import exported_in
 from gateway.predict.features import NAMES
 from gateway.predict.fitting import (
     Array,
@@ -105,7 +106,7 @@ def run(
         the exit status: 0 a new version is in force, 3 the old models were kept.
     """
     os.nice(NICE)
-    report = refit(rows, Artefacts(models, encoder, 64), out)
+    report = refit(rows, Artefacts(models, encoder, 64, exported=exported_in(out)), out)
     say(json.dumps(msgspec.to_builtins(report)))
     return ACCEPTED if report.accepted else KEPT
 

@@ -20,6 +20,7 @@ from gateway.predict.wire import (
     Adopt,
     Answer,
     Configure,
+    Draft,
     Forecast,
     Forget,
     Frames,
@@ -100,7 +101,13 @@ class Remote:
         return found
 
     def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
-        rows = self._ask(Learn(list(lessons))).rows
+        return self._rows(Learn(list(lessons)))
+
+    def draft(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        return self._rows(Draft(list(lessons)))
+
+    def _rows(self, question: Learn | Draft) -> list[HistoryRow | Exception]:
+        rows = self._ask(question).rows
         return [BackendError(row) if isinstance(row, str) else row for row in rows]
 
     def remember(self, rows: Sequence[HistoryRow]) -> int:

@@ -7,6 +7,7 @@ into the cache a few at a time.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 
@@ -43,6 +44,14 @@ class Trees(Struct, frozen=True):
     tables: Tables | None = None
 
 
+class Known(Struct, frozen=True):
+    """All that a forecast rests on, replaced together: residuals are of one model, and a
+    forecast of the next that took them would be neither's."""
+
+    trees: Trees = Trees()
+    calibration: Calibration = Calibration()
+
+
 class Stage0:
     """Forecasts on the caller's thread; see `Predictor` for the arguments."""
 
@@ -53,14 +62,28 @@ class Stage0:
         key: bytes,
     ) -> None:
         self.settings = settings
-        self.trees = Trees()
-        self.calibration = Calibration()
+        self.known = Known()
+        self._writing = threading.Lock()  # the loop resets, the predictor's thread learns
         self.generation = object()  # news of another one is not taken over
         self.hits = 0
         self._prices = prices
         self._key = key
         self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
         self._news: deque[tuple[object, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.known.calibration
+
+    def take(self, trees: Trees, calibration: Calibration) -> None:
+        """Another model, and what is known of it."""
+        with self._writing:
+            self.known = Known(trees, calibration)
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Of the same trees."""
+        with self._writing:
+            self.known = Known(self.known.trees, calibration)
 
     def forecast(self, view: PromptView) -> Workload:
         """A repeat that was refined or learned lately comes from the cache, with its rung."""
@@ -74,7 +97,8 @@ class Stage0:
             self._cache.move_to_end(key)
             self.hits += 1
             return found
-        table, trees = self.calibration, self.trees
+        known = self.known
+        table, trees = known.calibration, known.trees
         of = scopes(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if trees.tables is None else trees.tables.features_of(view, table.running(of))
         grid, rung = stage0_grid(view, trees.model, cheap)

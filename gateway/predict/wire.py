@@ -37,6 +37,10 @@ class Learn(Struct, frozen=True, tag=True):
     lessons: list[Lesson]
 
 
+class Draft(Struct, frozen=True, tag=True):
+    lessons: list[Lesson]
+
+
 class Remember(Struct, frozen=True, tag=True):
     rows: list[HistoryRow]
 
@@ -54,7 +58,7 @@ class Forget(Struct, frozen=True, tag=True):
     pass
 
 
-Question = Open | Forecast | Learn | Remember | Configure | Adopt | Forget
+Question = Open | Forecast | Learn | Draft | Remember | Configure | Adopt | Forget
 
 
 class Answer(Struct, frozen=True, omit_defaults=True):

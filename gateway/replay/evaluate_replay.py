@@ -24,6 +24,7 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoders import exported_in
 from gateway.replay.evaluate_figures import Flags, Floats
 from gateway.replay.evaluate_rows import Case
 from gateway.replay.evaluate_variants import Forecaster, forecaster
@@ -117,7 +118,8 @@ class Bench(Struct, frozen=True):
     def artefacts(self) -> Artefacts:
         """Loaded, with an encoder that only remembers."""
         name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
-        whole = Artefacts(self.models, name, cap)
+        exported = exported_in(self.settings.models_path)
+        whole = Artefacts(self.models, name, cap, exported=exported)
         whole.encoder = Recalled(self.known, self.width, cap, reader=whole.encoder)
         return whole
 

@@ -19,6 +19,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.errors import SettingsError
+from gateway.predict import encoders
 from gateway.predict.artefacts import ArtefactError, Artefacts, Folder
 from gateway.predict.encoder import Encoder, Reading, Vector, unknown_share
 from gateway.replay.evaluate_work import Progress, spread
@@ -65,7 +66,8 @@ class Recalled(Encoder):
         own = prompt_key(Prompt(text, system))
         reading = self._readings.get(own)
         if reading is None:
-            share = 0.0 if self._reader is None else unknown_share(self._reader.tokens(text))
+            reader = self._reader
+            share = 0.0 if reader is None else unknown_share(reader.tokens(text), reader.marks)
             known = self._known[own]
             reading = self._readings[own] = Reading(known.vector, share, known.code)
         return reading
@@ -83,7 +85,9 @@ def prompt_key(prompt: Prompt) -> bytes:
 def encoder_id(models: Path, settings: Predict) -> str:
     """What must be the same for a stored vector to be used again."""
     try:
-        sha256 = Folder(models).about("encoder")["sha256"]
+        exported = encoders.exported_in(settings.models_path)
+        own = encoders.find(Folder(models), exported, settings.embedding_model_name)
+        sha256 = own.about("encoder")["sha256"]
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
     return f"{settings.embedding_model_name} {sha256} {settings.max_encoder_tokens}"
@@ -123,7 +127,10 @@ def vectors_of(
 
 class _Reader:
     def __init__(self, models: Path, settings: Predict) -> None:
-        parts = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
+        parts = Artefacts(
+            *(models, settings.embedding_model_name, settings.max_encoder_tokens),
+            exported=encoders.exported_in(settings.models_path),
+        )
         if parts.encoder is None:
             raise SettingsError(f"{models}: {'; '.join(parts.problems)}")
         self._encoder = parts.encoder

@@ -69,6 +69,7 @@ class Result(Struct, gc=False):
     ended_s: float = float("nan")
     completed: bool = False
     rejections: int = 0  # 429s of the provider
+    refused: str = ""  # the code of the gateway's refusal
 
     @property
     def latency_s(self) -> float:
@@ -182,6 +183,7 @@ class _Loop:
         for action in self._policy.handle(event, now):
             result = self._results[action.job_id]
             if isinstance(action, events.Refuse):
+                result.refused = action.error.code or action.outcome.value
                 self._end(result, now)
             else:
                 self._dispatch(result, action.account, now)

@@ -62,7 +62,7 @@ def _misses(group: Mapping[str, Any]) -> list[str]:
         if not row["met"]
     ]
     return found + [
-        f"- {group['title']}: {row['check']}: {row['value']:.4g}, wanted ≤ {row['at_most']:g}"
+        f"- {group['title']}: {row['check']}: {_number(row['value'])}, wanted ≤ {row['at_most']:g}"
         for row in group["checks"]
         if not row["met"]
     ]
@@ -132,13 +132,18 @@ def _absolute(policies: Mapping[str, Any]) -> list[str]:
         (
             name,
             *(_number(own.get(figure)) for figure, _ in SECONDS),
-            *("" if own.get(f) is None else f"{own[f]:.1%}" for f, _ in SHARES),
+            *("" if own.get(f) is None else f"{own[f]:.2%}" for f, _ in SHARES),
             *(_number(own.get(figure)) for figure, _ in others),
         )
         for name, own in means.items()
     ]
     titles = [f"{title} s" for _, title in SECONDS] + [title for _, title in (*SHARES, *others)]
-    return _table(("mean of seeds", *titles), body)
+    refused = [
+        f"{name} refused: {', '.join(f'{code} {n}' for code, n in policy['refused'].items())}."
+        for name, policy in policies.items()
+        if policy.get("refused")
+    ]
+    return _table(("mean of seeds", *titles), body) + ([*refused, ""] if refused else [])
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -149,7 +154,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def _found(row: Mapping[str, Any]) -> str:
     """A change; of completion the share itself."""
     is_share = row["goal"] == "completed"
-    return f"{row['found'].value:.1%}" if is_share else _percent(row["found"])
+    return f"{row['found'].value:.2%}" if is_share else _percent(row["found"])
 
 
 def _target(row: Mapping[str, Any]) -> str:

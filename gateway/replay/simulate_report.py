@@ -11,6 +11,7 @@ are not enough; or still the physics'), or the forecast's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from msgspec import Struct
 
 from gateway.replay.evaluate_figures import auc, kendall_tau
 from gateway.replay.simulate_cells import Played
-from gateway.replay.simulate_metrics import Change, change
+from gateway.replay.simulate_metrics import COUNTS, Change, change
 from gateway.replay.simulate_provider import Shape
 from gateway.replay.simulate_rows import Row
 from gateway.replay.simulate_worlds import Cell
@@ -88,7 +89,9 @@ def _group(members: Group) -> dict[str, Any]:
     naive = by_policy.get("naive")
     policies: dict[str, Any] = {}
     for name, own in by_policy.items():
-        policies[name] = {"mean": {figure: _mean(values) for figure, values in own.items()}}
+        refused = sum((Counter(found[name].refused) for _, found in members), Counter[str]())
+        means = {figure: _mean(values) for figure, values in own.items()}
+        policies[name] = {"mean": means, "refused": dict(refused)}
         if naive is not None and name != "naive":
             policies[name]["against_naive"] = _against(own, naive)
     return {
@@ -152,7 +155,10 @@ def _goal(
     if goal.figure in FLOORS and FLOORS[goal.figure] in naive:
         alone = change(goal.figure, naive[FLOORS[goal.figure]], naive[goal.figure])
     target = goal.of(shape)
-    is_met = found is None or found.value <= target
+    if found is not None:
+        is_met = found.value <= target
+    else:  # naive has none of it: so must this one
+        is_met = goal.figure in COUNTS and not any(by_policy[name][goal.figure])
     return {
         "goal": goal.title,
         "target": target,
@@ -161,7 +167,7 @@ def _goal(
         "true_lengths": told,
         "alone": alone,
         "met": is_met,
-        "beats_seed": found is None or found.high < goal.seed,
+        "beats_seed": is_met if found is None else found.high < goal.seed,
         "limit": "" if is_met else _limit(target, alone, told),
     }
 
@@ -211,7 +217,12 @@ def _checks(cell: Cell, by_policy: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check(text: str, value: float | None, most: float) -> dict[str, Any]:
-    return {"check": text, "value": value, "at_most": most, "met": value is None or value <= most}
+    return {
+        "check": text,
+        "value": value,
+        "at_most": most,
+        "met": value is not None and value <= most,
+    }
 
 
 def workload(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:

@@ -30,10 +30,10 @@ def adopt(scheduler: Scheduler, event: Adopted, now: float) -> None:
     entry.pool, entry.accounts = home or (pool_name, (event.account,))
     entry.routed = job.model in scheduler.directory.routes
     entry.workload = event.workload
-    entry.weigh(scheduler.settings.schedule)
+    pool = scheduler.pools[entry.pool]
+    entry.weigh(scheduler.settings.schedule, pool.order)
     entry.start_wait(scheduler.settings.schedule, now)
     entry.attempts = event.attempts - 1
     scheduler.jobs[job.id] = entry
-    pool = scheduler.pools[entry.pool]
     pool.add_waiting(entry)
     scheduler.start(pool, entry, event.account, now)

@@ -5,9 +5,14 @@ is let through. So whether a class may start never depends on how large the next
 large job waits for a gap that small ones keep filling, and a budget is exceeded by at most one
 oversize job.
 
-With borrowing a class at its budget goes on while the pool as a whole is below the sum of both
-budgets and the other class has nothing it could start itself: room is never left idle, and the
-owner of a share always comes first to it.
+`policy = "adaptive"`: the budgets are shares of what the accounts take, room × mean reserve,
+3000 : 7000 to begin with, and of all of it a little for the background; the interactive share
+grows with congestion as its weight does. With borrowing they decide only who comes first: what
+a class leaves idle serves the others, up to the accounts' windows, which alone bound the whole.
+Fixed token budgets are what makes a gateway under-fill its provider.
+
+`policy = "dual_budget"`: two fixed budgets, as given; background work draws on the heavy one.
+With `borrow` a class at its budget goes on while the pool as a whole is below their sum.
 """
 
 from __future__ import annotations
@@ -15,12 +20,19 @@ from __future__ import annotations
 from gateway.settings.schema import Schedule, TierCaps
 from gateway.types import JobClass, Mode, SizeBucket
 
+INTERACTIVE, HEAVY, BACKGROUND = JobClass.INTERACTIVE, JobClass.HEAVY, JobClass.BACKGROUND
+SURE_STARTS = 16  # jobs started before their mean reserve is believed
+
 
 class Budget:
     """The counters. A job is in flight from its first dispatch to its end, across retries."""
 
     __slots__ = (
+        "_background",
+        "_parts",
+        "borrow",
         "buckets",
+        "fixed",
         "jobs",
         "limits",
         "tokens",
@@ -35,11 +47,32 @@ class Budget:
         self.buckets = dict.fromkeys(SizeBucket, 0)
         self.total_tokens = 0
         self.total_jobs = 0
+        self.fixed = settings.policy == "dual_budget"
+        self.borrow = not self.fixed if settings.borrow is None else settings.borrow
+        interactive = settings.interactive_inflight_tokens
+        heavy = settings.heavy_inflight_tokens
+        weights = settings.interactive_weight + settings.heavy_weight
+        self._parts = (float(interactive), float(heavy))
+        self._background = settings.background_weight / weights
+        self.total_limit = float(interactive + heavy)
         self.limits = {
-            JobClass.INTERACTIVE: settings.interactive_inflight_tokens,
-            JobClass.HEAVY: settings.heavy_inflight_tokens,
+            INTERACTIVE: float(interactive),
+            HEAVY: float(heavy),
+            BACKGROUND: 0.0 if self.fixed else self.total_limit * self._background,
         }
-        self.total_limit = sum(self.limits.values())
+
+    def resize(self, total_tokens: float, pressure: float) -> None:
+        """What the pool holds in all, divided anew; `pressure`, 1 to 2, favours the
+        interactive. Fixed budgets stay."""
+        if self.fixed:
+            return
+        interactive, heavy = self._parts[0] * pressure, self._parts[1]
+        scale = total_tokens / (interactive + heavy)
+        limits = self.limits
+        limits[INTERACTIVE] = interactive * scale
+        limits[HEAVY] = heavy * scale
+        limits[BACKGROUND] = total_tokens * self._background
+        self.total_limit = total_tokens
 
     def take(self, cls: JobClass, bucket: SizeBucket, reserve: int) -> None:
         self.tokens[cls] += reserve
@@ -62,14 +95,18 @@ class Budget:
         self.total_tokens += change
 
     def owns_room(self, cls: JobClass) -> bool:
+        if self.fixed and cls is not INTERACTIVE:
+            return self.tokens[HEAVY] + self.tokens[BACKGROUND] < self.limits[HEAVY]
         return self.tokens[cls] < self.limits[cls]
 
     @property
-    def has_spare(self) -> bool:
-        return self.total_tokens < self.total_limit
+    def lends(self) -> bool:
+        """Who has no room of its own may use what the owners leave. In the adaptive policy the
+        windows say when there is none."""
+        return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
 
-    def borrowed(self, cls: JobClass) -> int:
-        return max(0, self.tokens[cls] - self.limits[cls])
+    def borrowed(self, cls: JobClass) -> float:
+        return max(0.0, self.tokens[cls] - self.limits[cls])
 
 
 def tier_cap(settings: Schedule, bucket: SizeBucket, mode: Mode) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.pool import Pool
+from gateway.schedule.queue import Lane
+from gateway.schedule.rounds import TURN_OF
 from gateway.types import Fit, JobClass, SizeBucket
 
 if TYPE_CHECKING:
@@ -40,9 +42,11 @@ def _check_pool(pool: Pool, entries: list[Entry]) -> None:
         assert budget.jobs[cls] == len(mine), (pool.name, cls)
         tokens = sum(e.reserve for e in waiting if e.cls is cls)
         assert pool.waiting_tokens_of[cls] == tokens, (pool.name, cls)
+        assert pool.waiting_of[cls] == sum(e.cls is cls for e in waiting), (pool.name, cls)
     sizes = Counter(e.bucket for e in inflight)
     assert budget.buckets == {bucket: sizes[bucket] for bucket in SizeBucket}, pool.name
-    assert pool.waiting == len(waiting), pool.name
+    assert set(pool.queued) == {e.job.id for e in waiting}, pool.name
+    assert pool.waiting_tokens == sum(e.reserve for e in waiting), pool.name
     assert pool.waiting_bytes == sum(e.body_bytes for e in waiting), pool.name
     assert pool.retrying == sum(e.stage is Stage.RETRYING for e in inflight), pool.name
     assert pool.retried == sum(e.holds_retry for e in inflight), pool.name
@@ -50,30 +54,43 @@ def _check_pool(pool: Pool, entries: list[Entry]) -> None:
 
 
 def _check_lines(pool: Pool, waiting: list[Entry], inflight: list[Entry]) -> None:
-    at = Counter(id(e.lane) for e in waiting)
-    held = Counter(id(e.line) for e in waiting + inflight if e.line is not None)
+    in_line = Counter(id(e.line) for e in waiting + inflight if e.line is not None)
     total = 0
     for line in pool.lines.values():
-        assert line.size == held[id(line)]
+        assert line.size == in_line[id(line)]
         lanes = [lane for tier in line.tiers.values() for lane in tier.lanes.values()]
         assert line.waiting == sum(lane.size for lane in lanes)
         total += line.size
         for tier in line.tiers.values():
+            assert tier.size == sum(lane.size for lane in tier.lanes.values())
             for lane in tier.lanes.values():
-                assert lane.size == at[id(lane)]
-                assert (lane.first is not None) == (lane.size > 0)
-                assert lane.first is lane.heap.top()
-                assert lane.parked == (lane in lane.tenant.parked)
+                _check_lane(lane, [e for e in waiting if e.lane is lane])
             best = tier.best()  # parks what is to be parked
-            shown = [t.first for t in tier.lanes.values() if t.first and not t.parked]
-            first = min(shown, key=lambda e: (e.key, e.seq), default=None)
-            assert best is first, "a lane is lost to its tier"
+            shown = [lane for lane in tier.lanes.values() if lane.first and not lane.parked]
+            assert best is min(shown, key=_rank, default=None), "a lane is lost to its tier"
     assert total == len(waiting) + pool.retrying
     for e in waiting:
         assert e.lane is not None
         assert e.lane.tier.line is e.line
-        assert (e.lane.tier.cls, e.lane.tier.bucket) == (e.cls, e.bucket)
+        assert e.lane.tier.place == e.place
+        assert e.place.cls is e.cls
         assert e.lane.tenant is e.tenant
+    for cls in JobClass:
+        held = Counter(e.tenant.name for e in waiting if e.cls is cls)
+        pool.shares[cls].check(held)
+    assert not any(pool.rounds.credit[TURN_OF[c]] for c in JobClass if not pool.waiting_of[c])
+
+
+def _check_lane(lane: Lane, entries: list[Entry]) -> None:
+    assert lane.size == len(entries)
+    assert lane.first is min(entries, key=lambda e: (e.key, e.seq), default=None)
+    assert lane.oldest is min(entries, key=lambda e: (e.job.arrived_s, e.seq), default=None)
+    assert lane.parked == (lane in lane.tenant.parked)
+
+
+def _rank(lane: Lane) -> tuple[int, float, int]:
+    assert lane.first is not None
+    return lane.share.rank, lane.first.key, lane.first.seq
 
 
 def _check_tenants(scheduler: Scheduler) -> None:
@@ -84,6 +101,12 @@ def _check_tenants(scheduler: Scheduler) -> None:
     for name, tenant in scheduler.tenants.items():
         assert tenant.waiting == waiting[name], name
         assert tenant.running == running[name], name
+        tokens = sum(
+            e.reserve
+            for e in scheduler.jobs.values()
+            if e.tenant is tenant and e.stage is Stage.WAITING
+        )
+        assert tenant.waiting_tokens == tokens, name
         assert tenant.capped or not tenant.parked, f"{name} is parked without need"
 
 

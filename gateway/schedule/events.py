@@ -37,6 +37,20 @@ class Adopted(Struct, frozen=True):
     body_bytes: int = 0
 
 
+class Outgrown(Struct, frozen=True):
+    """A running job's answer is longer than was forecast: `output_tokens` of each choice, and
+    it goes on."""
+
+    job_id: str
+    output_tokens: float
+
+
+class Recalibrated(Struct, frozen=True):
+    """How far forecasts can be trusted just now: 1 in full, 0 not at all."""
+
+    trust: float
+
+
 class Answered(Struct, frozen=True):
     """The first byte of an answer came. `limits` are those of the provider's headers."""
 
@@ -94,6 +108,8 @@ Event = (
     Submitted
     | Adopted
     | Reforecast
+    | Outgrown
+    | Recalibrated
     | Answered
     | AttemptFailed
     | Finished

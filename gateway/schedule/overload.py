@@ -1,17 +1,59 @@
-"""How full a pool is, and what to tell those who are sent away."""
+"""What happens when more comes than can be served: admit, defer, reject; and what to say.
+
+Severity is the worst of three ratios, 1 where overload begins:
+
+    backlog    time to clear what waits / clear_s (or the shortest default deadline, if shorter)
+    drops      attempts the provider refused for its load / DROP_RATIO
+    slowdown   (wait + service) / service of what finished lately / SLOWDOWN
+
+1. From `defer_above` on the dearest jobs are deferred, half-way to `reject_above` the next
+   dearest: they take their turn as if they were background work. Nothing is lost, nothing
+   idles, and one who waits alone starts at once.
+2. Drops and slowdown defer but never reject: they say that the provider is slow, and a queue is
+   the answer to that. Only a backlog that is too long to wait for rejects, from `reject_above`
+   on, a job that could not start at once: dearest first, and never a short one, which costs
+   less than the answer that sends it away.
+3. Background work is not rejected here: nobody waits for it with a connection open.
+4. Each step is left only at (1 − hysteresis) × its entry.
+"""
 
 from __future__ import annotations
 
-from math import exp
+from enum import IntEnum
+from random import Random
 
 from gateway.errors import Refused, Unavailable
 from gateway.settings.schema import Schedule
-from gateway.types import Mode
+from gateway.types import Mode, SizeBucket
 
-RATE_WINDOW_S = 30.0
+DROP_RATIO = 0.25
+SLOWDOWN = 20.0
+LONG_TOKENS = 256  # SizeBucket's medium ends here
+HUGE_TOKENS = 1024
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0  # official SDKs ignore a longer Retry-After
 RETRY_UNKNOWN_S = 5.0  # nothing has finished yet
+JITTER = 0.25  # so that those who were sent away do not come back together
+
+
+class Grade(IntEnum):
+    """Rung of the cost ladder, by reserve; the highest goes first."""
+
+    SHORT = 0
+    MEDIUM = 1
+    LONG = 2
+    HUGE = 3
+    NONE = 4  # above all
+
+    __hash__ = int.__hash__
+
+    @classmethod
+    def of(cls, reserve: int, bucket: SizeBucket) -> Grade:
+        if bucket is SizeBucket.SHORT:
+            return cls.SHORT
+        if reserve <= LONG_TOKENS:
+            return cls.MEDIUM
+        return cls.LONG if reserve <= HUGE_TOKENS else cls.HUGE
 
 
 def next_mode(mode: Mode, saturation: float, settings: Schedule) -> Mode:
@@ -27,35 +69,53 @@ def next_mode(mode: Mode, saturation: float, settings: Schedule) -> Mode:
     return Mode.MODERATE if saturation >= moderate else Mode.FREE
 
 
-class DrainRate:
-    """Tokens finished a second, lately: an exponentially fading count over the weight it has
-    gathered so far, so that the first minute is not read as a slow one."""
+def pressure(saturation: float, settings: Schedule) -> float:
+    """How much more the interactive class gets: 1 up to `moderate_above`, 2 from
+    `congested_above` on."""
+    span = settings.congested_above - settings.moderate_above
+    return 1.0 + min(1.0, max(0.0, (saturation - settings.moderate_above) / span))
 
-    __slots__ = ("_at_s", "_tokens", "_weight_s")
 
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._weight_s = 0.0
-        self._at_s: float | None = None
+def backlog_severity(clear_s: float, settings: Schedule) -> float:
+    deadlines = [s for s in (settings.interactive_deadline_s, settings.heavy_deadline_s) if s > 0.0]
+    return clear_s / min([settings.clear_s, *deadlines])
 
-    def add(self, tokens: float, now: float) -> None:
-        self._fade(now)
-        self._tokens += tokens
 
-    def seconds(self, tokens: float, now: float) -> float:
-        """How long `tokens` of waiting work will take, clamped to what a Retry-After may say."""
-        self._fade(now)
-        if self._tokens <= 0 or self._weight_s <= 0:
-            return RETRY_UNKNOWN_S
-        return min(max(tokens * self._weight_s / self._tokens, RETRY_MIN_S), RETRY_MAX_S)
+def severity(backlog: float, drop_ratio: float, slowdown: float) -> float:
+    return max(backlog, drop_ratio / DROP_RATIO, slowdown / SLOWDOWN)
 
-    def _fade(self, now: float) -> None:
-        if self._at_s is None:
-            self._at_s = now
-        keep = exp(-max(0.0, now - self._at_s) / RATE_WINDOW_S)
-        self._tokens *= keep
-        self._weight_s = self._weight_s * keep + RATE_WINDOW_S * (1.0 - keep)
-        self._at_s = max(now, self._at_s)
+
+def deferred_from(present: Grade, level: float, settings: Schedule) -> Grade:
+    """The lowest grade that is deferred at this severity; `present` is the one until now."""
+    if not settings.shed:
+        return Grade.NONE
+    half = (settings.defer_above + settings.reject_above) / 2
+    return _step(present, level, {Grade.HUGE: settings.defer_above, Grade.LONG: half}, settings)
+
+
+def rejected_from(present: Grade, backlog: float, settings: Schedule) -> Grade:
+    """The lowest grade that is turned away at this backlog's severity."""
+    if not settings.shed:
+        return Grade.NONE
+    first = settings.reject_above
+    entries = {Grade.HUGE: first, Grade.LONG: 1.5 * first, Grade.MEDIUM: 2.0 * first}
+    return _step(present, backlog, entries, settings)
+
+
+def _step(present: Grade, level: float, entries: dict[Grade, float], settings: Schedule) -> Grade:
+    """Entries fall in grade and rise in level."""
+    stay = 1.0 - settings.hysteresis
+    found = Grade.NONE
+    for grade, entry in entries.items():
+        if level >= (entry * stay if present <= grade else entry):
+            found = grade
+    return found
+
+
+def retry_after_s(clear_s: float | None, random: Random) -> float:
+    """What to say to who is sent away: the predicted drain, jittered, as far as SDKs listen."""
+    seconds = RETRY_UNKNOWN_S if clear_s is None else max(clear_s, RETRY_MIN_S)
+    return min(min(seconds, RETRY_MAX_S) * random.uniform(1 - JITTER, 1 + JITTER), RETRY_MAX_S)
 
 
 def queue_full(retry_after_s: float) -> Refused:
@@ -65,6 +125,20 @@ def queue_full(retry_after_s: float) -> Refused:
 def tenant_queue_full(retry_after_s: float) -> Refused:
     return Refused(
         "too many of your requests are waiting", code="queue_full", retry_after_s=retry_after_s
+    )
+
+
+def overloaded(retry_after_s: float) -> Refused:
+    return Refused(
+        "too much work is waiting for a request of this size", retry_after_s=retry_after_s
+    )
+
+
+def hopeless(retry_after_s: float) -> Refused:
+    return Refused(
+        "the request cannot be answered before its deadline",
+        code="deadline_unreachable",
+        retry_after_s=retry_after_s,
     )
 
 

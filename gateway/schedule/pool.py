@@ -1,4 +1,4 @@
-"""One pool's live state: its queue, its budget, its mode. Decisions are the scheduler's."""
+"""One pool's live state: its queue, its budget, its pace, its mode. Decisions are others'."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 from gateway.schedule.budget import Budget
 from gateway.schedule.entry import Entry, Tenant
-from gateway.schedule.overload import DrainRate
+from gateway.schedule.ordering import Order
+from gateway.schedule.overload import Grade
+from gateway.schedule.pace import Pace
 from gateway.schedule.queue import Line
+from gateway.schedule.rounds import TURN_OF, Rounds, Turn
+from gateway.schedule.shares import Share, Shares
 from gateway.settings.schema import Schedule
 from gateway.types import JobClass, Mode
 
@@ -19,17 +23,29 @@ class Pool:
     __slots__ = (
         "accounts",
         "budget",
+        "clear_s",
+        "deferred",
+        "drains",
+        "last_arrival_s",
         "lines",
         "mode",
         "models",
         "name",
-        "rate",
+        "order",
+        "pace",
+        "queued",
+        "rejected",
         "retried",
         "retrying",
+        "rounds",
         "saturation",
+        "served_s",
+        "severity",
+        "shares",
+        "stale",
         "version",
-        "waiting",
         "waiting_bytes",
+        "waiting_of",
         "waiting_tokens",
         "waiting_tokens_of",
         "wake_s",
@@ -41,17 +57,42 @@ class Pool:
         self.accounts: tuple[str, ...] = ()
         self.lines: dict[tuple[str, tuple[str, ...], frozenset[str]], Line] = {}
         self.budget = Budget(settings)
-        self.rate = DrainRate()
+        self.pace = Pace()
+        self.rounds = Rounds(settings)
+        self.served_s = dict.fromkeys(Turn, 0.0)  # last start, or when it began to wait
+        self.shares = {cls: Shares() for cls in JobClass}
+        self.order = Order(settings.ordering)
         self.mode = Mode.FREE
         self.saturation = 0.0
+        self.severity = 0.0
+        self.clear_s = 0.0  # predicted: until what waits has been served
+        self.deferred = Grade.NONE  # from this grade on jobs are deferred
+        self.rejected = Grade.NONE  # from this grade on jobs that would wait are turned away
         self.version = 0
+        self.drains = 0
         self.wake_s = float("inf")
-        self.waiting = 0
+        self.last_arrival_s = 0.0
+        self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
+        self.stale: list[Entry] = []  # of these, those whose key is of an earlier order
         self.waiting_tokens = 0
+        self.waiting_of = dict.fromkeys(JobClass, 0)
         self.waiting_tokens_of = dict.fromkeys(JobClass, 0)
         self.waiting_bytes = 0
         self.retrying = 0  # jobs between two attempts
         self.retried = 0  # jobs in flight that hold a retry of the budget
+
+    @property
+    def waiting(self) -> int:
+        return len(self.queued)
+
+    def inherit(self, old: Pool) -> None:
+        """What a pool of that name had learned, after a reload."""
+        self.mode, self.pace = old.mode, old.pace
+        self.deferred, self.rejected = old.deferred, old.rejected
+        self.last_arrival_s = old.last_arrival_s
+        self.rounds.credit = dict(old.rounds.credit)
+        for cls, shares in self.shares.items():
+            shares.inherit(old.shares[cls])
 
     def line(
         self, model: str, accounts: tuple[str, ...], avoid: frozenset[str] = frozenset()
@@ -62,23 +103,39 @@ class Pool:
             self.lines[model, accounts, avoid] = line
         return line
 
+    def share(self, entry: Entry) -> Share:
+        return self.shares[entry.cls].of(entry.tenant.name, entry.tenant.weight)
+
     def add_waiting(self, entry: Entry) -> None:
-        self.line(entry.job.model, entry.accounts).add_waiting(entry)
-        self.waiting += 1
+        share = self.share(entry)
+        self.shares[entry.cls].joined(share)
+        self.line(entry.job.model, entry.accounts).add_waiting(entry, share)
+        self.queued[entry.job.id] = entry
+        if not self.waiting_of[entry.cls]:
+            self.served_s[TURN_OF[entry.cls]] = entry.since_s
+        self.waiting_of[entry.cls] += 1
         self.waiting_tokens += entry.reserve
         self.waiting_tokens_of[entry.cls] += entry.reserve
         self.waiting_bytes += entry.body_bytes
         entry.tenant.waiting += 1
+        entry.tenant.waiting_tokens += entry.reserve
 
     def remove_waiting(self, entry: Entry) -> None:
-        assert entry.line is not None
-        entry.line.remove(entry)
-        self.waiting -= 1
+        line, lane = entry.line, entry.lane
+        assert line is not None
+        assert lane is not None
+        line.remove(entry)
+        self.shares[entry.cls].left(lane.share)
+        del self.queued[entry.job.id]
+        self.waiting_of[entry.cls] -= 1
+        if not self.waiting_of[entry.cls]:
+            self.rounds.reset(TURN_OF[entry.cls])
         self.waiting_tokens -= entry.reserve
         self.waiting_tokens_of[entry.cls] -= entry.reserve
         self.waiting_bytes -= entry.body_bytes
         entry.tenant.waiting -= 1
-        assert min(self.waiting, self.waiting_bytes, entry.tenant.waiting) >= 0
+        entry.tenant.waiting_tokens -= entry.reserve
+        assert min(self.waiting_bytes, self.waiting_tokens, entry.tenant.waiting) >= 0
 
     def add_retrying(self, entry: Entry) -> None:
         self.line(entry.job.model, entry.accounts, entry.failed).add_retrying(entry)
@@ -92,11 +149,46 @@ class Pool:
         if line.avoid and line.size == 0:  # there are many possible sets, few at a time
             del self.lines[line.model, line.accounts, line.avoid]
 
+    # ---- work that is shared out: charged by forecast, corrected at the end
+
+    def charge(self, entry: Entry, turn: Turn, now: float) -> None:
+        """The turn and the tenant pay for a start. Before it leaves the queue."""
+        entry.turn, entry.charged = turn, entry.charge
+        self.served_s[turn] = now
+        self.rounds.charge(turn, entry.charge)
+        self.shares[entry.cls].charge(self.share(entry), entry.charge)
+
+    def correct(self, entry: Entry, used: float) -> None:
+        """What it really used, in the unit of `charge`. A turn whose queue is empty has begun
+        anew: it owes nothing and is owed nothing."""
+        more = used - entry.charged
+        self.shares[entry.cls].correct(self.share(entry), more)
+        if entry.turn is not None and self.waiting_of[entry.cls]:
+            self.rounds.charge(entry.turn, more)
+
+    # ---- order
+
+    def reorder(self, order: Order) -> None:
+        """Everything that waits gets a new key, a few at a time (`rekey`)."""
+        self.order = order
+        self.stale = list(self.queued.values())
+        self.stale.reverse()  # the oldest are the next
+
+    def rekey(self, count: int) -> None:
+        """New keys for the next `count` that have an old one."""
+        stale = self.stale
+        for _ in range(min(count, len(stale))):
+            entry = stale.pop()
+            if entry.lane is not None:
+                key = self.order.key(entry.job, entry.workload, entry.reserve, entry.deadline_s)
+                entry.lane.rekey(entry, key)
+
     def overfull(self, settings: Schedule, tenant: Tenant) -> bool:
         """More waits than may, in the pool or of this tenant."""
         return (
-            self.waiting > settings.max_queue_items
+            len(self.queued) > settings.max_queue_items
             or self.waiting_bytes > settings.max_queue_bytes
+            or 0 < settings.max_queue_tokens < self.waiting_tokens
             or tenant.overfull
         )
 

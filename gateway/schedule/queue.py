@@ -1,13 +1,13 @@
 """The waiting jobs of a pool, arranged so that no question looks at more than one of them.
 
-Whether a waiting job may start depends on its tenant (cap), its class (budget), its size bucket
-(cap), its model and the accounts that can serve it, and on nothing else. So jobs that agree in
-these share a `Lane`, ordered by key: its head decides for all of it, and a lane that is blocked
-hides nothing that could start.
+Whether a waiting job may start depends on its tenant (cap), its class (budget), its size (cap,
+overload ladder), its model and the accounts that can serve it, and on nothing else. So jobs that
+agree in these share a `Lane`, ordered by key: its head decides for all of it, and a lane that is
+blocked hides nothing that could start.
 
     Line    one model's jobs, for one set of accounts  asks the accounts once for all of them
-     └ Tier    one class and size bucket of it         a heap of lanes by their heads
-        └ Lane    one tenant's                         a heap of jobs
+     └ Tier    one class and size of it                a heap of lanes: tenant's rank, head's key
+        └ Lane    one tenant's                         a heap of jobs by key, another by arrival
 
 A lane whose tenant is at its cap is *parked*: out of its tier's heap until the tenant ends a
 job, so a thousand capped tenants cost nothing. Jobs after a failed attempt wait in a Line too
@@ -23,13 +23,16 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
-from gateway.schedule.entry import Entry, Tenant
-from gateway.types import Blocked, Fit, JobClass, Reason, SizeBucket
+from gateway.schedule.entry import Entry, Place, Tenant
+from gateway.schedule.rounds import TURN_OF
+from gateway.schedule.shares import Share
+from gateway.types import Blocked, Fit, Reason
 
+K = TypeVar("K", float, tuple[int, float])
 T = TypeVar("T")
 
 
-class LazyHeap(Generic[T]):
+class LazyHeap(Generic[K, T]):
     """A heap whose items may die inside it.
 
     `alive(key, seq, item)` says whether an item still stands where it was pushed; `seq` orders
@@ -38,16 +41,16 @@ class LazyHeap(Generic[T]):
 
     __slots__ = ("_alive", "_heap", "_pushes", "_sweep_at")
 
-    def __init__(self, alive: Callable[[float, int, T], bool]) -> None:
-        self._alive = alive
-        self._heap: list[tuple[float, int, int, T]] = []
+    def __init__(self, alive: Callable[[K, int, T], bool]) -> None:
+        self._alive: Callable[[K, int, T], bool] = alive
+        self._heap: list[tuple[K, int, int, T]] = []
         self._pushes = 0
         self._sweep_at = 64
 
     def __len__(self) -> int:
         return len(self._heap)
 
-    def push(self, key: float, seq: int, item: T) -> None:
+    def push(self, key: K, seq: int, item: T) -> None:
         self._pushes += 1  # keeps heapq from ever comparing items
         heappush(self._heap, (key, seq, self._pushes, item))
         if len(self._heap) > self._sweep_at:
@@ -66,12 +69,15 @@ class LazyHeap(Generic[T]):
 
 
 class Lane:
-    __slots__ = ("first", "heap", "parked", "size", "tenant", "tier")
+    __slots__ = ("arrivals", "first", "heap", "parked", "share", "size", "tenant", "tier")
 
-    def __init__(self, tier: Tier, tenant: Tenant) -> None:
+    def __init__(self, tier: Tier, tenant: Tenant, share: Share) -> None:
         self.tier = tier
         self.tenant = tenant
-        self.heap: LazyHeap[Entry] = LazyHeap(self._holds)
+        self.share = share
+        share.lanes.append(self)
+        self.heap: LazyHeap[float, Entry] = LazyHeap(self._holds)
+        self.arrivals: LazyHeap[float, Entry] = LazyHeap(self._holds_at_all)
         self.first: Entry | None = None  # the heap's top
         self.size = 0
         self.parked = False
@@ -79,16 +85,32 @@ class Lane:
     def _holds(self, key: float, seq: int, entry: Entry) -> bool:
         return entry.lane is self and entry.key == key
 
+    def _holds_at_all(self, key: float, seq: int, entry: Entry) -> bool:
+        return entry.lane is self
+
     def add(self, entry: Entry) -> None:
         entry.lane = self
         self.size += 1
         self.heap.push(entry.key, entry.seq, entry)
+        self.arrivals.push(entry.job.arrived_s, entry.seq, entry)
         self._lead(self.heap.top())
 
     def remove(self, entry: Entry) -> None:
         entry.lane = None
         self.size -= 1
         self._lead(self.heap.top() if entry is self.first else self.first)
+
+    def rekey(self, entry: Entry, key: float) -> None:
+        """Another place for one that waits here."""
+        if key != entry.key:
+            entry.key = key
+            self.heap.push(key, entry.seq, entry)
+            self.first = self.heap.top()
+            self.tier.show(self)
+
+    @property
+    def oldest(self) -> Entry | None:
+        return self.arrivals.top()
 
     def park(self) -> None:
         self.parked = True
@@ -105,37 +127,44 @@ class Lane:
 
 
 class Tier:
-    __slots__ = ("bucket", "cls", "heap", "lanes", "line")
+    __slots__ = ("heap", "lanes", "line", "place", "size", "turn")
 
-    def __init__(self, line: Line, cls: JobClass, bucket: SizeBucket) -> None:
+    def __init__(self, line: Line, place: Place) -> None:
         self.line = line
-        self.cls = cls
-        self.bucket = bucket
+        self.place = place
+        self.turn = TURN_OF[place.cls]  # unless it is deferred
+        self.size = 0
         self.lanes: dict[str, Lane] = {}
-        self.heap: LazyHeap[Lane] = LazyHeap(self._leads)
+        self.heap: LazyHeap[tuple[int, float], Lane] = LazyHeap(self._leads)
 
     @staticmethod
-    def _leads(key: float, seq: int, lane: Lane) -> bool:
+    def _leads(key: tuple[int, float], seq: int, lane: Lane) -> bool:
         first = lane.first
-        return first is not None and not lane.parked and first.seq == seq and first.key == key
+        return (
+            first is not None
+            and not lane.parked
+            and first.seq == seq
+            and key == (lane.share.rank, first.key)
+        )
 
     def show(self, lane: Lane) -> None:
-        """`lane` has a new first job, or is no longer parked."""
-        if lane.first is not None and not lane.parked:
-            self.heap.push(lane.first.key, lane.first.seq, lane)
+        """`lane` has a new first job or rank, or is no longer parked."""
+        first = lane.first
+        if first is not None and not lane.parked:
+            self.heap.push((lane.share.rank, first.key), first.seq, lane)
 
-    def best(self) -> Entry | None:
-        """The best job of tenants below their caps; the others' lanes are parked on the way."""
+    def best(self) -> Lane | None:
+        """The best lane of tenants below their caps; the others' are parked on the way."""
         while (lane := self.heap.top()) is not None:
             if not lane.tenant.capped:
-                return lane.first
+                return lane
             lane.park()
         return None
 
-    def lane(self, tenant: Tenant) -> Lane:
+    def lane(self, tenant: Tenant, share: Share) -> Lane:
         lane = self.lanes.get(tenant.name)
         if lane is None:
-            lane = self.lanes[tenant.name] = Lane(self, tenant)
+            lane = self.lanes[tenant.name] = Lane(self, tenant, share)
         return lane
 
 
@@ -146,6 +175,8 @@ class Line:
         "accounts",
         "avoid",
         "expiry",
+        "express",
+        "express_stamp",
         "model",
         "placement",
         "pool",
@@ -163,37 +194,48 @@ class Line:
         self.model = model
         self.accounts = accounts
         self.avoid = avoid
-        self.tiers: dict[tuple[JobClass, SizeBucket], Tier] = {}
-        self.retrying: LazyHeap[Entry] = LazyHeap(self._holds)
-        self.expiry: LazyHeap[Entry] = LazyHeap(self._holds)
+        self.tiers: dict[Place, Tier] = {}
+        self.retrying: LazyHeap[float, Entry] = LazyHeap(self._holds)
+        self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
         self.size = 0  # jobs here, retrying ones included
         self.waiting = 0  # jobs in tiers
         self.placement: Fit | Blocked = Blocked(Reason.HEALTH)  # as of `stamp`
         self.stamp: tuple[int, float] | None = None
+        self.express: Fit | Blocked = self.placement  # with the slots above the window
+        self.express_stamp: tuple[int, float] | None = None
 
     def _holds(self, key: float, seq: int, entry: Entry) -> bool:
         return entry.line is self
 
-    def add_waiting(self, entry: Entry) -> None:
-        key = (entry.cls, entry.bucket)
-        tier = self.tiers.get(key)
+    def _expires(self, key: float, seq: int, entry: Entry) -> bool:
+        return entry.line is self and entry.expire_s == key
+
+    def add_waiting(self, entry: Entry, share: Share) -> None:
+        tier = self.tiers.get(entry.place)
         if tier is None:
-            tier = self.tiers[key] = Tier(self, *key)
+            tier = self.tiers[entry.place] = Tier(self, entry.place)
         entry.line = self
         self.size += 1
         self.waiting += 1
-        self.expiry.push(entry.expire_s, entry.seq, entry)
-        tier.lane(entry.tenant).add(entry)
+        tier.size += 1
+        self._watch(entry)
+        tier.lane(entry.tenant, share).add(entry)
 
     def add_retrying(self, entry: Entry) -> None:
         entry.line = self
         self.size += 1
-        self.expiry.push(entry.expire_s, entry.seq, entry)
+        self._watch(entry)
         self.retrying.push(entry.job.arrived_s, entry.seq, entry)
+
+    def _watch(self, entry: Entry) -> None:
+        if entry.expire_s < float("inf"):
+            self.expiry.push(entry.expire_s, entry.seq, entry)
 
     def remove(self, entry: Entry) -> None:
         entry.line = None
         self.size -= 1
-        if entry.lane is not None:
+        lane = entry.lane
+        if lane is not None:
             self.waiting -= 1
-            entry.lane.remove(entry)
+            lane.tier.size -= 1
+            lane.remove(entry)

@@ -2,7 +2,8 @@
 
 A reload is rare and may cut pools in two or join them, so the pools are rebuilt from the live
 jobs: linear in them, simple, and right for every change. What was learned is kept by name: a
-pool's mode and rate, a tenant's jobs in flight, and (by the accounts themselves) limits.
+pool's mode and pace, its tenants' counters, a tenant's jobs in flight, and (by the accounts
+themselves) limits.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def reload(scheduler: Scheduler, settings: Settings, now: float) -> None:
     scheduler.configure(settings)
     for name, pool in scheduler.pools.items():
         if name in old_pools:
-            pool.mode, pool.rate = old_pools[name].mode, old_pools[name].rate
+            pool.inherit(old_pools[name])
     for tenant in scheduler.tenants.values():
-        tenant.running = tenant.waiting = 0
+        tenant.running = tenant.waiting = tenant.waiting_tokens = 0
         tenant.parked = []
     for entry in scheduler.jobs.values():
         entry.pool, entry.accounts = _home(entry, scheduler.directory)
@@ -56,7 +57,7 @@ def _settle(scheduler: Scheduler, entry: Entry) -> None:
     pool = scheduler.pool(entry.pool)
     entry.line = entry.lane = None
     if entry.stage is Stage.WAITING:
-        entry.weigh(settings)
+        entry.weigh(settings, pool.order)
         entry.bound_wait(settings)
         pool.add_waiting(entry)
         return

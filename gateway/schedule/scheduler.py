@@ -9,26 +9,28 @@ The rules:
 1. Every change ends in `_drain`, which goes on until nothing that waits `fits`: a job never
    waits while it could run. Only pools that the event touched are drained, so a full pool costs
    the others nothing.
-2. One predicate decides, in this order: tenant cap, class budget, tier cap, accounts (ceiling,
-   pacer, backoff, health). The first no is the job's one `Reason`. The ladder's own question
-   (draining) is asked before a job enters, since what waits still runs.
-3. Among jobs that fit, the smallest key goes first (ordering.py), over both classes, those on
-   borrowed room last. Retries go before all: they hold their reserve already.
+2. One predicate decides, in this order: overload ladder, tenant cap, class budget, tier cap,
+   accounts (window, ceiling, pacer, backoff, health). The first no is the job's one `Reason`.
+3. Among jobs that fit, the choice is allocation.py's: class, tenant, key; those on borrowed room
+   last. Retries go before all: they hold their reserve already.
 4. A reserve is taken at the first dispatch, corrected by forecasts, and given back at the end,
    once; an account's lease is taken and given back per attempt.
 5. A job ends exactly once, by `Finished`, `Withdrawn` or a `Refuse` of ours. Events about
    unknown jobs change nothing.
-6. A job is refused when its wait cannot end well: the queue is full and it could not start at
-   once; it waited `max_wait_s` or to its deadline; no account will serve before that.
+6. A job is refused when its wait cannot end well: at the door (admission.py), and when it
+   waited `max_wait_s` or as long as its deadline allows, or no account will serve before that.
 """
 
 from __future__ import annotations
 
+from random import Random
+
 from gateway.errors import GatewayError
-from gateway.schedule import adopt, check, overload, reload, retry, view
+from gateway.schedule import admission, adopt, check, overload, reload, retry, view
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.allocation import Allocation
-from gateway.schedule.entry import Entry, Stage, Tenant
+from gateway.schedule.assess import assess
+from gateway.schedule.entry import PROMPT_RATIO, Entry, Stage, Tenant
 from gateway.schedule.events import (
     Action,
     Adopted,
@@ -38,6 +40,8 @@ from gateway.schedule.events import (
     DrainStarted,
     Event,
     Finished,
+    Outgrown,
+    Recalibrated,
     Reforecast,
     Refuse,
     SettingsChanged,
@@ -45,7 +49,9 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.ordering import reserve_beyond
 from gateway.schedule.pool import Pool
+from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.routes import Directory
 from gateway.settings.schema import Settings
 from gateway.types import (
@@ -57,16 +63,22 @@ from gateway.types import (
 )
 
 INF = float("inf")
+DROPPED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
 
 
 class Scheduler:
     """All pools. `accounts` must have been built from the same settings.
 
     `now` is seconds on one monotonic clock, the one of `Job.arrived_s` and `deadline_s`.
+    `random` jitters what those are told who are sent away, and decides nothing.
     """
 
-    def __init__(self, settings: Settings, accounts: AccountPool) -> None:
+    def __init__(
+        self, settings: Settings, accounts: AccountPool, random: Random | None = None
+    ) -> None:
         self.accounts = accounts
+        self.random = random or Random(0)
+        self.trust = 1.0  # in forecasts
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[str, Tenant] = {}
         self.jobs: dict[str, Entry] = {}
@@ -115,10 +127,15 @@ class Scheduler:
         self.directory = Directory(settings.accounts)
         self.allocation = Allocation(settings.schedule, self.accounts)
         for tenant in self.tenants.values():
-            tenant.max_inflight = tenant.max_queued = 0
+            tenant.configure(0, 0, 0, 0.0, 1.0)
         for given in settings.tenants:
-            tenant = self.tenant(given.name)
-            tenant.max_inflight, tenant.max_queued = given.max_inflight, given.max_queued
+            self.tenant(given.name).configure(
+                given.max_inflight,
+                given.max_queued,
+                given.max_queued_tokens,
+                given.deadline_s,
+                given.weight,
+            )
         self.pools = {}
         for name in self.directory.pools:
             pool = self.pool(name)
@@ -140,6 +157,12 @@ class Scheduler:
                 self._finish(event, now)
             case Reforecast():
                 self._reforecast(event, now)
+            case Outgrown():
+                self._outgrown(event)
+            case Recalibrated():
+                self.trust = min(1.0, max(0.0, event.trust))
+                for pool in self.pools:
+                    self.touch(pool)
             case Adopted():
                 adopt.adopt(self, event, now)
             case Answered():
@@ -160,8 +183,7 @@ class Scheduler:
         if job.id in self.jobs:
             return
         self.submitted += 1
-        tenant = self.tenant(job.tenant)
-        entry = Entry(job, event.body_bytes, self.submitted, tenant)
+        entry = Entry(job, event.body_bytes, self.submitted, self.tenant(job.tenant))
         home = self.directory.home(job.model, job.accounts)
         if home is None:
             self._refuse_new(entry, overload.no_account(INF))
@@ -172,51 +194,70 @@ class Scheduler:
         entry.bound = route is None or route.accounts != entry.accounts
         pool = self.pools[entry.pool]
         if self.draining:
-            self._refuse_new(entry, overload.draining(self._drain_s(pool, now)))
+            self._refuse_new(entry, overload.draining(admission.retry_s(pool, self.random)))
             return
-        entry.weigh(self.settings.schedule)
-        entry.start_wait(self.settings.schedule, now)
-        horizon_s = self.allocation.horizon_s(pool, pool.line(job.model, entry.accounts), now)
-        if entry.expire_s <= horizon_s:
+        settings = self.settings.schedule
+        entry.weigh(settings, pool.order)
+        entry.start_wait(settings, now, admission.service_s(pool, entry))
+        line = pool.line(job.model, entry.accounts)
+        if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
             self._refuse_new(entry, self._expired(pool, entry, now))
             return
         self.jobs[job.id] = entry
+        pool.last_arrival_s = now
         pool.add_waiting(entry)
         self.touch(pool.name)
-        limits = self.settings.schedule
-        if pool.overfull(limits, tenant):
-            self._drain_touched(now)  # what can start at once is never refused for the queue
-            if entry.stage is Stage.WAITING and pool.overfull(limits, tenant):
-                self._refuse(entry, self._full(pool, tenant, now), Outcome.REJECTED)
+        self._drain_touched(now)  # what can start at once is never refused for what waits
+        if entry.stage is Stage.WAITING:
+            error = admission.refusal(pool, entry, settings, self.random, now)
+            if error is not None:
+                self._refuse(entry, error, Outcome.REJECTED)
 
     def _finish(self, event: Finished, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is None:
             return
         output = event.output_tokens
-        if entry.stage is Stage.RUNNING:
-            self._end_attempt(entry, event.verdict, None, now, output, event.prompt_tokens)
         pool = self.pools[entry.pool]
         if output or event.outcome is Outcome.OK:
-            pool.rate.add(entry.reserve if output is None else output, now)
+            tokens = entry.reserve if output is None else output
+            pool.pace.finished(tokens, now - entry.since_s, entry.waited_s, pool.budget.total_jobs)
+        if output is not None and entry.turn is not None:
+            prompt = event.prompt_tokens or entry.workload.prompt_tokens
+            pool.correct(entry, output + PROMPT_RATIO * prompt)
+        if entry.stage is Stage.RUNNING:
+            self._end_attempt(entry, event.verdict, None, now, output, event.prompt_tokens)
         self._end(entry, event.outcome)
 
     def _reforecast(self, event: Reforecast, now: float) -> None:
         entry = self.jobs.get(event.job_id)
-        if entry is None or event.workload.rung in entry.rungs:
+        if entry is None:
             return
-        entry.rungs.add(event.workload.rung)
         pool = self.pools[entry.pool]
-        if entry.stage is Stage.WAITING:
+        rung = event.workload.rung
+        if entry.stage is not Stage.WAITING:
+            entry.workload = event.workload
+            self._reserve(pool, entry, entry.reserve_now(self.settings.schedule))
+        elif rung not in entry.rungs:
+            entry.rungs.add(rung)
             pool.remove_waiting(entry)
             entry.workload = event.workload
-            entry.weigh(self.settings.schedule)
+            entry.weigh(self.settings.schedule, pool.order)
+            entry.bound_wait(self.settings.schedule, admission.service_s(pool, entry))
             pool.add_waiting(entry)
-        else:  # in flight: class and bucket stay as charged, the reserve is trued up
-            entry.workload = event.workload
-            reserve = entry.reserve_now(self.settings.schedule)
-            pool.budget.correct(entry.cls, reserve - entry.reserve)
-            entry.reserve = reserve
+            self.touch(pool.name)
+
+    def _outgrown(self, event: Outgrown) -> None:
+        entry = self.jobs.get(event.job_id)
+        if entry is not None and entry.stage is Stage.RUNNING:
+            quantile = self.settings.schedule.reserve_quantile
+            tokens = reserve_beyond(entry.job, entry.workload, event.output_tokens, quantile)
+            self._reserve(self.pools[entry.pool], entry, max(entry.reserve, tokens))
+
+    def _reserve(self, pool: Pool, entry: Entry, tokens: int) -> None:
+        """A job in flight holds so much from now on; class and size stay as charged."""
+        pool.budget.correct(entry.cls, tokens - entry.reserve)
+        entry.reserve = tokens
         self.touch(pool.name)
 
     def _answered(self, event: Answered, now: float) -> None:
@@ -260,18 +301,24 @@ class Scheduler:
 
     def _drain(self, pool: Pool, now: float) -> None:
         self._expire(pool, now)
-        self._update_mode(pool)  # starts move work, they do not add any: once is enough
+        assess(pool, self.accounts, self.settings.schedule, self.trust, now)
         while found := self.allocation.next(pool, now):
-            entry, account = found
-            self.start(pool, entry, account, now)
+            entry, account, turn = found
+            self.start(pool, entry, account, now, turn)
             self.dispatched += 1
             self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
-        pool.wake_s = self.allocation.wake_s(pool, now)
+        busy = pool.queued or pool.retrying
+        pool.wake_s = self.allocation.wake_s(pool, now) if busy else INF
 
-    def start(self, pool: Pool, entry: Entry, account: str, now: float) -> None:
-        """From waiting (or between attempts) to running on `account`, in every count."""
+    def start(
+        self, pool: Pool, entry: Entry, account: str, now: float, turn: Turn | None = None
+    ) -> None:
+        """From waiting (or between attempts) to running on `account`, in every count. `turn`
+        pays, its class's where none is given."""
         if entry.stage is Stage.WAITING:
+            pool.charge(entry, turn or TURN_OF[entry.cls], now)
             pool.remove_waiting(entry)
+            pool.pace.started(entry.reserve)
             pool.budget.take(entry.cls, entry.bucket, entry.reserve)
             entry.tenant.running += 1
         else:
@@ -284,12 +331,6 @@ class Scheduler:
         tokens = entry.workload.prompt_tokens + entry.reserve
         entry.lease = self.accounts.take(account, entry.job.model, tokens, now)
         pool.version += 1
-
-    def _update_mode(self, pool: Pool) -> None:
-        tokens = pool.budget.total_tokens + pool.waiting_tokens
-        saturation = max(tokens / pool.budget.total_limit, self.accounts.load(pool.accounts))
-        pool.saturation = saturation
-        pool.mode = overload.next_mode(pool.mode, saturation, self.settings.schedule)
 
     # ---- ends
 
@@ -314,8 +355,10 @@ class Scheduler:
             output_tokens=output_tokens,
             now=now,
         )
+        pool = self.pools[entry.pool]
+        pool.pace.attempted(verdict in DROPPED)
+        pool.version += 1
         self.touch(entry.pool)
-        self.pools[entry.pool].version += 1
         home = self.directory.pool_of.get(entry.account, entry.pool)
         if home != entry.pool:
             self.touch(home)
@@ -360,7 +403,9 @@ class Scheduler:
 
     def _expire(self, pool: Pool, now: float) -> None:
         """Refuses jobs whose time is over, or will be before an account can serve them."""
-        for line in list(pool.occupied()):
+        for line in tuple(pool.lines.values()):
+            if not line.size:
+                continue
             horizon_s = self.allocation.horizon_s(pool, line, now)
             while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
                 if entry.error is not None:
@@ -370,16 +415,8 @@ class Scheduler:
 
     def _expired(self, pool: Pool, entry: Entry, now: float) -> GatewayError:
         if entry.expire_s <= now:
-            return overload.queue_timeout(self._drain_s(pool, now))
+            return admission.too_late(pool, entry, self.random, now)
         return overload.no_account(self.accounts.heals_s(entry.accounts, now) - now)
-
-    def _full(self, pool: Pool, tenant: Tenant, now: float) -> GatewayError:
-        if tenant.overfull:
-            return overload.tenant_queue_full(self._drain_s(pool, now))
-        return overload.queue_full(self._drain_s(pool, now))
-
-    def _drain_s(self, pool: Pool, now: float) -> float:
-        return pool.rate.seconds(pool.waiting_tokens, now)
 
     # ---- small things
 

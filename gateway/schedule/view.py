@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.schedule.assess import saturation
 from gateway.schedule.entry import Stage
 from gateway.schedule.pool import Pool
 from gateway.types import Blocked, ClassSnapshot, JobClass, PoolSnapshot, Reason, SchedulerSnapshot
@@ -20,13 +21,15 @@ def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
                 name=pool.name,
                 models=pool.models,
                 mode=pool.mode,
-                saturation=pool.saturation,
+                saturation=saturation(pool, scheduler.accounts),
                 classes={
                     cls: _class_snapshot(scheduler, pool, cls, oldest.get((pool.name, cls)), now)
                     for cls in JobClass
                 },
                 retrying=pool.retrying,
                 waiting_bytes=pool.waiting_bytes,
+                severity=pool.severity,
+                clear_s=pool.clear_s,
             )
             for pool in scheduler.pools.values()
         ),
@@ -67,7 +70,7 @@ def _class_snapshot(
     is_open = scheduler.allocation.is_open(pool, cls, now)
     for line in pool.lines.values():
         for tier in line.tiers.values():
-            if tier.cls is not cls:
+            if tier.place.cls is not cls:
                 continue
             for lane in tier.lanes.values():
                 if not lane.size:
@@ -77,9 +80,9 @@ def _class_snapshot(
                 if isinstance(answer, Blocked):
                     blocked[answer.reason] = blocked.get(answer.reason, 0) + lane.size
     return ClassSnapshot(
-        budget_tokens=budget.limits[cls],
+        budget_tokens=round(budget.limits[cls]),
         inflight_tokens=float(budget.tokens[cls]),
-        borrowed_tokens=float(budget.borrowed(cls)),
+        borrowed_tokens=budget.borrowed(cls),
         running=budget.jobs[cls],
         waiting=waiting,
         waiting_tokens=float(pool.waiting_tokens_of[cls]),

@@ -150,7 +150,7 @@ class Schedule(Section, frozen=True):
     ordering: Literal["boost", "gittins", "sjf", "fcfs", "slowdown"] = "boost"
     interactive_inflight_tokens: Tokens = 3000
     heavy_inflight_tokens: Tokens = 7000
-    borrow: bool = True  # an idle share serves the other class
+    borrow: bool | None = None  # an idle share serves the others; None: not in dual_budget
     reserve_quantile: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5
     tier_caps: TierCaps = TierCaps()
     max_queue_items: Count = 2000  # per pool
@@ -167,8 +167,10 @@ class Schedule(Section, frozen=True):
     defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
     reject_above: Annotated[float, Meta(gt=0, le=100)] = 2.0
     clear_s: Seconds = 60.0  # a backlog that clears within this is no overload
+    drain_longest_first: bool = False  # the tail of a burst: long ones first, for the makespan
     max_wait_s: Seconds = 600.0
-    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0  # nobody later than this passes
+    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0  # of one class and tenant:
+    # nobody who comes later than this passes
     moderate_above: Annotated[float, Meta(gt=0, le=10)] = 0.7  # saturation that enters the mode
     congested_above: Annotated[float, Meta(gt=0, le=100)] = 1.2
     hysteresis: Annotated[float, Meta(ge=0, lt=1)] = 0.15  # leave at (1 − this) × the entry
@@ -220,7 +222,7 @@ class Predict(Section, frozen=True):
     refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
     refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
     refit_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000  # the newest, fitted on
-    models_path: str = "var/models"  # refitted models; needs a restart
+    models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
 
 
 class Store(Section, frozen=True):

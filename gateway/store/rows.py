@@ -68,17 +68,18 @@ INSERT_HISTORY = (
     f"INSERT INTO history ({HISTORY_COLUMNS})"
     f" VALUES ({', '.join('?' * len(HistoryRow.__struct_fields__))})"
 )
-# The newest of each tenant, as many of each as the limit allows: the index's own rule, so
-# that a restart does not let a flood in that the running window kept out.
-SELECT_HISTORY = f"""
-SELECT {HISTORY_COLUMNS} FROM history WHERE seq IN (
-    SELECT seq FROM (
-        SELECT seq, row_number() OVER (PARTITION BY tenant ORDER BY seq DESC) AS place
-        FROM history WHERE :encoder IS NULL OR encoder = :encoder)
-    ORDER BY place, seq DESC LIMIT :limit)
-ORDER BY seq
-"""
-COUNT_HISTORY = "SELECT tenant, count(*) FROM history GROUP BY tenant"
+# Rows by tenant, and the newest of one before some row: of any encoder, and of one alone.
+# All read nothing but an index (history_tenant, history_window).
+ANY = (
+    "SELECT tenant, count(*) FROM history GROUP BY tenant",
+    "SELECT seq FROM history WHERE tenant = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
+)
+ENCODED = (
+    "SELECT tenant, count(*) FROM history WHERE encoder = ? GROUP BY tenant",
+    "SELECT seq FROM history WHERE encoder = ? AND tenant = ? AND seq < ?"
+    " ORDER BY seq DESC LIMIT ?",
+)
+COUNT_HISTORY = ANY[0]
 TRIM_TENANT = """
 DELETE FROM history WHERE seq IN (
     SELECT seq FROM history WHERE tenant = ? ORDER BY seq LIMIT ?)
@@ -87,6 +88,15 @@ AGE_HISTORY = """
 DELETE FROM history WHERE seq IN (
     SELECT seq FROM history WHERE wall_s < ? ORDER BY wall_s LIMIT ?)
 """
+
+
+def select_history(count: int) -> str:
+    """Of so many rows by their numbers, oldest first."""
+    return f"SELECT {HISTORY_COLUMNS} FROM history WHERE seq IN ({_marks(count)}) ORDER BY seq"
+
+
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
 
 
 OBSERVED_COLUMNS = ", ".join(ObservedRow.__struct_fields__)

@@ -62,6 +62,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_wall ON history (wall_s)",
     ),
     (
+        # Covers the counts and the newest of one encoder; finds what the one before it found.
+        "CREATE INDEX history_window ON history (encoder, tenant, seq)",
+        "DROP INDEX history_encoder",
+    ),
+    (
         """CREATE TABLE observed (
             seq INTEGER PRIMARY KEY AUTOINCREMENT, arrived_wall_s REAL NOT NULL,
             tenant TEXT NOT NULL, model TEXT NOT NULL, account TEXT NOT NULL,

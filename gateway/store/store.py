@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.errors import NotFound, Unavailable
 from gateway.settings.schema import Store as StoreSettings
-from gateway.store import rows
+from gateway.store import rows, window
 from gateway.store.retention import SLICE_ROWS, Retention
 from gateway.store.rows import JobRow, Status
 from gateway.store.schema import read_only
@@ -85,12 +87,25 @@ class Store:
 
         return self._writer.offer(insert, _after(done), self._settings.queue_items)
 
-    def load_history(self, limit: int, encoder: str | None = None) -> list[HistoryRow]:
-        """At most `limit` rows (of one encoder, or of all), oldest first. Blocks.
+    def history_pages(self, limit: int, encoder: str | None = None) -> Iterator[list[HistoryRow]]:
+        """At most `limit` rows (of one encoder, or of all), oldest first; see window.py.
 
-        The newest of each tenant, as many of each as there is room for.
+        Blocks for each page; commits go between. While one page is used the next is read.
         """
-        return self._ask(lambda connection: _history(connection, limit, encoder))
+        newest = window.Newest(limit, encoder)
+        while self._ask(newest.step):
+            pass
+        coming: deque[Future[list[HistoryRow]]] = deque()
+        for part in newest.pages():
+            coming.append(self._begin(partial(window.read, seqs=part)))
+            if len(coming) > 1:
+                yield coming.popleft().result(ANSWER_TIMEOUT_S)
+        for last in coming:
+            yield last.result(ANSWER_TIMEOUT_S)
+
+    def load_history(self, limit: int, encoder: str | None = None) -> list[HistoryRow]:
+        """All of `history_pages` at once, for what is not a running gateway."""
+        return [row for page in self.history_pages(limit, encoder) for row in page]
 
     def clear_history(self, done: Committed | None = None) -> bool:
         """Forgets all history."""
@@ -206,6 +221,9 @@ class Store:
         return self._writer.offer(call, done, 2 * self._settings.queue_items)
 
     def _ask(self, call: Callable[[sqlite3.Connection], T]) -> T:
+        return self._begin(call).result(ANSWER_TIMEOUT_S)
+
+    def _begin(self, call: Callable[[sqlite3.Connection], T]) -> Future[T]:
         answer: Future[T] = Future()
 
         def done(value: T, error: Exception | None) -> None:
@@ -216,7 +234,7 @@ class Store:
 
         if not self._offer(call, done):
             raise Unavailable("the store takes no work now")
-        return answer.result(ANSWER_TIMEOUT_S)
+        return answer
 
     def _opened(self, connection: sqlite3.Connection) -> None:
         self._retention.count(connection)
@@ -241,12 +259,15 @@ class Store:
 def read_history(path: Path, limit: int) -> list[HistoryRow]:
     """History of a store another process may have open: for refits and evaluation.
 
-    Reads one snapshot, takes no lock that would hold up the writer. As `load_history`.
+    Takes no lock that would hold up the writer. As `load_history`.
     Raises SettingsError where there is no readable store of this schema.
     """
     connection = read_only(path)
     try:
-        return _history(connection, limit, None)
+        newest = window.Newest(limit, None)
+        while newest.step(connection):
+            pass
+        return [row for part in newest.pages() for row in window.read(connection, part)]
     finally:
         connection.close()
 
@@ -259,11 +280,6 @@ def read_observed(path: Path, limit: int) -> list[ObservedRow]:
         return [rows.observed_row(values) for values in found]
     finally:
         connection.close()
-
-
-def _history(connection: sqlite3.Connection, limit: int, encoder: str | None) -> list[HistoryRow]:
-    found = connection.execute(rows.SELECT_HISTORY, {"encoder": encoder, "limit": limit})
-    return [rows.history_row(values) for values in found]
 
 
 def _after(done: Committed | None) -> Done | None:

@@ -19,7 +19,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 WORDS = (
     "river signal copper garden window history market silver theory engine planet village "
@@ -51,10 +51,18 @@ def requests(host: str, key: str, model: str, stream: bool, seed: int) -> Iterat
         yield head + str(len(body)).encode() + b"\r\n\r\n" + body
 
 
+class Hearer(Protocol):
+    """Whose connections they are."""
+
+    def answered(self, connection: Connection, ok: bool) -> None: ...
+
+    def lost(self, connection: Connection) -> None: ...
+
+
 class Connection(asyncio.Protocol):
     """One request at a time; tells `load` when the first bytes and the whole are here."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Hearer) -> None:
         self._load = load
         self._buffer = b""
         self.due_s = 0.0
@@ -63,6 +71,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+
+    @property
+    def answer(self) -> bytes:
+        """What came of the last request, so far."""
+        return self._buffer
 
     def send(self, data: bytes, due_s: float) -> None:
         self.due_s, self.first_s, self._buffer = due_s, 0.0, b""

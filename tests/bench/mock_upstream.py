@@ -11,6 +11,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 CHUNKS = 20
@@ -73,7 +74,10 @@ class Mock(asyncio.Protocol):
             if end is None:
                 return
             request, self._buffer = self._buffer[:end], self._buffer[end:]
-            self._transport.write(self._answer(request[head_end + 4 :]))
+            self._serve(request[head_end + 4 :])
+
+    def _serve(self, body: bytes) -> None:
+        self._transport.write(self._answer(body))
 
     def _end(self, head: bytes, body_at: int) -> int | None:
         at = head.find(b"content-length:")
@@ -92,11 +96,12 @@ class Mock(asyncio.Protocol):
         return STREAMED_COUNTED if b'"include_usage":true' in flat else STREAMED
 
 
-async def main() -> None:
+async def main(protocol: Callable[[], asyncio.Protocol] = Mock) -> None:
+    """Serve until SIGTERM, a `protocol` for each connection."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
-    server = await loop.create_server(Mock, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await stop.wait()

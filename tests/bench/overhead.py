@@ -22,12 +22,13 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -40,6 +41,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.bench.cores import cpu_s, on_core  # noqa: E402
 from tests.bench.load import quantiles  # noqa: E402
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
 
@@ -126,7 +128,15 @@ def mock_upstream() -> Iterator[Target]:
 
 
 @contextmanager
-def gateway(name: str, upstream: Target, *, predict: bool) -> Iterator[Target]:
+def gateway(
+    name: str,
+    upstream: Target,
+    *,
+    predict: bool,
+    history: Path | None = None,
+    core: int | None = None,
+) -> Iterator[Target]:
+    """Args: `history`: a store to begin with, copied. `core`: it and its children stay there."""
     wide = 1_000_000_000
     with tempfile.TemporaryDirectory() as directory:
         process = GatewayProcess(
@@ -143,7 +153,11 @@ def gateway(name: str, upstream: Target, *, predict: bool) -> Iterator[Target]:
             predict={"enabled": predict},
             start_timeout_s=60.0,
         )
-        with process:
+        if history is not None:
+            shutil.copy(history, Path(directory) / "sagesched.db")
+        with ExitStack() as running:
+            with on_core(core):
+                running.enter_context(process)
             assert process.process is not None
             yield Target(name, process.port, process.process.pid, process)
 
@@ -166,29 +180,38 @@ def measure(cell: Cell, target: Target, seconds: float, seed: int) -> Turn:
 
 
 def run(cells: list[Cell], seconds: float, repeat: int) -> list[Row]:
-    rows: list[Row] = []
     with ExitStack() as running:
         direct = running.enter_context(mock_upstream())
         targets = [direct]
         for name, predict in (("prediction off", False), ("prediction on", True)):
             targets.append(running.enter_context(gateway(name, direct, predict=predict)))
-        for number, target in enumerate(targets):
-            load(target, ("--concurrency", "16"), WARM_UP_S, seed=1000 + number)
-            target.settle()
-        for number, cell in enumerate(cells):
-            turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
-            for turn in range(repeat):
-                for target in targets if turn % 2 == 0 else targets[::-1]:
-                    # One seed a turn: the same prompts and arrivals for each, new to it.
-                    seed = number + 100 * turn
-                    turns[target.name].append(measure(cell, target, seconds, seed))
-                    target.settle()
-            first: dict[str, Any] = {}
-            for target in targets:
-                rows.append(together(cell, target, turns[target.name], first))
-                first = first or rows[-1].result
-                rows[-1].direct = first
-                note(rows[-1])
+        warm_up(targets)
+        return in_turns(cells, targets, seconds, repeat)
+
+
+def warm_up(targets: list[Target]) -> None:
+    for number, target in enumerate(targets):
+        load(target, ("--concurrency", "16"), WARM_UP_S, seed=100_000 + number)
+        target.settle()
+
+
+def in_turns(cells: list[Cell], targets: list[Target], seconds: float, repeat: int) -> list[Row]:
+    """Every cell through every target, which take turns; the first target is `direct`."""
+    rows: list[Row] = []
+    for number, cell in enumerate(cells):
+        turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
+        for turn in range(repeat):
+            for target in targets if turn % 2 == 0 else targets[::-1]:
+                # One seed a turn: the same prompts and arrivals for each, new to it.
+                seed = number + 100 * turn
+                turns[target.name].append(measure(cell, target, seconds, seed))
+                target.settle()
+        first: dict[str, Any] = {}
+        for target in targets:
+            rows.append(together(cell, target, turns[target.name], first))
+            first = first or rows[-1].result
+            rows[-1].direct = first
+            note(rows[-1])
     return rows
 
 
@@ -280,16 +303,13 @@ def commit() -> str:
     return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or "none"
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and all its threads so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def children(pid: int) -> list[int]:
-    """Its child processes now: a gateway's is its predictor."""
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in tasks.read_text().split()]
+    """Its child processes now, whichever thread began them: a gateway's is its predictor."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has ended since
+            found += map(int, (thread / "children").read_text().split())
+    return sorted(found)
 
 
 def rss_mb(pid: int) -> float:

@@ -1,7 +1,8 @@
 """Microseconds of the predictor's parts: `python -m tests.bench.predict_speed`.
 
-Stage 0 as the loop calls it (a fresh prompt each time, so the repeat cache never helps);
-refining and learning as the thread does them, on a full window, alone on the core.
+Stage 0 as the loop calls it, one call after the other (a fresh prompt each time, so the repeat
+cache never helps; stage0.py has it beside other work); refining and learning as the predictor's
+process does them, on a full window, alone on the core.
 """
 
 from __future__ import annotations
@@ -56,23 +57,6 @@ def report(name: str, work: Callable[[int], object], times: int) -> None:
     print(f"{name:44s} p50 {p50:9.1f} µs   p99 {p99:9.1f} µs   n {times}")
 
 
-def stage0_beside_the_thread(predictor: Predictor, rng: random.Random) -> None:
-    """Stage 0 at 200 calls a second while the thread has refinements waiting all the time."""
-    views = [view_of(rng, 4_000) for _ in range(1000)]
-    taken = []
-    for seen in views:
-        for _ in range(2):
-            predictor.refine(seen, lambda _: None, lambda: True)
-        begin = time.perf_counter()
-        predictor.forecast(seen)
-        taken.append((time.perf_counter() - begin) * 1e6)
-        time.sleep(0.005)
-    p50, p99 = np.percentile(taken, (50, 99))
-    print(f"{'stage 0 beside a busy thread':44s} p50 {p50:9.1f} µs   p99 {p99:9.1f} µs   n 1000")
-    rss = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RSS" in line)
-    print(f"memory: {rss.split(':')[1].strip()}")
-
-
 def wait_ready(predictor: Predictor) -> None:
     until = time.monotonic() + 60
     while predictor.snapshot().state == "starting" and time.monotonic() < until:
@@ -105,8 +89,9 @@ def main() -> None:
     rng = random.Random(0)
     models: Path = shipped("models")
     settings = Predict()
+    rows = history(settings.history_window_size)
     begin = time.perf_counter()
-    predictor = Predictor(settings, models, history=history(settings.history_window_size))
+    predictor = Predictor(settings, models, history=lambda _: [rows])
     predictor.start()
     wait_ready(predictor)
     print(f"start: {time.perf_counter() - begin:.2f} s, {predictor.snapshot().state}")
@@ -123,12 +108,9 @@ def main() -> None:
     report("  prompt key", lambda i: prompt_key(views[i], b"key"), len(views))
     messages = [{"role": "user", "content": text_of(rng, 4_000)}]
     report("  view", lambda i: PromptView.of_chat(messages, tenant="t", model="m"), 2000)
-    stage0_beside_the_thread(predictor, rng)
     predictor.stop(5)
 
     foresight = Foresight(settings, Artefacts(models, "minilm-l6-length-1", 64), b"key", {})
-    begin = time.perf_counter()
-    rows = history(settings.history_window_size)
     begin = time.perf_counter()
     for row in rows:
         foresight.remember(row)
@@ -137,16 +119,12 @@ def main() -> None:
         views = [view_of(rng, chars) for _ in range(150)]
         report(f"refine, ~{tokens} tokens", lambda i, v=views: foresight.forecast(v[i]), 150)
         report("refine, vector cached", lambda i, v=views: foresight.forecast(v[i]), 150)
-        report(
-            "a result, as the thread takes it", lambda i, v=views: taken_in(foresight, v[i]), 150
-        )
+        report("learn, vector cached", lambda i, v=views: learn(foresight, v[i]), 150)
     refit_speed(settings, models)
 
 
-def taken_in(foresight: Foresight, seen: PromptView) -> None:
-    """Learn, and forecast anew for the cache of repeats."""
+def learn(foresight: Foresight, seen: PromptView) -> None:
     foresight.learn(Lesson(seen, 99, 20, False, True, 0.0))
-    foresight.forecast(seen)
 
 
 def refit_speed(settings: Predict, models: Path) -> None:

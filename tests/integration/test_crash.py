@@ -194,6 +194,11 @@ def test_full_disk_refuses_what_must_be_stored_and_relays_on(
         said: str = health.json()["store"]
         return said
 
+    def index_rows() -> int:
+        stats = httpx.get(gateway.url("/stats"), headers=gateway.admin_headers)
+        rows: int = stats.json()["predictor"]["index_rows"]
+        return rows
+
     def room(bytes_: int) -> None:
         assert gateway.process is not None
         resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (bytes_, hard))
@@ -210,6 +215,7 @@ def test_full_disk_refuses_what_must_be_stored_and_relays_on(
         assert "store cannot write" in refused.json()["error"]["message"]
         assert int(refused.headers["retry-after"]) > 0
     assert store() == "failing"
+    assert index_rows() == 1  # what was refused was not learned
     assert "sagesched_store_ok 0.0" in httpx.get(gateway.url("/metrics")).text
     chat = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
     assert post("/v1/chat/completions", chat).status_code == 200

@@ -69,7 +69,7 @@ def test_status_tells_place_and_forecast(start_gateway: Start, provider: Scripte
     told = [status(gateway, job).json() for job in waiting]
     assert sorted(t["queue"]["position"] for t in told) == [1, 2, 3]
     assert all(t["queue"]["waiting"] == 3 for t in told)
-    assert all(t["queue"]["expected_wait_s"] >= 0 for t in told)
+    assert all(t["queue"]["waited_s"] >= 0 for t in told)
     assert all(t["forecast"]["expected_output_tokens_p50"] > 0 for t in told)
     first = status(gateway, running).json()
     assert "queue" not in first

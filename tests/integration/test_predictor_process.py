@@ -7,13 +7,16 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.kit import steps
 from tests.kit.gateway import GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
+from tests.kit.steps import Wait
 
 
 def child_of(gateway: GatewayProcess) -> int | None:
@@ -99,3 +102,49 @@ def test_predictor_process_ends_with_a_killed_gateway(tmp_path: Path) -> None:
         os.kill(gateway.process.pid, signal.SIGKILL)
         assert ended.poll(10_000)
         gateway.kill()
+
+
+def test_predictor_process_ends_when_prediction_is_switched_off(tmp_path: Path) -> None:
+    """By a reload, with a request under way; on again, another has read what is stored."""
+    with (
+        ScriptedProvider() as provider,
+        GatewayProcess(
+            tmp_path, accounts=[account(provider)], predict={"enabled": True}
+        ) as gateway,
+        ThreadPoolExecutor() as pool,
+    ):
+        eventually(ready(gateway))
+        ingest(gateway, 6)
+        first = child_of(gateway)
+        assert first is not None
+        ended = select.poll()
+        ended.register(os.pidfd_open(first), select.POLLIN)
+        provider.enqueue([Wait("go"), *steps.answer()])
+        running = pool.submit(chat, gateway)
+        provider.wait_request(0)
+        switch(gateway, on=False)
+        assert ended.poll(10_000)
+        shown = predictor(gateway)
+        assert (shown["state"], shown["ready"], shown["index_rows"]) == ("off", False, 0)
+        assert "sagesched_predictor_ready 0.0" in httpx.get(gateway.url("/metrics")).text
+        assert httpx.get(gateway.url("/health")).json()["predictor"] == "off"
+        provider.gate("go").mark()
+        assert running.result().status_code == 200
+        assert chat(gateway).headers["x-sagesched-predicted-tokens"]
+        assert child_of(gateway) is None
+        switch(gateway, on=True)
+        eventually(ready(gateway))
+        assert child_of(gateway) not in (None, first)
+        assert (predictor(gateway)["index_rows"], predictor(gateway)["restarts"]) == (6, 0)
+
+
+def switch(gateway: GatewayProcess, *, on: bool) -> None:
+    patch = {"predict": {"enabled": on}}
+    url = gateway.url("/admin/config")
+    assert httpx.post(url, json=patch, headers=gateway.admin_headers).status_code == 200
+
+
+def chat(gateway: GatewayProcess) -> httpx.Response:
+    body = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
+    url = gateway.url("/v1/chat/completions")
+    return httpx.post(url, json=body, headers=gateway.headers, timeout=30)

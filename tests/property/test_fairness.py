@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway.schedule.events import Action, Dispatch, Finished, Submitted
+from gateway.schedule.events import Action, Dispatch, Event, Finished, Submitted
 from gateway.schedule.ordering import reserve_tokens
 from gateway.types import Job, JobClass, Outcome, Verdict
 from tests.unit.schedule.build import World, job, settings
 
 QUICK = hypothesis_settings(max_examples=60, deadline=None, database=None)
 OVERTAKE_S = 10.0
+ORDERINGS = ["boost", "gittins", "sjf", "fcfs", "slowdown"]
 TOKENS = st.sampled_from([1, 20, 64, 100, 300, 1000, 5000])
 
 
-def serve(world: World, jobs: list[Job], service_s: float) -> dict[str, float]:
+def serve(
+    world: World, jobs: list[Job], service_s: float, *, check: bool = True
+) -> dict[str, float]:
     """Runs all jobs to their end, each `service_s` after its start; job → start."""
     starts: dict[str, float] = {}
     ends: list[tuple[float, str]] = []
     arrivals = sorted(jobs, key=lambda j: j.arrived_s)
+    tokens = {j.id: j.workload.p50 for j in jobs}
+
+    def tell(event: Event, at: float) -> list[Action]:
+        world.now = at
+        return world.tell(event) if check else world.scheduler.handle(event, at)
 
     def note(actions: list[Action]) -> None:
         for action in actions:
@@ -32,10 +41,10 @@ def serve(world: World, jobs: list[Job], service_s: float) -> dict[str, float]:
     while arrivals or ends:
         if arrivals and (not ends or arrivals[0].arrived_s <= ends[0][0]):
             new = arrivals.pop(0)
-            note(world.tell(Submitted(new), at=new.arrived_s))
+            note(tell(Submitted(new), new.arrived_s))
         else:
             at, job_id = ends.pop(0)
-            note(world.tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, 10.0), at=at))
+            note(tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, tokens[job_id]), at))
     return starts
 
 
@@ -43,18 +52,31 @@ def one_slot(**schedule: object) -> World:
     return World(
         settings(
             {"a": {"initial_concurrency": 1}},
-            schedule={"max_overtake_s": OVERTAKE_S, "max_wait_s": 86_400.0, **schedule},
+            schedule={
+                "max_overtake_s": OVERTAKE_S,
+                "max_wait_s": 86_400.0,
+                "shed": False,
+                **schedule,
+            },
         )
     )
 
 
-@given(st.lists(st.tuples(st.floats(0, 60), TOKENS), min_size=1, max_size=40))
+@given(
+    st.lists(st.tuples(st.floats(0, 60), TOKENS), min_size=1, max_size=40),
+    st.sampled_from(ORDERINGS),
+)
 @QUICK
-def test_scheduler_lets_nobody_pass_who_comes_too_late(arrivals: list[tuple[float, int]]) -> None:
-    """3: whoever starts while a job waits arrived less than max_overtake_s after it, so its
-    wait is at most the work of those."""
-    jobs = [job(f"j{n}", tokens, at=at) for n, (at, tokens) in enumerate(arrivals)]
-    starts = serve(one_slot(), jobs, service_s=1.0)
+def test_scheduler_lets_nobody_pass_who_comes_too_late(
+    arrivals: list[tuple[float, int]], ordering: str
+) -> None:
+    """3: within a class, whoever starts while a job waits arrived less than max_overtake_s
+    after it, in every ordering."""
+    jobs = [
+        job(f"j{n}", tokens, at=at, class_override=JobClass.HEAVY)
+        for n, (at, tokens) in enumerate(arrivals)
+    ]
+    starts = serve(one_slot(ordering=ordering), jobs, service_s=1.0)
     for it in jobs:
         before = [j for j in jobs if j is not it and starts[j.id] < starts[it.id]]
         passed = [j for j in before if starts[j.id] >= it.arrived_s]
@@ -62,16 +84,131 @@ def test_scheduler_lets_nobody_pass_who_comes_too_late(arrivals: list[tuple[floa
         assert starts[it.id] - it.arrived_s <= len(passed) + 1.0 + 1e-6
 
 
+@pytest.mark.parametrize("ordering", ["boost", "gittins", "sjf", "slowdown"])
+def test_scheduler_long_job_waits_a_bounded_time_under_endless_small_ones(ordering: str) -> None:
+    """3: small ones of its own class come faster than they can be served, for ever; the long
+    one gets its turn after those of its first max_overtake_s. The twin without a bound waits
+    far longer."""
+    small = [job(f"s{n}", 10, at=0.5 + n * 0.8, class_override=JobClass.HEAVY) for n in range(500)]
+    long = job("long", 5000, at=0.5)
+    first = job("first", 10, at=0.0)
+    bound_s = OVERTAKE_S / 0.8 + 2.0
+    waited = serve(one_slot(ordering=ordering), [first, long, *small], 1.0)["long"]
+    assert waited <= bound_s
+    unbounded = one_slot(ordering=ordering, max_overtake_s=3600.0)
+    assert serve(unbounded, [first, long, *small], 1.0)["long"] > 3 * bound_s
+
+
 def test_scheduler_heavy_job_waits_a_bounded_time_under_endless_shorts() -> None:
-    """3: shorts come faster than they can be served, for ever; the heavy one gets its turn
-    after those of its first max_overtake_s. The twin without a bound would wait for all."""
+    """3: across classes: a turn that has started nothing for max_overtake_s is next, though its
+    head costs as many tokens as a thousand shorts. The twin without it waits for those."""
     shorts = [job(f"s{n}", 10, at=0.5 + n * 0.8) for n in range(500)]
     heavy = job("heavy", 5000, at=0.5)
     first = job("first", 10, at=0.0)
-    bound_s = OVERTAKE_S / 0.8 + 2.0
-    assert serve(one_slot(), [first, heavy, *shorts], 1.0)["heavy"] <= bound_s
+    assert serve(one_slot(), [first, heavy, *shorts], 1.0)["heavy"] <= OVERTAKE_S + 2.0
     unbounded = one_slot(max_overtake_s=3600.0)
-    assert serve(unbounded, [first, heavy, *shorts], 1.0)["heavy"] > 20 * bound_s
+    assert serve(unbounded, [first, heavy, *shorts], 1.0)["heavy"] > 100.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), TOKENS), min_size=1, max_size=60), st.booleans())
+@QUICK
+def test_scheduler_starts_something_of_each_class_in_time(
+    arrivals: list[tuple[float, int]], deferring: bool
+) -> None:
+    """3: whatever comes, also under overload, a class that waits starts a job within
+    max_overtake_s and one service time, so its k-th job within k times that."""
+    classes = list(JobClass)
+    jobs = [
+        job(f"j{n}", tokens, at=at, class_override=classes[(n * 7 + tokens) % 3])
+        for n, (at, tokens) in enumerate(arrivals)
+    ]
+    ladder = {"shed": True, "defer_above": 0.001, "reject_above": 100.0} if deferring else {}
+    starts = serve(one_slot(**ladder), jobs, service_s=1.0)
+    for cls in classes:
+        mine = sorted((j for j in jobs if j.job_class is cls), key=lambda j: j.arrived_s)
+        for k, it in enumerate(mine):
+            rivals = 3 * (k + 1)
+            assert starts[it.id] - it.arrived_s <= len(jobs)
+            earlier = sum(starts[j.id] <= it.arrived_s + rivals * (OVERTAKE_S + 2) for j in mine)
+            assert earlier >= k + 1
+
+
+def test_scheduler_shares_work_between_classes_by_their_weights() -> None:
+    """Both have work for ever: tokens as 1 : 1 when free, as 2 : 1 under pressure, whatever the
+    sizes; the background gets its small part."""
+    world = one_slot(
+        max_overtake_s=3600.0,
+        interactive_weight=4.0,
+        heavy_weight=4.0,
+        background_weight=1.0,
+        interactive_inflight_tokens=3000,
+        max_queue_items=10_000,
+    )
+    sizes = {JobClass.INTERACTIVE: 40, JobClass.HEAVY: 400, JobClass.BACKGROUND: 100}
+    work = dict.fromkeys(sizes, 0)
+    jobs = {
+        f"{cls}{n}": job(f"{cls}{n}", tokens, class_override=cls)
+        for cls, tokens in sizes.items()
+        for n in range(4000 // 10 if cls is not JobClass.INTERACTIVE else 4000)
+    }
+    (running,) = (a.job_id for a in world.scheduler.handle(Submitted(job("first")), 0.0))
+    for it in jobs.values():
+        world.scheduler.handle(Submitted(it), 0.0)
+    for n in range(1500):
+        end = Finished(running, Outcome.OK, Verdict.SUCCESS)
+        (action,) = world.scheduler.handle(end, float(n))
+        running = action.job_id
+        work[jobs[running].job_class] += sizes[jobs[running].job_class]
+    world.scheduler.check(1500.0)
+    heavy = work[JobClass.HEAVY]
+    assert work[JobClass.INTERACTIVE] / heavy == pytest.approx(2.0, rel=0.1)
+    assert work[JobClass.BACKGROUND] / heavy == pytest.approx(0.25, rel=0.15)
+
+
+def test_scheduler_flood_of_one_tenant_is_not_felt_by_another() -> None:
+    """One sends a thousand at once, the other one a second: it waits for a slot, not for the
+    thousand. The twin in which both are one tenant does."""
+
+    def waits(flooder: str) -> list[float]:
+        world = World(
+            settings(
+                {"a": {"initial_concurrency": 4}},
+                {"t": {}, "flood": {}},
+                schedule={"shed": False, "max_wait_s": 86_400.0},
+            )
+        )
+        flood = [job(f"f{n}", 400, at=0.0, tenant=flooder) for n in range(1000)]
+        calm = [job(f"c{n}", 400, at=10.0 + n, tenant="t") for n in range(50)]
+        starts = serve(world, [*flood, *calm], service_s=2.0, check=False)
+        return [starts[it.id] - it.arrived_s for it in calm]
+
+    assert max(waits("flood")) <= 2.0
+    assert max(waits("t")) > 20.0
+
+
+def test_scheduler_divides_a_class_between_tenants_by_their_weights() -> None:
+    """Two flood: tokens as 3 : 1, though the lighter one's jobs are smaller."""
+    world = World(
+        settings(
+            {"a": {"initial_concurrency": 1}},
+            {"t": {"weight": 3.0}, "u": {"weight": 1.0}},
+            schedule={"shed": False, "max_wait_s": 86_400.0},
+        )
+    )
+    jobs = {f"t{n}": job(f"t{n}", 800) for n in range(300)}
+    jobs |= {f"u{n}": job(f"u{n}", 100, tenant="u") for n in range(1000)}
+    running: list[str] = []
+    for it in jobs.values():
+        running += [a.job_id for a in world.scheduler.handle(Submitted(it), 0.0)]
+    work = {"t": 0.0, "u": 0.0}
+    for n in range(600):
+        end = Finished(running.pop(), Outcome.OK, Verdict.SUCCESS)
+        for action in world.scheduler.handle(end, float(n)):
+            it = jobs[action.job_id]
+            work[it.tenant] += it.workload.p50
+            running.append(it.id)
+    world.scheduler.check(600.0)
+    assert work["t"] / work["u"] == pytest.approx(3.0, rel=0.1)
 
 
 def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
@@ -83,6 +220,7 @@ def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
                 "interactive_inflight_tokens": 100,
                 "heavy_inflight_tokens": 300,
                 "max_overtake_s": OVERTAKE_S,
+                "shed": False,
             },
         )
     )
@@ -108,6 +246,7 @@ def test_scheduler_starts_only_within_its_budgets(
     world = World(
         settings(
             schedule={
+                "policy": "dual_budget",
                 "interactive_inflight_tokens": interactive,
                 "heavy_inflight_tokens": heavy,
                 "borrow": borrow,

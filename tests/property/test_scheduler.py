@@ -24,6 +24,8 @@ from gateway.schedule.events import (
     DrainStarted,
     Event,
     Finished,
+    Outgrown,
+    Recalibrated,
     Reforecast,
     Refuse,
     SettingsChanged,
@@ -44,7 +46,10 @@ SHAPES: list[dict[str, dict[str, Any]]] = [
     {"a": {"models": ["m", "x"]}, "b": {"models": ["k"]}, "d": {"models": ["m"]}},
     {"a": {"models": ["m", "k"]}, "c": {"models": ["k"]}},
 ]
-TENANTS = {"t": {}, "small": {"max_inflight": 2, "max_queued": 3}}
+TENANTS = {
+    "t": {},
+    "small": {"max_inflight": 2, "max_queued": 3, "weight": 0.5, "max_queued_tokens": 3000},
+}
 TOKENS = st.sampled_from([1, 30, 64, 65, 200, 256, 300, 2000, 9000])
 STEPS = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 2.0, 7.0, 31.0])
 FAILURES = st.sampled_from(
@@ -96,6 +101,13 @@ def some_settings(draw: st.DrawFn) -> Settings:
             "max_queue_items": draw(st.sampled_from([3, 1000])),
             "max_wait_s": draw(st.sampled_from([5.0, 600.0])),
             "max_overtake_s": draw(st.sampled_from([0.0, 30.0])),
+            "ordering": draw(st.sampled_from(["boost", "gittins", "sjf", "fcfs", "slowdown"])),
+            "policy": draw(st.sampled_from(["adaptive", "adaptive", "dual_budget"])),
+            "max_queue_tokens": draw(st.sampled_from([0, 0, 5000])),
+            "clear_s": draw(st.sampled_from([0.5, 60.0])),
+            "shed": draw(st.booleans()),
+            "heavy_deadline_s": draw(st.sampled_from([0.0, 0.0, 50.0])),
+            "drain_longest_first": draw(st.booleans()),
         },
         balance={"eject_after": 2},
         retry={"budget_min": draw(st.sampled_from([0, 3]))},
@@ -150,6 +162,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.sampled_from([None, 50]),
         retries=st.sampled_from([0, 0, 2]),
         earlier=st.sampled_from([0.0, 0.0, 2.0]),
+        cls=st.sampled_from([None, None, None, JobClass.BACKGROUND]),
     )
     def submit(
         self,
@@ -161,6 +174,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens: int | None,
         retries: int,
         earlier: float,
+        cls: JobClass | None,
     ) -> None:
         self.count += 1
         accounts = tuple(a.name for a in self.settings.accounts if model in a.model_map)
@@ -175,6 +189,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_tokens=max_tokens,
             client_retries=retries,
             deadline_s=None if patience is None else self.now + patience,
+            class_override=cls,
         )
         self.live[new.id] = Known(new)
         self.tell(Submitted(new, body_bytes=100))
@@ -184,6 +199,15 @@ class SchedulerMachine(RuleBasedStateMachine):
     def reforecast(self, data: st.DataObject, tokens: int, rung: Rung) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.live)))
         self.tell(Reforecast(job_id, workload(tokens, rung=rung)))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), tokens=TOKENS)
+    def outgrow(self, data: st.DataObject, tokens: int) -> None:
+        self.tell(Outgrown(data.draw(st.sampled_from(self.running)), tokens))
+
+    @rule(trust=st.sampled_from([0.0, 0.5, 0.55, 1.0]))
+    def recalibrate(self, trust: float) -> None:
+        self.tell(Recalibrated(trust))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), end=OUTCOMES, output=st.sampled_from([None, 0.0, 20.0, 5000.0]))

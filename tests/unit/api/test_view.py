@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.api.schemas import (
+    OPTION_BYTES,
     ChatRequest,
     CompletionRequest,
     Generation,
@@ -18,7 +19,7 @@ from gateway.api.schemas import (
     check_generation,
     decode,
 )
-from gateway.api.view import OPTION_BYTES, choices_of, view_of
+from gateway.api.view import choices_of, view_of
 from gateway.predict.features import TOOL_NAMES, PromptView
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -39,7 +40,8 @@ GARBAGE: list[Any] = [
 OPTIONS = (
     *("tools", "functions", "response_format", "text", "reasoning_effort", "reasoning"),
     *("thinking", "enable_thinking", "thinking_budget", "chat_template_kwargs"),
-    *("extra_body", "google"),
+    *("extra_body", "google", "verbosity", "guided_regex", "guided_choice"),
+    *("guided_grammar", "structured_outputs", "regex", "ebnf", "grammar"),
 )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
@@ -304,3 +305,21 @@ def test_metrics_render_what_was_taken_elsewhere() -> None:
     body, _ = metrics.render("", taken)
     assert reads == [1]
     assert b"sagesched_budget_tokens" in body
+
+
+def test_money_is_counted_by_model_and_tenant_beside_its_forecast() -> None:
+    """What has no price has no series; names beyond the settings are "other"."""
+    metrics, forecast = made(), replace(workload(), cost_usd_p50=0.001)
+    metrics.ended(record(cost_usd=None))
+    assert series(metrics, "sagesched_cost_usd_total") == {}
+    metrics.ended(record(cost_usd=0.002, workload=forecast))
+    metrics.ended(record(cost_usd=0.004, workload=forecast, tenant="unknown", model="unknown"))
+    metrics.ended(record(cost_usd=0.008, workload=None))
+    assert series(metrics, "sagesched_cost_usd_total") == {
+        ("m", "demo"): pytest.approx(0.010),
+        ("other", "other"): pytest.approx(0.004),
+    }
+    assert series(metrics, "sagesched_predicted_cost_usd_total") == {
+        ("m", "demo"): pytest.approx(0.001),
+        ("other", "other"): pytest.approx(0.001),
+    }

@@ -231,3 +231,14 @@ def test_template_is_the_application_not_the_question() -> None:
     assert template_key(bare, b"key") == ""
     assert template_key(structs.replace(bare, tools=2), b"key") != ""
     assert "mail" not in base
+
+
+def test_keys_of_requests_without_a_shape_are_as_they_were() -> None:
+    """What history was kept under before shapes were read still matches."""
+    seen = PromptView.of_chat(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
+        tenant="t",
+        model="m",
+    )
+    assert prompt_key(seen, b"k").hex() == "22d16518ab42697a57c73f144ce27f67"
+    assert template_key(seen, b"k") == "b8065b18453d1131"

@@ -35,6 +35,28 @@ def test_inbox_queues_are_bounded_each() -> None:
     assert (inbox.questions, inbox.results) == (2, 1)
 
 
+def test_inbox_takes_a_settled_result_whatever_waits() -> None:
+    """It was let in once; only the end refuses it."""
+    inbox = Inbox()
+    assert inbox.tell(URGENT, 1)
+    assert inbox.settle(URGENT)
+    assert inbox.take() == [URGENT, URGENT]
+    inbox.close(60.0)
+    assert not inbox.settle(URGENT)
+
+
+def test_inbox_is_empty_when_nothing_that_was_let_in_waits() -> None:
+    """Questions and results count, orders do not."""
+    inbox = Inbox()
+    inbox.order(nothing)
+    assert inbox.empty
+    for put in (lambda: inbox.ask(QUESTION, 5), lambda: inbox.tell(RESULT, 5)):
+        assert put()
+        assert not inbox.empty
+        while not inbox.empty:
+            inbox.take()
+
+
 def test_inbox_closing_lets_results_through_and_nothing_else() -> None:
     """Closed: questions are dropped, results come, then None; nothing more goes in."""
     inbox = Inbox()

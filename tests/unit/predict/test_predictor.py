@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 import threading
 import time
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import Unavailable
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
+from gateway.predict.inbox import Stored
 from gateway.predict.lesson import Lesson
 from gateway.predict.predictor import KEEP_EVERY, Predictor
 from gateway.predict.refit import refit
@@ -142,10 +145,31 @@ def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
 def test_predictor_fills_its_index_from_history(make: Make) -> None:
     """Rows given at start serve as neighbours."""
     rows = [learned(make(), view(), 800) for _ in range(2)] * 3
-    other = make(history=lambda: rows)
+    other = make(history=lambda _: [rows])
     found = refined(other, view())
     assert found.rung is Rung.TENANT_NEIGHBORS
     assert other.snapshot().index_rows == 6
+
+
+def test_predictor_takes_history_a_page_at_a_time(make: Make) -> None:
+    """Each page is in the index before the next is asked for; rows of the encoder are asked for."""
+    row = learned(make(), view(), 800)
+    seen: list[int] = []
+    asked: list[str] = []
+
+    def pages(encoder: str) -> Iterator[list[HistoryRow]]:
+        asked.append(encoder)
+        for _ in range(4):
+            seen.append(other.snapshot().index_rows)
+            yield [row] * 3
+
+    other = Predictor(Predict(), shipped("models"), key=b"key", history=pages)
+    other.start()
+    try:
+        refined(other, view())
+        assert (seen, asked) == ([0, 3, 6, 9], [row.encoder])
+    finally:
+        other.stop(10)
 
 
 def test_predictor_skips_an_item_nobody_waits_for(make: Make) -> None:
@@ -242,7 +266,7 @@ def test_predictor_outlives_its_thread(make: Make) -> None:
     class Fatal(BaseException):
         """What nothing on the thread may take."""
 
-    def broken() -> list[HistoryRow]:
+    def broken(_: str) -> list[list[HistoryRow]]:
         raise Fatal
 
     predictor = make(history=broken)
@@ -257,7 +281,7 @@ def test_predictor_tries_again_when_history_cannot_be_read(make: Make) -> None:
     """The store may be busy or failing just then."""
     asked = 0
 
-    def failing() -> list[HistoryRow]:
+    def failing(_: str) -> list[list[HistoryRow]]:
         nonlocal asked
         asked += 1
         if asked == 1:
@@ -350,7 +374,7 @@ def test_predictor_replaces_a_backend_that_has_gone(make: Make) -> None:
     """History fills the new one, the calibration goes on, what waits is answered, the item
     that it died of is told; meanwhile stage 0 forecasts."""
     stored: list[HistoryRow] = []
-    predictor = make(history=lambda: stored, open_backend=Fragile)
+    predictor = make(history=lambda _: [stored], open_backend=Fragile)
     for _ in range(8):
         stored.append(learned(predictor, view(), 2500))
     before = refined(predictor, view())
@@ -422,16 +446,172 @@ def test_predictor_disabled_is_off_and_cheap(make: Make) -> None:
     assert (shot.state, shot.ready, shot.dropped_full) == ("off", False, 0)
 
 
-def test_predictor_can_be_switched_on_and_off(make: Make) -> None:
-    """A reload starts the thread, rests it, and wakes it with what it knew."""
-    predictor = make(Predict(enabled=False))
-    predictor.reconfigure(Predict(enabled=True))
-    learned(predictor, view(), 2500)
-    predictor.reconfigure(Predict(enabled=False))
-    assert predictor.snapshot().state == "off"
-    assert predictor.forecast(view()).rung is Rung.HEURISTIC
+class Watched(Local):
+    """A backend that says when it is ended."""
+
+    def __init__(self, setup: Setup, ended: threading.Event) -> None:
+        super().__init__(setup)
+        self._ended = ended
+
+    def close(self) -> None:
+        self._ended.set()
+
+
+def test_predictor_switched_off_ends_its_backend_and_on_again_opens_one(make: Make) -> None:
+    """Off: nothing is left of it but the calibration and history; on: it is as it was."""
+    ended, kept = threading.Event(), list[HistoryRow]()
+    predictor = make(
+        Predict(enabled=False),
+        open_backend=lambda setup: Watched(setup, ended),
+        history=lambda _: [kept],
+    )
+    for _ in range(2):
+        predictor.reconfigure(Predict(enabled=True))
+        kept += [learned(predictor, view(), 2500)]
+        before = predictor.forecast(view("Write of the sea at night")).p50
+        assert not ended.is_set()
+        predictor.reconfigure(Predict(enabled=False))
+        assert ended.wait(WAIT_S)
+        shot = predictor.snapshot()
+        assert (shot.state, shot.ready, shot.index_rows, shot.restarts) == ("off", False, 0, 0)
+        assert predictor.forecast(view()).rung is Rung.HEURISTIC
+        assert not predictor.refine(view(), lambda _: None, always)
+        ended.clear()
     predictor.reconfigure(Predict(enabled=True))
     assert refined(predictor, view()).rung is Rung.TENANT_NEIGHBORS
+    assert predictor.snapshot().index_rows == 2
+    assert predictor.forecast(view("Write of the sea at night")).p50 == before
+    assert predictor.snapshot().state == "ready"
+
+
+def test_predictor_does_what_was_let_in_before_it_was_switched_off(make: Make) -> None:
+    """Forecasts and results that wait are answered, and then the backend ends."""
+    ended, answers, rows = threading.Event(), Inbox(), Inbox()
+    predictor = make(open_backend=lambda setup: Watched(setup, ended))
+    gate = Gate(predictor)
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    assert predictor.refine(view(), answers, always)
+    assert predictor.learn(view(), output_tokens=9, done=rows, **told)
+    predictor.reconfigure(Predict(enabled=False))
+    gate.open()
+    assert ended.wait(WAIT_S)
+    assert [type(x) for x in answers.wait()] == [Workload]
+    assert [type(x) for x in rows.wait()] == [HistoryRow]
+
+
+def test_predictor_stops_while_it_is_switched_off(make: Make) -> None:
+    """A resting thread ends like a working one; orders reach it meanwhile."""
+    ended = threading.Event()
+    predictor = make(open_backend=lambda setup: Watched(setup, ended))
+    refined(predictor, view())
+    predictor.reconfigure(Predict(enabled=False))
+    assert ended.wait(WAIT_S)
+    predictor.reset_learned()
+    predictor.stop(WAIT_S)
+    assert not predictor._alive
+    assert predictor._stage0.calibration == Calibration()
+
+
+class Shelf:
+    """Stores rows when it is told to, or not."""
+
+    def __init__(self, room: bool = True) -> None:
+        self.rows: list[HistoryRow] = []
+        self._room = room
+        self._asked: queue.SimpleQueue[Stored] = queue.SimpleQueue()
+        self._here = threading.Event()
+
+    def __call__(self, row: HistoryRow, stored: Stored) -> bool:
+        if self._room:
+            self.rows.append(row)
+            self._asked.put(stored)
+            self._here.set()
+        return self._room
+
+    def wait(self) -> None:
+        """Until a row is here to be stored."""
+        assert self._here.wait(WAIT_S)
+
+    def say(self, error: Exception | None) -> None:
+        self._asked.get(timeout=WAIT_S)(error)
+
+
+def kept_by(predictor: Predictor, shelf: Shelf, tokens: int = 2500, text: str = "") -> Inbox:
+    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
+    inbox = Inbox()
+    seen = view(text) if text else view()
+    assert predictor.learn(seen, output_tokens=tokens, done=inbox, urgent=True, keep=shelf, **told)
+    return inbox
+
+
+def test_row_to_be_kept_is_learned_once_it_is_stored(make: Make) -> None:
+    """Until then nobody is told, and nothing is known of it; then both."""
+    predictor, shelf = make(), Shelf()
+    before = refined(predictor, view())
+    inbox = kept_by(predictor, shelf)
+    shelf.wait()
+    assert refined(predictor, view()) == before
+    assert (predictor.snapshot().index_rows, inbox.items) == (0, [])
+    shelf.say(None)
+    assert inbox.wait() == shelf.rows
+    assert predictor.snapshot().index_rows == 1
+    assert refined(predictor, view()).rung is Rung.TENANT_NEIGHBORS
+
+
+def test_row_that_is_not_stored_is_never_learned(make: Make) -> None:
+    """A full disk, or no room in the queue: told, and the forecast is as it was."""
+    predictor = make()
+    before = refined(predictor, view())
+    failing = Shelf()
+    inbox = kept_by(predictor, failing)
+    failing.say(OSError("the disk is full"))
+    assert [type(x) for x in inbox.wait()] == [OSError]
+    assert [type(x) for x in kept_by(predictor, Shelf(room=False)).wait()] == [Unavailable]
+    predictor.reconfigure(Predict())  # empties the cache of repeats
+    assert refined(predictor, view()) == before
+    assert predictor.snapshot().index_rows == 0
+    assert predictor._stage0.calibration == Calibration()
+
+
+def test_row_stored_while_its_backend_went_is_in_the_index_once(make: Make) -> None:
+    """The next backend reads it from history; it is not learned a second time."""
+    shelf = Shelf()
+    predictor = make(history=lambda _: [shelf.rows], open_backend=Fragile)
+    inbox = kept_by(predictor, shelf)
+    shelf.wait()
+    assert predictor.refine(view("fatal"), lambda _: None, always)
+    assert refined(predictor, view()).rung is Rung.TENANT_NEIGHBORS
+    assert (predictor.snapshot().restarts, predictor.snapshot().index_rows) == (1, 1)
+    shelf.say(None)
+    assert inbox.wait() == shelf.rows
+    learned(predictor, view("another"), 5)
+    assert predictor.snapshot().index_rows == 2
+
+
+def test_row_stored_is_told_whatever_becomes_of_the_lesson(make: Make) -> None:
+    """Its backend dies of it: the row is in history, which is what was promised."""
+
+    class Forgetful(Local):
+        def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+            raise BackendGone("it cannot learn")
+
+    shelf = Shelf()
+    predictor = make(history=lambda _: [shelf.rows], open_backend=Forgetful)
+    inbox = kept_by(predictor, shelf)
+    shelf.say(None)
+    assert inbox.wait() == shelf.rows
+    refined(predictor, view())
+    assert predictor.snapshot().index_rows == 1
+
+
+def test_row_stored_after_the_predictor_stopped_is_told(make: Make) -> None:
+    """The next start reads it."""
+    predictor, shelf = make(), Shelf()
+    inbox = kept_by(predictor, shelf)
+    shelf.wait()
+    predictor.stop(WAIT_S)
+    shelf.say(None)
+    assert inbox.wait() == shelf.rows
 
 
 def test_reconfigure_takes_effect_on_the_thread(make: Make) -> None:
@@ -457,7 +637,7 @@ def test_encoder_that_is_not_shipped_is_said(make: Make) -> None:
 def test_history_row_that_cannot_be_used_is_passed_over(make: Make) -> None:
     """One damaged row is no reason to forget the others."""
     good = HistoryRow(1.0, "a", "m", "", b"k" * 16, "", b"", 1, 5, 0, False, True)
-    predictor = make(history=lambda: [None, good])
+    predictor = make(history=lambda _: [[None, good]])
     assert refined(predictor, view()) is not None
     assert predictor.snapshot().ready
 

@@ -13,6 +13,7 @@ from gateway.predict.backend import BackendError, BackendGone, Local, Setup
 from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
 from gateway.predict.remote import ENVIRONMENT, Remote
+from gateway.predict.worker import NICE
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung
@@ -53,6 +54,7 @@ def test_remote_says_what_local_says(start: Open) -> None:
     remote, local = start(), Local(SETUP)
     for i in range(30):
         taught = lesson(20 * i + 1, f"Write about the number {i % 7}")
+        assert remote.draft([taught]) == local.draft([taught])
         assert remote.learn([taught]) == local.learn([taught])
         assert remote.calibration == local.calibration
     assert remote.forecast(view()) == local.forecast(view())
@@ -154,12 +156,12 @@ def test_remote_ignores_the_terminals_signals(start: Open) -> None:
 
 
 def test_remote_child_is_nice_and_sees_no_keys() -> None:
-    """Lowest priority, first to go where memory runs out, none of the gateway's secrets."""
+    """Lower priority, first to go where memory runs out, none of the gateway's secrets."""
     environ = {**own_environ(), "SAGESCHED_ADMIN_TOKEN": "hidden", "OPENAI_API_KEY": "hidden"}
     remote = Remote(own_command("predictor"), SETUP, environ)
     try:
         remote.forecast(view())  # it opens at full speed, and gives way when it works
-        assert os.getpriority(os.PRIO_PROCESS, remote.pid) == 19
+        assert os.getpriority(os.PRIO_PROCESS, remote.pid) == NICE > 0
         proc = Path(f"/proc/{remote.pid}")
         assert proc.joinpath("oom_score_adj").read_text().strip() == "500"
         seen = proc.joinpath("environ").read_bytes().split(b"\0")

@@ -10,9 +10,11 @@ from msgspec import structs
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
-from gateway.replay.evaluate_vectors import Prompt, Recalled, prompt_key, vectors_of
+from gateway.predict.export import export
+from gateway.replay.evaluate_vectors import Prompt, Recalled, encoder_id, prompt_key, vectors_of
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
+from tests.kit.tiny_bert import write_bert
 
 MODELS = shipped("models")
 PROMPTS = [Prompt("A lamp in the harbour"), Prompt("Twelve kites"), Prompt("Twelve kites")]
@@ -72,3 +74,15 @@ def test_no_encoder_is_said(tmp_path: Path) -> None:
     """A folder without models is an error of the command."""
     with pytest.raises(SettingsError):
         vectors_of(PROMPTS, tmp_path, SETTINGS, tmp_path / "v.npz", 1)
+
+
+def test_vectors_are_of_the_encoder_the_settings_name(tmp_path: Path) -> None:
+    """An exported encoder makes its own, and its file is not taken for the shipped one's."""
+    write_bert(tmp_path / "tiny")
+    export(tmp_path / "tiny", tmp_path / "encoders", "", MODELS, fp32=True)
+    other = structs.replace(SETTINGS, embedding_model_name="tiny", models_path=str(tmp_path))
+    assert encoder_id(MODELS, other) != encoder_id(MODELS, SETTINGS)
+    [said] = vectors_of([Prompt("the sea")], MODELS, other, tmp_path / "v.npz", 1).values()
+    assert said.vector.shape == (32,)
+    with pytest.raises(SettingsError, match="no artefact for the encoder 'nobody'"):
+        encoder_id(MODELS, structs.replace(other, embedding_model_name="nobody"))

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from gateway.errors import SettingsError
+from gateway.predict.artefacts import Artefacts
 from gateway.replay import simulate_forecasts as forecasts
 from gateway.replay.simulate_rows import Row
+from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from tests.unit.replay.evaluate_cases import row, write
+from tests.unit.replay.test_evaluate_rows import history_row, stored
 
 ROWS = forecasts.SKIPPED + 20
 
@@ -73,3 +76,21 @@ def test_too_few_rows_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "few.jsonl", [row(i, f"Say {i}") for i in range(5)])
     with pytest.raises(SettingsError, match="too few"):
         real(path, tmp_path / "kept.npz")
+
+
+def test_a_history_has_forecasts_too(tmp_path: Path) -> None:
+    """From its vectors: no text is needed, and none is there."""
+    settings = Predict()
+    models = shipped("models")
+    whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
+    assert whole.encoder is not None
+    vector = np.zeros(whole.encoder.width, "<f2")
+    vector[0] = 1
+    rows = [
+        history_row(i, encoder=whole.encoder_name, vector=vector.tobytes(), output_tokens=70)
+        for i in range(ROWS)
+    ]
+    path = stored(tmp_path / "s.db", rows)
+    found = forecasts.real_rows(None, path, tmp_path / "kept.npz", models, 1)
+    assert len(found) == ROWS - forecasts.SKIPPED
+    assert found[-1].forecast.p50 == pytest.approx(70, rel=0.3)

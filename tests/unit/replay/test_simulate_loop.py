@@ -105,7 +105,7 @@ def test_a_client_gives_up_after_three_rejections() -> None:
     found = run(plain("naive", 1), {"a": Provider(tight)}, requests)
     lost = [r for r in found.results if not r.completed]
     assert lost
-    assert {r.rejections for r in lost} == {3}
+    assert {(r.rejections, r.refused) for r in lost} == {(3, "overloaded")}
 
 
 class Forgetful(Plain):

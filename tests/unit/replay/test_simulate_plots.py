@@ -8,7 +8,7 @@ from gateway.replay import simulate_plots as plots
 from gateway.replay.simulate_cells import Played
 
 SVG = "{http://www.w3.org/2000/svg}"
-PLAYED = Played({}, [0.5, 2.0, 30.0], [0.0, 0.0, 0.0], [10, 100, 900], [(0.5, 8.0, 3)] * 3)
+PLAYED = Played({}, {}, [0.5, 2.0, 30.0], [0.0, 0.0, 0.0], [10, 100, 900], [(0.5, 8.0, 3)] * 3)
 
 
 def lines(text: str) -> int:

@@ -13,6 +13,15 @@ from tests.unit.replay.simulate_cases import cell, plan
 
 BASE = {goal.figure: 1.0 for goal in GOALS} | {"mean_s": 1.0, "completed": 1.0}
 
+ABOUT = {
+    "seeds": 1,
+    "rows_from": "generated",
+    "mix": "as-is",
+    "arrivals": "poisson",
+    "command": "sagesched simulate",
+    "seconds": 1.0,
+}
+
 
 def played(**changed: float) -> Played:
     return Played(BASE | changed)
@@ -64,6 +73,22 @@ def test_a_lost_request_misses_completion() -> None:
     assert [row["met"] for row in group["checks"]] == [False]
 
 
+def test_what_naive_has_none_of_must_not_come_up() -> None:
+    """No ratio can be told against 0; more than 0 is a miss all the same."""
+    naive = played(deadline_misses=0.0)
+    for own, met in ((0.0, True), (0.1, False)):
+        found = goal(one(naive=naive, ours=played(deadline_misses=own)), "deadline misses")
+        assert found["found"] is None
+        assert found["met"] is found["beats_seed"] is met
+
+
+def test_what_cannot_be_measured_is_not_met() -> None:
+    """No short request anywhere: no figure, and no pass."""
+    nothing = played(short_p95_s=float("nan"))
+    assert goal(one(naive=nothing, ours=nothing), "short P95")["met"] is False
+    assert one("steady", ours=nothing, static=nothing)["checks"][0]["met"] is False
+
+
 def test_checks_hold_ours_against_hindsight() -> None:
     """Within a tenth by short P95 and mean."""
     group = one("steady", static=played(), ours=played(mean_s=1.2, short_p95_s=1.09))
@@ -81,6 +106,15 @@ def test_checks_of_two_sides() -> None:
         assert one(scenario, ours=played(**fine))["checks"][0]["met"] is True
 
 
+def test_refusals_are_counted_by_code() -> None:
+    """Over the seeds, and told in the Markdown."""
+    first, second = (Played(BASE, {"queue_timeout": n}) for n in (2, 3))
+    (group,) = tree([cell(), cell(seed=1)], [{"ours": first}, {"ours": second}])
+    assert group["policies"]["ours"]["refused"] == {"queue_timeout": 5}
+    text = markdown({"about": ABOUT, "workload": workload(plan().rows), "groups": [group]})
+    assert "ours refused: queue_timeout 5." in text
+
+
 def test_the_workload_is_described() -> None:
     """Rows, shares, and each forecast's quality."""
     found = workload(plan().rows)
@@ -91,15 +125,7 @@ def test_the_workload_is_described() -> None:
 
 def test_markdown_lists_what_is_not_met() -> None:
     """First, with its limit; and says so where everything is."""
-    about = {
-        "seeds": 1,
-        "rows_from": "generated",
-        "mix": "as-is",
-        "arrivals": "poisson",
-        "command": "sagesched simulate",
-        "seconds": 1.0,
-    }
-    report = {"about": about, "workload": workload(plan().rows)}
+    report = {"about": ABOUT, "workload": workload(plan().rows)}
     bad = one(naive=played(), ours=played(), true=played())
     text = markdown({**report, "groups": [bad]})
     assert "ours: short P95 +0.0% (+0% … +0%), wanted ≤ -50%; limit: policy" in text

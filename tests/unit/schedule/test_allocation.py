@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.schedule.events import Reforecast
-from gateway.types import Blocked, Fit, Reason, Rung, Verdict
-from tests.unit.schedule.build import World, settings, started, workload
+import pytest
+
+from gateway.balance.pool import Accounts
+from gateway.schedule.events import Finished, Reforecast, Submitted
+from gateway.schedule.scheduler import Scheduler
+from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Rung, Verdict
+from tests.unit.schedule.build import World, job, settings, started, workload
 
 
 def world(accounts: dict[str, dict[str, Any]] | None = None, **schedule: Any) -> World:
@@ -44,8 +48,8 @@ def test_fits_names_the_first_reason_in_order() -> None:
     }
 
 
-def test_next_takes_the_smallest_key_over_both_classes() -> None:
-    """Short first where both classes have room."""
+def test_next_takes_the_interactive_class_first_within_its_credit() -> None:
+    """Then the smaller of the heavy ones."""
     it = world({"a": {"initial_concurrency": 1}})
     it.submit("first", 100)
     it.submit("long", 3000, at=0.0)
@@ -71,11 +75,29 @@ def test_class_at_its_budget_waits_while_the_other_has_jobs_that_fit() -> None:
 
 def test_class_at_its_budget_borrows_what_the_other_leaves_idle() -> None:
     """Up to the sum of both budgets and the one job that crosses it."""
-    it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=200, borrow=True)
+    it = world(
+        policy="dual_budget",
+        interactive_inflight_tokens=100,
+        heavy_inflight_tokens=200,
+        borrow=True,
+    )
     names = [f"i{n}" for n in range(10)]
     running = [name for name in names if started(it.submit(name, 60))]
     assert running == names[:5]
     assert reason(it, "i5") is Reason.CLASS_BUDGET
+
+
+def test_class_borrows_up_to_the_accounts_in_the_adaptive_policy() -> None:
+    """Its budgets say who comes first, the accounts how many there are."""
+    it = world(
+        {"a": {"initial_concurrency": 20}},
+        interactive_inflight_tokens=100,
+        heavy_inflight_tokens=200,
+    )
+    names = [f"i{n}" for n in range(25)]
+    running = [name for name in names if started(it.submit(name, 60))]
+    assert running == names[:20]
+    assert reason(it, "i20") is Reason.ACCOUNT_LIMIT
 
 
 def test_class_does_not_borrow_from_one_that_could_start() -> None:
@@ -142,3 +164,103 @@ def test_fits_is_none_for_a_job_that_does_not_wait() -> None:
     assert it.scheduler.fits("?", 0.0) is None
     it.tell(Reforecast("j1", workload(5, rung=Rung.GLOBAL_NEIGHBORS)))
     assert not isinstance(it.scheduler.fits("j1", 0.0), Fit)
+
+
+def test_class_of_the_background_gets_what_the_others_leave() -> None:
+    """And its turn comes, late."""
+    it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0)
+    it.submit("run", 100)
+    for n in range(12):
+        it.submit(f"b{n}", 100, class_override=JobClass.BACKGROUND)
+        it.submit(f"h{n}", 100)
+    order = []
+    running = "run"
+    for _ in range(10):
+        (running,) = started(it.finish(running, 100))
+        order.append(running[0])
+    assert order.count("b") in (1, 2)
+    it = world({"a": {"initial_concurrency": 1}})
+    assert started(it.submit("alone", 100, class_override=JobClass.BACKGROUND)) == ["alone"]
+
+
+def test_turns_share_what_was_used_not_what_was_forecast() -> None:
+    """Heavy answers three times as long as forecast: their class gets a third of the starts."""
+    it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0, shed=False)
+    work = {"h": 0, "b": 0}
+    for n in range(900):
+        it.scheduler.handle(Submitted(job(f"h{n}", 100)), 0.0)
+        background = job(f"b{n}", 100, class_override=JobClass.BACKGROUND)
+        it.scheduler.handle(Submitted(background), 0.0)
+    running = "h0"
+    for n in range(700):
+        used = 300 if running[0] == "h" else 100
+        work[running[0]] += used
+        end = Finished(running, Outcome.OK, Verdict.SUCCESS, float(used))
+        (running,) = started(it.scheduler.handle(end, n / 10))
+    it.scheduler.check(70.0)
+    assert work["h"] / work["b"] == pytest.approx(4.0, rel=0.1)
+
+
+class Windowed(Accounts):
+    """Accounts with one window for all: `window` slots, `above` of them for the express."""
+
+    window, above = 1, 1
+
+    def place(
+        self,
+        model: str,
+        accounts: tuple[str, ...],
+        now: float,
+        avoid: frozenset[str] = frozenset(),
+        *,
+        express: bool = False,
+    ) -> Fit | Blocked:
+        if self.leases >= self.window + self.above * express:
+            return Blocked(Reason.WINDOW)
+        return super().place(model, accounts, now, avoid)
+
+
+def windowed(**schedule: Any) -> World:
+    it = world(**schedule)
+    it.accounts = Windowed(it.settings.accounts, it.settings.balance)
+    it.scheduler = Scheduler(it.settings, it.accounts)
+    return it
+
+
+def test_express_lets_what_may_be_short_start_above_the_window() -> None:
+    """By its forecast, not by a class that was asked for; and no more than there are slots."""
+    it = windowed()
+    assert started(it.submit("h1", 300)) == ["h1"]
+    assert started(it.submit("h2", 300)) == []
+    asked = it.submit("asked", 300, class_override=JobClass.INTERACTIVE)
+    assert started(asked) == []
+    assert started(it.submit("s1", 20)) == ["s1"]
+    assert started(it.submit("s2", 20)) == []
+    assert {reason(it, name) for name in it.waiting} == {Reason.WINDOW}
+    assert started(it.finish("s1", 20)) == ["s2"]
+
+
+@pytest.mark.parametrize("off", [{"policy": "dual_budget"}, {"express_ratio": 0.0}])
+def test_express_is_of_the_adaptive_policy_and_can_be_off(off: dict[str, Any]) -> None:
+    """The seed's policy has none."""
+    it = windowed(**off)
+    it.submit("h1", 300)
+    assert started(it.submit("s1", 20)) == []
+
+
+def test_tail_of_a_burst_goes_longest_first_where_it_is_wanted() -> None:
+    """Nothing has come for a service time and little is left; who may be short keeps its
+    place. Off it is shortest first."""
+    for wanted, expected in ((True, ["s", "h3", "h2", "h1"]), (False, ["s", "h1", "h2", "h3"])):
+        it = world({"a": {"initial_concurrency": 2}}, drain_longest_first=wanted)
+        for n in range(4):
+            it.submit(f"p{n}", 100)
+            it.finish(f"p{n}", 100, at=it.now + 10.0)
+        for name, tokens in (("r1", 100), ("r2", 100), ("h1", 100), ("h2", 300), ("h3", 900)):
+            it.submit(name, tokens)
+        it.submit("s", 20)
+        order = started(it.finish("r1", 100, at=it.now + 1.0))
+        order += started(it.finish("r2", 100, at=it.now + 60.0))
+        order += started(it.finish(order[-1], 100))
+        order += started(it.finish(order[-1], 100))
+        assert order == expected

@@ -6,11 +6,17 @@ from gateway.schedule.budget import Budget, tier_cap
 from gateway.types import JobClass, Mode, SizeBucket
 from tests.unit.schedule.build import settings
 
-INTERACTIVE, HEAVY = JobClass.INTERACTIVE, JobClass.HEAVY
+INTERACTIVE, HEAVY, BACKGROUND = JobClass
 
 
-def budget() -> Budget:
-    given = settings(schedule={"interactive_inflight_tokens": 100, "heavy_inflight_tokens": 200})
+def budget(policy: str = "dual_budget", borrow: bool | None = True) -> Budget:
+    given = settings(
+        schedule={
+            "interactive_inflight_tokens": 100,
+            "heavy_inflight_tokens": 200,
+            **({"policy": policy} if borrow is None else {"policy": policy, "borrow": borrow}),
+        }
+    )
     return Budget(given.schedule)
 
 
@@ -23,7 +29,7 @@ def test_budget_lets_the_job_through_that_crosses_the_line() -> None:
     assert not it.owns_room(INTERACTIVE)
     assert it.owns_room(HEAVY)
     assert it.borrowed(INTERACTIVE) == 4999
-    assert not it.has_spare
+    assert not it.lends
 
 
 def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
@@ -32,12 +38,43 @@ def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
     it.take(INTERACTIVE, SizeBucket.SHORT, 40)
     it.take(HEAVY, SizeBucket.LONG, 150)
     it.correct(HEAVY, -50)
-    assert it.tokens == {INTERACTIVE: 40, HEAVY: 100}
+    assert it.tokens == {INTERACTIVE: 40, HEAVY: 100, BACKGROUND: 0}
     assert (it.total_tokens, it.total_jobs, it.total_limit) == (140, 2, 300)
     it.give_back(HEAVY, SizeBucket.LONG, 100)
     it.give_back(INTERACTIVE, SizeBucket.SHORT, 40)
     assert (it.total_tokens, it.total_jobs) == (0, 0)
     assert not any(it.buckets.values())
+
+
+def test_budget_lends_by_its_policy_unless_told() -> None:
+    """adaptive lends without an end of its own, dual_budget not at all: it is the seed's."""
+    assert budget("adaptive", None).lends
+    assert not budget("dual_budget", None).lends
+    assert not budget("adaptive", False).lends
+    adaptive = budget("adaptive", None)
+    adaptive.take(HEAVY, SizeBucket.LONG, 10**6)
+    assert adaptive.lends
+
+
+def test_budget_of_background_work_is_the_heavy_one_where_there_are_two() -> None:
+    """Either fills it for both; the interactive one is not touched."""
+    it = budget()
+    it.take(BACKGROUND, SizeBucket.LONG, 200)
+    assert (it.owns_room(HEAVY), it.owns_room(BACKGROUND)) == (False, False)
+    assert it.owns_room(INTERACTIVE)
+
+
+def test_budget_is_divided_anew_as_the_accounts_grow() -> None:
+    """1 : 2 as given; under pressure the interactive part counts twice. Fixed ones stay."""
+    it = budget("adaptive", None)
+    it.resize(6000.0, 1.0)
+    assert (it.limits[INTERACTIVE], it.limits[HEAVY], it.total_limit) == (2000, 4000, 6000)
+    assert 0 < it.limits[BACKGROUND] < 1000
+    it.resize(6000.0, 2.0)
+    assert (it.limits[INTERACTIVE], it.limits[HEAVY]) == (3000, 3000)
+    fixed = budget()
+    fixed.resize(6000.0, 2.0)
+    assert (fixed.limits[INTERACTIVE], fixed.limits[HEAVY]) == (100, 200)
 
 
 def test_budget_given_back_twice_is_an_error() -> None:

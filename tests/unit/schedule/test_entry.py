@@ -1,29 +1,34 @@
 from __future__ import annotations
 
 from gateway.schedule.entry import Entry, Tenant
+from gateway.schedule.ordering import Order
+from gateway.schedule.overload import Grade
 from gateway.types import JobClass, SizeBucket
 from tests.unit.schedule.build import job, settings, workload
 
+SJF = Order("sjf")
 GIVEN = settings(schedule={"max_wait_s": 10.0}).schedule
 
 
 def test_entry_weighs_itself_by_its_forecast() -> None:
     """Class, bucket, reserve, key; the arrival stays."""
     it = Entry(job("j", 30, at=5.0), 0, 1, Tenant("t"))
-    it.weigh(GIVEN)
+    it.weigh(GIVEN, SJF)
     short_key = it.key
     assert (it.cls, it.bucket, it.reserve) == (JobClass.INTERACTIVE, SizeBucket.SHORT, 30)
     it.workload = workload(500)
-    it.weigh(GIVEN)
+    it.weigh(GIVEN, SJF)
     assert (it.cls, it.bucket, it.reserve) == (JobClass.HEAVY, SizeBucket.LONG, 500)
-    assert 5.0 < short_key < it.key
+    assert short_key < it.key
+    assert it.charge == 500 + 10 // 4, "the prompt is work, too"
 
 
 def test_entry_class_may_be_set_against_the_forecast() -> None:
     """A tenant, route or header overrides it."""
     it = Entry(job("j", 500, class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
-    it.weigh(GIVEN)
+    it.weigh(GIVEN, SJF)
     assert it.cls is JobClass.INTERACTIVE
+    assert not it.place.express, "which is for what may be short"
 
 
 def test_entry_waits_at_most_so_long_in_all() -> None:
@@ -35,5 +40,57 @@ def test_entry_waits_at_most_so_long_in_all() -> None:
     it.start_wait(GIVEN, 100.0)
     assert it.expire_s == 106.0
     bound = Entry(job("j", at=5.0, deadline_s=7.0), 0, 1, Tenant("t"))
+    bound.weigh(GIVEN, SJF)
     bound.start_wait(GIVEN, 6.0)
     assert bound.expire_s == 7.0
+    bound.start_wait(GIVEN, 6.0, service_s=1.5)
+    assert bound.expire_s == 5.5, "it is to be answered by then"
+
+
+def test_entry_of_background_work_waits_as_long_as_it_takes() -> None:
+    """Nobody holds a connection open for it; a deadline it still has."""
+    it = Entry(job("j", at=5.0, class_override=JobClass.BACKGROUND), 0, 1, Tenant("t"))
+    it.weigh(GIVEN, SJF)
+    it.start_wait(GIVEN, 6.0)
+    assert it.expire_s == float("inf")
+    it = Entry(job("j", class_override=JobClass.BACKGROUND, deadline_s=9.0), 0, 1, Tenant("t"))
+    it.weigh(GIVEN, SJF)
+    it.start_wait(GIVEN, 6.0)
+    assert it.expire_s == 9.0
+
+
+def test_entry_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
+    """In this order; none where all are silent."""
+    given = settings(schedule={"heavy_deadline_s": 30.0}).schedule
+    strict = Tenant("strict")
+    strict.configure(0, 0, 0, 20.0, 1.0)
+    found = []
+    for tenant, tokens, own in (
+        (strict, 500, 107.0),
+        (strict, 500, None),
+        (Tenant("t"), 500, None),
+        (Tenant("t"), 10, None),
+    ):
+        it = Entry(job("j", tokens, at=100.0, deadline_s=own), 0, 1, tenant)
+        it.weigh(given, SJF)
+        found.append(it.deadline_s)
+    assert found == [107.0, 120.0, 130.0, None]
+
+
+def test_entry_grades_share_a_place_until_the_ladder_tells_them_apart() -> None:
+    """Short and medium are never deferred; sizes are kept apart only where they are capped."""
+    capped = settings(schedule={"tier_caps": {"long": 3}}).schedule
+    seen: dict[str, list[tuple[Grade, SizeBucket | None]]] = {"free": [], "capped": []}
+    for tokens in (10, 200, 1000, 2000):
+        it = Entry(job("j", tokens, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
+        for name, schedule in (("free", GIVEN), ("capped", capped)):
+            it.weigh(schedule, SJF)
+            seen[name].append((it.place.grade, it.place.bucket))
+    grades = [Grade.MEDIUM, Grade.MEDIUM, Grade.LONG, Grade.HUGE]
+    assert seen["free"] == [(grade, None) for grade in grades]
+    assert [bucket for _, bucket in seen["capped"]] == [
+        SizeBucket.SHORT,
+        SizeBucket.MEDIUM,
+        SizeBucket.LONG,
+        SizeBucket.LONG,
+    ]

@@ -1,37 +1,37 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gateway.schedule.ordering import LARGE_TOKENS, order_key, reserve_tokens
+from gateway.schedule.ordering import (
+    BACKLOG_RATIO,
+    GRID_WEIGHTS,
+    Order,
+    mean_tokens,
+    reserve_beyond,
+    reserve_tokens,
+)
+from gateway.types import QUANTILE_LEVELS, Job, Workload
 from tests.unit.schedule.build import job, workload
 
-MOMENTS = st.floats(0, 1e6, allow_nan=False)
-SIZES = st.integers(1, 10**7)
-BOUND_S = 30.0
+WIDE = replace(workload(), grid=(10.0, 20.0, 50.0, 100.0, 200.0, 400.0, 800.0))
+SIZES = st.floats(1, 10_000)
+SCALES = st.floats(250, 1e6)
 
 
-@given(MOMENTS, SIZES, SIZES, st.floats(BOUND_S, 1e6))
-@hypothesis_settings(deadline=None, database=None)
-def test_order_key_lets_nobody_pass_who_comes_later_than_the_bound(
-    arrived_s: float, size: int, other: int, later_s: float
-) -> None:
-    """Whatever the sizes: max_overtake_s is a hard bound."""
-    assert order_key(arrived_s, size, BOUND_S) <= order_key(arrived_s + later_s, other, BOUND_S)
+def key(order: Order, it: Job, said: Workload | None = None, by: float | None = None) -> float:
+    said = said or it.workload
+    return order.key(it, said, reserve_tokens(it, said, 0.5), by)
 
 
-def test_order_key_puts_the_smaller_first_within_the_bound() -> None:
-    """Short first; its twin is first come, first served with a bound of 0."""
-    assert order_key(5.0, 10, BOUND_S) < order_key(0.0, 4000, BOUND_S)
-    assert order_key(5.0, 10, 0.0) > order_key(0.0, 4000, 0.0)
-
-
-def test_order_key_gives_large_jobs_no_advantage() -> None:
-    """From LARGE_TOKENS on the key is arrival + max_overtake_s."""
-    assert order_key(1.0, LARGE_TOKENS, BOUND_S) == 1.0 + BOUND_S
-    assert order_key(1.0, 50 * LARGE_TOKENS, BOUND_S) == 1.0 + BOUND_S
+def spread(order: Order, tokens: float) -> float:
+    """How many seconds earlier than a typical job one of this size may have come at most."""
+    return key(order, job("j", order.typical_tokens)) - key(order, job("j", tokens))
 
 
 def test_reserve_is_per_choice_within_max_tokens_and_at_least_one() -> None:
@@ -46,3 +46,158 @@ def test_reserve_follows_the_quantile() -> None:
     """A cautious quantile reserves more."""
     wide = replace(workload(), grid=(1, 2, 3, 4, 5, 6, 7))
     assert [reserve_tokens(job("j"), wide, q) for q in (0.05, 0.5, 0.95)] == [1, 4, 7]
+
+
+def test_reserve_beyond_is_what_longer_answers_come_to() -> None:
+    """The quantile among answers that are longer than what is there already."""
+    assert reserve_beyond(job("j"), WIDE, 0.0, 0.5) == 100
+    assert reserve_beyond(job("j"), WIDE, 100.0, 0.5) == 200, "half of the longer half"
+    assert reserve_beyond(job("j", n=2), WIDE, 100.0, 0.5) == 400
+    assert reserve_beyond(job("j", max_tokens=150), WIDE, 100.0, 0.5) == 150
+    assert reserve_beyond(job("j"), WIDE, 1000.0, 0.5) == 1500, "nothing was foreseen there"
+    assert reserve_beyond(job("j"), workload(5), 5.0, 0.5) > 5
+
+
+@given(st.floats(0, 5000))
+@hypothesis_settings(deadline=None, database=None)
+def test_reserve_beyond_is_never_less_than_what_is_there(tokens: float) -> None:
+    """And never less than the first reserve."""
+    found = reserve_beyond(job("j"), WIDE, tokens, 0.5)
+    assert found >= max(tokens, reserve_tokens(job("j"), WIDE, 0.5))
+
+
+def test_grid_weights_are_a_distribution_over_the_levels() -> None:
+    """Each level stands for what lies half-way to its neighbours."""
+    assert sum(GRID_WEIGHTS) == pytest.approx(1.0)
+    edges = [0.0, *[(a + b) / 2 for a, b in pairwise(QUANTILE_LEVELS)], 1.0]
+    assert pytest.approx([b - a for a, b in pairwise(edges)]) == list(GRID_WEIGHTS)
+
+
+def test_mean_tokens_is_cut_at_max_tokens() -> None:
+    """Over all choices."""
+    assert mean_tokens(job("j"), workload(100)) == pytest.approx(100.0)
+    assert mean_tokens(job("j", n=2, max_tokens=40), workload(100)) == pytest.approx(80.0)
+    below = mean_tokens(job("j", max_tokens=100), WIDE)
+    assert 60 < below < mean_tokens(job("j"), WIDE)
+
+
+def test_fcfs_is_the_arrival() -> None:
+    """Whatever the size."""
+    assert key(Order("fcfs"), job("j", 5000, at=3.0)) == 3.0
+
+
+def test_sjf_and_gittins_differ_where_the_tail_does() -> None:
+    """The median says equal, the expectation does not."""
+    heavy_tail = replace(workload(100), grid=(10.0, 20.0, 50.0, 100.0, 300.0, 900.0, 3000.0))
+    for order, differs in ((Order("sjf"), False), (Order("gittins"), True)):
+        near, far = key(order, job("j", 100)), key(order, job("j", 100), heavy_tail)
+        assert (far > near) is differs
+
+
+@given(SIZES, SIZES, SCALES)
+@hypothesis_settings(deadline=None, database=None)
+def test_boost_puts_the_smaller_first_of_two_that_came_together(
+    small: float, large: float, backlog: float
+) -> None:
+    """At any backlog."""
+    small, large = sorted((small, large))
+    order = Order("boost", backlog)
+    assert key(order, job("j", small)) <= key(order, job("j", large))
+
+
+def test_boost_grows_with_the_backlog() -> None:
+    """γ follows it: with little waiting it is close to fcfs, with much close to shortest first."""
+    boosts = [spread(Order("boost", tokens), 50) for tokens in (250, 1000, 4000, 16_000)]
+    assert all(a < b for a, b in pairwise(boosts))
+    clear_s = 16_000 * 0.02
+    slope = boosts[-1] / (BACKLOG_RATIO * clear_s)
+    assert slope == pytest.approx(1.61, rel=0.05), "1/γ × ln(250/50)"
+
+
+def test_boost_is_gamma_boosts() -> None:
+    """b = (1/γ)·ln(M/(M − 1)), M = E[e^(γS)], against the formula as it stands in the paper."""
+    from math import exp, log
+
+    order = Order("boost", 2000.0, typical_tokens=250.0, token_s=0.02, streams=4.0)
+    pool_s = 0.02 / 4.0
+    gamma = 1.0 / (BACKLOG_RATIO * 2000.0 * pool_s)
+
+    def paper(said: Workload) -> float:
+        m = sum(w * exp(gamma * x * pool_s) for w, x in zip(GRID_WEIGHTS, said.grid, strict=True))
+        return log(m / (m - 1.0)) / gamma
+
+    found = key(order, job("j"), workload(250)) - key(order, job("j"), WIDE)
+    assert found == pytest.approx(paper(WIDE) - paper(workload(250)))
+
+
+def test_boost_turns_tokens_into_seconds_by_the_pools_speed() -> None:
+    """Twice the streams clear the same backlog in half the time."""
+    slow, fast = Order("boost", streams=1.0), Order("boost", streams=2.0)
+    assert spread(slow, 20) == pytest.approx(2 * spread(fast, 20))
+
+
+def test_boost_bears_any_size() -> None:
+    """No overflow, nothing that is not a number."""
+    order = Order("boost", 250.0)
+    assert key(order, job("j", 1e9)) > key(order, job("j", 1000))
+    assert key(order, job("j", 0.0)) < key(order, job("j", 1))
+
+
+def test_slowdown_is_when_a_job_will_have_been_slowed_down_so_much() -> None:
+    """Arrival + 4 × service: 5 of (wait + service) / service."""
+    order = Order("slowdown", token_s=0.01)
+    assert key(order, job("j", 100, at=7.0)) == pytest.approx(7.0 + 4.0)
+
+
+@pytest.mark.parametrize("kind", ["boost", "slowdown"])
+def test_deadline_comes_before_the_boost_where_it_is_nearer(kind: str) -> None:
+    """min(arrival − b, deadline − q90(service) − margin)."""
+    order = Order(kind, token_s=0.01)
+    it = job("j", 1000, at=100.0)
+    assert key(order, it, by=10_000.0) == key(order, it)
+    assert key(order, it, by=90.0) == pytest.approx(90.0 - 10.0 - 0.25 * 2.5)
+    first_byte = job("j", 1000, at=100.0, deadline_first_byte=True)
+    assert key(order, first_byte, by=90.0) == pytest.approx(90.0 - 0.25 * 2.5)
+
+
+@pytest.mark.parametrize("kind", ["boost", "gittins", "sjf", "slowdown"])
+def test_trust_moves_every_ordering_towards_fcfs(kind: str) -> None:
+    """A forecast of no confidence counts as the typical one; half the trust, half the way."""
+    small, large = job("j", 20), job("j", 2000)
+
+    def apart(trust: float, confidence: float = 1.0) -> float:
+        order = Order(kind, trust=trust)
+        unsure = [replace(it.workload, confidence=confidence) for it in (large, small)]
+        first, second = (
+            order.key(it, said, reserve_tokens(it, said, 0.5), None)
+            for it, said in zip((large, small), unsure, strict=True)
+        )
+        return first - second
+
+    assert apart(1.0) > apart(0.5) > apart(0.1) > 0.0
+    assert apart(0.0) == pytest.approx(0.0)
+    assert apart(1.0, confidence=0.0) == pytest.approx(0.0)
+    assert apart(1.0, confidence=0.6) == apart(1.0)
+
+
+def test_order_is_near_until_something_has_doubled() -> None:
+    """Backlog, job size, speed; trust in steps, and always when it is gained or lost."""
+    order = Order("boost", 4000.0, 200.0, 0.02, 8.0, 1.0)
+    same = (4000.0, 200.0, 0.02, 8.0, 1.0)
+    assert order.near(*same)
+    assert order.near(7000.0, 250.0, 0.03, 9.0, 0.95)
+    for place, value in enumerate((8001.0, 410.0, 0.05, 17.0, 0.8)):
+        assert not order.near(*same[:place], value, *same[place + 1 :]), place
+    assert not Order("boost", trust=0.05).near(1000.0, 250.0, 0.02, 1.0, 0.0)
+
+
+def test_order_without_time_in_its_keys_stays() -> None:
+    """sjf and gittins change with trust alone, fcfs never."""
+    assert Order("sjf").near(1e6, 1e4, 1.0, 99.0, 1.0)
+    assert not Order("gittins").near(1000.0, 250.0, 0.02, 1.0, 0.5)
+    assert Order("fcfs").near(1e6, 1e4, 1.0, 99.0, 0.0)
+
+
+def test_backlog_of_an_order_is_at_least_a_job() -> None:
+    """γ does not go to infinity with an empty queue."""
+    assert Order("boost", 0.0, 300.0).backlog_tokens == 300.0

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+from random import Random
+
+import pytest
+
 from gateway.schedule.overload import (
-    RATE_WINDOW_S,
+    DROP_RATIO,
     RETRY_MAX_S,
-    RETRY_MIN_S,
     RETRY_UNKNOWN_S,
-    DrainRate,
+    SLOWDOWN,
+    Grade,
+    backlog_severity,
+    deferred_from,
     next_mode,
     no_account,
+    pressure,
+    rejected_from,
+    retry_after_s,
+    severity,
 )
-from gateway.types import Mode
+from gateway.types import Mode, SizeBucket
 from tests.unit.schedule.build import settings
 
 GIVEN = settings(
@@ -43,30 +53,69 @@ def test_mode_falls_only_well_below_its_entry() -> None:
     assert walk(1.5, 0.1) == [Mode.CONGESTED, Mode.FREE]
 
 
-def test_drain_rate_predicts_from_what_finished_lately() -> None:
-    """Waiting tokens over tokens a second."""
-    rate = DrainRate()
-    for second in range(200):
-        rate.add(100.0, float(second))
-    assert 19 < rate.seconds(2000.0, 199.0) < 21
+def test_pressure_grows_between_the_modes_entries() -> None:
+    """1 when free, 2 when congested."""
+    found = [pressure(s, GIVEN) for s in (0.0, 0.7, 0.95, 1.2, 9.0)]
+    assert found == pytest.approx([1.0, 1.0, 1.5, 2.0, 2.0])
 
 
-def test_drain_rate_is_not_slow_because_it_is_young() -> None:
-    """Five seconds at 100 tokens a second say 100, not 500 over the whole window."""
-    rate = DrainRate()
-    for second in range(6):
-        rate.add(100.0, float(second))
-    assert 15 < rate.seconds(2000.0, 5.0) < 21
+def test_grade_is_by_what_is_reserved() -> None:
+    """Short by its forecast, whatever it reserves; then in powers of four."""
+    grades = [Grade.of(n, SizeBucket.MEDIUM) for n in (200, 256, 257, 1024, 1025)]
+    assert grades == [Grade.MEDIUM, Grade.MEDIUM, Grade.LONG, Grade.LONG, Grade.HUGE]
+    assert Grade.of(5000, SizeBucket.SHORT) is Grade.SHORT
 
 
-def test_drain_rate_says_what_a_retry_after_may() -> None:
-    """Clamped; a guess where nothing has finished."""
-    rate = DrainRate()
-    assert rate.seconds(1e9, 0.0) == RETRY_UNKNOWN_S
-    rate.add(100.0, 1.0)
-    assert rate.seconds(1e9, 2.0) == RETRY_MAX_S
-    assert rate.seconds(0.0, 2.0) == RETRY_MIN_S
-    assert rate.seconds(10.0, 2.0 + 100 * RATE_WINDOW_S) == RETRY_MAX_S, "long ago"
+def test_severity_is_the_worst_of_three() -> None:
+    """Backlog, drops, slowdown, each 1 where overload begins."""
+    assert severity(0.5, 0.0, 1.0) == 0.5
+    assert severity(0.0, DROP_RATIO, 1.0) == 1.0
+    assert severity(0.0, 0.0, 2 * SLOWDOWN) == 2.0
+
+
+def test_backlog_is_measured_against_the_shortest_patience() -> None:
+    """clear_s, or a default deadline where that is shorter."""
+    assert backlog_severity(30.0, GIVEN) == 0.5
+    given = settings(schedule={"heavy_deadline_s": 15.0, "interactive_deadline_s": 0.0}).schedule
+    assert backlog_severity(30.0, given) == 2.0
+
+
+def test_ladder_sheds_the_dearest_first_and_shorts_never() -> None:
+    """Defer huge, defer long, reject huge, reject long, reject medium."""
+    levels = (0.9, 1.0, 1.5, 2.0, 3.0, 4.0, 1e9)
+    deferred = [deferred_from(Grade.NONE, level, GIVEN) for level in levels]
+    rejected = [rejected_from(Grade.NONE, level, GIVEN) for level in levels]
+    none, huge, long = Grade.NONE, Grade.HUGE, Grade.LONG
+    assert deferred == [none, huge, long, long, long, long, long]
+    assert rejected == [none, none, none, huge, long, Grade.MEDIUM, Grade.MEDIUM]
+
+
+def test_ladder_steps_down_only_well_below_an_entry() -> None:
+    """(1 − hysteresis) × the entry."""
+    assert deferred_from(Grade.HUGE, 0.86, GIVEN) is Grade.HUGE
+    assert deferred_from(Grade.HUGE, 0.84, GIVEN) is Grade.NONE
+    assert deferred_from(Grade.LONG, 1.3, GIVEN) is Grade.LONG
+    assert deferred_from(Grade.LONG, 1.2, GIVEN) is Grade.HUGE
+    assert rejected_from(Grade.HUGE, 1.75, GIVEN) is Grade.HUGE
+    assert rejected_from(Grade.NONE, 1.75, GIVEN) is Grade.NONE
+
+
+def test_ladder_can_be_off() -> None:
+    """shed = false."""
+    given = settings(schedule={"shed": False}).schedule
+    assert deferred_from(Grade.NONE, 99.0, given) is Grade.NONE
+    assert rejected_from(Grade.NONE, 99.0, given) is Grade.NONE
+
+
+def test_retry_after_is_the_drain_jittered_and_bounded() -> None:
+    """± 25 %, at least most of a second, at most a minute; a guess where nothing is known."""
+    random = Random(1)
+    found = [retry_after_s(20.0, random) for _ in range(500)]
+    assert 15.0 <= min(found) < 15.5
+    assert 24.5 < max(found) <= 25.0
+    assert all(45.0 <= retry_after_s(1e9, random) <= RETRY_MAX_S for _ in range(50))
+    assert all(0.75 <= retry_after_s(0.0, random) <= 1.25 for _ in range(50))
+    assert retry_after_s(None, random) == pytest.approx(RETRY_UNKNOWN_S, rel=0.25)
 
 
 def test_no_account_says_whether_a_retry_can_help() -> None:

@@ -95,8 +95,14 @@ def test_reload_accepts_a_job_made_before_it() -> None:
 
 
 def test_reload_keeps_what_a_pool_knows_of_itself() -> None:
-    """Its mode, for the hysteresis, and its rate, for the next Retry-After."""
-    budgets = {"heavy_inflight_tokens": 1000, "interactive_inflight_tokens": 3000}
+    """Its mode, for the hysteresis, its pace, for the next Retry-After, its tenants' counters."""
+    budgets = {
+        "policy": "dual_budget",
+        "borrow": True,
+        "heavy_inflight_tokens": 1000,
+        "interactive_inflight_tokens": 3000,
+        "shed": False,
+    }
     it = World(settings(ONE, schedule=budgets))
     it.submit("j1", 4200)
     it.submit("j2", 4200)
@@ -105,8 +111,10 @@ def test_reload_keeps_what_a_pool_knows_of_itself() -> None:
     assert (before.mode, before.saturation) == (Mode.CONGESTED, 1.05)
     reload(it, ONE, schedule=budgets)
     after = it.scheduler.pools["m"]
-    assert (after is before, after.rate is before.rate) == (False, True)
+    assert (after is before, after.pace is before.pace) == (False, True)
     assert after.mode is Mode.CONGESTED, "a new pool would be moderate at 1.05"
+    counters = [p.shares[JobClass.HEAVY].of("t", 1.0).counter for p in (before, after)]
+    assert counters[0] == counters[1] > 0
 
 
 def test_reload_keeps_a_tenants_jobs_in_flight() -> None:

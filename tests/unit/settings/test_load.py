@@ -96,7 +96,8 @@ def test_read_file_takes_a_byte_order_mark(tmp_path: Path) -> None:
         ),
         (
             {"tenants": [{"name": "t", "anonymous": True, "job_class": "x"}]},
-            "tenants[0].job_class (name = 't'): expected one of interactive, heavy, got 'x'",
+            "tenants[0].job_class (name = 't'): "
+            "expected one of interactive, heavy, background, got 'x'",
         ),
         ({"observe": {"log_level": 7}}, "observe.log_level: expected `str`, got `int`"),
         (

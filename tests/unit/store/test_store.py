@@ -14,6 +14,7 @@ from gateway.settings.schema import Store as StoreSettings
 from gateway.store import JobRow, Store, read_history
 from gateway.store.retention import SLICE_ROWS
 from gateway.store.store import TOMBSTONE_S
+from gateway.store.window import PAGE_ROWS
 from tests.unit.store.rows import WAIT_S, Heard, history, job
 
 TTL_S = 100.0
@@ -48,6 +49,34 @@ def test_history_comes_back_newest_and_in_order(store: Store) -> None:
     assert [row.prompt_tokens for row in store.load_history(3, "old")] == [1, 2, 3]
     assert [row.prompt_tokens for row in store.load_history(100, None)] == list(range(10))
     assert store.load_history(5, "never") == []
+
+
+def test_history_is_read_in_pages_and_others_commit_between(store: Store) -> None:
+    """Whoever waits for a commit does not wait for the whole history."""
+    for i in range(3 * PAGE_ROWS + 1):
+        assert store.append_history(history(i))
+    pages = store.history_pages(10_000)
+    taken, heard = next(pages), Heard()
+    assert store.append_history(history(9999), heard)
+    assert heard.next() is None
+    taken_sizes = [len(taken)]
+    for page in pages:
+        taken_sizes.append(len(page))
+        taken = taken + page
+    assert taken_sizes == [PAGE_ROWS] * 3 + [1]
+    assert [row.prompt_tokens for row in taken] == list(range(3 * PAGE_ROWS + 1))
+
+
+def test_history_pages_pass_over_what_was_removed_meanwhile(store: Store) -> None:
+    """A page whose rows are gone is empty, and the others come all the same."""
+    for i in range(4 * PAGE_ROWS):
+        assert store.append_history(history(i))
+    pages = store.history_pages(10_000)
+    first, cleared = next(pages), Heard()
+    assert store.clear_history(cleared)
+    assert cleared.next() is None
+    assert len(first) == PAGE_ROWS
+    assert [len(page) for page in pages] == [PAGE_ROWS, 0, 0]
 
 
 def test_history_survives_a_restart(tmp_path: Path) -> None:

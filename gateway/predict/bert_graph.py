@@ -3,8 +3,8 @@
 Why not export from a framework: the exported graph has about 350 small nodes, and on one
 core without a dot-product instruction the int8 file made of it is no faster than fp32.
 Built from the runtime's fused operators (Attention, SkipLayerNormalization, BiasGelu) the
-same network has about 60 nodes and, quantised, takes half the time. Mean pooling and the
-L2 norm are inside, so the output is the sentence vector. No torch is needed.
+same network has about 60 nodes and, quantised, takes half the time. Pooling and the L2 norm
+are inside, so the output is the sentence vector. No torch is needed, only `onnx`.
 
 int8: weights and activations unsigned 8 bit, weights with a scale per column, which needs
 no reduced range on processors without VNNI. One scale per activation tensor would lose
@@ -15,31 +15,20 @@ channels by a fixed factor and its weights take that factor in ("SmoothQuant", X
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-Weights = dict[str, np.ndarray]
+from gateway.predict.bert import LAYER, WORDS, Pooling, Weights
+
+Model = Any  # onnx.ModelProto; the library is an extra (`export`), not of the running gateway
+Numbers = npt.NDArray[Any]
 MS = "com.microsoft"
-LAYER = "encoder.layer.{}."
-
-
-def read_safetensors(path: Path) -> Weights:
-    """The float32 tensors of a safetensors file: 8 bytes of length, a JSON header, the data."""
-    raw = np.memmap(path, dtype=np.uint8, mode="r")
-    size = int(raw[:8].view("<u8")[0])
-    header = json.loads(bytes(raw[8 : 8 + size]))
-    weights = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] != "F32":
-            continue
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        weights[name] = np.array(raw[begin:end].view("<f4")).reshape(entry["shape"])
-    return weights
+FAR = -1e9  # below any activation: a masked token's part in a maximum
 
 
 class Graph:
@@ -52,10 +41,12 @@ class Graph:
         *,
         epsilon: float = 1e-12,
         int8_words: bool = True,
+        pooling: Pooling = "mean",
     ) -> None:
         self.weights, self.heads, self.epsilon = weights, heads, epsilon
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+        self.pooling = pooling
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
         self.layers = sum(name.endswith("output.dense.weight") for name in weights) // 2
         x = self._embed(int8_words)
         self._op("Cast", ["attention_mask"], "mask32", to=TensorProto.INT32)
@@ -63,18 +54,18 @@ class Graph:
             x = self._layer(i, x)
         self._pool(x)
 
-    def model(self) -> onnx.ModelProto:
+    def model(self) -> Model:
         ints = [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
             for name in ("input_ids", "attention_mask")
         ]
-        width = self.weights["embeddings.word_embeddings.weight"].shape[1]
+        width = self.weights[WORDS].shape[1]
         vector = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["batch", width])
         graph = helper.make_graph(self.nodes, "sentence-encoder", ints, [vector], self.constants)
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
+    def _constant(self, name: str, value: Numbers) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
@@ -84,7 +75,7 @@ class Graph:
         self.nodes.append(node)
         return out
 
-    def _words(self, table: np.ndarray, int8: bool) -> str:
+    def _words(self, table: Numbers, int8: bool) -> str:
         if not int8:
             return self._op("Gather", [self._constant("words.table", table), "input_ids"], "words")
         scale = np.maximum(np.abs(table).max(axis=1, keepdims=True), 1e-12) / 127
@@ -99,7 +90,7 @@ class Graph:
     def _embed(self, int8_words: bool) -> str:
         """Words + places + the one token type, then LayerNorm."""
         w, e = self.weights, "embeddings."
-        word = self._words(w[e + "word_embeddings.weight"], int8_words)
+        word = self._words(w[WORDS], int8_words)
         places = w[e + "position_embeddings.weight"] + w[e + "token_type_embeddings.weight"][0]
         self._constant("zero", np.array([0], np.int64))
         self._op("Shape", ["input_ids"], "length", start=1, end=2)
@@ -139,20 +130,35 @@ class Graph:
         return self._add_and_norm(i, "output", wide, x)
 
     def _pool(self, x: str) -> None:
-        """Sum over the unmasked tokens; the norm makes the mean's divisor superfluous."""
-        one = self._constant("one", np.array([1], np.int64))
-        mask = self._op("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
-        row = self._op("Unsqueeze", [mask, one], "mask.row")
-        total = self._op("Squeeze", [self._op("MatMul", [row, x], "total.row"), one], "total")
-        self._op("LpNormalization", [total], "vector", axis=-1, p=2)
+        """One vector of all tokens' unmasked ones, at length 1."""
+        self._constant("one", np.array([1], np.int64))
+        self._op("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
+        pooled = {"mean": self._sum, "cls": self._first, "max": self._largest}[self.pooling](x)
+        self._op("LpNormalization", [pooled], "vector", axis=-1, p=2)
+
+    def _sum(self, x: str) -> str:
+        """Stands for the mean: the norm makes its divisor superfluous."""
+        row = self._op("Unsqueeze", ["mask", "one"], "mask.row")
+        return self._op("Squeeze", [self._op("MatMul", [row, x], "total.row"), "one"], "total")
+
+    def _first(self, x: str) -> str:
+        return self._op("Squeeze", [self._op("Gather", [x, "zero"], "first", axis=1), "one"], "cls")
+
+    def _largest(self, x: str) -> str:
+        far = self._constant("far", np.array([FAR], np.float32))
+        last = self._constant("last", np.array([2], np.int64))
+        absent = self._op("Equal", ["attention_mask", "zero"], "absent")
+        column = self._op("Unsqueeze", [absent, last], "absent.column")
+        seen = self._op("Where", [column, far, x], "seen")
+        return self._op("ReduceMax", [seen], "largest", axes=[1], keepdims=0)
 
 
-def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+def products(model: Model) -> list[Any]:
     """The nodes that multiply by a weight matrix: what is worth quantising."""
     return [n for n in model.graph.node if len(n.input) > 1 and n.input[1].endswith(".w")]
 
 
-def with_taps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+def with_taps(model: Model) -> tuple[Model, list[str]]:
     """A copy that also gives out the inputs of every product, and their names."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     taps = sorted({node.input[0] for node in products(copy)})
@@ -161,7 +167,7 @@ def with_taps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     return copy, taps
 
 
-def smooth(model: onnx.ModelProto, peaks: dict[str, np.ndarray], strength: float = 0.8) -> None:
+def smooth(model: Model, peaks: Mapping[str, Numbers], strength: float = 0.8) -> None:
     """Move the products' peaky input channels into their weights, in place.
 
     Args:

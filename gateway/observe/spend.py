@@ -1,0 +1,63 @@
+"""What requests cost, for `/stats`: counted as they end, until an operator counts anew.
+
+Beside it stands what the same requests were forecast to cost, so that the two can be held
+against each other; a median is below the mean of what it is the median of, so a sum of p50 is
+expected to be the smaller one. The metrics (metrics.py) count the same for good.
+
+Models and tenants are the settings' own names, or "other" (JobRecord); those of a setting
+that has changed stay until the next `clear`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from gateway.types import JobRecord
+
+MOST_NAMES = 1000  # of models, and of tenants; what comes later counts as "other"
+OTHER = "other"
+
+
+class Spend:
+    """US dollars by model and by tenant. Belongs to the loop."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from zero."""
+        self._total = self._predicted = 0.0
+        self._unpriced = 0
+        self._models: defaultdict[str, float] = defaultdict(float)
+        self._tenants: defaultdict[str, float] = defaultdict(float)
+
+    def ended(self, record: JobRecord) -> None:
+        """Count one ended request."""
+        usd, forecast = record.cost_usd, record.workload
+        if usd is None:
+            self._unpriced += record.usage is not None
+            return
+        self._total += usd
+        if forecast is not None and forecast.cost_usd_p50 is not None:
+            self._predicted += forecast.cost_usd_p50
+        self._models[_bounded(self._models, record.model)] += usd
+        self._tenants[_bounded(self._tenants, record.tenant)] += usd
+
+    def told(self) -> dict[str, Any]:
+        """For people; `unpriced` are requests that used tokens of a model without a price."""
+        return {
+            "total": _rounded(self._total),
+            "predicted": _rounded(self._predicted),
+            "by_model": {name: _rounded(usd) for name, usd in self._models.items()},
+            "by_tenant": {name: _rounded(usd) for name, usd in self._tenants.items()},
+            "unpriced": self._unpriced,
+        }
+
+
+def _bounded(known: dict[str, float], name: str) -> str:
+    return name if name in known or len(known) < MOST_NAMES else OTHER
+
+
+def _rounded(usd: float) -> float:
+    return round(usd, 9)

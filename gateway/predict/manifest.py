@@ -1,0 +1,102 @@
+"""A folder of artefacts and its manifest.toml: what each file is, where from, and its sha256.
+
+Written by whatever makes artefacts (models/*.py, `sagesched models export`), read by whatever
+loads them: a file whose hash is not the manifest's is not loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.toml"
+HEAD = """# What lies in this folder. Every file named here is checked by sha256 when the gateway
+# starts; written by whatever made the files, not by hand.
+"""
+
+
+class ArtefactError(Exception):
+    """An artefact is missing, altered or of another format."""
+
+
+class Folder:
+    """A folder and its manifest. Raises ArtefactError when the manifest is unusable."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self._manifest = tomllib.loads((folder / NAME).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ArtefactError(f"manifest.toml cannot be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ArtefactError(f"manifest.toml is not valid: {error}") from None
+
+    def about(self, name: str) -> Mapping[str, Any]:
+        """The manifest's table of one artefact."""
+        table = self._manifest.get(name)
+        if not isinstance(table, dict) or "file" not in table or "sha256" not in table:
+            raise ArtefactError(f"manifest.toml does not describe {name!r}")
+        return table
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest names it."""
+        return name in self._manifest
+
+    def path(self, name: str) -> Path:
+        """An artefact's file, its hash checked."""
+        table = self.about(name)
+        path = self._folder / str(table["file"])
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise ArtefactError(f"{path.name} cannot be read: {error.strerror}") from None
+        if found != table["sha256"]:
+            raise ArtefactError(f"{path.name}: the sha256 is not the manifest's")
+        return path
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record(
+    folder: Path,
+    table: str,
+    file: str,
+    *,
+    origin: str,
+    licence: str,
+    command: str,
+    head: str = HEAD,
+    **figures: Any,
+) -> None:
+    """Put or replace one artefact's table in a folder's manifest.
+
+    Figures belong to bytes: while the file is the same, those not measured this time stay.
+    """
+    path = folder / NAME
+    tables = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before, digest = tables.get(table, {}), sha256(folder / file)
+    tables[table] = {
+        **(before if before.get("sha256") == digest else {}),
+        "file": file,
+        "sha256": digest,
+        "origin": origin,
+        "licence": licence,
+        "command": command,
+        **figures,
+    }
+    text = head + "".join(_table(key, tables[key]) for key in sorted(tables))
+    path.write_text(text, encoding="utf-8")
+
+
+def _table(name: str, values: dict[str, object]) -> str:
+    # A JSON scalar or list of scalars is a TOML one too; nothing else is stored.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return f"\n[{name}]\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,82 @@
+"""Whether a job may enter a pool's queue, or is better told at once that it should not wait.
+
+Asked in this order; the first no is the answer:
+
+1. Nothing new while draining.
+2. Its wait would end in vain: it is late already, or no account will be back in service in time.
+3. It could not start at once, and the queue is full: of its pool or its tenant, in items, bytes
+   or tokens.
+4. It could not start at once, and its deadline is hopeless: now + predicted wait + the median
+   time of its answer is past it.
+5. It could not start at once, and the ladder turns its grade away (overload.py).
+
+What could start at once is never refused for what waits: that may wait for something else.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from gateway.errors import GatewayError
+from gateway.schedule import overload
+from gateway.schedule.entry import Entry
+from gateway.schedule.pool import Pool
+from gateway.schedule.rounds import TURN_OF
+from gateway.settings.schema import Schedule
+from gateway.types import JobClass, SizeBucket
+
+
+def service_s(pool: Pool, entry: Entry) -> float:
+    """The median time of its answer, as far as its deadline bounds it; 0 where not known."""
+    token_s = pool.pace.token_s
+    if token_s is None or not pool.pace.sure or entry.job.deadline_first_byte:
+        return 0.0
+    tokens, limit = entry.workload.p50, entry.job.max_tokens
+    return token_s * (tokens if limit is None else min(tokens, limit))
+
+
+def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
+    """Until a job of this class starts: the tokens ahead of it in its class at the class's
+    share of the pool, at most all `others` that wait; 0 where the pace is not known."""
+    if any(n for other, n in pool.waiting_of.items() if other is not cls):
+        ahead = min(ahead / pool.rounds.share(TURN_OF[cls]), others)
+    clear_s = pool.pace.clear_s(ahead, pool.budget.total_jobs)
+    return 0.0 if clear_s is None or not pool.pace.sure else clear_s
+
+
+def _predicted_wait_s(pool: Pool, entry: Entry) -> float:
+    """For one that has just joined: as if it were the last of its class."""
+    ahead = pool.waiting_tokens_of[entry.cls] - entry.reserve
+    return wait_s(pool, entry.cls, ahead, pool.waiting_tokens - entry.reserve)
+
+
+def refusal(
+    pool: Pool, entry: Entry, settings: Schedule, random: Random, now: float
+) -> GatewayError | None:
+    """3 to 5, asked of a job that has joined the queue and did not start."""
+    if pool.overfull(settings, entry.tenant):
+        told = overload.tenant_queue_full if entry.tenant.overfull else overload.queue_full
+        return told(retry_s(pool, random))
+    if entry.deadline_s is not None:
+        end_s = now + _predicted_wait_s(pool, entry) + service_s(pool, entry)
+        if end_s > entry.deadline_s:
+            return overload.hopeless(retry_s(pool, random))
+    if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
+        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.waiting_tokens)
+        backlog = overload.backlog_severity(ahead_s, settings)
+        if entry.grade >= overload.rejected_from(pool.rejected, backlog, settings):
+            return overload.overloaded(retry_s(pool, random))
+    return None
+
+
+def too_late(pool: Pool, entry: Entry, random: Random, now: float) -> GatewayError:
+    """What to tell a job whose wait has ended (`expire_s`), before or after it began."""
+    if entry.deadline_s is not None and now < entry.deadline_s:
+        return overload.hopeless(retry_s(pool, random))
+    return overload.queue_timeout(retry_s(pool, random))
+
+
+def retry_s(pool: Pool, random: Random) -> float:
+    """When to come again: when what waits now has been served."""
+    clear_s = pool.pace.clear_s(pool.waiting_tokens, pool.budget.total_jobs)
+    return overload.retry_after_s(clear_s, random)

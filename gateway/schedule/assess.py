@@ -1,0 +1,76 @@
+"""A pool looks at itself before it starts anything: how full, how far behind, what follows.
+
+Starts move work from waiting to running and add none, so once before them is enough. Everything
+here is a handful of sums; what it sets is read by the choice (allocation.py) and at the door
+(admission.py).
+"""
+
+from __future__ import annotations
+
+from gateway.schedule import overload
+from gateway.schedule.accounts import AccountPool
+from gateway.schedule.budget import SURE_STARTS
+from gateway.schedule.ordering import Order
+from gateway.schedule.overload import Grade
+from gateway.schedule.pool import Pool
+from gateway.schedule.rounds import Turn
+from gateway.settings.schema import Schedule
+
+EVERY = 8  # drains of a long queue: there nothing of this changes faster
+LONG_QUEUE = 32
+REKEY_SLICE = 3  # keys made anew per drain: a change of scale is spread over many events
+
+
+def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, now: float) -> None:
+    """Saturation and mode, budgets and weights, severity and its ladder, the ordering's scale."""
+    pool.drains += 1
+    if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
+        pool.saturation = saturation(pool, accounts)
+        pool.mode = overload.next_mode(pool.mode, pool.saturation, settings)
+        _resize(pool, accounts, settings)
+        _severity(pool, settings, now)
+        _order(pool, trust)
+    if pool.stale:
+        pool.rekey(REKEY_SLICE)
+
+
+def saturation(pool: Pool, accounts: AccountPool) -> float:
+    """In flight and waiting over what the pool is to hold, or the accounts' own load."""
+    tokens = pool.budget.total_tokens + pool.waiting_tokens
+    return max(tokens / pool.budget.total_limit, accounts.load(pool.accounts))
+
+
+def _resize(pool: Pool, accounts: AccountPool, settings: Schedule) -> None:
+    pace = pool.pace
+    if pace.starts >= SURE_STARTS:
+        pressure = overload.pressure(pool.saturation, settings)
+        room = max(1.0, accounts.room(pool.accounts))
+        pool.budget.resize(room * pace.mean_reserve, pressure)
+        pool.rounds.adapt(pressure, pace.mean_reserve)
+
+
+def _severity(pool: Pool, settings: Schedule, now: float) -> None:
+    pace = pool.pace
+    clear_s = pace.clear_s(pool.waiting_tokens, pool.budget.total_jobs) if pace.sure else None
+    pool.clear_s = clear_s or 0.0
+    backlog = overload.backlog_severity(pool.clear_s, settings)
+    pool.severity = overload.severity(backlog, pace.drop_ratio, pace.slowdown)
+    deferred = overload.deferred_from(pool.deferred, pool.severity, settings)
+    if deferred is not pool.deferred:
+        if Grade.NONE in (deferred, pool.deferred):  # its turn begins, or is over
+            pool.rounds.reset(Turn.DEFERRED)
+            pool.served_s[Turn.DEFERRED] = now
+        pool.deferred = deferred
+    pool.rejected = overload.rejected_from(pool.rejected, backlog, settings)
+
+
+def _order(pool: Pool, trust: float) -> None:
+    if not pool.queued:
+        return
+    pace, order = pool.pace, pool.order
+    typical, token_s = order.typical_tokens, order.token_s
+    if pace.starts >= SURE_STARTS and pace.token_s is not None:
+        typical, token_s = pace.mean_reserve, pace.token_s
+    streams = pace.streams(pool.budget.total_jobs)
+    if not order.near(pool.waiting_tokens, typical, token_s, streams, trust):
+        pool.reorder(Order(order.kind, pool.waiting_tokens, typical, token_s, streams, trust))

@@ -1,0 +1,95 @@
+"""How fast a pool works, measured on what it finished.
+
+Everything fades by completions, never by seconds: a provider whose answers take a second and one
+whose answers take a minute teach at the same rate, and a night without requests teaches nothing.
+
+Speed is that of a stream (seconds per output token, from dispatch to end) and the number of
+streams at work. Both are known at low load, where tokens per second of the whole pool would say
+how little was asked of it, not how much it can do.
+"""
+
+from __future__ import annotations
+
+MEMORY = 64  # completions after which an observation counts for 1/e
+SURE = 8  # completions before which a prediction refuses nobody
+
+
+class Pace:
+    """One pool's. Tokens are output tokens."""
+
+    __slots__ = (
+        "_jobs",
+        "_service_s",
+        "_streams",
+        "_tokens",
+        "_wait_s",
+        "attempts",
+        "completions",
+        "drops",
+        "mean_reserve",
+        "starts",
+    )
+
+    def __init__(self) -> None:
+        self._jobs = 0.0  # faded number of completions, which the four sums below are over
+        self._tokens = 0.0
+        self._service_s = 0.0
+        self._wait_s = 0.0
+        self._streams = 0.0
+        self.completions = 0
+        self.attempts = 0.0  # faded
+        self.drops = 0.0
+        self.mean_reserve = 0.0
+        self.starts = 0
+
+    def finished(self, tokens: float, service_s: float, wait_s: float, streams: int) -> None:
+        """A job ended that made `tokens` in `service_s`, one of `streams`, after `wait_s`."""
+        keep = 1.0 - 1.0 / MEMORY
+        self._jobs = self._jobs * keep + 1.0
+        self._tokens = self._tokens * keep + tokens
+        self._service_s = self._service_s * keep + service_s
+        self._wait_s = self._wait_s * keep + wait_s
+        self._streams = self._streams * keep + streams
+        self.completions += 1
+
+    def attempted(self, dropped: bool) -> None:
+        """An attempt ended; `dropped`: the provider refused it for its load."""
+        keep = 1.0 - 1.0 / MEMORY
+        self.attempts = self.attempts * keep + 1.0
+        self.drops = self.drops * keep + dropped
+
+    def started(self, reserve: int) -> None:
+        self.starts += 1
+        weight = max(1.0 / self.starts, 1.0 / MEMORY)
+        self.mean_reserve += weight * (reserve - self.mean_reserve)
+
+    @property
+    def sure(self) -> bool:
+        return self.completions >= SURE
+
+    @property
+    def token_s(self) -> float | None:
+        """Seconds per token on one stream; None before anything was measured."""
+        if self._tokens <= 0.0 or self._service_s <= 0.0:
+            return None
+        return self._service_s / self._tokens
+
+    @property
+    def drop_ratio(self) -> float:
+        return self.drops / self.attempts if self.attempts else 0.0
+
+    @property
+    def slowdown(self) -> float:
+        """(wait + service) / service of what finished lately; 1 where nothing has."""
+        if self._service_s <= 0.0:
+            return 1.0
+        return 1.0 + self._wait_s / self._service_s
+
+    def streams(self, running: int) -> float:
+        """At work while there is enough to do: what there was lately, or is now."""
+        return max(self._streams / self._jobs if self._jobs else 0.0, float(running), 1.0)
+
+    def clear_s(self, tokens: float, running: int) -> float | None:
+        """How long the pool takes for `tokens` of work; None where its speed is not known."""
+        token_s = self.token_s
+        return None if token_s is None else tokens * token_s / self.streams(running)

@@ -1,0 +1,62 @@
+"""Who runs on which core, and whether the load still measures something.
+
+Gateway and predictor share one core, load generator, provider and whoever reads the gateway's
+log another: so "on one core" means what it says, and what the load costs is not the gateway's.
+A load that fills its own core measures itself; then the run is given up instead of printed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MOST = 0.7  # of a core, for generator and provider together
+
+
+class Unfit(Exception):
+    """This machine, or this moment, cannot measure what was asked for."""
+
+
+def load_and_gateway() -> tuple[int, int]:
+    """The two cores. Raises Unfit where there is one."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Unfit("two cores are needed: one for the gateway, one for load and provider")
+    return cores[0], cores[1]
+
+
+def stay_on(core: int) -> None:
+    """This process, and what it starts from now on, runs there."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """What is started inside runs there, for good; None: anywhere. Threads that this process
+    itself started inside come back with it."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        for thread in Path("/proc/self/task").iterdir() if core is not None else ():
+            os.sched_setaffinity(int(thread.name), before)
+
+
+def check_load(share: float, when: str) -> None:
+    """Raises Unfit where generator and provider took too much of their core to be believed."""
+    if share > MOST:
+        raise Unfit(
+            f"{when}: load generator and provider used {share:.0%} of their core (at most"
+            f" {MOST:.0%}): the figures would be theirs; run it on a faster or idler machine"
+        )
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and all its threads so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,148 @@
+"""Which forecast a job was dispatched by, and how well a run's forecasts order the truth. Pure.
+
+used.py says what the words mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+
+from gateway.replay.evaluate_figures import kendall_tau
+from tests.bench.prompts import Prompt
+from tests.bench.tables import table as table_of
+
+TAUS = ("used", "stage 0", "at the end", "full")
+FEWEST = 30  # jobs whose order says something
+
+
+class Told(Struct):
+    """What one job was told, as p50 in output tokens."""
+
+    stage0: float
+    used: float
+    last: float
+    rung: str  # of what was used
+    queue_s: float | None = None  # None: never dispatched
+    ok: bool = False
+
+
+class Used(Struct, frozen=True):
+    """One rate."""
+
+    rate: int
+    order: str
+    compared: int
+    asked: int
+    failed: int
+    waited: float  # share of those compared
+    wait_s: tuple[float, float]  # p50, p99
+    tau: Mapping[str, float]  # used, stage 0, at the end, full
+    tau_waited: Mapping[str, float]  # the same of jobs that waited
+    rungs: Mapping[str, float]  # share of what was used
+    refined: float  # share whose forecast changed before dispatch
+    predictor: Mapping[str, Any]  # its counts at the end
+    gateway_share: tuple[float, ...]  # of the core: the process's own, its predictor's
+    load_share: float
+
+    def ratio(self, taus: Mapping[str, float]) -> float:
+        """used / full; NaN without a full τ above 0."""
+        return taus["used"] / taus["full"] if taus["full"] > 0 else float("nan")
+
+
+def told(events: Iterable[Mapping[str, Any]]) -> dict[str, Told]:
+    """By job, from the journal's events in their order."""
+    jobs: dict[str, Told] = {}
+    for event in events:
+        kind, detail = event["event"], event.get("detail", {})
+        if kind == "submitted":
+            p50 = detail["p50"]
+            jobs[event["job"]] = Told(p50, p50, p50, detail["rung"])
+            continue
+        job = jobs.get(event.get("job") or "")
+        if job is None:
+            continue
+        if kind == "reforecast":
+            job.last = detail["p50"]
+            if job.queue_s is None:
+                job.used, job.rung = detail["p50"], detail["rung"]
+        elif kind == "dispatched" and job.queue_s is None:
+            job.queue_s = detail["queue_s"]
+        elif kind == "finished":
+            job.ok = detail["outcome"] == "ok"
+    return jobs
+
+
+def taus(
+    which: Sequence[str],
+    jobs: Mapping[str, Told],
+    full: Mapping[str, float],
+    asked: Mapping[str, Prompt],
+) -> dict[str, float]:
+    """By TAUS; NaN of fewer than FEWEST jobs."""
+    truth = np.array([asked[j].output_tokens for j in which], np.float64)
+
+    def tau(said: list[float]) -> float:
+        found = kendall_tau(np.array(said, np.float64), truth)
+        return float("nan") if found is None or len(which) < FEWEST else found
+
+    return {
+        "used": tau([jobs[j].used for j in which]),
+        "stage 0": tau([jobs[j].stage0 for j in which]),
+        "at the end": tau([jobs[j].last for j in which]),
+        "full": tau([full[j] for j in which]),
+    }
+
+
+def table(found: Sequence[Used]) -> str:
+    """Markdown: the forecasts, then what the predictor came to do."""
+    forecasts = table_of(
+        [
+            *("req/s", "order", "compared (asked, failed)", "waited", "wait p50, p99 s"),
+            *(f"τ {name}" for name in TAUS),
+            *("used / full", "the same, those that waited"),
+        ],
+        map(_forecasts, found),
+    )
+    work = table_of(
+        [
+            *("req/s", "order", "better forecast in time", "rungs of what was used"),
+            *("skipped late", "queue full", "lessons lost, brief", "repeats from cache"),
+            *("core: gateway + predictor", "core: load"),
+        ],
+        map(_work, found),
+    )
+    return f"{forecasts}\n\n{work}"
+
+
+def _forecasts(one: Used) -> list[str]:
+    waited = one.tau_waited
+    return [
+        str(one.rate),
+        one.order,
+        f"{one.compared} ({one.asked}, {one.failed})",
+        f"{one.waited:.0%}",
+        f"{one.wait_s[0]:.2f}, {one.wait_s[1]:.2f}",
+        *(f"{one.tau[name]:.3f}" for name in TAUS),
+        f"{one.ratio(one.tau):.2f}",
+        f"{one.ratio(waited):.2f} ({waited['used']:.3f} / {waited['full']:.3f})",
+    ]
+
+
+def _work(one: Used) -> list[str]:
+    of = one.predictor
+    return [
+        str(one.rate),
+        one.order,
+        f"{one.refined:.0%}",
+        ", ".join(f"{rung} {share:.1%}" for rung, share in one.rungs.items()),
+        str(of["skipped_late"]),
+        str(of["dropped_full"]),
+        f"{of['learn_lost']}, {of['learned_briefly']}",
+        str(of["cache_hits"]),
+        " + ".join(f"{share:.0%}" for share in one.gateway_share),
+        f"{one.load_share:.0%}",
+    ]

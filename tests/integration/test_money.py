@@ -1,0 +1,121 @@
+"""What a request cost, through the front door: record, metrics, log, journal, /stats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.predict.prices import load_prices
+from gateway.shipped import shipped
+from gateway.types import Usage
+from tests.kit import steps
+from tests.kit.gateway import GatewayProcess, account
+from tests.kit.provider import ScriptedProvider
+
+PRICED, UNPRICED = "gpt-5.4-mini", "kit-model"
+USAGE = {
+    "prompt_tokens": 1000,
+    "completion_tokens": 200,
+    "total_tokens": 1200,
+    "prompt_tokens_details": {"cached_tokens": 400},
+    "completion_tokens_details": {"reasoning_tokens": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def priced(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[GatewayProcess, ScriptedProvider]]:
+    with (
+        ScriptedProvider() as provider,
+        GatewayProcess(
+            tmp_path_factory.mktemp("money"),
+            accounts=[account(provider, models=[PRICED, UNPRICED])],
+            predict={"enabled": False},
+        ) as gateway,
+    ):
+        yield gateway, provider
+
+
+Priced = tuple[GatewayProcess, ScriptedProvider]
+
+
+def ask(priced: Priced, model: str, usage: dict[str, Any] = USAGE, **more: Any) -> str:
+    """One request; its id."""
+    gateway, provider = priced
+    body = steps.completion("Hi.", (9, 3)) | {"usage": usage}
+    provider.enqueue([steps.Respond(json=body)])
+    asked = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+    url = gateway.url("/v1/chat/completions")
+    answer = httpx.post(url, json=asked, headers=gateway.headers)
+    assert answer.status_code == 200
+    return str(answer.headers["x-request-id"])
+
+
+def cost_stats(priced: Priced) -> dict[str, Any]:
+    gateway, _ = priced
+    stats = httpx.get(gateway.url("/stats"), headers=gateway.admin_headers).json()
+    found: dict[str, Any] = stats["cost_usd"]
+    return found
+
+
+def counted(priced: Priced, name: str) -> dict[str, float]:
+    page = httpx.get(priced[0].url("/metrics")).text
+    lines = (line for line in page.splitlines() if line.startswith(name + "{"))
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def test_cost_of_a_request_is_told_everywhere(priced: Priced) -> None:
+    """Cached tokens at their own price, the rest at theirs: 600 × 0.25 + 400 × 0.025 +
+    200 × 2 millionths of a dollar."""
+    gateway, _ = priced
+    httpx.post(gateway.url("/reset"), json={"scope": "stats"}, headers=gateway.admin_headers)
+    usage = Usage(prompt_tokens=1000, output_tokens=200, cached_tokens=400, reasoning_tokens=50)
+    expected = load_prices(shipped("config/prices.toml"))[PRICED].of(usage)
+    assert expected == pytest.approx(560e-6)
+    asked = ask(priced, PRICED)
+    line = gateway.wait_log(lambda line: line.get("request_id") == asked)
+    assert line["cost_usd"] == pytest.approx(expected)
+    assert line["predicted_cost_usd"] > 0
+    events = httpx.get(gateway.url("/events"), headers=gateway.admin_headers).json()["events"]
+    [end] = [e for e in events if e["event"] == "finished" and e["job"] == asked]
+    assert end["detail"]["cost_usd"] == pytest.approx(expected)
+    told = cost_stats(priced)
+    assert told["total"] == told["by_model"][PRICED] == told["by_tenant"]["kit"]
+    assert told["total"] == pytest.approx(expected)
+    labels = f'{{model="{PRICED}",tenant="kit"}}'
+    actual = counted(priced, "sagesched_cost_usd_total")
+    predicted = counted(priced, "sagesched_predicted_cost_usd_total")
+    assert actual[f"sagesched_cost_usd_total{labels}"] == pytest.approx(expected)
+    assert predicted[f"sagesched_predicted_cost_usd_total{labels}"] == pytest.approx(
+        line["predicted_cost_usd"], abs=1e-9
+    )
+
+
+def test_cost_of_a_model_without_price_is_none(priced: Priced) -> None:
+    """No price, no money: not zero in the log, no series, and told apart in /stats."""
+    gateway, _ = priced
+    before = cost_stats(priced)
+    asked = ask(priced, UNPRICED)
+    line = gateway.wait_log(lambda line: line.get("request_id") == asked)
+    assert line["prompt_tokens"] == 1000
+    assert "cost_usd" not in line
+    assert "predicted_cost_usd" not in line
+    after = cost_stats(priced)
+    assert after == before | {"unpriced": before["unpriced"] + 1}
+    assert not any(UNPRICED in name for name in counted(priced, "sagesched_cost_usd_total"))
+
+
+def test_cost_is_counted_anew_after_a_reset(priced: Priced) -> None:
+    """`/reset` with scope stats empties the sums of /stats; the metric never goes back."""
+    gateway, _ = priced
+    ask(priced, PRICED)
+    metric = counted(priced, "sagesched_cost_usd_total")
+    httpx.post(gateway.url("/reset"), json={"scope": "stats"}, headers=gateway.admin_headers)
+    assert cost_stats(priced)["total"] == 0
+    assert counted(priced, "sagesched_cost_usd_total") == metric
+    ask(priced, PRICED)
+    assert cost_stats(priced)["total"] == pytest.approx(560e-6)

@@ -1,0 +1,179 @@
+"""Encoders chosen by name: the shipped one, and what was exported beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from gateway.predict import encoders
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.backend import Local, Setup
+from gateway.predict.encoder import pack
+from gateway.predict.export import export
+from gateway.predict.features import PromptView
+from gateway.predict.fitting import full_data, stage0_data
+from gateway.predict.foresight import Foresight, Lesson
+from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.refit import refit
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+from gateway.types import HistoryRow, Rung
+from tests.kit.tiny_bert import write_bert
+from tests.unit.predict.conftest import NAME
+
+MODELS = shipped("models")
+VIEW = PromptView.of_prompt("what is the name of the sea", tenant="t", model="gpt-4o")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models_path with the exported encoder `tiny`, 32 numbers wide."""
+    folder = tmp_path_factory.mktemp("home")
+    write_bert(folder / "tiny")
+    export(folder / "tiny", encoders.exported_in(folder), "", MODELS, fp32=True)
+    return folder
+
+
+@pytest.fixture
+def tiny(home: Path) -> Artefacts:
+    return Artefacts(MODELS, "tiny", 64, exported=encoders.exported_in(home))
+
+
+def settings(home: Path) -> Predict:
+    return structs.replace(Predict(), embedding_model_name="tiny", models_path=str(home))
+
+
+def lesson(view: PromptView = VIEW, tokens: int = 40) -> Lesson:
+    return Lesson(view, tokens, None, False, True, 1.0)
+
+
+def test_an_exported_encoder_is_chosen_by_its_name(home: Path, tiny: Artefacts) -> None:
+    """It loads without a problem; the shipped one is still found by its own."""
+    assert (tiny.problems, tiny.encoder_name) == ([], "tiny")
+    assert tiny.encoder is not None
+    assert tiny.encoder.width == 32
+    own = Artefacts(MODELS, NAME, 64, exported=encoders.exported_in(home))
+    assert (own.problems, own.encoder_name) == ([], NAME)
+    assert own.full is not None
+
+
+def test_an_exported_encoder_brings_none_of_what_was_fitted_on_the_shipped_one(
+    tiny: Artefacts,
+) -> None:
+    """No projection, full model, head or warm rows: only stage 0 reads no vector."""
+    assert (tiny.projection, tiny.full, tiny.head, tiny.warm) == (None,) * 4
+    assert tiny.stage0() is not None
+
+
+@pytest.mark.parametrize("name", ["nobody", "../home/encoders/tiny", "", ".", "tiny/"])
+def test_an_encoder_that_is_not_there_is_said_with_those_that_are(home: Path, name: str) -> None:
+    """Nothing is loaded in its place, and no name leads out of the folder."""
+    found = Artefacts(MODELS, name, 64, exported=encoders.exported_in(home))
+    assert (found.encoder, found.encoder_name) == (None, "")
+    [problem] = found.problems
+    assert f"no artefact for the encoder {name!r}" in problem
+    assert f"'{NAME}', 'tiny'" in problem
+
+
+def test_an_exported_encoder_that_was_altered_is_not_loaded(home: Path, tmp_path: Path) -> None:
+    """Its hash is checked as the shipped ones' are; stage 0 stays."""
+    folder = encoders.exported_in(tmp_path) / "tiny"
+    folder.mkdir(parents=True)
+    for path in (encoders.exported_in(home) / "tiny").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    with (folder / "encoder.onnx").open("ab") as file:
+        file.write(b"\0")
+    found = Artefacts(MODELS, "tiny", 64, exported=folder.parent)
+    assert found.problems == ["encoder.onnx: the sha256 is not the manifest's"]
+    assert found.encoder is None
+    assert found.stage0() is not None
+
+
+def test_an_exported_folder_under_another_name_is_refused(home: Path, tmp_path: Path) -> None:
+    """Renaming a folder must not give its vectors another's name."""
+    encoders.exported_in(tmp_path).mkdir()
+    moved = encoders.exported_in(tmp_path) / "other"
+    moved.symlink_to(encoders.exported_in(home) / "tiny")
+    with pytest.raises(ArtefactError, match="is not of the encoder 'other'"):
+        encoders.find(Folder(MODELS), encoders.exported_in(tmp_path), "other")
+
+
+def test_foresight_with_an_exported_encoder_learns_neighbours(home: Path, tiny: Artefacts) -> None:
+    """Before any row the boosters without vectors speak; after a repeat, its neighbours."""
+    foresight = Foresight(settings(home), tiny, b"key", {})
+    first = foresight.forecast(VIEW)
+    assert first.rung == Rung.MODEL_ONLY
+    row = foresight.learn(lesson())
+    assert (row.encoder, len(row.vector)) == ("tiny", 2 * 32)
+    again = foresight.forecast(VIEW)
+    assert again.rung == Rung.TENANT_NEIGHBORS
+    assert abs(again.p50 - 40) < abs(first.p50 - 40)
+
+
+def test_rows_of_another_encoder_are_not_searched(home: Path, tiny: Artefacts) -> None:
+    """Even one whose vector is as wide; a row of its own is."""
+    foresight = Foresight(settings(home), tiny, b"key", {})
+    own = foresight.learn(lesson())
+    foresight.forget()
+    assert not foresight.remember(structs.replace(own, encoder=NAME))
+    assert foresight.rows == 0
+    assert foresight.remember(own)
+    assert foresight.rows == 1
+
+
+def rows_of(encoder: str, width: int, count: int = 300) -> list[HistoryRow]:
+    """Rows as a gateway with this encoder stores them, their lengths a rule's."""
+    draw = np.random.default_rng(0)
+    foresight = Foresight(Predict(), Artefacts(MODELS, "none", 64), b"key", {})
+    rows = []
+    for i in range(count):
+        view = PromptView.of_prompt(f"{'list' if i % 2 else 'name'} {i}", tenant="t", model="m")
+        vector = draw.standard_normal(width).astype(np.float32)
+        row = foresight.learn(Lesson(view, 900 if i % 2 else 9, None, False, True, float(i)))
+        near = np.zeros(10 + 7, "<f2").tobytes()
+        rows.append(
+            structs.replace(
+                row, encoder=encoder, vector=pack(vector / np.linalg.norm(vector)), neighbours=near
+            )
+        )
+    return rows
+
+
+def test_refit_under_an_exported_encoder_fits_stage0_alone(
+    home: Path, tiny: Artefacts, tmp_path: Path
+) -> None:
+    """The full model is trained on none of its vectors; the same rows of the shipped one are."""
+    rows = rows_of("tiny", 32)
+    assert (len(full_data(rows, tiny)), len(stage0_data(rows, tiny))) == (0, 300)
+    report = refit(rows, tiny, tmp_path / "refits")
+    assert report.accepted
+    assert report.full.fitted_rows == 0
+    whole = Artefacts(MODELS, NAME, 64)
+    assert len(full_data(rows, whole)) == 0
+    assert len(full_data(rows_of(NAME, 384), whole)) == 300
+    adopted = tiny.refitted(tmp_path / "refits" / str(report.version))
+    assert (adopted.problems, adopted.version, adopted.full) == ([], 1, None)
+
+
+def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
+    """What the child opens is chosen by the settings alone."""
+    local = Local(Setup(settings(home), str(MODELS), b"key", {}, frozenset()))
+    assert (local.about.encoder, local.about.problems) == ("tiny", ())
+    elsewhere = structs.replace(settings(home), models_path=str(home / "elsewhere"))
+    lost = Local(Setup(elsewhere, str(MODELS), b"key", {}, frozenset()))
+    assert lost.about.encoder == ""
+    assert lost.about.problems
+
+
+def test_resize_keeps_an_encoder_s_cache_where_nothing_changes(tiny: Artefacts) -> None:
+    """A cap beyond its positions is that of its positions, and no reason to forget."""
+    encoder = tiny.encoder
+    assert encoder is not None
+    encoder.read("the sea", b"key")
+    encoder.resize(500)
+    assert encoder.at_hand(b"key") is not None
+    encoder.resize(12)
+    assert encoder.at_hand(b"key") is None

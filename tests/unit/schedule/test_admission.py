@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.schedule.events import Refuse, Woke
+from gateway.types import JobClass, Outcome, Reason
+from tests.unit.schedule.build import World, refused, settings, started
+
+
+def paced(token_s: float = 0.1, **schedule: Any) -> World:
+    """One slot, whose pace is known: `token_s` seconds per token."""
+    it = World(
+        settings(
+            {"a": {"initial_concurrency": 1}},
+            {"t": {}, "u": {"max_queued_tokens": 300}},
+            schedule={"max_wait_s": 86_400.0, **schedule},
+        )
+    )
+    for n in range(12):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 100 * token_s)
+    return it
+
+
+def test_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
+    """now + predicted wait + median service > deadline; one that can be met is taken."""
+    it = paced()
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    (refusal,) = it.submit("hopeless", 100, deadline_s=it.now + 39.0)
+    assert isinstance(refusal, Refuse)
+    assert (refusal.error.status, refusal.error.code) == (429, "deadline_unreachable")
+    assert refusal.error.retry_after_s is not None
+    assert refusal.outcome is Outcome.REJECTED
+    assert refused(it.submit("possible", 100, deadline_s=it.now + 45.0)) == {}
+
+
+def test_deadline_of_the_first_byte_leaves_out_the_answers_time() -> None:
+    """A stream has met it when it starts."""
+    it = paced()
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    fields = {"deadline_s": it.now + 35.0, "deadline_first_byte": True}
+    assert refused(it.submit("stream", 100, **fields)) == {}
+
+
+def test_deadline_nearer_than_its_own_answer_is_refused_though_a_slot_is_free() -> None:
+    """It would be late if it started now."""
+    it = paced()
+    gone = it.submit("late", 1000, deadline_s=it.now + 50.0)
+    assert refused(gone) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+    assert started(it.submit("well", 1000, deadline_s=it.now + 200.0)) == ["well"]
+
+
+def test_deadline_refuses_nobody_while_the_pace_is_not_known() -> None:
+    """The first requests of a gateway's life are not guessed away."""
+    it = World(settings({"a": {"initial_concurrency": 1}}))
+    it.submit("run", 100)
+    it.submit("ahead", 100_000, class_override=JobClass.BACKGROUND)
+    assert refused(it.submit("j", 5000, deadline_s=1.0)) == {}
+
+
+def test_waiting_job_leaves_when_its_answer_can_no_longer_be_in_time() -> None:
+    """At deadline − service, not at the deadline: its slot is another's."""
+    it = paced()
+    it.submit("run", 100)
+    it.submit("j", 100, deadline_s=it.now + 25.0)
+    at = it.now + 15.0
+    assert it.scheduler.next_wake(it.now) == pytest.approx(at)
+    gone = it.tell(Woke(), at=at + 0.001)
+    assert refused(gone) == {"j": ("deadline_unreachable", Outcome.EVICTED)}
+
+
+def test_ladder_rejects_the_dearest_that_would_wait_too_long() -> None:
+    """Huge first, then long, then medium, by the backlog before them; shorts never."""
+    it = paced(clear_s=10.0)
+    it.submit("run", 100)
+    it.submit("w", 250)
+    codes = [refused(it.submit(f"{tokens}", tokens)) for tokens in (30, 200, 500, 2000)]
+    assert codes == [{}, {}, {"500": ("overloaded", Outcome.REJECTED)}, {
+        "2000": ("overloaded", Outcome.REJECTED)
+    }]  # fmt: skip
+    assert refused(it.submit("medium", 250)) == {"medium": ("overloaded", Outcome.REJECTED)}
+    assert refused(it.submit("short", 60)) == {}
+
+
+def test_ladder_does_not_count_a_job_as_its_own_backlog() -> None:
+    """A huge one that waits behind nothing but what runs is no overload."""
+    it = paced(clear_s=10.0)
+    it.submit("run", 100)
+    assert refused(it.submit("huge", 5000)) == {}
+
+
+def test_ladder_does_not_reject_background_work() -> None:
+    """Nobody holds a connection open for it."""
+    it = paced(clear_s=10.0)
+    it.submit("run", 100)
+    it.submit("w", 250)
+    it.submit("w2", 250)
+    assert refused(it.submit("b", 2000, class_override=JobClass.BACKGROUND)) == {}
+    assert refused(it.submit("h", 2000)) != {}
+
+
+def test_ladder_is_off_without_shed() -> None:
+    """Then the queue's own bounds are all there is."""
+    it = paced(clear_s=1.0, shed=False)
+    it.submit("run", 100)
+    for n in range(5):
+        assert refused(it.submit(f"j{n}", 5000)) == {}
+    assert Reason.OVERLOAD not in _reasons(it)
+
+
+def test_ladder_defers_the_dear_and_starts_them_when_nothing_else_waits() -> None:
+    """Deferred is not lost: others first, but for the background's share; then it runs."""
+    it = paced(clear_s=30.0, reject_above=100.0, max_overtake_s=3600.0)
+    it.submit("run", 100)
+    it.submit("huge", 2000)
+    for n in range(8):
+        it.submit(f"m{n}", 200)
+    assert _reasons(it) == {Reason.OVERLOAD, Reason.ACCOUNT_LIMIT}
+    order = []
+    running = "run"
+    while running:
+        (running,) = started(it.finish(running, 100, at=it.now + 1.0)) or [""]
+        order.append(running)
+    assert set(order) == {"huge", *(f"m{n}" for n in range(8)), ""}
+    assert order.index("huge") >= 5
+
+
+def test_ladder_leaves_a_job_that_waits_alone_in_peace() -> None:
+    """Work-conserving: a deferred job starts as soon as a slot is free that nobody else wants."""
+    it = paced(clear_s=10.0, reject_above=100.0)
+    it.submit("run", 100)
+    it.submit("huge", 5000)
+    assert _reasons(it) == {Reason.OVERLOAD}
+    assert started(it.finish("run", 100)) == ["huge"]
+
+
+def test_queue_is_bounded_in_tokens() -> None:
+    """Of the pool, and of one tenant."""
+    it = paced(max_queue_tokens=1000, shed=False)
+    it.submit("run", 100)
+    assert refused(it.submit("w1", 600)) == {}
+    assert refused(it.submit("w2", 600)) == {"w2": ("queue_full", Outcome.REJECTED)}
+    assert refused(it.submit("u1", 200, tenant="u")) == {}
+    (refusal,) = it.submit("u2", 200, tenant="u")
+    assert isinstance(refusal, Refuse)
+    assert str(refusal.error) == "too many of your requests are waiting"
+
+
+def _reasons(it: World) -> set[Reason]:
+    (pool,) = it.scheduler.snapshot(it.now).pools
+    return {reason for shot in pool.classes.values() for reason in shot.blocked}

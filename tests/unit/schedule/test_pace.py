@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.schedule.pace import MEMORY, SURE, Pace
+
+
+def test_pace_knows_nothing_before_something_has_finished() -> None:
+    """And says so."""
+    it = Pace()
+    assert (it.token_s, it.clear_s(100.0, 3), it.slowdown, it.drop_ratio) == (None, None, 1.0, 0.0)
+    it.finished(0.0, 1.0, 0.0, 1)
+    assert it.token_s is None, "an empty answer says nothing of tokens"
+
+
+def test_pace_is_seconds_per_token_of_a_stream_times_streams() -> None:
+    """Ten streams of 0.1 s a token clear a thousand tokens in ten seconds."""
+    it = Pace()
+    for _ in range(200):
+        it.finished(100.0, 10.0, 0.0, 10)
+    assert it.token_s == pytest.approx(0.1)
+    assert it.clear_s(1000.0, 4) == pytest.approx(10.0)
+    assert it.clear_s(1000.0, 20) == pytest.approx(5.0), "there are more at work now"
+
+
+def test_pace_forgets_by_completions_not_by_time() -> None:
+    """A provider that got slow is believed after some answers, whether seconds or hours each."""
+    for unit in (0.01, 100.0):
+        it = Pace()
+        for _ in range(300):
+            it.finished(100.0, 10.0 * unit, 0.0, 1)
+        for _ in range(MEMORY):
+            it.finished(100.0, 20.0 * unit, 0.0, 1)
+        assert it.token_s is not None
+        assert it.token_s / unit == pytest.approx(0.1 + 0.1 * 0.63, rel=0.03)
+
+
+def test_pace_is_sure_after_some_completions() -> None:
+    """Before that nobody is refused for a prediction."""
+    it = Pace()
+    for n in range(SURE):
+        assert it.sure is False, n
+        it.finished(1.0, 1.0, 1.0, 1)
+    assert it.sure
+
+
+def test_pace_slowdown_is_what_waiting_adds() -> None:
+    """(wait + service) / service."""
+    it = Pace()
+    it.finished(10.0, 2.0, 6.0, 1)
+    assert it.slowdown == pytest.approx(4.0)
+
+
+def test_pace_counts_what_the_provider_refused_lately() -> None:
+    """A share of attempts, fading."""
+    it = Pace()
+    for n in range(400):
+        it.attempted(dropped=n % 4 == 0)
+    assert it.drop_ratio == pytest.approx(0.25, abs=0.02)
+    for _ in range(3 * MEMORY):
+        it.attempted(dropped=False)
+    assert it.drop_ratio < 0.02
+
+
+def test_pace_mean_reserve_is_plain_at_first() -> None:
+    """Then it follows the last ones."""
+    it = Pace()
+    for reserve in (10, 20, 30):
+        it.started(reserve)
+    assert it.mean_reserve == pytest.approx(20.0)
+    for _ in range(6 * MEMORY):
+        it.started(100)
+    assert it.mean_reserve == pytest.approx(100.0, rel=0.01)

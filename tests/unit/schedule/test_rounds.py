@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from gateway.schedule.rounds import Rounds, Turn
+from tests.unit.schedule.build import settings
+
+INTERACTIVE, HEAVY, BACKGROUND, DEFERRED = Turn
+WEIGHTS = {"interactive_weight": 4.0, "heavy_weight": 4.0, "background_weight": 1.0}
+
+
+def rounds(**schedule: float) -> Rounds:
+    return Rounds(settings(schedule={**WEIGHTS, **schedule}).schedule)
+
+
+def serve(it: Rounds, costs: dict[Turn, list[int]], starts: int) -> dict[Turn, int]:
+    """Work done by each when all always have a head; costs are drawn in turn."""
+    random, done = Random(3), dict.fromkeys(costs, 0)
+    heads = {turn: random.choice(sizes) for turn, sizes in costs.items()}
+    for _ in range(starts):
+        turn = it.choose(heads)
+        it.charge(turn, heads[turn])
+        done[turn] += heads[turn]
+        heads[turn] = random.choice(costs[turn])
+    return done
+
+
+def test_rounds_give_work_by_weight_whatever_the_sizes() -> None:
+    """4 : 4 : 1 in tokens, not in jobs."""
+    done = serve(
+        rounds(), {INTERACTIVE: [10, 60], HEAVY: [300, 2000], BACKGROUND: [100, 500]}, 20_000
+    )
+    assert done[INTERACTIVE] / done[HEAVY] == pytest.approx(1.0, rel=0.05)
+    assert done[BACKGROUND] / done[HEAVY] == pytest.approx(0.25, rel=0.05)
+
+
+def test_rounds_adapt_to_pressure() -> None:
+    """The interactive weight counts up to twice."""
+    it = rounds()
+    it.adapt(2.0, 500.0)
+    done = serve(it, {INTERACTIVE: [10, 60], HEAVY: [300, 2000]}, 20_000)
+    assert done[INTERACTIVE] / done[HEAVY] == pytest.approx(2.0, rel=0.05)
+    assert it.share(INTERACTIVE) == pytest.approx(8 / (8 + 4 + 1 + 1))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=200),
+    st.floats(0.1, 10),
+)
+@hypothesis_settings(deadline=None, database=None)
+def test_rounds_never_leave_one_behind(costs: list[tuple[int, int]], weight: float) -> None:
+    """Work over weight of two that always have work differs by a job and a quantum at most."""
+    it = rounds(interactive_weight=4.0, heavy_weight=weight)
+    done = {INTERACTIVE: 0.0, HEAVY: 0.0}
+    largest = max(max(pair) for pair in costs)
+    for pair in costs:
+        heads = {INTERACTIVE: pair[0], HEAVY: pair[1]}
+        turn = it.choose(heads)
+        it.charge(turn, heads[turn])
+        done[turn] += heads[turn]
+        gap = abs(done[INTERACTIVE] / 4.0 - done[HEAVY] / weight)
+        assert gap <= 3 * (largest + 128) / min(4.0, weight)
+
+
+def test_rounds_keep_a_blocked_ones_credit_and_add_none() -> None:
+    """It does not save up while it could not have started anything."""
+    it = rounds()
+    it.choose({INTERACTIVE: 10, HEAVY: 10_000})
+    before = it.credit[HEAVY]
+    for _ in range(100):
+        it.choose({INTERACTIVE: 50})
+        it.charge(INTERACTIVE, 50)
+    assert it.credit[HEAVY] == before
+
+
+def test_rounds_cover_who_they_choose() -> None:
+    """Also the one whose head needs thousands of rounds, which are counted, not walked."""
+    it = rounds()
+    assert it.choose({DEFERRED: 10**9}) is DEFERRED
+    assert it.credit[DEFERRED] >= 10**9
+
+
+def test_rounds_go_interactive_first_among_the_covered() -> None:
+    """Then in the order of `Turn`."""
+    it = rounds()
+    it.credit = dict.fromkeys(Turn, 1000.0)
+    heads = dict.fromkeys(reversed(list(Turn)), 900)
+    order = []
+    for _ in Turn:
+        turn = it.choose(heads)
+        it.charge(turn, 900)
+        order.append(turn)
+    assert order == list(Turn)
+
+
+def test_rounds_reset_forgets_credit_and_debt() -> None:
+    """A class that waits for nothing starts anew."""
+    it = rounds()
+    it.charge(HEAVY, 5000.0)
+    it.reset(HEAVY)
+    assert it.credit[HEAVY] == 0.0

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.schedule.shares import SLACK_TOKENS, Shares
+
+
+def test_shares_count_work_by_weight() -> None:
+    """Twice the weight, half the count."""
+    it = Shares()
+    light, heavy = it.of("light", 1.0), it.of("heavy", 2.0)
+    for share in (light, heavy):
+        it.joined(share)
+        it.charge(share, 1000.0)
+    assert (light.counter, heavy.counter) == (1000.0, 500.0)
+
+
+def test_shares_rank_in_steps() -> None:
+    """Within a step all are equal, and their jobs' keys decide."""
+    it = Shares()
+    share = it.of("t", 1.0)
+    ranks = []
+    for _ in range(5):
+        it.charge(share, SLACK_TOKENS / 2)
+        ranks.append(share.rank)
+    assert ranks == [0, 1, 1, 2, 2]
+
+
+def test_shares_correct_what_was_charged() -> None:
+    """At the end, up or down."""
+    it = Shares()
+    share = it.of("t", 2.0)
+    it.charge(share, 1000.0)
+    it.correct(share, -600.0)
+    assert share.counter == 200.0
+
+
+def test_shares_lift_who_comes_back_to_those_at_work() -> None:
+    """Idle time is not saved up; it is a step ahead, no more."""
+    it = Shares()
+    busy, idle = it.of("busy", 1.0), it.of("idle", 1.0)
+    it.joined(busy)
+    for _ in range(100):
+        it.charge(busy, 1000.0)
+    it.joined(idle)
+    assert idle.counter == pytest.approx(99_000.0 - SLACK_TOKENS)
+    assert idle.rank < busy.rank
+
+
+def test_shares_do_not_lift_who_is_still_waiting() -> None:
+    """A second job is no return; nor is one who is ahead already pulled back."""
+    it = Shares()
+    share, other = it.of("t", 1.0), it.of("other", 1.0)
+    it.joined(share)
+    it.joined(other)
+    for _ in range(10):
+        it.charge(other, 1000.0)
+    it.joined(share)
+    assert share.counter == 0.0
+    it.left(other)
+    it.joined(other)
+    assert other.counter == 10_000.0
+
+
+def test_shares_do_not_owe_for_ever_to_who_was_kept_back() -> None:
+    """One that a cap of its own held for long is paid a few steps, not all of it."""
+    it = Shares()
+    kept, other = it.of("kept", 1.0), it.of("other", 1.0)
+    it.joined(kept)
+    it.joined(other)
+    for _ in range(100):
+        it.charge(other, 1000.0)
+    it.charge(kept, 10.0)
+    assert kept.counter == pytest.approx(99_000.0 - 4 * SLACK_TOKENS + 10.0)
+
+
+def test_shares_inherit_counters_by_name() -> None:
+    """After a reload; weights are the new ones."""
+    old, new = Shares(), Shares()
+    old.charge(old.of("t", 1.0), 5000.0)
+    old.charge(old.of("t", 1.0), 5000.0)
+    new.of("t", 4.0)
+    new.inherit(old)
+    share = new.of("t", 4.0)
+    assert (share.counter, share.weight, new.floor) == (10_000.0, 4.0, 5000.0)
