@@ -20,7 +20,7 @@ in flight brings less than half a per cent. Where the data know nothing, the cur
 further out outweigh the others, so ignorance explores and evidence settles; and no threshold has
 to tell a straight line from a flat top.
 
-Smooth bends (s = 2) are given little weight before the data
+Smooth bends (s = 2, 4) are given little weight before the data
 speak, lest a few unsteady samples around a sharp knee pass for one.
 """
 
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 PRICE = 0.045  # of log throughput, for every e-fold of the window
-SHARP = (1.0, 2.0, 32.0)
+SHARP = (1.0, 2.0, 4.0, 32.0)
 STEEP = (1.0, 1.5, 2.0)
 BENT = 0.35  # log throughput that twice as much in flight brings where no bend was seen
 _WHOLE = 24  # up to here a bin per number in flight, above it every tenth
@@ -70,7 +70,7 @@ _G = np.ascontiguousarray(
 )  # bins × curves
 _G2 = _G * _G
 _PRIOR: Floats = np.log(
-    np.where(_P > 1.0, 0.5, 1.0) * np.where(_S == 2.0, 0.3, np.where(_S == 1.0, 3.0, 1.0))
+    np.where(_P > 1.0, 0.5, 1.0) * np.where(_S == 1.0, 3.0, np.where(_S < 5.0, 0.15, 1.0))
 )
 SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
 
