@@ -46,7 +46,16 @@ def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
 def _predicted_wait_s(pool: Pool, entry: Entry) -> float:
     """For one that has just joined: as if it were the last of its class."""
     ahead = pool.waiting_tokens_of[entry.cls] - entry.reserve
-    return wait_s(pool, entry.cls, ahead, pool.waiting_tokens - entry.reserve)
+    others = pool.waiting_tokens - entry.reserve
+    return wait_s(pool, entry.cls, min(ahead, _ahead(pool, entry)), others)
+
+
+def _ahead(pool: Pool, entry: Entry) -> float:
+    """Tokens that a job which has just joined has before it, counted by its tenant's share: who
+    floods the queue waits behind itself, and those beside it do not wait for that."""
+    share = pool.share(entry)
+    mine = entry.tenant.waiting_tokens - entry.reserve
+    return mine * pool.shares[entry.cls].weight / share.weight
 
 
 def refusal(
@@ -61,7 +70,8 @@ def refusal(
         if end_s > entry.deadline_s:
             return overload.hopeless(retry_s(pool, chance))
     if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
-        ahead_s = pool.clear_s * (1.0 - entry.reserve / pool.pressing_tokens)
+        ahead = min(pool.pressing_tokens - entry.reserve, _ahead(pool, entry))
+        ahead_s = pool.clear_s * ahead / pool.pressing_tokens
         backlog = overload.backlog_severity(ahead_s, settings)
         if entry.grade >= overload.rejected_from(pool.rejected, backlog, settings):
             return overload.overloaded(retry_s(pool, chance))

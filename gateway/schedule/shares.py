@@ -48,11 +48,12 @@ class Share:
 class Shares:
     """The counters of one class of one pool."""
 
-    __slots__ = ("_shares", "floor")
+    __slots__ = ("_shares", "floor", "weight")
 
     def __init__(self) -> None:
         self._shares: dict[str, Share] = {}
         self.floor = 0.0  # the counter of who was served last: the smallest at work
+        self.weight = 0.0  # of all who have jobs that wait
 
     def of(self, tenant: str, weight: float) -> Share:
         share = self._shares.get(tenant)
@@ -67,11 +68,14 @@ class Shares:
             lifted = self.floor - SLACK_TOKENS
             if share.counter < lifted:
                 share.move(lifted)
+            self.weight += share.weight
         share.waiting += 1
 
     def left(self, share: Share) -> None:
         share.waiting -= 1
         assert share.waiting >= 0
+        if share.waiting == 0:
+            self.weight -= share.weight
 
     def charge(self, share: Share, tokens: float) -> None:
         """At a start. One that was kept back long by a cap of its own is not owed all of it."""
@@ -88,6 +92,8 @@ class Shares:
         for tenant, share in self._shares.items():
             assert share.waiting == waiting.get(tenant, 0), tenant
             assert share.rank == int(share.counter // SLACK_TOKENS), tenant
+        at_work = sum(share.weight for share in self._shares.values() if share.waiting)
+        assert abs(self.weight - at_work) < 1e-6 * (1.0 + at_work)
 
     def inherit(self, old: Shares) -> None:
         """The counters of an earlier life, by name."""

@@ -165,11 +165,11 @@ class Schedule(Section, frozen=True):
     express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
     shed: bool = True  # defer, then reject, under overload
     defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
-    reject_above: Annotated[float, Meta(gt=0, le=100)] = 2.0
+    reject_above: Annotated[float, Meta(gt=0, le=100)] = 5.0  # of the backlog alone
     clear_s: Seconds = 60.0  # a backlog that clears within this is no overload
     drain_longest_first: bool = False  # the tail of a burst: long ones first, for the makespan
     max_wait_s: Seconds = 600.0
-    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0  # of one class and tenant:
+    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0  # of one class and tenant:
     # nobody who comes later than this passes
     moderate_above: Annotated[float, Meta(gt=0, le=10)] = 0.7  # saturation that enters the mode
     congested_above: Annotated[float, Meta(gt=0, le=100)] = 1.2

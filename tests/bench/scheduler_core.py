@@ -38,7 +38,7 @@ class Bench:
         given: Settings = settings(
             {name: {"initial_concurrency": 64} for name in self.names},
             {name: {} for name in self.tenants},
-            schedule={"max_queue_items": 1_000_000},
+            schedule={"max_queue_items": 1_000_000, "shed": False},
         )
         self.scheduler = Scheduler(given, Accounts(given.accounts, given.balance))
         self.running: list[str] = []

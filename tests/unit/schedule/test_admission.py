@@ -10,12 +10,13 @@ from tests.unit.schedule.build import World, refused, settings, started
 
 
 def paced(token_s: float = 0.1, **schedule: Any) -> World:
-    """One slot, whose pace is known: `token_s` seconds per token."""
+    """One slot, whose pace is known: `token_s` seconds per token; rejecting from twice the
+    backlog that is no overload."""
     it = World(
         settings(
             {"a": {"initial_concurrency": 1}},
-            {"t": {}, "u": {"max_queued_tokens": 300}},
-            schedule={"max_wait_s": 86_400.0, **schedule},
+            {"t": {}, "u": {"max_queued_tokens": 300}, "v": {}},
+            schedule={"max_wait_s": 86_400.0, "reject_above": 2.0, **schedule},
         )
     )
     for n in range(12):
@@ -123,6 +124,17 @@ def test_queue_keeps_half_of_its_room_for_those_who_wait() -> None:
     assert codes == [{}, {}, {"b2": ("queue_full", Outcome.REJECTED)}]
     assert [refused(it.submit(f"h{n}", 100)) for n in range(2)] == [{}, {}]
     assert refused(it.submit("h2", 100)) == {"h2": ("queue_full", Outcome.REJECTED)}
+
+
+def test_ladder_does_not_turn_away_who_stands_beside_a_flood() -> None:
+    """A tenant's own share of the queue is what it waits for; the flooder is sent away."""
+    it = paced(clear_s=30.0)
+    it.submit("run", 100)
+    for n in range(12):
+        it.submit(f"f{n}", 250)
+    assert refused(it.submit("more", 2000)) == {"more": ("overloaded", Outcome.REJECTED)}
+    assert refused(it.submit("hurried", 100, tenant="v", deadline_s=it.now + 100.0)) == {}
+    assert refused(it.submit("calm", 2000, tenant="v")) == {}
 
 
 def test_ladder_is_off_without_shed() -> None:

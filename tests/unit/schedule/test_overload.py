@@ -23,7 +23,12 @@ from gateway.types import Mode, SizeBucket
 from tests.unit.schedule.build import settings
 
 GIVEN = settings(
-    schedule={"moderate_above": 0.7, "congested_above": 1.2, "hysteresis": 0.15}
+    schedule={
+        "moderate_above": 0.7,
+        "congested_above": 1.2,
+        "hysteresis": 0.15,
+        "reject_above": 2.0,
+    }
 ).schedule
 
 
