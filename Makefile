@@ -41,7 +41,11 @@ check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m gateway check --config gateway.toml
 
-bench: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
+# DATA=FILE: conversations (JSON lines, .gz or not) instead of the demo's own.
+bench: $(VENV)/run-ready ## the gateway against no gateway, 3 shapes of congestion (15 minutes)
+	@$(BIN)/sagesched bench --out var/bench --time-scale 8 --cold-seeds 1 $(if $(DATA),--data $(DATA))
+
+bench-overhead: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
 	@$(BIN)/python -m tests.bench.overhead
 
 bench-predict: $(VENV)/dev-ready ## measure the predictor (BENCH="--data FILE", "--quick", …)
@@ -70,4 +74,4 @@ lock: ## resolve the locks again, with a cool-down of 8 days (needs uv)
 clean: ## remove the environment and what runs leave behind
 	rm -rf $(VENV) .venv-models var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help run stop test check bench bench-predict models image lock clean
+.PHONY: help run stop test check bench bench-overhead bench-predict models image lock clean
