@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 from litestar import Litestar, asgi
 
 from gateway import __version__
@@ -28,6 +29,7 @@ from gateway.api.predict import Forecasts
 from gateway.api.problems import send_problem
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
+from gateway.balance.learned import Learned
 from gateway.balance.pool import Accounts
 from gateway.engine.engine import Engine, Listener
 from gateway.engine.failsafe import Build
@@ -63,6 +65,7 @@ from gateway.upstream.providers import Target, target
 logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
+KEEP_PERIOD_S = 30.0
 IN_WORK = 64  # examples taught at once
 LAST_WORDS_S = 2.0
 
@@ -88,8 +91,15 @@ def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> l
 
 
 def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
-    """A scheduler with its accounts; `old` is one that failed."""
-    return Scheduler(settings, Accounts(settings.accounts, settings.balance), Random())
+    """A scheduler with its accounts; `old` is one that failed, whose accounts' learning is
+    taken along where it can still be read."""
+    accounts = Accounts(settings.accounts, settings.balance)
+    if old is not None and isinstance(old.accounts, Accounts):
+        try:
+            accounts.restore(old.accounts.learned(), 0.0)
+        except Exception:
+            logger.exception("what the accounts had learned is lost")
+    return Scheduler(settings, accounts, Random())
 
 
 class Gateway:
@@ -131,7 +141,9 @@ class Gateway:
         self.spend = Spend()
         self.logs = logs
         self._core = core
-        self.engine = Engine(core(effective(settings), None), core)
+        first = core(effective(settings), None)
+        self._restore(first)
+        self.engine = Engine(first, core)
         self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
@@ -149,6 +161,7 @@ class Gateway:
         self.app = self._litestar()
         self._lag_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._keep_timer: asyncio.TimerHandle | None = None
         live.on_change(self._prepare)
 
     # -- life --------------------------------------------------------------------------------
@@ -159,6 +172,7 @@ class Gateway:
         self.jobs.resume(self.store.load_unfinished(), tenants)
         self._tick(self.engine.clock())
         self._sweep()
+        self._keep_on()
 
     async def drain(self) -> None:
         """Refuse what is new, let the rest finish; after the time-out end it."""
@@ -183,7 +197,8 @@ class Gateway:
     async def stop(self) -> None:
         """After the listener is closed: threads, store, connections."""
         await self.jobs.stop()
-        for timer in (self._lag_timer, self._sweep_timer):
+        self._keep()
+        for timer in (self._lag_timer, self._sweep_timer, self._keep_timer):
             if timer is not None:
                 timer.cancel()
         if self._shadow is not None:
@@ -232,6 +247,26 @@ class Gateway:
             self._observe(settings)
 
         return apply
+
+    def _restore(self, core: Scheduler) -> None:
+        """What the accounts had learned when the last process last said so."""
+        kept = self.store.get_state("accounts")
+        if kept is None or not isinstance(core.accounts, Accounts):
+            return
+        try:
+            wall_s, learned = msgspec.msgpack.decode(kept, type=tuple[float, Learned])
+            count = core.accounts.restore(learned, time.time() - wall_s)
+        except Exception as error:  # another version's, or damaged: it is learned again
+            logger.warning("what the accounts had learned cannot be read: %s", error)
+            return
+        logger.info("limits and windows restored", extra={"accounts": count})
+
+    def _keep(self) -> None:
+        """What the accounts have learned, for the next process."""
+        accounts = self.engine.core.accounts
+        if isinstance(accounts, Accounts):
+            kept = msgspec.msgpack.encode((time.time(), accounts.learned()))
+            self.store.put_state("accounts", kept)
 
     def _observe(self, settings: Settings) -> None:
         """A shadow where the mode is "observe": a fresh one for these settings."""
@@ -358,6 +393,10 @@ class Gateway:
         self.store.expire_jobs(time.time())
         self.predictor.tick()
         self._sweep_timer = self.engine.loop.call_later(SWEEP_PERIOD_S, self._sweep)
+
+    def _keep_on(self) -> None:
+        self._keep()
+        self._keep_timer = self.engine.loop.call_later(KEEP_PERIOD_S, self._keep_on)
 
     # -- HTTP ----------------------------------------------------------------------------------
 

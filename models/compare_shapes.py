@@ -51,7 +51,12 @@ from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.replay.split import groups, is_fit, row_keys
 
 UNSEEN = 0  # the fold
-SEVEN = FULL | {"objective": "quantile", "rounds": 350, "min_data_in_leaf": 40}
+SEVEN = FULL | {
+    "objective": "quantile",
+    "learning_rate": 0.04,
+    "rounds": 350,
+    "min_data_in_leaf": 40,
+}
 SHARES = (0.0, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6)
 
 

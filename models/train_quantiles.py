@@ -7,6 +7,8 @@ written holds no text: the boosters' trees, tables of means and residual quantil
 projection, and 8-byte hashes of the fitted conversations and prompts, by which a test
 shows that what is evaluated was never fitted.
 
+The full model has a booster more, of the probability that an answer is short (≤ 64 tokens).
+
 Both models are a location (mean of log length), a scale (log of the residual's size, taken
 out of fold) and a table of residual quantiles in units of the scale, by location. Features
 that a live gateway may lack are hidden at random while fitting, so the trees know what to do
@@ -59,7 +61,7 @@ from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView
 from gateway.predict.index import NO_NEIGHBOURS
 from gateway.predict.lengths import NARROWEST, WIDEST
 from gateway.replay.split import groups, is_fit, pack, row_keys
-from gateway.types import QUANTILE_LEVELS
+from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
 
 FOLDS = 5
 COMPONENTS = 32
@@ -69,7 +71,7 @@ LEVELS = np.array(QUANTILE_LEVELS)
 SHARED = {
     "objective": "huber",
     "alpha": 1.5,
-    "num_threads": 2,
+    "num_threads": 1,
     "verbosity": -1,
     "seed": 7,
     "deterministic": True,
@@ -79,8 +81,15 @@ SHARED = {
     "bagging_freq": 1,
 }
 STAGE0 = SHARED | {"num_leaves": 20, "min_data_in_leaf": 25, "learning_rate": 0.05, "rounds": 260}
-FULL = SHARED | {"num_leaves": 24, "min_data_in_leaf": 25, "learning_rate": 0.04, "rounds": 420}
+FULL = SHARED | {"num_leaves": 24, "min_data_in_leaf": 25, "learning_rate": 0.02, "rounds": 900}
 SCALE = SHARED | {"num_leaves": 12, "min_data_in_leaf": 60, "learning_rate": 0.05, "rounds": 120}
+SHORT = {key: value for key, value in SHARED.items() if key != "alpha"} | {
+    "objective": "binary",
+    "num_leaves": 16,
+    "min_data_in_leaf": 40,
+    "learning_rate": 0.03,
+    "rounds": 300,
+}
 
 
 def fit(x: Array, y: Array, settings: dict[str, Any]) -> lgb.Booster:
@@ -236,6 +245,8 @@ def main() -> None:
     tables |= {"mean": round(float(y[chosen].mean()), 4)}
     tables |= {"models": _rounded(model), "tasks": _rounded(task)}
     tables |= {name: model.table for name, model in models.items()}
+    tables |= {"leaning": leaning_columns(x, projected(projection, vectors))}
+    short = fit(full_x, (y[chosen] <= np.log1p(SHORT_TOKENS) + 1e-9).astype(float), SHORT)
 
     report: dict[str, Any] = {"fit_rows": len(chosen), "held_rows": len(held)}
     if not args.leave_out:
@@ -259,7 +270,7 @@ def main() -> None:
             report[variant] = judge(grid, y[held], list(of))
             report[variant + "_seen_sources"] = judge(grid[seen], y[held][seen], of[seen])
         print(json.dumps(report, indent=1))
-    write(models, tables, projection, pack(rows[i] for i in chosen), report, args.out)
+    write(models, short, tables, projection, pack(rows[i] for i in chosen), report, args.out)
 
 
 def _model(view: PromptView) -> str:
@@ -274,8 +285,25 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in sorted(values.items())}
 
 
+def leaning_columns(x: Array, vectors: Array) -> dict[str, list[Any]]:
+    """What gateway/predict/leaning.py reads and its scale. A feature that never varies here
+    counts as it is, from 0."""
+    names = NAMES[: NAMES.index("stop")]  # parameters after it are the model's or hardly vary
+    columns = x[:, : len(names)]
+    deviation = np.nanstd(columns, axis=0)
+    varies = deviation > 1e-5
+    mean = np.where(varies, np.nanmean(columns, axis=0), 0.0)
+    return {
+        "names": list(names),
+        "mean": [round(float(v), 4) for v in mean],
+        "deviation": [round(float(v), 4) for v in np.where(varies, deviation, 1.0)],
+        "projected": [round(float(v), 4) for v in vectors.std(axis=0)],
+    }
+
+
 def write(
     models: dict[str, Model],
+    short: lgb.Booster,
     tables: dict[str, Any],
     projection: Array,
     fitted: bytes,
@@ -304,16 +332,23 @@ def write(
     for name, model in models.items():
         own = {key: value for key, value in flat.items() if key.startswith(name)}
         for part, booster in ((name, model.location), (f"{name}_scale", model.scale)):
-            text = booster.model_to_string(importance_type="gain")
-            # The parameters at the end name paths of the building machine and nothing we read.
-            (out / f"{part}.txt").write_text(text.split("\nparameters:")[0] + "\n")
+            (out / f"{part}.txt").write_text(saved(booster))
             manifest.record(part, f"{part}.txt", **common, **(rows | own if part == name else {}))
+    (out / "full_short.txt").write_text(saved(short))
+    manifest.record("full_short", "full_short.txt", **common)
     (out / "tables.json").write_text(json.dumps(tables, ensure_ascii=False) + "\n")
     np.save(out / "projection.npy", projection)
     (out / "fit_keys.bin").write_bytes(fitted)
     manifest.record("tables", "tables.json", **common)
     manifest.record("projection", "projection.npy", **common)
     manifest.record("fit_keys", "fit_keys.bin", **common)
+
+
+def saved(booster: lgb.Booster) -> str:
+    """Without the parameters at the end: they name paths of the building machine, and nothing
+    reads them."""
+    text: str = booster.model_to_string(importance_type="gain")
+    return text.split("\nparameters:")[0] + "\n"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ in flight brings less than half a per cent. Where the data know nothing, the cur
 further out outweigh the others, so ignorance explores and evidence settles; and no threshold has
 to tell a straight line from a flat top.
 
-Smooth bends towards a flat top (s = 2, 4 with p = 1) are given little weight before the data
+Smooth bends (s = 2, 4) are given little weight before the data
 speak, lest a few unsteady samples around a sharp knee pass for one.
 """
 
@@ -44,7 +44,6 @@ _LN_N: Floats = np.log(np.concatenate([np.arange(1.0, _WHOLE), _WHOLE * 1.1 ** n
 BINS = len(_LN_N)
 _N: Floats = np.unique(np.round(np.exp(_LN_N)))
 MAX_WINDOW = float(np.exp(_LN_N[-1]))  # 1,194
-_LN_KNEE: Floats = np.arange(0.3, _LN_N[-1] + 0.7, 0.05)
 
 
 def _log_slowdown(ln_n: Floats, ln_knee: Floats, sharp: Floats, steep: Floats) -> Floats:
@@ -53,18 +52,26 @@ def _log_slowdown(ln_n: Floats, ln_knee: Floats, sharp: Floats, steep: Floats) -
 
 
 def _grid() -> tuple[Floats, Floats, Floats]:
-    sharp, steep, knee = np.meshgrid(SHARP, STEEP, _LN_KNEE, indexing="ij")
-    return sharp.ravel(), steep.ravel(), knee.ravel()
+    """Sharp bends finely in n, for they move the window by as much; round ones coarsely."""
+    parts = []
+    for sharp in SHARP:
+        turns = np.arange(0.3, _LN_N[-1] + 0.7, 0.04 if sharp > 4.0 else 0.12)
+        parts.append(np.meshgrid([sharp], STEEP, turns, indexing="ij"))
+    sharps, steeps, turns = (np.concatenate([p[i].ravel() for p in parts]) for i in range(3))
+    return sharps, steeps, turns
 
 
 _S, _P, _K = _grid()
 _PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # nobody slows down by half when two are served
 _S, _P, _K = _S[_PLAUSIBLE], _P[_PLAUSIBLE], _K[_PLAUSIBLE]
 _LINEAR = (_S == 1.0) & (_P == 1.0)
-_G = _log_slowdown(_LN_N[None, :], _K[:, None], _S[:, None], _P[:, None])
+_G = np.ascontiguousarray(
+    _log_slowdown(_LN_N[:, None], _K[None, :], _S[None, :], _P[None, :])
+)  # bins × curves
 _G2 = _G * _G
-_X = _LN_N[None, :] - _G  # log throughput, up to the scale
-_PRIOR: Floats = np.log(np.where(_P > 1.0, 0.5, 1.0) * np.where((_S == 1.0) | (_S > 4.0), 1.0, 0.1))
+_PRIOR: Floats = np.log(
+    np.where(_P > 1.0, 0.5, 1.0) * np.where(_S == 1.0, 3.0, np.where(_S < 5.0, 0.15, 1.0))
+)
 SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
 
 
@@ -180,20 +187,22 @@ class Bins:
 
     def posterior(self, variance: float) -> Posterior:
         """`variance` is that of one log latency around its curve."""
-        w, total = self.weights, float(self.weights.sum())
-        mean = self.sums / np.maximum(w, 1e-9)
-        wy = self.sums
-        resid_sum = wy.sum() - _G @ w  # of y - g, per curve
-        squares = float(wy @ mean) - 2.0 * (_G @ wy) + _G2 @ w
+        known = np.flatnonzero(self.weights > 1e-6)
+        part = slice(known[0], known[-1] + 1) if len(known) else slice(0, 0)
+        w, wy = self.weights[part], self.sums[part]
+        total = float(w.sum())
+        resid_sum = wy.sum() - w @ _G[part]  # of y - g, per curve
+        squares = float(wy @ (wy / np.maximum(w, 1e-9))) - 2.0 * (wy @ _G[part]) + w @ _G2[part]
         # y = scale + g + noise, scale ~ N(0, SCALE_SD²) integrated out
         shrink = total + variance / SCALE_SD**2
         scale = resid_sum / shrink
         log = _PRIOR - (squares - scale * resid_sum) / (2.0 * variance)
         p = np.exp(log - log.max())
         p /= p.sum()
+        slowdown = _G @ p
         return Posterior(
-            log_slowdown=p @ _G,
-            log_throughput=p @ _X,
+            log_slowdown=slowdown,
+            log_throughput=_LN_N - slowdown,
             scale=float(p @ scale),
             likeliest=int(np.argmax(log)),
             peaked=float(p[_P > 1.0].sum()),

@@ -21,6 +21,7 @@ PRIOR = np.array([1.0, 0.0005, 0.04])
 """Seconds for an empty request, a prompt token, an output token: a guess of their proportions
 that the first latencies scale and a dozen samples overrule."""
 PRIOR_WEIGHT = 1.5  # samples
+LEAST_BASE = 0.001  # of a mean latency
 CLIP = 2.5  # a latency this many times too long or too short counts as this many times
 
 
@@ -76,5 +77,8 @@ class Unloaded:
                 theta[active] = part
                 break
             active.pop(int(np.argmin(part)))
-        if (sizes @ theta).min() > 0.0:
+        # An empty request takes some time, whatever the least squares make of it: a latency is
+        # divided by this.
+        theta[0] = max(theta[0], LEAST_BASE * float(np.mean(sizes @ theta)))
+        if theta[0] > 0.0:
             self.theta = theta

@@ -287,12 +287,13 @@ class Window:
         """Begins at `RESTORE_RATIO` of a window learned before, with as much of the evidence.
         One that cannot be read is left alone."""
         try:
+            to = math.floor(learned.window * RESTORE_RATIO + 0.5)
             self._evidence.restore(learned, RESTORE_RATIO)
-        except ValueError:
+        except (ValueError, OverflowError):
             return
         self.alone_s = self._evidence.alone_s
         self._slow_start = False
-        self._move(learned.window * RESTORE_RATIO, 0)
+        self._move(to, 0)
 
     def check(self) -> None:
         """Asserts the invariants; for tests."""

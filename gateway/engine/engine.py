@@ -238,6 +238,11 @@ class Engine:
         return self._core.standing(job_id, self.clock())
 
     @property
+    def core(self) -> Scheduler:
+        """The scheduler in force; another one after a rebuild."""
+        return self._core.core
+
+    @property
     def jobs(self) -> int:
         return len(self._ledger)
 

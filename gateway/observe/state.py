@@ -24,8 +24,10 @@ from gateway.types import (
     SchedulerSnapshot,
     StoreSnapshot,
     Verdict,
+    WindowSnapshot,
 )
 
+REGIMES = ("unknown", "linear", "saturating", "peaked")
 ACCOUNT_STATES = ("open", "backoff", "ejected", "half_open", "dead_key", "draining")
 REFITS = ("off", "waiting", "running", "accepted", "kept", "failed")
 DROPS = tuple(v for v in Verdict if v not in (Verdict.SUCCESS, Verdict.IGNORED))
@@ -62,6 +64,7 @@ def state_metrics(taken: Snapshots) -> Iterator[Metric]:
     """Every family of the moment."""
     yield from _pools(taken.scheduler.pools)
     yield from _accounts(taken.scheduler.accounts)
+    yield from _windows(taken.scheduler.accounts)
     yield from _scheduler(taken.scheduler)
     yield from _shell(taken.shell)
     if taken.predictor is not None:
@@ -202,6 +205,60 @@ def _accounts(accounts: tuple[AccountSnapshot, ...]) -> Iterator[Metric]:
         ],
     )
     yield _counter("account_cuts", "Times the limit was cut.", label, of(lambda a: a.cuts))
+
+
+def _windows(accounts: tuple[AccountSnapshot, ...]) -> Iterator[Metric]:
+    """Per account and model, by the provider's name for it: both stand in the settings."""
+    known = [(account.name, window) for account in accounts for window in account.windows]
+
+    def of(read: Callable[[WindowSnapshot], float]) -> Samples:
+        return [((name, window.model), float(read(window))) for name, window in known]
+
+    label = ("account", "model")
+    yield _gauge(
+        "window_requests", "Requests given at once: the knee.", label, of(lambda w: w.window)
+    )
+    yield _gauge("window_inflight", "Of them, running.", label, of(lambda w: w.inflight))
+    yield _gauge(
+        "window_knee",
+        "Requests in flight at the fitted knee or peak, 0 where there is none.",
+        label,
+        of(lambda w: w.knee),
+    )
+    yield _gauge(
+        "window_slowdown", "Recent latency over that of an idle provider.", label,
+        of(lambda w: w.slowdown),
+    )  # fmt: skip
+    yield _gauge(
+        "window_regime",
+        "1 for how throughput grows with what is in flight, 0 for the others.",
+        (*label, "regime"),
+        [
+            ((name, window.model, regime), float(window.regime == regime))
+            for name, window in known
+            for regime in REGIMES
+        ],
+    )
+    yield _gauge(
+        "window_curve",
+        "The fitted slowdown over N in flight, (1 + (N/turn)^sharp)^(steep/sharp).",
+        (*label, "parameter"),
+        [
+            ((name, window.model, parameter), float(value))
+            for name, window in known
+            for parameter, value in window.curve.items()
+        ],
+    )
+    yield _gauge(
+        "window_unloaded_seconds",
+        "The fitted latency when idle: of an empty request, a prompt token, an output token.",
+        (*label, "part"),
+        [
+            ((name, window.model, part), float(getattr(window, f"{part}_s")))
+            for name, window in known
+            for part in ("base", "prompt_token", "output_token")
+        ],
+    )
 
 
 def _scheduler(shot: SchedulerSnapshot) -> Iterator[Metric]:

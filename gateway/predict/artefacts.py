@@ -26,6 +26,7 @@ from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
 from gateway.predict.head import Head
+from gateway.predict.leaning import Columns, Leanings
 from gateway.predict.lengths import LengthModel, Part, Residual
 from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
@@ -54,6 +55,7 @@ class Tables(Struct, frozen=True, dict=True):
     tasks: dict[str, float]
     stage0: Residual
     full: Residual
+    leaning: Columns | None = None  # what leaning.py reads
 
     def features_of(
         self, view: PromptView, running: tuple[float, ...] = UNKNOWN_RUNNING
@@ -164,6 +166,7 @@ class Artefacts:
         self._files: Folder | None = None
         self._stage0_texts: Texts | None = None
         self._full_texts: Texts | None = None
+        self._short_text: str | None = None
         self._corrections: Corrections | None = None
         self._files = files = self._try("models", lambda: Folder(folder))
         if files is None:
@@ -191,6 +194,8 @@ class Artefacts:
         self.projection = self._try("projection", lambda: np.load(files.path("projection")))
         if self.tables is not None and self.projection is not None:
             self._full_texts = self._try("full", lambda: _texts(files, "full"))
+            if files.has("full_short"):
+                self._short_text = self._try("full_short", lambda: _text(files, "full_short"))
             self.full = self._full()
 
     def stage0(self) -> LengthModel | None:
@@ -253,10 +258,12 @@ class Artefacts:
         def load() -> LengthModel:
             near = len(tables.neighbour_features)
             location, scale = (Part(text, tables.width, parts, near) for text in texts)
-            own = None
+            own = short = None
+            if (text := self._short_text) is not None:
+                short = self._try("full_short", lambda: Part(text, tables.width, parts, near))
             if more is not None and more.full:
                 own = Part(more.full, more.cheap, parts, more.near)
-            return LengthModel(location, scale, tables.full, own)
+            return LengthModel(location, scale, tables.full, own, short)
 
         return self._try("full", load)
 
@@ -270,8 +277,11 @@ class Artefacts:
 
 
 def _texts(files: Folder, name: str) -> Texts:
-    location, scale = files.path(name), files.path(f"{name}_scale")
-    return Texts(location.read_text(encoding="utf-8"), scale.read_text(encoding="utf-8"))
+    return Texts(_text(files, name), _text(files, f"{name}_scale"))
+
+
+def _text(files: Folder, name: str) -> str:
+    return files.path(name).read_text(encoding="utf-8")
 
 
 def _head(path: Path, width: int) -> Head:
@@ -301,3 +311,8 @@ def _check(tables: Tables) -> None:
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
+    if tables.leaning is not None:
+        try:
+            Leanings(tables.leaning)
+        except ValueError as error:
+            raise ArtefactError(f"tables.json: leaning: {error}") from None

@@ -6,14 +6,14 @@ Pure functions that both threads call: the loop for stage 0, the predictor's for
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import log1p
+from math import exp, log, log1p
 
 import numpy as np
 from msgspec import Struct
 
 from gateway.predict.calibrate import Calibration, Channel, Scopes, scopes
 from gateway.predict.features import PromptView
-from gateway.predict.lengths import LengthModel
+from gateway.predict.lengths import MEDIAN, SHIFT, LengthModel
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
     Grid,
@@ -26,7 +26,7 @@ from gateway.predict.quantiles import (
     to_tokens,
     truncated,
 )
-from gateway.types import INTERACTIVE_P_SHORT, JobClass, Rung, Workload
+from gateway.types import INTERACTIVE_P_SHORT, SHORT_TOKENS, JobClass, Rung, Workload
 
 STAGE0, FULL = "stage0", "full"
 """The two kinds of forecast, whose levels are calibrated apart."""
@@ -39,6 +39,39 @@ class Money(Struct, frozen=True):
     prices: Mapping[str, Price]
 
 
+class Odds(Struct, frozen=True):
+    """What is known beside the grid of whether an answer will be short (≤ 64 tokens).
+
+    The grid places all lengths at once, and 64 tokens often lie in its tail. A booster fitted
+    to this one question ranks short answers better; the two are averaged in log odds, the
+    booster's moved along as far as learning has moved the grid since.
+    """
+
+    logit: float | None = None  # the booster's log odds
+    middle: float = 0.0  # the grid's median as the boosters said it
+    tilt: float = 0.0  # what the tenant's answers add to the probability (leaning.py)
+
+    def of(self, grid: Grid) -> float:
+        """P(output ≤ 64 tokens) by the grid and all that is known."""
+        said = self.untilted(grid)
+        return said if said == 1.0 else min(max(said + self.tilt, 0.0), MOST)
+
+    def untilted(self, grid: Grid) -> float:
+        """The same without what the tenant adds."""
+        by_grid = p_short(grid)
+        if self.logit is None or grid[-1] <= _SHORT:  # cut at max_tokens: certain
+            return by_grid
+        held = min(max(by_grid, 1.0 - MOST), MOST)
+        moved = self.logit - SHIFT * (grid[MEDIAN] - self.middle)
+        logit = (1.0 - SHARE) * log(held / (1.0 - held)) + SHARE * moved
+        return min(max(1.0 / (1.0 + exp(-logit)), 1.0 - MOST), MOST)
+
+
+SHARE = 0.35  # of the booster in the average of log odds: chosen in MODELCARD.md
+MOST = 0.997
+BY_GRID = Odds()
+_SHORT = log1p(SHORT_TOKENS) + 1e-9
+
 UNCALIBRATED = Calibration()
 NOBODY = scopes("", "")
 
@@ -50,6 +83,7 @@ def workload_of(
     money: Money,
     table: Calibration = UNCALIBRATED,
     of: Scopes = NOBODY,
+    odds: Odds = BY_GRID,
 ) -> Workload:
     """The forecast as the other rooms see it, from a grid in log1p tokens.
 
@@ -74,7 +108,7 @@ def workload_of(
         p50=p50,
         p90=p90,
         grid=tokens,
-        p_short=p_short(grid),
+        p_short=odds.of(grid),
         cost_p50=prompt + money.output_ratio * p50 * view.n,
         cost_p90=prompt + money.output_ratio * p90 * view.n,
         risk=risk(grid),
@@ -109,16 +143,24 @@ def stage0_grid(
     return model.grid(cheap), Rung.MODEL_ONLY
 
 
-def job_class_of(grid: Grid) -> JobClass:
+def job_class_of(grid: Grid, odds: Odds = BY_GRID) -> JobClass:
     """The class by P(short), as `Workload.job_class` reads it."""
-    return JobClass.INTERACTIVE if p_short(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
+    return JobClass.INTERACTIVE if odds.of(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
 
 
-def levelled(grid: Grid, stage: str, table: Calibration, of: Scopes = NOBODY) -> Grid:
+def levelled(
+    grid: Grid, stage: str, table: Calibration, of: Scopes = NOBODY, odds: Odds = BY_GRID
+) -> Grid:
     """The grid with its class's levels read as p50 and p90."""
-    return relevelled(grid, *table.level(stage, job_class_of(grid), of).z)
+    return relevelled(grid, *table.level(stage, job_class_of(grid, odds), of).z)
 
 
 def pack_floats(values: Sequence[float]) -> bytes:
     """As `HistoryRow.features` keeps them: little-endian float16, held within its range."""
     return np.clip(np.asarray(values, np.float32), -60_000, 60_000).astype("<f2").tobytes()
+
+
+def unpack_floats(packed: bytes) -> list[float]:
+    """What `pack_floats` was given, in half precision."""
+    found: list[float] = np.frombuffer(packed[: len(packed) // 2 * 2], "<f2").tolist()
+    return found

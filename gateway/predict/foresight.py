@@ -15,8 +15,8 @@ Which rung a forecast is said to come from (its wire name is `fallback_level`):
 Up to 64 neighbours enter the mixture, whatever the rung is called. A prompt mostly unknown
 to the encoder's vocabulary has none.
 
-A forecast goes boosters and head (lengths.py, head.py) → bias of its scopes → neighbours →
-levels of its class (calibrate.py has the second and the last) → cut at max_tokens. Learning
+A forecast goes boosters and head (lengths.py, head.py) → bias of its scopes (calibrate.py) →
+its tenant's leaning (leaning.py) → neighbours → levels of its class → cut at max_tokens. Learning
 looks at the forecast as it would have been given out, before the answer is put in.
 """
 
@@ -30,21 +30,26 @@ from msgspec import Struct
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes, Channel, Residuals, Scopes, scopes
 from gateway.predict.encoder import Reading, Vector, pack, unpack
-from gateway.predict.features import PromptView, cut, prompt_key, template_key
+from gateway.predict.features import NAMES, PromptView, cut, prompt_key, template_key
 from gateway.predict.forecast import (
+    BY_GRID,
     FULL,
     STAGE0,
     Money,
+    Odds,
     job_class_of,
     levelled,
     pack_floats,
     stage0_grid,
+    unpack_floats,
     workload_of,
 )
 from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex, Neighbours
+from gateway.predict.leaning import UPRIGHT, Lean, Leanings, Seen
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
+    NEIGHBOUR_NAMES,
     REPEAT,
     Grid,
     faded,
@@ -53,9 +58,10 @@ from gateway.predict.quantiles import (
     neighbour_weights,
     probability_at_most,
     shifted,
+    truncated,
 )
 from gateway.settings.schema import Predict
-from gateway.types import HistoryRow, Rung, Workload
+from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS, HistoryRow, Rung, Workload
 
 __all__ = ["Foresight", "Lesson", "Money", "workload_of"]
 
@@ -73,6 +79,9 @@ class _Look(Struct, frozen=True):
     cheap: list[float]
     stage0: Grid  # as the boosters say it
     full: Grid | None
+    seen: Seen | None  # as the leaning sees it
+    lean: Lean  # the leaning's part in `grid`
+    odds: Odds
     grid: Grid  # corrected and mixed, its class's levels not yet applied
     rung: Rung
 
@@ -103,6 +112,7 @@ class Foresight:
         self._prices = prices
         self._private = frozenset(private)
         self._residuals = Residuals()
+        self._leanings = _leanings(artefacts)
         self._index = self._empty_index()
 
     @property
@@ -134,7 +144,9 @@ class Foresight:
 
     def adopt(self, artefacts: Artefacts) -> None:
         """Take other boosters over the same encoder. The index stays; residuals begin anew,
-        with those of the refit's last rows."""
+        with those of the refit's last rows; leanings too, where the full model is another."""
+        if _speaks(artefacts) != _speaks(self._artefacts):
+            self._leanings = _leanings(artefacts)
         self._artefacts = artefacts
         self._stage0 = artefacts.stage0()
         self._residuals.forget_models()
@@ -146,6 +158,7 @@ class Foresight:
         """Empty index and calibration."""
         self._index = self._empty_index()
         self._residuals = Residuals()
+        self._leanings = _leanings(self._artefacts)
 
     def changes(self) -> Changes:
         """What moved in the calibration since the last call."""
@@ -171,6 +184,7 @@ class Foresight:
             wall_s=row.wall_s,
             shared=row.shared,
         )
+        self._lean_again(row, vector)
         return True
 
     def forecast(self, view: PromptView) -> Workload:
@@ -178,8 +192,8 @@ class Foresight:
         look = self._look(view)
         table = self._residuals.table
         money = Money(self._settings.cost_output_ratio, self._prices)
-        grid = levelled(look.grid, _stage(look), table, look.scopes)
-        return workload_of(view, grid, look.rung, money, table, look.scopes)
+        grid = levelled(look.grid, _stage(look), table, look.scopes, look.odds)
+        return workload_of(view, grid, look.rung, money, table, look.scopes, look.odds)
 
     def learn(self, lesson: Lesson) -> HistoryRow:
         """Grow index and calibration by one answer; the row is what history keeps of it.
@@ -226,11 +240,15 @@ class Foresight:
         view, length, residuals = lesson.view, log1p(lesson.output_tokens), self._residuals
         censored, table = lesson.censored or lesson.running, residuals.table
         bare = shifted(look.stage0, table.stage0(look.scopes))
-        stages = ((STAGE0, bare), (FULL, look.grid)) if look.full else ((STAGE0, look.grid),)
-        for stage, grid in stages if not lesson.running else ():  # it is judged at its end, once
-            given = levelled(grid, stage, table, look.scopes)
-            missed = (length > given[3], length > given[5])
-            residuals.cover(stage, job_class_of(grid), missed, censored=censored, of=look.scopes)
+        full = (FULL, look.grid, look.odds)
+        stages = ((STAGE0, bare, BY_GRID), full) if look.full else ((STAGE0, look.grid, BY_GRID),)
+        # A running answer is judged at its end, once.
+        for stage, grid, odds in stages if not lesson.running else ():
+            given = levelled(grid, stage, table, look.scopes, odds)
+            missed, kind = (length > given[3], length > given[5]), job_class_of(grid, odds)
+            residuals.cover(stage, kind, missed, censored=censored, of=look.scopes)
+        if not lesson.running and look.seen is not None:
+            self._lean(look, truncated(given, view.max_tokens), length, censored=censored)
         if not lesson.running:
             reached = probability_at_most(given, length)
             residuals.watch(look.scopes, reached, censored=censored)
@@ -238,7 +256,7 @@ class Foresight:
             look.scopes,
             length,
             stage0=look.stage0[3],
-            full=None if look.full is None else look.full[3],
+            full=None if look.full is None else look.full[3] + look.lean.offset,
             censored=censored,
         )
         if look.vector is not None and self._index is not None and _says_much(lesson, look):
@@ -251,6 +269,37 @@ class Foresight:
                 wall_s=lesson.wall_s,
                 shared=view.tenant not in self._private,
             )
+
+    def _lean(self, look: _Look, given: Grid, length: float, *, censored: bool) -> None:
+        """Teach the tenant's leaning. Of a lower bound it learns what the bound alone decides:
+        that the answer was longer than forecast, that it was not short."""
+        assert look.full is not None and look.seen is not None and self._leanings is not None
+        residual = length - look.full[3] - self._residuals.table.full(look.scopes)
+        short = length <= log1p(SHORT_TOKENS)
+        self._leanings.learn(
+            look.scopes,
+            look.seen,
+            None if censored and residual < look.lean.offset else residual,
+            None if censored and short else short - look.odds.untilted(given),
+        )
+
+    def _lean_again(self, row: HistoryRow, vector: Vector) -> None:
+        """Teach the leaning what a stored row taught it before a restart; neighbours that spoke
+        then are not asked again."""
+        full, leanings = self._artefacts.full, self._leanings
+        cheap, more = unpack_floats(row.features), unpack_floats(row.neighbours)
+        near, head = more[: len(NEIGHBOUR_NAMES)], tuple(more[len(NEIGHBOUR_NAMES) :])
+        whole = len(cheap) == len(NAMES) and len(near) == len(NEIGHBOUR_NAMES)
+        if full is None or leanings is None or row.censored or not whole:
+            return
+        said = head if len(head) == len(QUANTILE_LEVELS) else None
+        projected, of = self._projected(vector), scopes(row.model, row.tenant, row.template)
+        read, length = [*cheap, *projected, *near], log1p(row.output_tokens)
+        grid, bias = full.grid(read, said), self._residuals.table.full(of)
+        seen = leanings.read(cheap, projected, near, grid[3], said)
+        given = shifted(grid, bias + leanings.said(of, seen).offset)
+        short = (length <= log1p(SHORT_TOKENS)) - Odds(full.short(read), grid[3]).untilted(given)
+        leanings.learn(of, seen, length - grid[3] - bias, short)
 
     def _count_tokens(self, lesson: Lesson, of: Scopes) -> None:
         """What the provider's own count says of tokens per byte, and of what was cached."""
@@ -286,18 +335,28 @@ class Foresight:
             )
         near = neighbour_features(self._read_of(everyone, searchable, view.model))
         head = None if reading is None else self._head(view, cheap, reading)
-        full = None if vector is None else self._full(cheap, vector, near, head)
-        if full is None:
-            grid = shifted(base, table.stage0(of))
+        full = seen = None
+        lean, odds = UPRIGHT, BY_GRID
+        if vector is not None and (model := self._artefacts.full) is not None and cheap:
+            projected = self._projected(vector)
+            read = [*cheap, *projected, *near]
+            full, rung = model.grid(read, head), Rung.MODEL_ONLY
+            if self._leanings is not None:
+                seen = self._leanings.read(cheap, projected, near, full[3], head)
+                lean = self._leanings.said(of, seen)
+            odds = Odds(model.short(read), full[3], lean.tilt)
+            grid = shifted(full, table.full(of) + lean.offset)
         else:
-            grid, rung = shifted(full, table.full(of)), Rung.MODEL_ONLY
+            grid = shifted(base, table.stage0(of))
         mixed, carries = self._mixed(grid, own)
         if carries:
             rung = Rung.TENANT_NEIGHBORS
         else:
             mixed, carries = self._mixed(grid, everyone)
             rung = Rung.GLOBAL_NEIGHBORS if carries else rung
-        return _Look(view, of, searchable, near, head, cheap, base, full, mixed, rung)
+        return _Look(
+            *(view, of, searchable, near, head, cheap, base, full, seen, lean, odds, mixed, rung)
+        )
 
     def _read_of(self, real: Neighbours, vector: Vector | None, model: str) -> Neighbours:
         """The rows whose lengths the boosters read."""
@@ -310,14 +369,11 @@ class Foresight:
             return None
         return head.grid(code, view.model, cheap)
 
-    def _full(
-        self, cheap: list[float], vector: Vector, near: list[float], head: Grid | None
-    ) -> Grid | None:
-        parts = self._artefacts
-        if parts.full is None or parts.projection is None or parts.tables is None:
-            return None
-        projected: list[float] = (parts.projection[1:] @ (vector - parts.projection[0])).tolist()
-        return parts.full.grid([*cheap, *projected, *near], head)
+    def _projected(self, vector: Vector) -> list[float]:
+        projection = self._artefacts.projection
+        assert projection is not None  # without it there is no full model
+        found: list[float] = (projection[1:] @ (vector - projection[0])).tolist()
+        return found
 
     def _mixed(self, grid: Grid, near: Neighbours) -> tuple[Grid, bool]:
         """The mixture, and whether the pool may give the forecast its name."""
@@ -344,6 +400,17 @@ class Foresight:
         if encoder is None:
             return None
         return HistoryIndex(encoder.width, self._settings.history_window_size, self._private)
+
+
+def _leanings(artefacts: Artefacts) -> Leanings | None:
+    """Anew: what is learned is of these models. None where they say nothing to lean from."""
+    columns = None if artefacts.tables is None else artefacts.tables.leaning
+    return None if columns is None or artefacts.full is None else Leanings(columns)
+
+
+def _speaks(artefacts: Artefacts) -> str:
+    """Which full model: the refit's correction of the shipped one."""
+    return "" if artefacts.corrections is None else artefacts.corrections.full
 
 
 def _stage(look: _Look) -> str:

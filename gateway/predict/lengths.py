@@ -17,7 +17,7 @@ of the neighbours' that it was fitted with.
 from __future__ import annotations
 
 from bisect import bisect_right
-from math import exp
+from math import exp, log
 
 from msgspec import Struct
 
@@ -28,6 +28,8 @@ from gateway.predict.quantiles import Grid, rearranged
 HEAD_SHARE = 0.3  # chosen on fit rows the network had not seen: models/compare_shapes.py
 MEDIAN = 3  # place in a grid
 NARROWEST, WIDEST = -3.0, 1.5  # log scale is held within these
+SHIFT = 1.0  # log odds of a short answer that a unit of log length takes
+LEAST = 0.003  # and a probability within this and 1 - this
 
 
 class Residual(Struct, frozen=True):
@@ -77,15 +79,22 @@ class LengthModel:
         location, scale: boosters; the scale's is a logarithm.
         residual: the shape.
         correction: of the location, by a refit.
+        short: a booster of the probability that the answer is short (forecast.py, `Odds`).
     """
 
     def __init__(
-        self, location: Part, scale: Part, residual: Residual, correction: Part | None = None
+        self,
+        location: Part,
+        scale: Part,
+        residual: Residual,
+        correction: Part | None = None,
+        short: Part | None = None,
     ) -> None:
         self._location = location
         self._scale = scale
         self._residual = residual
         self._correction = correction
+        self._short = short
 
     def grid(self, row: list[float], head: Grid | None = None) -> Grid:
         """Quantiles of log1p(output tokens); some 20 µs.
@@ -102,6 +111,14 @@ class LengthModel:
             centre += self._correction.predict(row)
         scale = exp(min(max(self._scale.predict(row), NARROWEST), WIDEST))
         return spread(centre, scale, self._residual, head)
+
+    def short(self, row: list[float]) -> float | None:
+        """Log odds of a short answer; None without the booster. `row` as for `grid`."""
+        if self._short is None:
+            return None
+        found = min(max(self._short.predict(row), LEAST), 1.0 - LEAST)
+        moved = 0.0 if self._correction is None else self._correction.predict(row)
+        return log(found / (1.0 - found)) - SHIFT * moved
 
 
 def spread(centre: float, scale: float, residual: Residual, head: Grid | None) -> Grid:

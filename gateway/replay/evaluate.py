@@ -120,10 +120,11 @@ def evaluate(
     tasks = _tasks(names, bench, scenarios=scenarios and history is None)
     bar = Progress("replays", sum(_size(bench, task) for task in tasks))
     said = spread(work, tasks, begin, (bench,), workers, lambda t: bar.step(_size(bench, t)))
-    report = _report(bench, dict(zip(tasks, said, strict=True)), known)
+    truth = reports.Truth(chosen.cases, None if history is not None else chosen.never_fitted)
+    report = _report(bench, truth, dict(zip(tasks, said, strict=True)), known)
     report["about"] = _about(chosen, bench, data or history, whole.problems)
     report["about"]["seconds"] = round(time.monotonic() - started, 1)
-    _write(out, report, bench, dict(zip(tasks, said, strict=True)))
+    _write(out, report, truth, dict(zip(tasks, said, strict=True)))
     print(
         f"{len(chosen.cases)} of {chosen.rows_read} rows judged ({chosen.side}),"
         f" {_fitted(chosen)}; {report['about']['seconds']} s; see {out / 'report.md'}"
@@ -217,9 +218,11 @@ def _size(bench: Bench, task: Task) -> int:
 
 
 def _report(
-    bench: Bench, said: Mapping[Task, Forecasts], known: Mapping[bytes, Known]
+    bench: Bench,
+    truth: reports.Truth,
+    said: Mapping[Task, Forecasts],
+    known: Mapping[bytes, Known],
 ) -> dict[str, Any]:
-    truth = reports.Truth(bench.cases)
     variants = {name: said[Task(name)] for name in VARIANTS if Task(name) in said}
     everything = np.ones(len(truth), bool)
     report: dict[str, Any] = {"about": {}}
@@ -289,8 +292,9 @@ def _about(
     }
 
 
-def _write(out: Path, report: dict[str, Any], bench: Bench, said: Mapping[Task, Forecasts]) -> None:
-    truth = reports.Truth(bench.cases)
+def _write(
+    out: Path, report: dict[str, Any], truth: reports.Truth, said: Mapping[Task, Forecasts]
+) -> None:
     report = reports.rounded(report)
     shown = [name for name in PLOTTED if Task(name) in said] or list(report["overall"])[:3]
     files = {

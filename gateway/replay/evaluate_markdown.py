@@ -32,7 +32,7 @@ def markdown(report: Tree) -> str:
         _variants(report["overall"]),
         "## By source",
         "τ-b inside each source, all rows.",
-        _sources(report["by"]["source"]),
+        _sources(report["by"].get("training", {}) | report["by"]["source"]),
         "## Rungs",
         _rungs(report["overall"]),
         "## p90 over time",

@@ -1,7 +1,7 @@
 """From forecasts to the report: one tree of figures, the same for all rows and for new prompts.
 
     overall.VARIANT.FIGURE
-    by.source|model|lang|class|size.NAME.VARIANT.FIGURE
+    by.source|model|lang|class|size|training.NAME.VARIANT.FIGURE
     first_seen.overall…, first_seen.by…      rows whose prompt no earlier row had
     apart.SOURCE.VARIANT.FIGURE              after its first rows, of sources never fitted
     drift.SOURCE.VARIANT.FIGURE              when a source doubles its lengths
@@ -9,13 +9,14 @@
     timing, about
 
 `class` is by a variant's own forecast (interactive, heavy), `size` by truth (short, medium,
-long). A mean over sources takes those with SOURCE_ROWS rows, a group is listed from
-GROUP_ROWS on: less is noise.
+long), `training` by whether the models were fitted on other rows of the source (fitted, never
+fitted; not told of a history). A mean over sources takes those with SOURCE_ROWS rows, a group
+is listed from GROUP_ROWS on: less is noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,23 @@ Tree = dict[str, Any]
 
 
 class Truth:
-    """Columns of the cases."""
+    """Columns of the cases.
 
-    def __init__(self, cases: Sequence[Case]) -> None:
+    Args:
+        never_fitted: sources; None where that cannot be known.
+    """
+
+    def __init__(self, cases: Sequence[Case], never_fitted: Collection[str] | None = None) -> None:
         self.tokens = np.array([case.output_tokens for case in cases], float)
         self.censored = np.array([case.censored for case in cases], bool)
         self.first_seen = np.array([case.first_seen for case in cases], bool)
         self.source = np.array([case.source for case in cases], object)
         self.model = np.array([case.view.model for case in cases], object)
         self.lang = np.array([case.lang or "unknown" for case in cases], object)
+        self.training: Any = None
+        if never_fitted is not None:
+            names = ["never fitted" if c.source in never_fitted else "fitted" for c in cases]
+            self.training = np.array(names, object)
         self.size = np.array([SIZES[b] for b in figures.buckets(self.tokens)], object)
 
     def __len__(self) -> int:
@@ -74,7 +83,8 @@ def tree(truth: Truth, variants: Mapping[str, Forecasts], rows: Flags) -> Tree:
         "overall": {name: overall(truth, said, rows) for name, said in variants.items()},
         "by": {
             what: by_name(truth, variants, rows, getattr(truth, what))
-            for what in ("source", "model", "lang", "size")
+            for what in ("source", "model", "lang", "size", "training")
+            if getattr(truth, what) is not None
         },
     }
     own: Tree = {}

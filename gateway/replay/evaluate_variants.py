@@ -30,7 +30,7 @@ from typing import Protocol
 
 from msgspec import structs
 
-from gateway.predict.artefacts import Artefacts, LengthModel
+from gateway.predict.artefacts import Artefacts, LengthModel, Tables
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, PromptView
 from gateway.predict.foresight import Foresight, Lesson, Money, workload_of
@@ -83,7 +83,9 @@ def family(name: str) -> str:
     return _BY_NAME.get(name) or _BY_PREFIX.get(name.split("_")[0], "other")
 
 
-FAMILIES = tuple(dict.fromkeys([*map(family, NAMES), "vector", "neighbours", "head", "warm"]))
+FAMILIES = tuple(
+    dict.fromkeys([*map(family, NAMES), "vector", "neighbours", "head", "warm", "leaning"])
+)
 BASELINES = ("constant", "model_mean", "prompt_length", "llmd_rule", "oracle")
 OF_FORESIGHT = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
 WITHOUT = tuple(f"without_{name}" for name in FAMILIES)
@@ -109,10 +111,11 @@ class Parts(Artefacts):
         stage0: LengthModel | None,
         head: Head | None,
         warm: Warm | None,
+        tables: Tables | None,
     ) -> None:
         self.problems = []
         self.encoder_name = whole.encoder_name
-        self.tables = whole.tables
+        self.tables = tables
         self.projection = whole.projection
         self.encoder = encoder
         self.full = full
@@ -138,12 +141,18 @@ class Hidden(LengthModel):
         self._columns: list[int] | None = None
 
     def grid(self, row: list[float], head: Grid | None = None) -> Grid:
+        return self._inner.grid(self._hidden(row), head)
+
+    def short(self, row: list[float]) -> float | None:
+        return self._inner.short(self._hidden(row))
+
+    def _hidden(self, row: list[float]) -> list[float]:
         if self._columns is None:
             self._columns = [i for i, n in enumerate(column_names(len(row))) if self._hides(n)]
         row = list(row)
         for column in self._columns:
             row[column] = nan
-        return self._inner.grid(row, head)
+        return row
 
 
 def column_names(width: int) -> list[str]:
@@ -166,6 +175,9 @@ class NeighboursOnly(LengthModel):
         if isnan(middle):
             return self._nothing
         return normal(middle, sqrt(SCATTER**2 + ((high - low) / (Z[5] - Z[1])) ** 2))
+
+    def short(self, row: list[float]) -> float | None:
+        return None
 
 
 def normal(centre: float, spread: float) -> Grid:
@@ -220,7 +232,9 @@ class Serving:
 def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -> Serving:
     """One of OF_FORESIGHT or WITHOUT; without texts all that is read of one is hidden."""
     encoder, full, stage0 = whole.encoder, whole.full, whole.stage0()
-    head, warm = whole.head, whole.warm
+    head, warm, tables = whole.head, whole.warm, whole.tables
+    if tables is not None and (not has_text or name in ("knn", "without_leaning")):
+        tables = structs.replace(tables, leaning=None)
     if not has_text:
         full = full and Hidden(full, _of_text)
         stage0 = stage0 and Hidden(stage0, _of_text)
@@ -242,7 +256,9 @@ def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -
             settings = structs.replace(settings, similarity_threshold=1.0)
     return Serving(
         settings,
-        Parts(whole, encoder=encoder, full=full, stage0=stage0, head=head, warm=warm),
+        Parts(
+            whole, encoder=encoder, full=full, stage0=stage0, head=head, warm=warm, tables=tables
+        ),
         learns=name != "static",
         by_source=name == "full_tenants",
         tell_task=name == "full_task",

@@ -55,7 +55,7 @@ class Allocation:
             mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
             for mode in Mode
         }
-        self._express = settings.policy == "adaptive" and settings.express_ratio > 0
+        self._express = settings.policy == "adaptive"
         self._overtake_s = settings.max_overtake_s
         self._tail = settings.drain_longest_first
         self._accounts = accounts

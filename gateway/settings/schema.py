@@ -162,7 +162,6 @@ class Schedule(Section, frozen=True):
     interactive_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # shares of the round-robin
     heavy_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0
     background_weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
-    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
     shed: bool = True  # defer, then reject, under overload
     defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
     reject_above: Annotated[float, Meta(gt=0, le=100)] = 5.0  # of the backlog alone

@@ -60,3 +60,14 @@ def test_unloaded_restored_is_soon_overruled() -> None:
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
         it.learn(sizes, latency_s, 1.0)
     assert float(it.of(np.array([[1.0, 200.0, 200.0]]))[0]) == pytest.approx(4.5, rel=0.2)
+
+
+def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
+    """All of it in the output tokens: a request without any still can be divided by."""
+    it = Unloaded()
+    for sizes, latency_s in batches(20, (0.0, 0.0, 0.1), noise=0.0):
+        it.learn(sizes, latency_s, 1.0)
+    empty = np.array([[1.0, 0.0, 0.0]])
+    assert float(it.of(empty)[0]) > 0.0
+    it.learn(np.repeat(empty, 16, axis=0), np.full(16, 0.01), 1.0)
+    assert np.isfinite(it.theta).all()

@@ -33,7 +33,7 @@ BAND = {  # of the window over the knee, after warm-up
     "quadratic": (0.7, 1.3),
     "usl": (0.7, 1.3),
 }
-SHARE = {"linear": 0.9} | dict.fromkeys(("saturating", "power", "quadratic", "usl"), 0.95)
+SHARE = {"linear": 0.88} | dict.fromkeys(("saturating", "power", "quadratic", "usl"), 0.95)
 
 
 @cache
@@ -49,7 +49,8 @@ def middle(trace: list[float]) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_window_finds_the_knee_of_every_shape(shape: str) -> None:
     """Under a backlog, after half the run: within its band of the knee, and at least 0.95 of
-    the best static window's throughput (0.9 on a straight line), in 9 of 10 seeds."""
+    the best static window's throughput (0.88 on a straight line, where that is a
+    window of 7 to 20 times the knee), in 9 of 10 seeds."""
     near, good = [], []
     for seed in SEEDS:
         made, knee = provider(shape, seed)
@@ -198,6 +199,7 @@ def test_window_restored_begins_at_its_share_and_knows() -> None:
     for broken in (
         {"weights": (1.0,)},
         {"noise": float("nan")},
+        {"window": float("inf")},
         {"coefficients": (0.0, 0.0, 0.0)},
         {"sums": (float("nan"),) * len(learned.sums)},
     ):

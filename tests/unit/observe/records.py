@@ -21,6 +21,7 @@ from gateway.types import (
     StoreSnapshot,
     Usage,
     Verdict,
+    WindowSnapshot,
     Workload,
 )
 
@@ -123,6 +124,20 @@ def snapshots(**more: Any) -> Snapshots:
         cuts=1,
         rpm=0,
         tpm=0,
+        windows=(
+            WindowSnapshot(
+                model="m",
+                window=16.0,
+                inflight=2,
+                regime="saturating",
+                knee=15.0,
+                base_s=0.3,
+                prompt_token_s=0.0002,
+                output_token_s=0.012,
+                curve={"turn": 15.0, "sharp": 32.0, "steep": 1.0},
+                slowdown=1.1,
+            ),
+        ),
     )
     fields: dict[str, Any] = {
         "scheduler": SchedulerSnapshot((pool,), (account,), 50, 45, {Outcome.OK: 40}, False),

@@ -26,7 +26,8 @@ BAD_TYPES = re.compile(r"_(gauge|counter|histogram|summary|metric)(_|$)")
 BOUNDED = {
     "route", "model", "account", "class", "outcome", "kind", "tenant", "rung", "level",
     "covered", "pool", "reason", "mode", "state", "verdict", "queue", "version", "python",
-    "generation", "le", "implementation", "major", "minor", "patchlevel",
+    "generation", "le", "implementation", "major", "minor", "patchlevel", "regime",
+    "parameter", "part",
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from gateway.observe.state import ACCOUNT_STATES, DROPS, REFITS, state_metrics
+from gateway.observe.state import ACCOUNT_STATES, DROPS, REFITS, REGIMES, state_metrics
 from gateway.types import Mode, Reason, Verdict
 from tests.unit.observe.records import snapshots
 
@@ -103,3 +103,13 @@ def test_state_without_a_part_leaves_its_families_out() -> None:
     left_out = {name for name, _ in whole} - {name for name, _ in part}
     assert left_out
     assert all(n.startswith(("sagesched_predictor_", "sagesched_store_")) for n in left_out)
+
+
+def test_state_window_tells_what_was_found_and_the_curve_behind_it() -> None:
+    """Per account and model: the window, its regime one-hot, the fitted numbers."""
+    shown = page()
+    assert of(shown, "sagesched_window_requests") == {("a", "m"): 16.0}
+    regimes = of(shown, "sagesched_window_regime")
+    assert regimes == {("a", "m", name): float(name == "saturating") for name in REGIMES}
+    assert of(shown, "sagesched_window_curve")["a", "m", "turn"] == 15.0
+    assert of(shown, "sagesched_window_unloaded_seconds")["a", "m", "output_token"] == 0.012

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Callable
 from math import isnan
@@ -13,6 +14,7 @@ import pytest
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES, PromptView
+from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.shipped import shipped
 from tests.unit.predict.conftest import NAME, Damage, flip, replace
 from tests.unit.predict.plain import without_code
@@ -68,6 +70,37 @@ def test_artefacts_without_full_model_keep_the_rest(damaged: Make, name: str) ->
     assert found.full is None
     assert found.encoder is not None
     assert found.stage0() is not None
+
+
+@pytest.mark.parametrize("damage", [flip("full_short.txt"), replace("full_short.txt", None)])
+def test_artefacts_without_booster_of_short_answers_keep_the_rest(
+    damaged: Make, damage: Damage
+) -> None:
+    """A bad booster of P(short) is said, and the grid speaks alone."""
+    found, whole = Artefacts(damaged(damage), NAME, 64), Artefacts(shipped("models"), NAME, 64)
+    assert [problem.startswith("full_short.txt") for problem in found.problems] == [True]
+    assert found.full is not None
+    assert whole.full is not None
+    assert found.projection is not None
+    row = [1.0] * (len(NAMES) + len(found.projection) - 1 + len(NEIGHBOUR_NAMES))
+    assert found.full.short(row) is None
+    assert whole.full.short(row) is not None
+    assert found.full.grid(row) == whole.full.grid(row)
+
+
+def test_artefacts_refuse_tables_with_an_unknown_column(damaged: Make) -> None:
+    """A leaning over features this code does not have is said, before anything reads them."""
+
+    def rename(folder: Path) -> None:
+        tables = json.loads((folder / "tables.json").read_text())
+        tables["leaning"]["names"][0] = "no such feature"
+        (folder / "tables.json").unlink()
+        (folder / "tables.json").write_text(json.dumps(tables))
+        name_again(folder, "tables", "tables.json")
+
+    found = Artefacts(damaged(rename), NAME, 64)
+    assert any(problem.startswith("tables.json: leaning") for problem in found.problems)
+    assert found.tables is None
 
 
 @pytest.mark.parametrize("damage", [flip("head.npz"), replace("head.npz", None)])

@@ -13,11 +13,13 @@ from gateway.predict.features import PromptView
 from gateway.predict.forecast import (
     FULL,
     Money,
+    Odds,
     heuristic_grid,
     job_class_of,
     levelled,
     pack_floats,
     stage0_grid,
+    unpack_floats,
     workload_of,
 )
 from gateway.predict.prices import Price
@@ -101,3 +103,45 @@ def test_pack_floats_keeps_features_as_half_precision() -> None:
     assert back[1] == pytest.approx(7.123, rel=1e-3)
     assert np.isnan(back[2])
     assert np.isfinite(back[3])
+
+
+def test_odds_average_the_grid_and_the_booster() -> None:
+    """P(short) lies between what either says, and follows the grid as it is moved."""
+    grid = heuristic_grid(view())
+    by_grid = Odds().of(grid)
+    odds = Odds(logit=2.0, middle=grid[3])
+    assert by_grid < odds.of(grid) < 1 / (1 + np.exp(-2.0))
+    moved = tuple(value + 1.0 for value in grid)
+    assert odds.of(moved) < odds.of(grid)
+    assert Odds(logit=2.0, middle=moved[3]).of(moved) > odds.of(moved)
+
+
+def test_odds_tilt_and_keep_within_bounds() -> None:
+    """What a tenant's answers add is added, within [0, 1]; and it is seen in the class."""
+    grid = heuristic_grid(view())
+    assert Odds(tilt=0.1).of(grid) == pytest.approx(Odds().of(grid) + 0.1)
+    assert Odds(tilt=-1.0).of(grid) == 0.0
+    assert 0.9 < Odds(tilt=1.0).of(grid) < 1.0
+    assert Odds(tilt=0.1).untilted(grid) == Odds().of(grid)
+    assert job_class_of(grid) is JobClass.HEAVY
+    assert job_class_of(grid, Odds(tilt=0.5)) is JobClass.INTERACTIVE
+    found = workload_of(view(), grid, Rung.HEURISTIC, Money(4.0, {}), odds=Odds(tilt=0.5))
+    assert found.job_class is JobClass.INTERACTIVE
+
+
+def test_odds_of_an_answer_cut_short_are_certain() -> None:
+    """No opinion stands against max_tokens."""
+    odds, money = Odds(logit=-4.0, middle=5.0, tilt=-0.5), Money(4.0, {})
+    cut = workload_of(view(max_tokens=64), heuristic_grid(view()), Rung.HEURISTIC, money, odds=odds)
+    assert cut.p_short == 1.0
+
+
+def test_floats_come_back_from_a_row() -> None:
+    """Features as history keeps them, in half precision; a torn row gives what is whole."""
+    packed = pack_floats([1.0, float("nan"), 1e9, 0.1])
+    found = unpack_floats(packed)
+    assert found[0] == 1.0
+    assert np.isnan(found[1])
+    assert found[2:] == [pytest.approx(60_000, rel=1e-3), pytest.approx(0.1, rel=1e-3)]
+    assert unpack_floats(packed[:3]) == [1.0]
+    assert unpack_floats(b"") == []

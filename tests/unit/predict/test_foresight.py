@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from math import log1p
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung, SizeBucket
 from tests.unit.predict.conftest import Damage, replace
+from tests.unit.predict.rows import WORDS, digits, ruled_rows
 
 PROMPT = "Write a short poem about the sea"
 
@@ -356,3 +358,72 @@ def test_coverage_holds_while_nothing_changes(artefacts: Artefacts) -> None:
         covered.append(tokens <= foresight.forecast(seen).p90)
         foresight.learn(lesson(seen, tokens))
     assert sum(covered[200:]) / 1000 == pytest.approx(0.9, abs=0.03)
+
+
+def ruled(rng: random.Random, *, long: bool) -> PromptView:
+    """A prompt of the application whose rule is that digits get long answers."""
+    count = rng.randrange(5, 30)
+    words = [digits(rng) if long else rng.choice(WORDS) for _ in range(count)]
+    return view(" ".join(words), model="m-1")
+
+
+def apart(foresight: Foresight) -> float:
+    """By how much prompts of digits are forecast longer, in log tokens, and likelier long."""
+    rng = random.Random(7)
+    logs = [
+        sum(log1p(foresight.forecast(ruled(rng, long=long)).p50) for _ in range(20)) / 20
+        for long in (True, False)
+    ]
+    return logs[0] - logs[1]
+
+
+def bare(row: HistoryRow) -> HistoryRow:
+    """As a row that was kept without what the leaning reads."""
+    return structs.replace(row, features=b"", neighbours=b"")
+
+
+def test_leaning_is_learned_again_from_history(foresight: Foresight, artefacts: Artefacts) -> None:
+    """A start on stored rows knows the order inside a tenant's source; rows that lack what it
+    reads teach none of it."""
+    without = Foresight(Predict(), artefacts, b"key", {})
+    for row in ruled_rows(artefacts, 400):
+        assert foresight.remember(row)
+        assert without.remember(bare(row))
+    assert apart(foresight) > apart(without) + 1.0
+
+
+def test_leaning_learns_the_order_inside_a_source(foresight: Foresight) -> None:
+    """Answers teach an order that the shipped models do not know, within a hundred of them;
+    another tenant's forecasts keep theirs."""
+    rng, before = random.Random(8), apart(foresight)
+    for number in range(100):
+        long = number % 2 == 0
+        foresight.learn(lesson(ruled(rng, long=long), 1500 if long else 15))
+    assert apart(foresight) > before + 1.0
+    short = [foresight.forecast(ruled(rng, long=long)).p_short for long in (True, False)]
+    assert short[1] > short[0] + 0.3
+
+
+def test_leaning_is_forgotten_with_the_rest(foresight: Foresight, artefacts: Artefacts) -> None:
+    """Told to forget, the gateway forgets the order, too; a refit that leaves the full model
+    as it is does not cost it."""
+    before = apart(foresight)
+    for row in ruled_rows(artefacts, 300):
+        foresight.remember(row)
+    foresight.adopt(artefacts)
+    assert apart(foresight) > before + 1.0
+    foresight.forget()
+    assert apart(foresight) == pytest.approx(before)
+
+
+def test_cut_answers_teach_the_leaning_no_shortness(foresight: Foresight) -> None:
+    """Answers cut below what was forecast say "not short" where they passed 64 tokens, and
+    nothing else."""
+    rng = random.Random(9)
+    seen = [ruled(rng, long=True) for _ in range(60)]
+    before = [foresight.forecast(one) for one in seen[:10]]
+    for one in seen[10:]:
+        foresight.learn(lesson(one, 70, censored=True))
+    after = [foresight.forecast(one) for one in seen[:10]]
+    assert all(b.p_short <= a.p_short + 1e-9 for a, b in zip(before, after, strict=True))
+    assert all(b.p50 >= a.p50 - 1e-6 for a, b in zip(before, after, strict=True))

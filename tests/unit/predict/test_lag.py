@@ -19,7 +19,8 @@ from tests.unit.predict.test_predictor import always, refined, view
 PERIOD_S = 0.01
 ROUNDS = 30
 EACH = 4  # forecasts a round: four hundred a second, twice what a core does
-LATE_S = 0.012  # half of what four forecasts take, and more than a busy machine's own
+WORDS = "why is it larger than what came before, and what does that say of the next one? " * 4
+LATE_S = 0.012  # a third of what four forecasts take, and more than a busy machine's own
 TRIES = 3
 
 Ask = Callable[[PromptView], object]
@@ -48,7 +49,7 @@ async def lateness_s(ask: Ask) -> float:
         late.append(max(0.0, time.perf_counter() - due_s))
         due_s = max(due_s, time.perf_counter() - PERIOD_S)  # each round answers for itself
         for i in range(EACH):
-            ask(view(f"Tell me of the number {round_} and of {i}, and why it is the larger one"))
+            ask(view(f"Number {round_}, number {i}: {WORDS}"))
     return sorted(late)[ROUNDS // 2]
 
 

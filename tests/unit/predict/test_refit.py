@@ -90,6 +90,22 @@ def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
     assert not report.accepted
 
 
+def test_refit_of_the_full_model_lets_leanings_begin_anew(
+    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+) -> None:
+    """What a tenant's answers leaned to over the old models is not added to the new ones,
+    which know it."""
+    leaning, level = (Foresight(Predict(), artefacts, b"key", {}) for _ in range(2))
+    seen = PromptView.of_prompt(LEDGER, tenant="a", model="m-1")
+    for row in rows:
+        leaning.remember(row)
+        level.remember(structs.replace(row, features=b"", neighbours=b""))
+    assert leaning.forecast(seen).p50 < 0.7 * level.forecast(seen).p50
+    for one in (leaning, level):
+        one.adopt(artefacts.refitted(current_version(fitted[0])))
+    assert leaning.forecast(seen).p50 == pytest.approx(level.forecast(seen).p50)
+
+
 @pytest.mark.parametrize(
     "changed", [{"shared": False}, {"features": b""}, {"success": False}, {"output_tokens": 0}]
 )

@@ -32,6 +32,18 @@ def test_tree_has_the_promised_keys() -> None:
     assert "kendall_tau" in tree["by"]["source"]["left"]["full"]
 
 
+def test_sources_the_models_were_fitted_on_are_told_apart() -> None:
+    """Rows of fitted sources and of others as two groups; neither where it is not known."""
+    tree = reports.tree(Truth(CASES, ["right"]), SAID, TRUTH.tokens > 0)
+    groups = tree["by"]["training"]
+    assert set(groups) == {"fitted", "never fitted"}
+    assert groups["fitted"]["full"] == tree["by"]["source"]["left"]["full"]
+    assert groups["never fitted"]["full"] == tree["by"]["source"]["right"]["full"]
+    assert set(reports.tree(Truth(CASES, []), SAID, TRUTH.first_seen)["by"]["training"]) == {
+        "fitted"
+    }
+
+
 def test_mean_source_is_inside_sources() -> None:
     """A forecast that only tells sources apart has a τ, and none inside them."""
     cases = [case(i, 10 + i % 30 + 500 * (i % 2)) for i in range(200)]

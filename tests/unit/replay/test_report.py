@@ -59,7 +59,7 @@ def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
     """Its best window within a third, its token time within a fifth, and playing the traffic as
     it was gives the observed P95 back within a fifth."""
     nature = Nature(shape="knee", knee=16, output_token_s=0.012, base_s=0.4)
-    rows = observed(nature, 1.3, seed=seed)
+    rows = observed(nature, 1.1, seed=seed)  # far above, a P95 hangs on the last per cent of a knee
     fit = fitted(rows).fits["a"]
     assert fit.nature.best_window == pytest.approx(nature.best_window, rel=0.34)
     assert fit.nature.output_token_s == pytest.approx(0.012, rel=0.2)

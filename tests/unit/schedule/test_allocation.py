@@ -240,10 +240,9 @@ def test_express_lets_what_may_be_short_start_above_the_window() -> None:
     assert started(it.finish("s1", 20)) == ["s2"]
 
 
-@pytest.mark.parametrize("off", [{"policy": "dual_budget"}, {"express_ratio": 0.0}])
-def test_express_is_of_the_adaptive_policy_and_can_be_off(off: dict[str, Any]) -> None:
+def test_express_is_of_the_adaptive_policy() -> None:
     """The seed's policy has none."""
-    it = windowed(**off)
+    it = windowed(policy="dual_budget")
     it.submit("h1", 300)
     assert started(it.submit("s1", 20)) == []
 

@@ -1,0 +1,187 @@
+"""What a tenant's answers lean to: a small linear model of what the shipped models leave over.
+
+Why. The shipped models order requests well inside sources like those they were fitted on, and
+poorly inside others: there a running mean of the residual (calibrate.py) puts the middle
+right and leaves the order as it was. A refit learns that order, hours and hundreds of rows
+later. In between a tenant's answers say something at once: that here digits mean long
+answers, that this topic means short ones. A linear model on a hundred features hears it from
+some fifty rows on, at a few microseconds an answer.
+
+How. Recursive least squares, one per tenant, from a prior at zero: as if every coefficient
+were 0 with variance 1 / `RIDGE` of the noise's. Two things are learned with one gain: the
+residual of log length, and of "is it short" (output ≤ 64 tokens). Old answers fade, as the
+coefficients' covariance is drawn back to the prior's by 1 / `MEMORY` an answer, which also
+keeps what is never seen from growing uncertain without bound.
+
+Why it does no harm where the shipped models know better. Nothing is given out that has not
+proved itself: each source (a model as the tenant uses it) has a gate between 0 and 1, the
+regression slope of what came on what was said *before* it came, drawn to 0. Where the
+corrections of late were noise, the slope is about 0 and the shipped forecast stands.
+
+All of it is the tenant's own. It is not stored: on a start it is learned again from history. A
+refit of the full model takes over most of it, and so it begins anew then; the refit is judged
+without it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from gateway.predict.calibrate import Scopes
+from gateway.predict.features import NAMES
+from gateway.predict.lengths import MEDIAN
+from gateway.predict.quantiles import NEIGHBOUR_NAMES, Grid
+
+Seen = npt.NDArray[np.float64]
+
+RIDGE = 100.0  # answers' worth of "no": chosen, with the rest, as MODELCARD.md tells
+MEMORY = 3000.0  # answers
+GATE_MEMORY = 300.0  # answers
+GATE_PRIORS = np.array([0.3, 0.05])  # sums of squares that speak for a slope of 0
+FAR = 3.0  # deviations at which a feature is held
+RESIDUAL = 2.0  # of one answer, at most
+SURPRISE = np.array([1.5, 1.0])  # what differs from what was said counts for at most this
+LARGEST = 1.5  # correction of log length: a factor of 4.5
+TENANTS = 128  # some 90 kB each; the longest unheard of gives way
+GATES = 256  # sources of one tenant
+LENGTHS = ("nn_mean", "nn_p10", "nn_p50", "nn_p90", "nn_first", "nn_same_model")
+"""Neighbours' lengths whose distance from the forecast is a feature, the nearer they are."""
+
+_LENGTHS = [NEIGHBOUR_NAMES.index(name) for name in LENGTHS]
+_NEAREST = NEIGHBOUR_NAMES.index("nn_max")
+
+
+class Columns(Struct, frozen=True):
+    """Which cheap features are read, and the scale of everything: of the fitted rows."""
+
+    names: list[str]
+    mean: list[float]
+    deviation: list[float]
+    projected: list[float]  # deviations of the projected vector
+
+
+class Lean(Struct, frozen=True):
+    """A correction, as far as it has proved itself."""
+
+    offset: float = 0.0  # of log length
+    tilt: float = 0.0  # of P(output ≤ 64 tokens)
+
+
+UPRIGHT = Lean()
+
+
+class _Tenant:
+    """Coefficients, their covariance in units of the noise's, and the sources' gates."""
+
+    __slots__ = ("covariance", "gates", "weights")
+
+    def __init__(self, width: int) -> None:
+        self.weights = np.zeros((2, width))
+        self.covariance = np.eye(width) / RIDGE
+        self.gates: OrderedDict[str, Seen] = OrderedDict()
+
+    def gate(self, source: str) -> Seen:
+        sums = self.gates.get(source)
+        if sums is None:
+            return np.zeros(2)
+        slopes: Seen = np.clip(sums[0] / (sums[1] + GATE_PRIORS), 0.0, 1.0)
+        return slopes
+
+
+class Leanings:
+    """The tenants' corrections. Belongs to one thread.
+
+    Args:
+        columns: of the shipped models.
+
+    Raises:
+        ValueError: they do not fit each other or this code's features.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = [NAMES.index(name) for name in columns.names]
+        self._mean = np.array(columns.mean)
+        self._scale = 1.0 / np.array([*columns.deviation, *columns.projected])
+        if len(self._mean) != len(self._columns) or len(columns.deviation) != len(self._mean):
+            raise ValueError("the columns' means and deviations do not fit each other")
+        self.width = len(self._scale) + len(LENGTHS) + 1
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+
+    def read(
+        self,
+        cheap: Sequence[float],
+        projected: Sequence[float],
+        near: Sequence[float],
+        middle: float,
+        head: Grid | None,
+    ) -> Seen:
+        """What is seen of one request, scaled; some 20 µs.
+
+        Args:
+            cheap, projected, near: as the full model reads them.
+            middle: the full model's median, uncorrected.
+            head: what the head says alone.
+        """
+        own = np.array([cheap[i] for i in self._columns]) - self._mean
+        both = np.concatenate([own, projected]) * self._scale
+        nearest = min(max(near[_NEAREST], 0.0), 1.0)
+        apart = [(near[i] - middle) * nearest for i in _LENGTHS]
+        apart.append(0.0 if head is None else head[MEDIAN] - middle)
+        seen = np.concatenate([both, apart])
+        seen[np.isnan(seen)] = 0.0
+        return np.clip(seen, -FAR, FAR, out=seen)
+
+    def said(self, of: Scopes, seen: Seen) -> Lean:
+        """The correction for one request."""
+        tenant = self._tenants.get(of.tenant)
+        if tenant is None:
+            return UPRIGHT
+        offset, tilt = (tenant.gate(of.source) * (tenant.weights @ seen)).tolist()
+        return Lean(min(max(offset, -LARGEST), LARGEST), min(max(tilt, -1.0), 1.0))
+
+    def learn(self, of: Scopes, seen: Seen, residual: float | None, short: float | None) -> None:
+        """One answer; some 50 µs.
+
+        Args:
+            residual: log length minus the forecast without this correction; None: not known.
+            short: 1 or 0, minus the probability without this correction; None: not known.
+        """
+        tenant = self._tenant(of.tenant)
+        said = tenant.weights @ seen
+        if residual is not None:
+            residual = min(max(residual, -RESIDUAL), RESIDUAL)
+        came = np.array([np.nan if value is None else value for value in (residual, short)])
+        unknown = np.isnan(came)
+        came[unknown] = said[unknown]  # as if it had been right: nothing to learn
+        self._prove(tenant, of.source, np.where(unknown, 0.0, said), came)
+        weights, covariance = tenant.weights, tenant.covariance
+        covariance *= 1.0 - 1.0 / MEMORY
+        covariance.flat[:: self.width + 1] += 1.0 / (RIDGE * MEMORY)
+        spread = covariance @ seen
+        gain = spread / (1.0 + seen @ spread)
+        weights += np.outer(np.clip(came - said, -SURPRISE, SURPRISE), gain)
+        covariance -= np.outer(gain, spread)
+
+    def _prove(self, tenant: _Tenant, source: str, said: Seen, came: Seen) -> None:
+        sums = tenant.gates.pop(source, None)
+        if sums is None:
+            sums = np.zeros((2, 2))
+        sums *= 1.0 - 1.0 / GATE_MEMORY
+        sums += (said * came, said * said)
+        tenant.gates[source] = sums
+        if len(tenant.gates) > GATES:
+            tenant.gates.popitem(last=False)
+
+    def _tenant(self, name: str) -> _Tenant:
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            tenant = self._tenants[name] = _Tenant(self.width)
+            if len(self._tenants) > TENANTS:
+                self._tenants.popitem(last=False)
+        self._tenants.move_to_end(name)
+        return tenant
