@@ -262,9 +262,6 @@ class Scheduler:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
             self.accounts.answered(entry.lease, event.limits, now)
-            if event.limits is not None:
-                self.pools[entry.pool].version += 1
-                self.touch(entry.pool)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
                 self.touch(name)
