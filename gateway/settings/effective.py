@@ -45,4 +45,7 @@ def wide_open(settings: Settings) -> Settings:
         replace(account, initial_concurrency=ENDLESS, max_concurrency=ENDLESS)
         for account in settings.accounts
     ]
-    return replace(settings, schedule=schedule, balance=balance, accounts=accounts)
+    tenants = [replace(tenant, deadline_s=0.0) for tenant in settings.tenants]
+    return replace(
+        settings, schedule=schedule, balance=balance, accounts=accounts, tenants=tenants
+    )
