@@ -35,6 +35,7 @@ from gateway.engine.engine import Engine, Listener
 from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
 from gateway.engine.shadow import Shadow
+from gateway.engine.trust import Trust
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.listener import AtEnd
@@ -154,7 +155,8 @@ class Gateway:
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
         at_end = AtEnd(self.metrics.ended, self.spend.ended, logs.request_line)
-        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end)
+        trust = Trust(lambda value: self.engine.feed(events.Recalibrated(value)))
+        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end, trust)
         self._shadow: Shadow | None = None
         self._observe(settings)
         self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))

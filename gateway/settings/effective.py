@@ -46,6 +46,4 @@ def wide_open(settings: Settings) -> Settings:
         for account in settings.accounts
     ]
     tenants = [replace(tenant, deadline_s=0.0) for tenant in settings.tenants]
-    return replace(
-        settings, schedule=schedule, balance=balance, accounts=accounts, tenants=tenants
-    )
+    return replace(settings, schedule=schedule, balance=balance, accounts=accounts, tenants=tenants)

@@ -1,0 +1,67 @@
+"""How far forecasts are to be trusted for ordering: as far as they keep their word.
+
+A forecast's p90 should hold for nine answers of ten. Where it holds for far fewer, or for all
+(so wide that it says nothing), the forecasts have lost touch with the traffic (a new source, a
+changed model), and ordering by them does harm. The scheduler is told, and shrinks all sizes
+towards the typical one: towards first come, first served.
+
+Counted over the last answers, faded by number and not by time; cut, cancelled and uncounted
+answers say nothing. Below `SURE` of them everything is trusted: a cold start is no bad news.
+An engine listener.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.types import Job, JobRecord, Outcome, Verdict, Workload
+
+MEMORY = 200.0  # answers
+SURE = 50.0
+WANTED = 0.9
+TOLERATED = 0.07  # off the wanted share, without any loss of trust
+LOST = 0.35  # off it: no trust at all
+STEP = 0.1  # a smaller change is not told
+
+CUT = frozenset({"length", "incomplete", "max_output_tokens"})
+
+
+class Trust:
+    """`told` gets the trust, 0 to 1, whenever it has changed by `STEP`."""
+
+    def __init__(self, told: Callable[[float], object]) -> None:
+        self._told = told
+        self._answers = 0.0
+        self._covered = 0.0
+        self.value = 1.0
+
+    def ended(self, record: JobRecord) -> None:
+        forecast, usage = record.workload, record.usage
+        if forecast is None or usage is None or usage.estimated:
+            return
+        if record.outcome is not Outcome.OK or record.finish_reason in CUT or record.n < 1:
+            return
+        keep = 1.0 - 1.0 / MEMORY
+        self._answers = self._answers * keep + 1.0
+        self._covered = self._covered * keep + (usage.output_tokens / record.n <= forecast.p90)
+        trust = self._trust()
+        whole = trust in (0.0, 1.0) and trust != self.value
+        if whole or abs(trust - self.value) >= STEP:
+            self.value = trust
+            self._told(trust)
+
+    def _trust(self) -> float:
+        if self._answers < SURE:
+            return 1.0
+        off = abs(self._covered / self._answers - WANTED)
+        return min(1.0, max(0.0, 1.0 - (off - TOLERATED) / (LOST - TOLERATED)))
+
+    def submitted(self, job: Job) -> None: ...
+
+    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
+
+    def reforecast(self, job: Job, workload: Workload) -> None: ...
+
+    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
+
+    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
