@@ -314,7 +314,8 @@ class Gateway:
         self.predictor.learn(
             view,
             output_tokens=max(round(usage.output_tokens / job.n), 1),
-            prompt_tokens=None if usage.estimated else usage.prompt_tokens,
+            # Of a batch of prompts the view is one, the usage all of them.
+            prompt_tokens=None if usage.estimated or job.n != view.n else usage.prompt_tokens,
             censored=not whole or cut,
             success=whole,
             wall_s=record.wall_s,
@@ -324,8 +325,9 @@ class Gateway:
         )
 
     def _cost(self, model: str, usage: Usage) -> float | None:
+        """None without a price, and where nobody counted: an estimate is not a bill."""
         price = self._prices.get(model)
-        return None if price is None else price.of(usage)
+        return None if price is None or usage.estimated else price.of(usage)
 
     # -- what people see -----------------------------------------------------------------------
 

@@ -16,12 +16,25 @@ from gateway.api.schemas import IngestRequest, PredictRequest, forecast_body, po
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.errors import InvalidRequest
 from gateway.predict.features import PromptView
+from gateway.predict.inbox import Stored
 from gateway.predict.predictor import Predictor
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
-from gateway.types import Workload
+from gateway.types import HistoryRow, Workload
 
 MAX_TOKENS = 10_000_000
+
+
+class _Asker:
+    """Who waits for a row to be stored. Once he was told no, or left, it is not stored any more:
+    a retry would make it two."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.waits = True
+
+    def keep(self, row: HistoryRow, stored: Stored) -> bool:
+        return self.waits and self._store.append_history(row, stored)
 
 
 class Forecasts:
@@ -100,20 +113,25 @@ class Forecasts:
         )
         limit = asked.max_tokens
         # Answered once the row is stored, and learned only then: a refused one teaches nothing.
-        await from_thread(
-            lambda done: self._predictor.learn(
-                view,
-                output_tokens=asked.output_tokens,
-                prompt_tokens=asked.prompt_tokens,
-                censored=not asked.success or (limit is not None and asked.output_tokens >= limit),
-                success=asked.success,
-                wall_s=time.time(),
-                done=done,
-                urgent=True,
-                keep=self._store.append_history,
-            ),
-            "The predictor takes no more results now.",
-        )
+        asker = _Asker(self._store)
+        try:
+            await from_thread(
+                lambda done: self._predictor.learn(
+                    view,
+                    output_tokens=asked.output_tokens,
+                    prompt_tokens=asked.prompt_tokens,
+                    censored=not asked.success
+                    or (limit is not None and asked.output_tokens >= limit),
+                    success=asked.success,
+                    wall_s=time.time(),
+                    done=done,
+                    urgent=True,
+                    keep=asker.keep,
+                ),
+                "The predictor takes no more results now.",
+            )
+        finally:
+            asker.waits = False
 
     def _tenant(self, request: AnyRequest) -> Tenant:
         return self._plane.directory.tenants.authenticate(raw_headers(request))

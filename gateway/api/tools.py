@@ -66,7 +66,8 @@ def _by_its_beginning(raw: Raw) -> Tools:
             items.append(item)
     except (ValueError, RecursionError):  # the next one is cut, or too deep
         pass
-    number = round(len(raw) * len(items) / _after(text, end))
+    read = len(text[: _after(text, end)].encode())
+    number = round(len(raw) * len(items) / read)
     return Tools(max(number, 1), _names([_tool(item) for item in items]), len(raw))
 
 

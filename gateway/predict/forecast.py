@@ -52,14 +52,14 @@ class Odds(Struct, frozen=True):
     tilt: float = 0.0  # what the tenant's answers add to the probability (leaning.py)
 
     def of(self, grid: Grid) -> float:
-        """P(output ≤ 64 tokens) by the grid and all that is known."""
-        said = self.untilted(grid)
-        return said if said == 1.0 else min(max(said + self.tilt, 0.0), MOST)
+        """P(output ≤ 64 tokens) by the grid and all that is known. The grid is that of the whole
+        answer: where a `max_tokens` above 64 cuts it says nothing about 64."""
+        return min(max(self.untilted(grid) + self.tilt, 0.0), MOST)
 
     def untilted(self, grid: Grid) -> float:
         """The same without what the tenant adds."""
         by_grid = p_short(grid)
-        if self.logit is None or grid[-1] <= _SHORT:  # cut at max_tokens: certain
+        if self.logit is None:
             return by_grid
         held = min(max(by_grid, 1.0 - MOST), MOST)
         moved = self.logit - SHIFT * (grid[MEDIAN] - self.middle)
@@ -90,7 +90,7 @@ def workload_of(
     Cost in units is prompt tokens + output ratio × n × output tokens; in dollars where the
     model has a price, with the shares of cached and reasoning tokens seen lately.
     """
-    grid = truncated(grid, view.max_tokens)
+    whole, grid = grid, truncated(grid, view.max_tokens)
     tokens = to_tokens(grid)
     prompt = view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
     p50, p90 = tokens[3], tokens[5]
@@ -108,7 +108,7 @@ def workload_of(
         p50=p50,
         p90=p90,
         grid=tokens,
-        p_short=odds.of(grid),
+        p_short=1.0 if grid[-1] <= _SHORT else odds.of(whole),
         cost_p50=prompt + money.output_ratio * p50 * view.n,
         cost_p90=prompt + money.output_ratio * p90 * view.n,
         risk=risk(grid),

@@ -58,7 +58,6 @@ from gateway.predict.quantiles import (
     neighbour_weights,
     probability_at_most,
     shifted,
-    truncated,
 )
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS, HistoryRow, Rung, Workload
@@ -248,7 +247,7 @@ class Foresight:
             missed, kind = (length > given[3], length > given[5]), job_class_of(grid, odds)
             residuals.cover(stage, kind, missed, censored=censored, of=look.scopes)
         if not lesson.running and look.seen is not None:
-            self._lean(look, truncated(given, view.max_tokens), length, censored=censored)
+            self._lean(look, given, length, censored=censored)
         if not lesson.running:
             reached = probability_at_most(given, length)
             residuals.watch(look.scopes, reached, censored=censored)
@@ -276,11 +275,13 @@ class Foresight:
         assert look.full is not None and look.seen is not None and self._leanings is not None
         residual = length - look.full[3] - self._residuals.table.full(look.scopes)
         short = length <= log1p(SHORT_TOKENS)
+        limit = look.view.max_tokens
+        told = not (censored and short) and (limit is None or limit > SHORT_TOKENS)
         self._leanings.learn(
             look.scopes,
             look.seen,
             None if censored and residual < look.lean.offset else residual,
-            None if censored and short else short - look.odds.untilted(given),
+            short - look.odds.untilted(given) if told else None,
         )
 
     def _lean_again(self, row: HistoryRow, vector: Vector) -> None:

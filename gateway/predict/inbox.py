@@ -34,6 +34,7 @@ Keep = Callable[[HistoryRow, Stored], bool]
 
 BATCH = 8  # results at once: some 50 ms of work, for which a forecast may have to wait
 FLOOD_BATCH = 64  # while more than half the room is taken: as long, if each is learned briefly
+SPARED = 2  # of a batch, for the results that are not urgent
 LINGER_S = 0.1
 
 
@@ -183,8 +184,10 @@ class Inbox:
         batch: list[Result] = []
         flood = len(self._results) > max(self._room // 2, BATCH) and not self.closing
         most = FLOOD_BATCH if flood and not self._urgent else BATCH
-        for queue in (self._urgent, self._results):
-            while queue and len(batch) < most:
+        # A stream of urgent ones must not keep the others from ever being taken.
+        spared = SPARED if self._results else 0
+        for queue, room in ((self._urgent, most - spared), (self._results, most)):
+            while queue and len(batch) < room:
                 batch.append(queue.popleft())
         self._since_s = time.monotonic()
         return batch

@@ -159,9 +159,11 @@ class Predictor:
         self._stage0.forget()
         if self._thread is None:
             self.start()
-        else:  # another encoder needs a restart: its vectors are the store's to load
+        else:  # another encoder, or another folder of models, needs a restart
             self._settings = structs.replace(
-                settings, embedding_model_name=old.embedding_model_name
+                settings,
+                embedding_model_name=old.embedding_model_name,
+                models_path=old.models_path,
             )
             self._inbox.order(self._configure)
 
@@ -169,7 +171,12 @@ class Predictor:
         """Empty the index, the calibration and the cache of repeats, and leave refits aside."""
         self._stage0.forget()
         self._stage0.calibrate(Calibration())
-        self._inbox.order(self._forget)
+        if self._alive:
+            self._inbox.order(self._forget)
+            return
+        self._keep_calibration(Calibration().dump())  # nobody is there to follow an order
+        if self._refits is not None:
+            self._refits.forget()
 
     def tick(self) -> None:
         """Look after refits: to be called every minute or so."""
@@ -547,7 +554,8 @@ class Predictor:
             else:
                 lessons.append(result)
         brief = len(results) > BATCH
-        for row in self._learn(lessons, brief) + self._draft(drafts):
+        drafted = self._draft(drafts)  # first: it does not raise, and somebody waits for it
+        for row in drafted + self._learn(lessons, brief):
             if isinstance(row, BackendGone):
                 raise row
 

@@ -90,3 +90,12 @@ def test_tools_nested_deeper_than_can_be_read_offer_nothing() -> None:
     """A list of lists of lists: no name, no failure."""
     deep = Raw(b"[" + b"[" * 5000 + b"]" * 5000 + b"," + b"1," * 20_000 + b"1]")
     assert tools_of(deep).names == ()
+
+
+def test_tools_of_a_long_list_are_as_many_in_any_script() -> None:
+    """Bytes are counted against bytes: Chinese descriptions do not make them more."""
+    tool = {"type": "function", "function": {"name": "f", "description": "查询天气" * 60}}
+    item = json.dumps(tool, ensure_ascii=False).encode()
+    assert tools_of(Raw(b"[" + b",".join([item] * 1500) + b"]")).count == pytest.approx(
+        1500, rel=0.05
+    )

@@ -145,3 +145,14 @@ def test_floats_come_back_from_a_row() -> None:
     assert found[2:] == [pytest.approx(60_000, rel=1e-3), pytest.approx(0.1, rel=1e-3)]
     assert unpack_floats(packed[:3]) == [1.0]
     assert unpack_floats(b"") == []
+
+
+def test_odds_of_an_answer_cut_above_short_are_as_without_the_cut() -> None:
+    """A max_tokens of 65 or 100 says nothing of whether the answer ends by 64."""
+    odds, money, grid = Odds(logit=-0.8, middle=5.3), Money(4.0, {}), heuristic_grid(view())
+    whole = workload_of(view(), grid, Rung.HEURISTIC, money, odds=odds)
+    for limit in (65, 80, 100, 300):
+        cut = workload_of(view(max_tokens=limit), grid, Rung.HEURISTIC, money, odds=odds)
+        assert cut.p_short == whole.p_short
+        assert cut.job_class is whole.job_class
+        assert cut.p90 <= limit + 0.001

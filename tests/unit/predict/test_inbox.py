@@ -126,3 +126,17 @@ def test_inbox_hands_out_more_at_once_in_a_flood() -> None:
     urgent = inbox.take()
     assert isinstance(urgent, list)
     assert (urgent[0], len(urgent)) == (URGENT, BATCH)
+
+
+def test_inbox_spares_room_for_what_is_not_urgent() -> None:
+    """A stream of urgent results does not keep the others waiting for ever; alone it fills the
+    batch."""
+    inbox = Inbox()
+    for _ in range(3 * BATCH):
+        assert inbox.tell(URGENT, 100)
+    assert inbox.tell(RESULT, 100)
+    batch = inbox.take()
+    assert isinstance(batch, list)
+    assert RESULT in batch
+    assert batch.count(URGENT) >= BATCH // 2
+    assert inbox.take() == [URGENT] * BATCH

@@ -658,6 +658,15 @@ def test_learning_that_fails_is_told(make: Make) -> None:
     assert [type(x) for x in told.wait()] == [TypeError]
 
 
+def test_reset_learned_needs_no_thread() -> None:
+    """With the predictor off since the start there is nobody to follow the order: what is kept is
+    overwritten all the same, so that no restart brings it back."""
+    kept: list[bytes] = []
+    predictor = Predictor(Predict(enabled=False), shipped("models"), key=b"key", keep=kept.append)
+    predictor.reset_learned()
+    assert kept == [Calibration().dump()]
+
+
 def test_reset_learned_forgets_everything_learned(make: Make) -> None:
     """Index, calibration and cache are empty; the forecast is the untaught one."""
     predictor = make()
