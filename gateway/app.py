@@ -98,9 +98,13 @@ def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
     if old is not None and isinstance(old.accounts, Accounts):
         try:
             accounts.restore(old.accounts.learned(), 0.0)
+            accounts.inherit(old.accounts)
         except Exception:
             logger.exception("what the accounts had learned is lost")
-    return Scheduler(settings, accounts, Random())
+    fresh = Scheduler(settings, accounts, Random())
+    if old is not None:
+        fresh.trust = old.trust
+    return fresh
 
 
 class Gateway:
@@ -178,6 +182,7 @@ class Gateway:
 
     async def drain(self) -> None:
         """Refuse what is new, let the rest finish; after the time-out end it."""
+        self.jobs.drain()
         running = self.relay.open
         self.journal.draining(running, self.engine.jobs - running)
         self.engine.drain()
@@ -199,7 +204,7 @@ class Gateway:
     async def stop(self) -> None:
         """After the listener is closed: threads, store, connections."""
         await self.jobs.stop()
-        self._keep()
+        self._keep_on()
         for timer in (self._lag_timer, self._sweep_timer, self._keep_timer):
             if timer is not None:
                 timer.cancel()
@@ -399,7 +404,10 @@ class Gateway:
         self._sweep_timer = self.engine.loop.call_later(SWEEP_PERIOD_S, self._sweep)
 
     def _keep_on(self) -> None:
-        self._keep()
+        try:
+            self._keep()
+        except Exception:
+            logger.exception("what the accounts have learned was not kept")
         self._keep_timer = self.engine.loop.call_later(KEEP_PERIOD_S, self._keep_on)
 
     # -- HTTP ----------------------------------------------------------------------------------

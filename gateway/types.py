@@ -154,6 +154,7 @@ class Job(Struct, frozen=True, gc=False):
     deadline_s: float | None = None  # absolute; waiting beyond it is pointless
     deadline_first_byte: bool = False  # it bounds the first byte, not the whole answer
     client_retries: int = 0  # X-Stainless-Retry-Count: the client's own retries so far
+    generates: bool = True  # makes tokens that were forecast; else relayed alone
 
     @property
     def job_class(self) -> JobClass:
@@ -226,6 +227,7 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
     error_code: str | None = None
     bytes_out: int = 0
     n: int = 1  # choices asked for: `usage` counts all of them, `workload` one
+    generates: bool = True  # as the job's
     cost_usd: float | None = None  # of `usage`, all choices; None: no usage, or no price
 
 

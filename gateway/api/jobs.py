@@ -185,6 +185,14 @@ class Jobs:
         )
         return found
 
+    def drain(self) -> None:
+        """What has not been started stays queued in the store, for the next process; what runs
+        may finish."""
+        self.stopping = True
+        for job_id, task in self._tasks.items():
+            if self._active[job_id].status == "queued":
+                task.cancel()
+
     async def stop(self) -> None:
         """End what still runs; what waits stays queued in the store for the next process."""
         self.stopping = True
@@ -258,8 +266,7 @@ class Jobs:
         try:
             record = await self._plane.relay(call, view, client.receive, collector.send)
         except asyncio.CancelledError:
-            if self._active[job_id].status == "running":
-                self._fail(job_id, "interrupted", "The gateway stopped while this job ran.")
+            self._interrupted(job_id, self._active[job_id].status == "running")
             raise
         except ResultTooLarge:
             self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
@@ -273,13 +280,20 @@ class Jobs:
                 self._active.pop(job_id, None)
 
     def _end(self, job_id: str, record: JobRecord, collector: _Collector) -> None:
-        if record.outcome is Outcome.SHUTDOWN and record.attempts == 0:
-            return  # never ran: stays queued in the store
+        if record.outcome is Outcome.SHUTDOWN:
+            self._interrupted(job_id, record.attempts > 0)
+            return
         if record.outcome is Outcome.CANCELLED:  # nobody else can leave
             self._fail(job_id, "cancelled", "The job was cancelled.")
             return
         ok = record.outcome is Outcome.OK and collector.status == 200
         self._finish(job_id, ok, collector.body)
+
+    def _interrupted(self, job_id: str, ran: bool) -> None:
+        """The gateway stops. What never ran, or may run again, is left to the next process."""
+        row = self._active[job_id]
+        if ran and not msgspec.json.decode(row.request, type=PredictRequest).retry_safe:
+            self._fail(job_id, "interrupted", "The gateway stopped while this job ran.")
 
     def _fail(self, job_id: str, code: str, message: str) -> None:
         error = GatewayError(message, code=code)

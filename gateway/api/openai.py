@@ -406,6 +406,7 @@ class DataPlane:
             pool=route.pool,
             accounts=route.accounts,
             workload=LIGHT if view is None else self._predictor.forecast(view),
+            generates=view is not None,
             arrived_s=arrived_s,
             n=asked.n,
             max_tokens=asked.max_tokens,

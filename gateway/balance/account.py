@@ -40,6 +40,8 @@ UNSERVED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.UNREACHA
 """Verdicts after which the provider has generated nothing: charged tokens go back."""
 
 
+ENDLESS = 1e9
+"""The room of an account that limits nothing."""
 MIN_BACKOFF_S = 0.05
 """A 429 that says "retry after 0" must not become a tight loop."""
 
@@ -130,8 +132,19 @@ class Account:
             window.configure(balance.min_window, settings.max_concurrency)
             self.windows[upstream] = window
         self.window_of = {}
-        if balance.window == "auto":
+        self._watches = balance.window == "watch"
+        if balance.window != "off":
             self.window_of = {m: self.windows[name] for m, name in settings.model_map.items()}
+
+    def inherit(self, old: Account) -> None:
+        """How `old`, the same account of a core that failed, stood: all but what it had learned
+        (`restore`) and what was in flight."""
+        self.state, self.until_s = old.state, old.until_s
+        self._entered, self._failures, self._ejections = (
+            old._entered, old._failures, old._ejections,
+        )  # fmt: skip
+        self.pacer = old.pacer
+        self.successes, self.drops = old.successes, old.drops
 
     def remove(self) -> None:
         self._enter(Signal.REMOVED, 0.0)
@@ -143,7 +156,7 @@ class Account:
         if self.state is not OPEN:
             self._elapse(now)
             match self.state:
-                case State.BACKOFF:
+                case State.BACKOFF if not self._watches:
                     return Blocked(Reason.ACCOUNT_BACKOFF, self.until_s)
                 case State.EJECTED | State.DEAD_KEY:
                     return Blocked(Reason.HEALTH, self.until_s)
@@ -151,6 +164,9 @@ class Account:
                     return Blocked(Reason.HEALTH)
                 case State.HALF_OPEN if self._probe is not None:
                     return Blocked(Reason.HEALTH)
+        if self._watches:
+            given_s = self.pacer.given_free_s
+            return Blocked(Reason.PACER, given_s) if now < given_s else None
         if window is not None and window.inflight + 1 > window.value:
             extra = ceil(self.balance.express_ratio * window.value) if express else 0
             if window.inflight + 1 > window.value + extra:
@@ -182,10 +198,14 @@ class Account:
 
     @property
     def room(self) -> float:
-        """How many requests it is given at once, all its models together."""
-        if not self.window_of:
+        """How many requests it is given at once, all its models together: those that are in
+        use. Of a thousand that are not, no window says anything."""
+        if self._watches:
+            return ENDLESS
+        used = [w.base for w in self.windows.values() if w.inflight or w.knows]
+        if not self.window_of or not used:
             return self.limit.value
-        return min(self.limit.value, sum(w.base for w in self.windows.values()))
+        return min(self.limit.value, sum(used))
 
     def take(self, lease: int, tokens: float, now: float) -> None:
         self.inflight += 1

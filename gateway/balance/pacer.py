@@ -10,7 +10,8 @@ and "when may the next start" is the same number that "may it start" compares wi
 
 Where an answer's headers say what is left, the level is the smaller of that and our own, less
 what was sent since that answer's request (the header cannot know of it). A limit that is not in
-the settings is learned from them, and may be spent at once, as the provider would allow it.
+the settings is learned from them, and may be spent at once, as the provider would allow it; what
+is left of such a one is the header's word alone.
 
 Headers lie: a remaining of 0 for ever, a limit of 1, one of a day told as of a minute. So they
 are believed within bounds: limits below a floor teach nothing, a header holds traffic for at
@@ -109,10 +110,18 @@ class Meter:
         level = remaining - (self.spent - spent) if self._rate else float(remaining)
         if level >= 1.0 and self._rate:
             ahead_s = self._burst_s - min(level / self._rate, self._burst_s)
-            self._drained_s = max(self._drained_s, now + ahead_s)
+            # Where the limit itself is the header's, its word on what is left goes both ways: it
+            # may not count what we charge (cached tokens), or be another model's.
+            own_s = self._drained_s if self._given else NEVER
+            self._drained_s = max(own_s, now + ahead_s)
         elif level < 1.0:
             self._hold(level, reset_s, now)
         self._update()
+
+    @property
+    def given_free_s(self) -> float:
+        """`free_s` by the limit of the settings, whatever headers say."""
+        return self._drained_s - self._burst_s if self._given else NEVER
 
     def refused(self) -> None:
         """A 429: whatever the headers said, they were right to."""
@@ -194,6 +203,11 @@ class Pacer:
         self.requests.refused()
         self.tokens.refused()
         self._update()
+
+    @property
+    def given_free_s(self) -> float:
+        """As `free_s`, of the limits that stand in the settings alone."""
+        return max(self.requests.given_free_s, self.tokens.given_free_s)
 
     def restore(self, rpm: int, tpm: int) -> None:
         """Limits that headers taught before."""

@@ -189,6 +189,15 @@ class Accounts:
             self._accounts[one.name].restore(one)
         return len(known)
 
+    def inherit(self, old: Accounts) -> None:
+        """Health, rests and debts of the accounts of a core that failed, by name. To be called
+        before the first request."""
+        self._next = old._next
+        for name, account in self._accounts.items():
+            before = old._accounts.get(name)
+            if before is not None:
+                account.inherit(before)
+
     def check(self) -> None:
         """Asserts every invariant; for tests."""
         held = dict.fromkeys(self._accounts, 0)

@@ -98,7 +98,7 @@ class Window:
         self._evidence = Evidence()
         self._guard = Guard()
         self._batch: list[Sample] = []
-        self._began_s = 0.0  # of the batch
+        self._began_s = float("inf")  # of the batch
         self._full = 0  # its completions that found the window in use
         self._counted = False  # some answer told its tokens
         self._fresh = 0  # completions of requests that began under the present window
@@ -123,6 +123,7 @@ class Window:
 
     def take(self, now: float) -> Mark:
         """One more in flight; the mark that `learn` wants."""
+        self._began_s = min(self._began_s, now)
         self._pass(now)
         self.inflight += 1
         return Mark(now, self._area, self._squares)

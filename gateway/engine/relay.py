@@ -565,6 +565,7 @@ class Relay:
         job = call.job
         return JobRecord(
             id=job.id,
+            generates=job.generates,
             wall_s=time.time(),
             route=call.route,
             tenant=job.tenant,

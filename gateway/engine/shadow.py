@@ -99,7 +99,7 @@ class Shadow:
         self._ends: list[tuple[float, str]] = []
         self._slowdowns: dict[str, float] = {}  # by account
         self._ceilings: dict[str, int] = {}
-        self._followed_s = float("-inf")
+        self._followed_s = self._told_s = float("-inf")
         self._core = build(self._shadowed())
         self.broken = False
 
@@ -179,7 +179,9 @@ class Shadow:
         self._tell(Woke(), now)
 
     def _tell(self, event: Event, now: float) -> None:
-        for action in self._core.handle(event, now):
+        # An end is known late, when the real life is over: its time may be past by then.
+        self._told_s = max(self._told_s, now)
+        for action in self._core.handle(event, self._told_s):
             self._heed(action, now)
 
     def _heed(self, action: Action, now: float) -> None:
@@ -188,7 +190,7 @@ class Shadow:
             return
         match action:
             case Dispatch():
-                seen.would_start_s = now
+                seen.would_start_s = max(now, seen.job.arrived_s)
                 if seen.takes_s is not None:
                     self._due(action.job_id, seen)
             case Refuse():

@@ -37,7 +37,7 @@ class Trust:
 
     def ended(self, record: JobRecord) -> None:
         forecast, usage = record.workload, record.usage
-        if forecast is None or usage is None or usage.estimated:
+        if forecast is None or usage is None or usage.estimated or not record.generates:
             return
         if record.outcome is not Outcome.OK or record.finish_reason in CUT or record.n < 1:
             return

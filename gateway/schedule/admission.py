@@ -27,7 +27,7 @@ from gateway.types import JobClass, SizeBucket
 
 def service_s(pool: Pool, entry: Entry) -> float:
     """The median time of its answer, as far as its deadline bounds it; 0 where not known."""
-    token_s = pool.pace.token_s
+    token_s = pool.pace.hopeful_token_s
     if token_s is None or not pool.pace.sure or entry.job.deadline_first_byte:
         return 0.0
     tokens, limit = entry.workload.p50, entry.job.max_tokens

@@ -11,6 +11,7 @@ how little was asked of it, not how much it can do.
 from __future__ import annotations
 
 MEMORY = 64  # completions after which an observation counts for 1/e
+HOPE = 1.1  # of a doubt is taken back by a completion
 SURE = 8  # completions before which a prediction refuses nobody
 
 
@@ -18,6 +19,7 @@ class Pace:
     """One pool's. Tokens are output tokens."""
 
     __slots__ = (
+        "_hope",
         "_jobs",
         "_service_s",
         "_streams",
@@ -36,6 +38,7 @@ class Pace:
         self._service_s = 0.0
         self._wait_s = 0.0
         self._streams = 0.0
+        self._hope = 1.0  # what a refusal for service alone leaves of the estimate
         self.completions = 0
         self.attempts = 0.0  # faded
         self.drops = 0.0
@@ -51,6 +54,19 @@ class Pace:
         self._wait_s = self._wait_s * keep + wait_s
         self._streams = self._streams * keep + streams
         self.completions += 1
+        self._hope = min(1.0, self._hope * HOPE)
+
+    def doubted(self) -> None:
+        """A job was refused because its answer alone would take too long. Nothing completes of
+        what is refused, so nothing would ever correct an estimate that is wrong by now: each
+        refusal makes it more hopeful, until one is let through."""
+        self._hope *= 1.0 - 1.0 / MEMORY
+
+    @property
+    def hopeful_token_s(self) -> float | None:
+        """`token_s` after doubts: by which a job is refused for its own length."""
+        token_s = self.token_s
+        return None if token_s is None else token_s * self._hope
 
     def attempted(self, dropped: bool) -> None:
         """An attempt ended; `dropped`: the provider refused it for its load."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.schedule.entry import Entry, Stage
+from gateway.schedule.rounds import TURN_OF
 from gateway.schedule.routes import Directory
 from gateway.settings.schema import Settings
 
@@ -31,8 +32,11 @@ def reload(scheduler: Scheduler, settings: Settings, now: float) -> None:
         tenant.parked = []
     for entry in scheduler.jobs.values():
         entry.pool, entry.accounts = _home(entry, scheduler.directory)
-        _settle(scheduler, entry)
-    for name in scheduler.pools:
+        _settle(scheduler, entry, now)
+    for name, pool in scheduler.pools.items():
+        for cls, waiting in pool.waiting_of.items():
+            if not waiting:  # its jobs moved to another pool, or changed their class
+                pool.rounds.reset(TURN_OF[cls])
         scheduler.touch(name)
 
 
@@ -51,14 +55,17 @@ def _home(entry: Entry, directory: Directory) -> tuple[str, tuple[str, ...]]:
     return directory.home(entry.job.model, entry.job.accounts) or (entry.pool, ())
 
 
-def _settle(scheduler: Scheduler, entry: Entry) -> None:
-    """Counts a job where it now belongs."""
+def _settle(scheduler: Scheduler, entry: Entry, now: float) -> None:
+    """Counts a job where it now belongs. Where nothing will ever serve it, its wait ends now,
+    background work's too, which otherwise waits as long as it takes."""
     settings = scheduler.settings.schedule
     pool = scheduler.pool(entry.pool)
     entry.line = entry.lane = None
     if entry.stage is Stage.WAITING:
         entry.weigh(settings, pool.order)
         entry.bound_wait(settings)
+        if not entry.accounts:
+            entry.expire_s = now
         pool.add_waiting(entry)
         return
     pool.budget.take(entry.cls, entry.bucket, entry.reserve)
@@ -66,4 +73,6 @@ def _settle(scheduler: Scheduler, entry: Entry) -> None:
     entry.tenant.running += 1
     if entry.stage is Stage.RETRYING:
         entry.bound_wait(settings)
+        if not entry.accounts:
+            entry.expire_s = now
         pool.add_retrying(entry)

@@ -72,6 +72,8 @@ from gateway.types import (
 )
 
 INF = float("inf")
+LONGEST_TOKENS = 200_000  # of one answer without a max_tokens
+SLACK_TOKENS = 1000
 DROPPED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
 
 
@@ -210,6 +212,8 @@ class Scheduler:
         entry.start_wait(settings, now, admission.service_s(pool, entry))
         line = pool.line(job.model, entry.accounts)
         if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
+            if entry.deadline_s is not None and now < entry.deadline_s:
+                pool.pace.doubted()
             self._refuse_new(entry, self._expired(pool, entry, now))
             return
         self.jobs[job.id] = entry
@@ -233,6 +237,8 @@ class Scheduler:
             self._dispatch(pool, entry, answer.account, None, now)
         else:
             pool.add_waiting(entry)
+            if entry.tenant.capped and entry.lane is not None and not entry.lane.parked:
+                entry.lane.park()  # so that the cap's end, in whatever pool, finds it
             pool.wake_s = min(pool.wake_s, entry.expire_s)
             if answer.until_s is not None:
                 pool.wake_s = min(pool.wake_s, answer.until_s)
@@ -245,9 +251,9 @@ class Scheduler:
         entry = self.jobs.get(event.job_id)
         if entry is None:
             return
-        output = event.output_tokens
+        output = _believable(entry, event.output_tokens)
         pool = self.pools[entry.pool]
-        if output or event.outcome is Outcome.OK:
+        if entry.job.generates and (output or event.outcome is Outcome.OK):
             tokens = entry.reserve if output is None else output
             waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
             pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
@@ -255,7 +261,15 @@ class Scheduler:
             prompt = event.prompt_tokens or entry.workload.prompt_tokens
             pool.correct(entry, output + PROMPT_RATIO * prompt)
         if entry.stage is Stage.RUNNING:
-            self._end_attempt(entry, event.verdict, None, now, output, event.prompt_tokens)
+            self._end_attempt(
+                entry,
+                event.verdict,
+                None,
+                now,
+                output,
+                event.prompt_tokens,
+                unserved=event.outcome is Outcome.CLIENT_ERROR,
+            )
         self._end(entry, event.outcome)
 
     def _answered(self, event: Answered, now: float) -> None:
@@ -347,9 +361,12 @@ class Scheduler:
         now: float,
         output_tokens: float | None = None,
         prompt_tokens: float | None = None,
+        *,
+        unserved: bool = False,
     ) -> None:
-        """The lease back. The account's pool is touched, which after a reload may be another."""
-        used = None
+        """The lease back. The account's pool is touched, which after a reload may be another.
+        `unserved`: the provider turned the request down, and counts no tokens of it."""
+        used = 0.0 if unserved else None
         if output_tokens is not None:
             used = output_tokens + (prompt_tokens or entry.workload.prompt_tokens)
         self.accounts.give_back(
@@ -421,6 +438,8 @@ class Scheduler:
                     self._refuse(entry, self._expired(pool, entry, now), Outcome.EVICTED)
 
     def _expired(self, pool: Pool, entry: Entry, now: float) -> GatewayError:
+        if not entry.accounts:
+            return overload.no_account(INF)
         if entry.expire_s <= now:
             return admission.too_late(pool, entry, self.chance, now)
         return overload.no_account(self.accounts.heals_s(entry.accounts, now) - now)
@@ -440,3 +459,12 @@ class Scheduler:
         if tenant is None:
             tenant = self.tenants[name] = Tenant(name)
         return tenant
+
+
+def _believable(entry: Entry, output_tokens: float | None) -> float | None:
+    """What a job may have made: nothing that it did not generate (a stored answer that is read
+    again tells its old usage), and no number that would hold an account for days."""
+    if output_tokens is None or not entry.job.generates:
+        return None
+    most = entry.job.n * (entry.job.max_tokens or LONGEST_TOKENS) + SLACK_TOKENS
+    return min(output_tokens, most)

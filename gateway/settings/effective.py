@@ -2,9 +2,12 @@
 
 `schedule.bypass` and `schedule.mode = "observe"` relay every request when it comes. That is not
 another code path, which would rot until the day it is needed: it is the same scheduler with
-room without end. What stays is what has nothing to do with scheduling: authentication, a
-tenant's own caps, retries, ejection of a broken account, a refused key, RPM and TPM as
-configured. A 429 rests nothing: without a gateway it would not either.
+room without end. Limits and windows go on learning and limit nothing, so that what was seen is
+known when scheduling begins.
+
+What stays has nothing to do with scheduling: authentication, a tenant's own caps, retries,
+ejection of a broken account, a refused key, RPM and TPM as configured (not as headers tell). A
+429 rests nothing: without a gateway it would not either.
 """
 
 from __future__ import annotations
@@ -40,10 +43,6 @@ def wide_open(settings: Settings) -> Settings:
         heavy_deadline_s=0.0,
         background_deadline_s=0.0,
     )
-    balance = replace(settings.balance, window="off", min_limit=ENDLESS, max_backoff_s=1e-6)
-    accounts = [
-        replace(account, initial_concurrency=ENDLESS, max_concurrency=ENDLESS)
-        for account in settings.accounts
-    ]
+    balance = replace(settings.balance, window="watch", max_backoff_s=1e-6)
     tenants = [replace(tenant, deadline_s=0.0) for tenant in settings.tenants]
-    return replace(settings, schedule=schedule, balance=balance, accounts=accounts, tenants=tenants)
+    return replace(settings, schedule=schedule, balance=balance, tenants=tenants)

@@ -186,7 +186,8 @@ class Schedule(Section, frozen=True):
 class Balance(Section, frozen=True):
     """How accounts learn their limit and when they rest."""
 
-    window: Literal["auto", "off"] = "auto"  # found at the knee; off: the ceiling alone
+    # Found at the knee; off: the ceiling alone; watch: both are learned and limit nothing.
+    window: Literal["auto", "off", "watch"] = "auto"
     min_window: Count = 2
     express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
     min_limit: Count = 1
