@@ -260,8 +260,8 @@ class Failsafe:
             return self.core.handle(self._safe(event), now)
         logger.warning("scheduling goes on as configured")
         self._heal_s = float("inf")
-        actions = self.core.handle(SettingsChanged(self._settings), now)
-        return actions + self.core.handle(event, now)
+        actions = self.core.handle(event, now)  # first: it may be of a job that is gone already
+        return actions + self.core.handle(SettingsChanged(self._settings), now)
 
     def _safe(self, event: Event) -> Event:
         if isinstance(event, SettingsChanged) and self.degraded:
