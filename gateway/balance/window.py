@@ -213,7 +213,9 @@ class Window:
         if full and settled and self._anchor(next_lease):
             return
         worth = known.worth(np.array([best, self.base]))
-        if worth[0] - worth[1] <= WORTH or (best > self.base and not (full and settled)):
+        # What is not in use neither grows nor shrinks: slow answers at a low load are not the load's.
+        unused = (best > self.base and not (full and settled)) or (best < self.base and not full)
+        if worth[0] - worth[1] <= WORTH or unused:
             best = self.base
         if best < self.base:
             self._move(max(best, self.base * DROP), next_lease)
