@@ -213,7 +213,7 @@ class Window:
         if full and settled and self._anchor(next_lease):
             return
         worth = known.worth(np.array([best, self.base]))
-        # What is not in use neither grows nor shrinks: slow answers at a low load are not the load's.
+        # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
         unused = (best > self.base and not (full and settled)) or (best < self.base and not full)
         if worth[0] - worth[1] <= WORTH or unused:
             best = self.base
