@@ -122,7 +122,7 @@ async def _bench(options: Options) -> int:
     report = {
         "about": _about(options, time.monotonic() - started, busiest),
         "workload": reports.workload({REAL: rows}),
-        "groups": reports.tree(cells, played),
+        "groups": [*_groups(cells, played, "ours"), *_groups(cells, played, "cold")],
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.json").write_bytes(
@@ -132,6 +132,18 @@ async def _bench(options: Options) -> int:
     seconds = time.monotonic() - started
     print(f"{options.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
     return 0
+
+
+def _groups(
+    cells: Sequence[Cell], played: Sequence[dict[str, Played]], policy: str
+) -> list[dict[str, Any]]:
+    """`policy` beside naive, over the seeds in which it was played."""
+    both = [
+        (cell, {"naive": found["naive"], policy: found[policy]})
+        for cell, found in zip(cells, played, strict=True)
+        if policy in found
+    ]
+    return reports.tree([cell for cell, _ in both], [found for _, found in both])
 
 
 def _steps(options: Options, cell: Cell) -> int:

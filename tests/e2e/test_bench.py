@@ -28,19 +28,22 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
-    """One seed, few requests: a report with every policy, all answered, against naive."""
+    """Two seeds, one of them cold, too, few requests: a report with every policy, all answered,
+    against naive."""
     done = run(
-        *("bench", "--out", str(tmp_path / "out"), "--shapes", "knee", "--seeds", "1"),
-        *("--total-requests", "12", "--seed-count", "5", "--warm-up", "4", "--cold-seeds", "1"),
+        *("bench", "--out", str(tmp_path / "out"), "--shapes", "knee", "--seeds", "2"),
+        *("--total-requests", "8", "--seed-count", "4", "--warm-up", "3", "--cold-seeds", "1"),
         *("--time-scale", "20", "--set", "schedule.ordering='fcfs'"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads((tmp_path / "out" / "report.json").read_text())
-    (group,) = report["groups"]
-    assert set(group["policies"]) == {"naive", "ours", "cold"}
-    assert all(own["mean"]["completed"] == 1.0 for own in group["policies"].values())
-    assert group["policies"]["ours"]["against_naive"]["makespan_s"] is not None
+    warm, cold = report["groups"]
+    assert (set(warm["policies"]), warm["seeds"]) == ({"naive", "ours"}, 2)
+    assert (set(cold["policies"]), cold["seeds"]) == ({"naive", "cold"}, 1)
+    for group in (warm, cold):
+        assert all(own["mean"]["completed"] == 1.0 for own in group["policies"].values())
+    assert warm["policies"]["ours"]["against_naive"]["makespan_s"] is not None
     assert report["about"]["time_scale"] == 20
     assert "short P95" in (tmp_path / "out" / "report.md").read_text()
 
