@@ -190,7 +190,8 @@ class Jobs:
         may finish."""
         self.stopping = True
         for job_id, task in self._tasks.items():
-            if self._active[job_id].status == "queued":
+            row = self._active.get(job_id)  # None: it has ended, its task is about to be forgotten
+            if row is not None and row.status == "queued":
                 task.cancel()
 
     async def stop(self) -> None:

@@ -21,6 +21,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -297,8 +298,6 @@ async def _json(
 
 def run() -> int:
     """Serve on a free port until standard input closes; prints the port as one JSON line."""
-    import socket
-
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
