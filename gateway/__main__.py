@@ -205,6 +205,7 @@ def _bench_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--mix", default="published")
     sub.add_argument("--time-scale", type=float, default=5.0)
     sub.add_argument("--stream-share", type=float, default=0.5)
+    sub.add_argument("--parallel", type=int, default=1, metavar="N", help="seeds at a time")
     sub.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
 
 

@@ -350,6 +350,7 @@ def bench(args: argparse.Namespace) -> int:
             time_scale=args.time_scale,
             stream_share=args.stream_share,
             settings=args.set,
+            parallel=args.parallel,
             # Of paths the names alone: a report may be shown to others.
             command=" ".join(["sagesched", *(re.sub(r"[^=,]*/", "", arg) for arg in sys.argv[1:])]),
         )

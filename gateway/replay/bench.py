@@ -16,15 +16,19 @@ provider reads.
 `time_scale` divides every time of the provider, of the arrivals and of the gateway's settings
 that are seconds of work; all times in the report are the provider's, not the wall's. What does
 not shrink along is the gateway's own time, so scaling is at its expense. A run in which this
-process or the provider used more than `MOST_CPU` of a core measured them, and is refused.
+process or a provider used more than `MOST_CPU` of a core measured them, and is refused.
+
+`parallel` seeds run at a time, each with a provider and a gateway of its own: at scale 1 they
+mostly wait, and so the long form takes hours less. What they cost each other is the machine's,
+and again at the gateway's expense. How late requests left is in the report.
 """
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +38,19 @@ from msgspec import Struct, structs
 
 from gateway.errors import SettingsError
 from gateway.replay import simulate_report as reports
-from gateway.replay.bench_gateway import BenchGateway, Spawned
-from gateway.replay.bench_load import Shot, Volley, chat_body, fire
+from gateway.replay.bench_gateway import Spawned
+from gateway.replay.bench_run import Part, Plot, Run, Watch
 from gateway.replay.bench_texts import Text, texts
 from gateway.replay.evaluate_work import Progress
 from gateway.replay.simulate_cells import Played
-from gateway.replay.simulate_loop import Request, Result
 from gateway.replay.simulate_markdown import markdown
-from gateway.replay.simulate_metrics import figures
 from gateway.replay.simulate_provider import SHAPES, Nature
 from gateway.replay.simulate_rows import MIXES, Row, workload
 from gateway.replay.simulate_worlds import WARM_UP_RHO, Cell, Plan, World, world_of
 from gateway.types import QUANTILE_LEVELS, Rung
 
-MOST_CPU = 0.7
 RHO = 2.0
 REAL = "real"
-IDLE_S = 60.0
 
 
 class Options(Struct, kw_only=True):
@@ -68,24 +68,8 @@ class Options(Struct, kw_only=True):
     stream_share: float = 0.5
     cold_seeds: int = 2  # of which the cold start is measured, too
     settings: Sequence[str] = ()  # SECTION.KEY=VALUE of the gateway
+    parallel: int = 1  # seeds at a time
     command: str = "sagesched bench"
-
-
-class Part(Struct, frozen=True):
-    """Requests to be played, and what each says."""
-
-    requests: Sequence[Request]
-    said: Sequence[Text]
-
-
-class Plot(Struct, frozen=True):
-    """One seed's world: its provider and three disjoint sets of texts."""
-
-    cell: Cell
-    nature: Nature
-    seeding: Sequence[Text]
-    warm: Part
-    measured: Part
 
 
 def bench(options: Options) -> int:
@@ -112,16 +96,12 @@ async def _bench(options: Options) -> int:
         for seed in seeds
     ]
     total = sum(_steps(options, cell) for cell in cells)
-    bar, started = Progress("requests", total), time.monotonic()
-    played, busiest = [], {"load": 0.0, "provider": 0.0}
-    with Spawned.provider() as provider:
-        for cell in cells:
-            run = _Run(options, plot(options, cell, known), provider, bar, busiest)
-            played.append(await run.play())
+    watch, started = Watch(Progress("requests", total)), time.monotonic()
+    played = await _play_all(options, cells, known, watch)
     rows = [_row(text) for text in known]
     report = {
-        "about": _about(options, time.monotonic() - started, busiest),
-        "workload": reports.workload({REAL: rows}),
+        "about": _about(options, time.monotonic() - started, watch),
+        "workload": reports.workload({REAL: rows}) | {"forecasts": {}},
         "groups": [*_groups(cells, played, "ours"), *_groups(cells, played, "cold")],
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -132,6 +112,37 @@ async def _bench(options: Options) -> int:
     seconds = time.monotonic() - started
     print(f"{options.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
     return 0
+
+
+async def _play_all(
+    options: Options, cells: Sequence[Cell], known: Sequence[Text], watch: Watch
+) -> list[dict[str, Played]]:
+    """What each policy did, in the order of the cells; the first error ends all."""
+    played: list[dict[str, Played]] = [{} for _ in cells]
+    waiting = list(enumerate(cells))[::-1]
+
+    async def play_on(provider: Spawned) -> None:
+        while waiting:
+            place, cell = waiting.pop()
+            own = plot(options, cell, known)
+            cold = cell.seed - options.first_seed < options.cold_seeds
+            run = Run(
+                own, provider, options.time_scale, options.stream_share, options.settings, watch
+            )
+            played[place] = await run.play(cold)
+
+    with ExitStack() as stack:
+        providers = [
+            stack.enter_context(Spawned.provider())
+            for _ in range(max(1, min(options.parallel, len(cells))))
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for provider in providers:
+                    group.create_task(play_on(provider))
+        except* SettingsError as errors:
+            raise errors.exceptions[0] from None
+    return played
 
 
 def _groups(
@@ -151,7 +162,7 @@ def _steps(options: Options, cell: Cell) -> int:
     return options.requests * (3 if cold else 2) + options.warm_up
 
 
-def _about(options: Options, seconds: float, busiest: dict[str, float]) -> dict[str, Any]:
+def _about(options: Options, seconds: float, watch: Watch) -> dict[str, Any]:
     return {
         "command": options.command,
         "rows_from": options.data.name if options.data else "generated",
@@ -163,7 +174,9 @@ def _about(options: Options, seconds: float, busiest: dict[str, float]) -> dict[
         "seed_count": options.seed_count,
         "stream_share": options.stream_share,
         "settings": list(options.settings),
-        "cpu_share_at_most": busiest,
+        "parallel": options.parallel,
+        "cpu_share_at_most": watch.busiest,
+        "left_late_s_at_most": watch.latest_s,  # of the provider's time
         "seconds": round(seconds, 1),
     }
 
@@ -210,94 +223,3 @@ def _row(text: Text) -> Row:
         text.prompt_tokens, (1.0,) * len(QUANTILE_LEVELS), 0.0, Rung.HEURISTIC, 1.0, 0.0
     )
     return Row(text.prompt_tokens, text.output_tokens, unknown)
-
-
-class _Run:
-    def __init__(
-        self,
-        options: Options,
-        own: Plot,
-        provider: Spawned,
-        bar: Progress,
-        busiest: dict[str, float],
-    ) -> None:
-        self._options, self._own, self._provider = options, own, provider
-        self._bar, self._busiest = bar, busiest
-
-    async def play(self) -> dict[str, Played]:
-        played = {"naive": await self._volley(self._own.measured, self._provider.url)}
-        with tempfile.TemporaryDirectory(prefix="sagesched-bench-") as folder:
-            with self._gateway(Path(folder) / "warm") as gateway:
-                await gateway.learn(self._own.seeding)
-                if self._own.warm.requests:
-                    await self._volley(self._own.warm, gateway.url)
-                played["ours"] = await self._volley(self._own.measured, gateway.url)
-            if self._own.cell.seed - self._options.first_seed < self._options.cold_seeds:
-                with self._gateway(Path(folder) / "cold") as gateway:
-                    await gateway.learn(self._own.seeding)
-                    played["cold"] = await self._volley(self._own.measured, gateway.url)
-        return played
-
-    def _gateway(self, folder: Path) -> BenchGateway:
-        models = {t.model for t in (*self._own.measured.said, *self._own.warm.said)}
-        models |= {t.model for t in self._own.seeding}
-        return BenchGateway(
-            folder, self._provider.url, sorted(models), self._options.time_scale,
-            self._options.settings,
-        )  # fmt: skip
-
-    async def _volley(self, part: Part, url: str) -> Played:
-        scale = self._options.time_scale
-        before = self._prepare(part)
-        chance = np.random.default_rng([self._own.cell.seed, 78])
-        streams = (chance.random(len(part.requests)) < self._options.stream_share).tolist()
-        shots = [
-            Shot(
-                at_s=request.arrived_s / scale,
-                body=chat_body(text.model, text.messages, stream=stream, bench=request.id,
-                               max_tokens=text.max_tokens),
-                id=request.id,
-            )
-            for request, text, stream in zip(part.requests, part.said, streams, strict=True)
-        ]  # fmt: skip
-        headers = {"content-type": "application/json", "authorization": "Bearer bench"}
-        volley = await fire(url + "/v1/chat/completions", shots, headers, self._bar.step)
-        self._guard(volley, before)
-        return Played(figures(_results(part, volley, scale)))
-
-    def _prepare(self, part: Part) -> float:
-        """Tell the provider; its CPU seconds so far. Waits for the last run's streams."""
-        deadline_s = time.monotonic() + IDLE_S
-        while self._provider.state()["inflight"]:
-            if time.monotonic() > deadline_s:
-                raise SettingsError("bench: the last run's streams do not end")
-            time.sleep(0.05)
-        table = {
-            r.id: (r.row.prompt_tokens, r.row.output_tokens, r.z) for r in part.requests
-        }  # fmt: skip
-        planned = {"nature": self._own.nature, "requests": table, "scale": self._options.time_scale}
-        return self._provider.plan(msgspec.json.encode(planned))["cpu_s"]
-
-    def _guard(self, volley: Volley, before_cpu_s: float) -> None:
-        used_s = self._provider.state()["cpu_s"] - before_cpu_s
-        shares = {"load": volley.cpu_share, "provider": used_s / volley.wall_s}
-        for who, share in shares.items():
-            self._busiest[who] = round(max(self._busiest[who], share), 3)
-            if share > MOST_CPU:
-                raise SettingsError(
-                    f"bench: the {who} used {share:.0%} of a core, so it measured itself: use a"
-                    " smaller --time-scale"
-                )
-
-
-def _results(part: Part, volley: Volley, scale: float) -> list[Result]:
-    return [
-        Result(
-            request=request,
-            started_s=hit.left_s * scale,
-            ended_s=hit.ended_s * scale,
-            completed=hit.whole,
-            rejections=int(hit.status == 429),
-        )
-        for request, hit in zip(part.requests, volley.hits, strict=True)
-    ]

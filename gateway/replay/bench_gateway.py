@@ -20,6 +20,7 @@ from gateway.shipped import own_command, own_environ
 
 START_S = 60.0
 IN_WORK = 16
+EVENTS = 100_000  # kept in the journal
 
 
 class Spawned:
@@ -141,6 +142,24 @@ class BenchGateway:
 
             await asyncio.gather(*(one(text) for text in seeding))
 
+    async def told(self) -> int:
+        """The journal's present end."""
+        async with self._asking() as client:
+            last: int = (await client.get("/events", params={"n": "1"})).json()["next"]
+            return last
+
+    async def tell(self, since: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The journal from there on, oldest first, and the account's state."""
+        async with self._asking() as client:
+            wanted = {"since": str(since), "n": str(EVENTS)}
+            events = (await client.get("/events", params=wanted)).json()["events"]
+            accounts = (await client.get("/_stats")).json()["accounts"]
+        return events, accounts[0]
+
+    def _asking(self) -> httpx.AsyncClient:
+        headers = {"authorization": "Bearer bench"}
+        return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, headers=headers)
+
     def _listening(self) -> str:
         for line in (self._folder / "log").read_bytes().splitlines():
             if b'"listening"' in line:
@@ -170,6 +189,7 @@ def settings_text(
             "max_overtake_s": repr(usual.max_overtake_s / time_scale),
             "clear_s": repr(usual.clear_s / time_scale),
         },
+        "observe": {"events": str(EVENTS)},
         "predict": {"models_path": json.dumps(str(folder / "models")), "refit_every_s": "0"},
     }
     for given in overrides:

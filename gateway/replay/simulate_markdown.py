@@ -36,6 +36,11 @@ OTHERS = (
     ("slowdown_p95", "slowdown P95"),
     ("rejections_429", "429s"),
     ("window", "window"),
+    ("forecast_tau", "τ"),
+    ("first_forecast_tau", "τ at once"),
+    ("short_queue_p50_s", "short queued P50 s (wall)"),
+    ("window_end", "window at the end"),
+    ("best_window", "best window"),
     ("quiet_p95_s", "quiet P95 s"),
     ("quiet_alone_p95_s", "alone s"),
     ("quiet_added_wait_s", "added wait s"),
@@ -72,15 +77,27 @@ def _about(report: Mapping[str, Any]) -> str:
     about, load = report["about"], report["workload"]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in load["shares"].items())
     quantiles = ", ".join(f"p{level} {value:.0f}" for level, value in load["output_tokens"].items())
-    told = "; ".join(
-        f"{name}: τ {_number(own['kendall_tau'])}, AUC(short) {_number(own['auc_short'])}"
+    told = "".join(
+        f"; {name}: τ {_number(own['kendall_tau'])}, AUC(short) {_number(own['auc_short'])}"
         for name, own in load["forecasts"].items()
     )
     return (
         f"{about['seeds']} paired seeds; rows from {about['rows_from']}: {load['rows']}, output"
-        f" tokens {quantiles} ({shares}), drawn as mix {about['mix']}; {told}. Arrivals"
-        f" {about['arrivals']}. Changes are against naive over the same requests, with 95 %"
-        f" bootstrap intervals. Made by `{about['command']}` in {about['seconds']:.0f} s."
+        f" tokens {quantiles} ({shares}), drawn as mix {about['mix']}{told}. Arrivals"
+        f" {about['arrivals']}.{_timing(about)} Changes are against naive over the same requests,"
+        f" with 95 % bootstrap intervals. Made by `{about['command']}` in {about['seconds']:.0f} s."
+    )
+
+
+def _timing(about: Mapping[str, Any]) -> str:
+    """Of real HTTP alone."""
+    if "time_scale" not in about:
+        return ""
+    busy = ", ".join(f"{who} {share:.0%}" for who, share in about["cpu_share_at_most"].items())
+    return (
+        f" Warm-up of {about['warm_up']} requests, {about['seed_count']} rows taught before; times"
+        f" divided by {about['time_scale']:g}, {about['parallel']} seeds at a time; of a core at"
+        f" most: {busy}; left at most {about['left_late_s_at_most']:.2f} s late."
     )
 
 
