@@ -19,7 +19,8 @@ from gateway.settings.schema import Schedule
 from gateway.shipped import own_command, own_environ
 
 START_S = 60.0
-IN_WORK = 16
+LEARN_S = 60.0  # in which a busy predictor must have learned a row
+IN_WORK = 8
 EVENTS = 100_000  # kept in the journal
 
 
@@ -137,6 +138,10 @@ class BenchGateway:
                     body["max_tokens"] = text.max_tokens
                 async with room:
                     response = await client.post("/ingest", json=body)
+                    deadline_s = time.monotonic() + LEARN_S
+                    while response.status_code == 503 and time.monotonic() < deadline_s:
+                        await asyncio.sleep(float(response.headers.get("retry-after", "1")))
+                        response = await client.post("/ingest", json=body)
                 if response.status_code != 200:
                     raise SettingsError(f"bench: /ingest answered {response.text[:200]}")
 
