@@ -53,21 +53,23 @@ def window(title: str, played: Played, best: float) -> str:
     top = 1.15 * max([best, *(room for _, room, _ in trace), *(float(n) for _, _, n in trace)])
     chart = Chart(
         f"{title}: window, seed 0",
-        Axis("seconds", 0, last, [round(t, 1) for t in np.linspace(0, last, 5)]),
-        Axis("requests in flight", 0, top, [round(n) for n in np.linspace(0, top, 6)]),
+        Axis("seconds", 0, last, _ticks(last)),
+        Axis("requests in flight", 0, top, _ticks(top)),
     )
     chart.line([(t, float(n)) for t, _, n in trace], COLOURS[0], "in flight")
-    chart.line([(t, room) for t, room, _ in trace], COLOURS[1], "window")
+    chart.line([(t, room) for t, room, _ in trace], COLOURS[1], "without probes")
     chart.line([(0, best), (last, best)], "#999", "best", "4 4")
     return chart.svg()
 
 
 def _shares(title: str, unit: str, lines: Mapping[str, Sequence[float]]) -> str:
-    largest = max((max(values) for values in lines.values() if values), default=1.0)
+    known = [value for values in lines.values() for value in values if value > 0]
+    largest, least = max(known, default=1.0), min(known, default=LOG_TICKS[0])
     high = next(tick for tick in LOG_TICKS[2:] if tick >= min(largest, LOG_TICKS[-1]))
+    low = max(tick for tick in LOG_TICKS if tick <= max(least, LOG_TICKS[0]) and tick < high)
     chart = Chart(
         title,
-        Axis(unit, LOG_TICKS[0], high, [t for t in LOG_TICKS if t <= high], log=True),
+        Axis(unit, low, high, [t for t in LOG_TICKS if low <= t <= high], log=True),
         Axis("share at most it", 0, 1, SHARE_TICKS),
     )
     for (name, values), colour in zip(lines.items(), COLOURS, strict=False):
@@ -81,3 +83,10 @@ def _steps(values: Sequence[float]) -> list[Point]:
     levels = np.linspace(0, 1, min(POINTS, len(values)) + 1)
     found = np.quantile(np.array(values), levels)
     return list(zip(found.tolist(), levels.tolist(), strict=True))
+
+
+def _ticks(high: float) -> list[float]:
+    """Round numbers from 0, five or so."""
+    step = 10.0 ** np.floor(np.log10(high / 4))
+    step *= next(times for times in (1, 2, 5, 10) if high / (times * step) <= 6)
+    return [float(t) for t in np.arange(0.0, high, step).round(6)]
