@@ -28,7 +28,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
-    """Two seeds at a time, one cold, too: a report with every policy, all answered, against naive."""
+    """Two seeds at a time, one cold, too: a report on every policy, all answered, against naive."""
     done = run(
         *("bench", "--out", str(tmp_path / "out"), "--shapes", "knee", "--seeds", "2"),
         *("--total-requests", "8", "--seed-count", "4", "--warm-up", "3", "--cold-seeds", "1"),
