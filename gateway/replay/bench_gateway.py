@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import time
+from asyncio.subprocess import Process
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from gateway.settings.schema import Schedule
 from gateway.shipped import own_command, own_environ
 
 START_S = 60.0
+END_S = 20.0
 LEARN_S = 60.0  # in which a busy predictor must have learned a row
 IN_WORK = 8
 EVENTS = 100_000  # kept in the journal
@@ -67,7 +69,7 @@ class Spawned:
 
 
 class BenchGateway:
-    """A fresh gateway on one account, with an empty history; a context manager.
+    """A fresh gateway on one account, with an empty history; an asynchronous context manager.
 
     Args:
         models: the clients' names; the provider knows them all as one.
@@ -84,45 +86,45 @@ class BenchGateway:
     ) -> None:
         self._folder = folder
         self._toml = settings_text(folder, provider, models, time_scale, overrides)
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.url = ""
 
-    def __enter__(self) -> BenchGateway:
+    async def __aenter__(self) -> BenchGateway:
         self._folder.mkdir(parents=True)
         (self._folder / "gateway.toml").write_text(self._toml)
         environ = own_environ() | {"SAGESCHED_ADMIN_TOKEN": "bench", "BENCH_KEY": "bench"}
         environ.pop("PORT", None)
-        self._log = (self._folder / "log").open("wb")
-        self._process = subprocess.Popen(
-            own_command("serve", "--config", str(self._folder / "gateway.toml")),
-            stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT, env=environ,
-            cwd=self._folder,
-        )  # fmt: skip
-        deadline_s = time.monotonic() + START_S
-        while time.monotonic() < deadline_s and self._process.poll() is None:
-            if not self.url:
-                self.url = self._listening()
-            elif self._ready():
-                return self
-            time.sleep(0.05)
-        tail = (self._folder / "log").read_text(errors="replace")[-600:]
-        self.__exit__(None, None, None)
-        raise SettingsError(f"bench: the gateway did not become ready: {tail}")
+        with (self._folder / "log").open("wb") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *own_command("serve", "--config", str(self._folder / "gateway.toml")),
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environ,
+                cwd=self._folder,
+            )  # fmt: skip
+        try:
+            await self._start(self.process)
+        except BaseException:
+            await _end(self.process)
+            raise
+        return self
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._log.close()
+        assert self.process is not None
+        await _end(self.process)
+
+    async def _start(self, process: Process) -> None:
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s and process.returncode is None:
+            self.url = self.url or self._listening()
+            if self.url and await self._ready():
+                return
+            await asyncio.sleep(0.05)
+        tail = (self._folder / "log").read_text(errors="replace")[-600:]
+        raise SettingsError(f"bench: the gateway did not become ready: {tail}")
 
     async def learn(self, seeding: Sequence[Text]) -> None:
         """Teach these rows by POST /ingest."""
@@ -172,9 +174,20 @@ class BenchGateway:
                 return f"http://127.0.0.1:{told['port']}"
         return ""
 
-    def _ready(self) -> bool:
-        health = httpx.get(self.url + "/health", trust_env=False).json()
+    async def _ready(self) -> bool:
+        async with self._asking() as client:
+            health = (await client.get("/health")).json()
         return bool(health["status"] == "ok" and health["predictor"] == "ready")
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), END_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def settings_text(

@@ -94,21 +94,17 @@ class Run:
     async def _through(self, folder: Path, warm: Part | None) -> Played:
         own = self._own
         models = {t.model for t in (*own.measured.said, *own.warm.said, *own.seeding)}
-        gateway = BenchGateway(
+        async with BenchGateway(
             folder, self._provider.url, sorted(models), self._scale, self._settings
-        )
-        await asyncio.to_thread(gateway.__enter__)
-        try:
+        ) as gateway:
             await gateway.learn(own.seeding)
             if warm is not None and warm.requests:
                 await self._volley(warm, gateway.url)
             since = await gateway.told()
             played = await self._volley(own.measured, gateway.url)
             played.figures.update(seen(*await gateway.tell(since)))
-            played.figures["best_window"] = float(own.nature.best_window)
-            return played
-        finally:
-            await asyncio.to_thread(gateway.__exit__, None, None, None)
+        played.figures["best_window"] = float(own.nature.best_window)
+        return played
 
     async def _volley(self, part: Part, url: str) -> Played:
         before_cpu_s = await self._prepare(part)
