@@ -159,6 +159,13 @@ def _simulate_options(sub: argparse.ArgumentParser) -> None:
         help="a gateway's store; without FILE the one of --config",
     )
     sub.add_argument("--forecasts", metavar="FILE", help="default: DIR/forecasts.npz")
+    sub.add_argument(
+        "--learned",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="before each forecast; default: all earlier ones",
+    )
     sub.add_argument("--tau", default="", metavar="T,T", help="forecasts of such a Kendall τ")
     sub.add_argument(
         "--scenarios",
@@ -177,6 +184,7 @@ def _simulate_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--requests", type=int, default=0, help="default: the scenario's")
     sub.add_argument("--seeds", type=int, default=20)
+    sub.add_argument("--first-seed", type=int, default=0)
     sub.add_argument(
         "--mix", default="published", help="as-is, balanced, heavy, published: shares of sizes"
     )

@@ -7,6 +7,8 @@ A replay is one job for one process: a variant over all rows, or over the rows o
 
 - `apart`: a source that no shipped model was fitted on, alone and from nothing, to see what
   its first rows teach about the later ones;
+- `young`: all rows in blocks, each through a forecaster that has learned `learned` other rows
+  and no more, as a gateway's in its first hour;
 - `drift`: a source whose answers double in length for the last 300 rows, to see how soon the
   p90 covers them again; beside it the same rows as they were.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +34,11 @@ from gateway.replay.evaluate_vectors import Known, Recalled
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
 
-Kind = Literal["all", "apart", "drift", "no drift"]
+Kind = Literal["all", "apart", "drift", "no drift", "young"]
 
 RUNGS = tuple(Rung)
 DRIFT_ROWS = 300
+BLOCK = 400  # rows forecast by one young forecaster
 DRIFT_BEFORE = 700  # at most so many undoubled rows go before
 
 
@@ -45,6 +48,7 @@ class Task(Struct, frozen=True):
     variant: str
     kind: Kind = "all"
     source: str = ""  # of a scenario
+    learned: int = 0  # rows before a block of "young"
 
 
 class Forecasts(Struct, frozen=True):
@@ -88,6 +92,30 @@ def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> Forecas
     return out
 
 
+def replay_young(
+    cases: Sequence[Case], fresh: Callable[[], Forecaster], learned: int, in_flight: int
+) -> Forecasts:
+    """Each case by a forecaster that knows `learned` others, drawn at random, and those of its
+    block before it. Results in the order of `cases`."""
+    chance = np.random.default_rng(17)
+    order = chance.permutation(len(cases))
+    parts = []
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK].tolist()
+        others = np.setdiff1d(order, block)
+        by = fresh()
+        for place in chance.permutation(others)[:learned].tolist():
+            by.learn(cases[place])
+        parts.append(replay([cases[place] for place in block], by, in_flight))
+    back = np.argsort(order)
+    return Forecasts(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])[back]
+            for name in Forecasts.__struct_fields__
+        )
+    )
+
+
 def doubled(case: Case) -> Case:
     """The case with an answer, and a limit, twice as long."""
     limit = case.view.max_tokens
@@ -124,15 +152,19 @@ class Bench(Struct, frozen=True):
         return whole
 
     def rows(self, task: Task) -> Sequence[Case]:
-        if task.kind == "all":
+        if task.kind in ("all", "young"):
             return self.cases
         if task.kind == "apart":
             return self.apart[task.source]
         return drifting(self.cases, task.source, drifts=task.kind == "drift")
 
     def run(self, task: Task, whole: Artefacts) -> Forecasts:
-        by = forecaster(task.variant, self.settings, whole, has_text=self.has_text)
-        return replay(self.rows(task), by, self.in_flight)
+        def fresh() -> Forecaster:
+            return forecaster(task.variant, self.settings, whole, has_text=self.has_text)
+
+        if task.kind == "young":
+            return replay_young(self.cases, fresh, task.learned, self.in_flight)
+        return replay(self.rows(task), fresh(), self.in_flight)
 
 
 _bench: tuple[Bench, Artefacts] | None = None  # of this process

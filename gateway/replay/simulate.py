@@ -58,12 +58,14 @@ class Options(Struct, kw_only=True):
     data: Path | None = None
     history: Path | None = None
     kept: Path | None = None  # the file of forecasts; None: OUT/forecasts.npz
+    learned: int = 0  # rows the forecaster of each row had learned; 0: all before it
     taus: Sequence[float] = ()
     scenarios: Sequence[str] = ("burst",)
     shapes: Sequence[str] = ("knee", "power", "quadratic", "linear")
     rhos: Sequence[str] = ()
     requests: int = 0
     seeds: int = 20
+    first_seed: int = 0
     mix: str = "published"
     arrivals: str = "poisson"  # or burst, or a file
     speed: float = 0.0
@@ -123,8 +125,9 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
     _known("shape", options.shapes, SHAPES)
     _known("policy", options.policies, POLICIES)
     _known("mix", [options.mix], tuple(MIXES))
-    if options.seeds < 1 or options.jobs < 1 or options.requests < 0 or options.warm_up < 0:
-        raise SettingsError("simulate: seeds, jobs, requests and warm-up cannot be less")
+    least = (options.requests, options.warm_up, options.learned, options.first_seed)
+    if options.seeds < 1 or options.jobs < 1 or min(least) < 0:
+        raise SettingsError("simulate: seeds, jobs and numbers of requests cannot be less")
     for tau in options.taus:
         if not 0.02 <= tau <= 0.98:
             raise SettingsError(f"simulate: τ {tau:g} is out of range: 0.02 to 0.98")
@@ -144,6 +147,7 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
         policies=options.policies,
         fixed=_numbers(options.provider),
         overrides=overrides,
+        first_seed=options.first_seed,
     )
     cells = _cells(options, tuple(plan.rows))
     world_of(plan, cells[0])  # says what is wrong with a provider's parameter or a mix
@@ -174,7 +178,7 @@ def _cells(options: Options, forecasts: Sequence[str]) -> list[Cell]:
             for shape in options.shapes
             for rho in rhos
             for forecast in forecasts
-            for seed in range(options.seeds)
+            for seed in range(options.first_seed, options.first_seed + options.seeds)
         ]
     if not found:
         raise SettingsError("simulate: nothing to play")
@@ -196,7 +200,9 @@ def _rows(options: Options) -> dict[str, Sequence[Row]]:
     found: dict[str, Sequence[Row]] = {}
     if options.data is not None or options.history is not None:
         kept = options.kept or options.out / "forecasts.npz"
-        rows = real_rows(options.data, options.history, kept, shipped("models"), options.jobs)
+        rows = real_rows(
+            options.data, options.history, kept, shipped("models"), options.jobs, options.learned
+        )
         sizes = [(row.prompt_tokens, row.output_tokens) for row in rows]
         if not options.taus:
             found[REAL] = rows

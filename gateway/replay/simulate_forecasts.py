@@ -3,7 +3,8 @@
 The rows and the replay are those of `evaluate`: only what no shipped model was fitted on,
 forecast in order, each learned after 64 later ones were forecast. Of each row both forecasts
 are kept that a gateway makes: stage 0's at once, the full one a moment later. The first rows
-found an empty history and are left out, as a gateway's first minutes are no measure of it.
+found an empty history and are left out, as a gateway's first minutes are no measure of it. Its
+first hour can be had as well: with `learned`, each row's forecaster has learned so many others.
 
 The file is used again for the same rows, models and settings. After a change of the
 predictor's code delete it.
@@ -23,7 +24,7 @@ from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import cut
 from gateway.predict.forecast import UNCALIBRATED
-from gateway.replay.evaluate_replay import RUNGS, Bench, Forecasts, Task, begin, work
+from gateway.replay.evaluate_replay import RUNGS, Bench, Forecasts, Kind, Task, begin, work
 from gateway.replay.evaluate_rows import Case, Chosen, choose, fit_keys, read, read_history
 from gateway.replay.evaluate_vectors import Known, Prompt, encoder_id, prompt_key, vectors_of
 from gateway.replay.evaluate_work import Progress, spread
@@ -37,13 +38,19 @@ ARRAYS = ("grid", "p_short", "risk", "confidence", "rung", "seconds")
 
 
 def real_rows(
-    data: Path | None, history: Path | None, kept: Path, models: Path, workers: int
+    data: Path | None,
+    history: Path | None,
+    kept: Path,
+    models: Path,
+    workers: int,
+    learned: int = 0,
 ) -> list[Row]:
     """Rows with the predictor's own forecasts, from `kept` or made now and put there.
 
     Args:
         data: conversations as JSON lines, .gz or not; or else
         history: a gateway's store.
+        learned: rows that the forecaster of each had learned; 0: all that came before it.
 
     Raises:
         SettingsError: file, history or models are unusable, or there are too few rows.
@@ -55,12 +62,13 @@ def real_rows(
             f"{data or history}: {len(chosen.cases)} rows to judge, the first {SKIPPED} of"
             " which only fill the history: too few"
         )
-    name = _name(chosen.cases, models, settings)
+    name = _name(chosen.cases, models, settings, learned)
     said = _load(kept, name)
     if said is None:
-        said = _replayed(chosen, kept, models, settings, workers)
+        said = _replayed(chosen, kept, models, settings, workers, learned)
         _save(kept, name, said)
-    return [_row(case, said, i) for i, case in enumerate(chosen.cases) if i >= SKIPPED]
+    first = 0 if learned else SKIPPED
+    return [_row(case, said, i) for i, case in enumerate(chosen.cases) if i >= first]
 
 
 def _chosen(data: Path | None, history: Path | None, models: Path, settings: Predict) -> Chosen:
@@ -74,7 +82,7 @@ def _chosen(data: Path | None, history: Path | None, models: Path, settings: Pre
 
 
 def _replayed(
-    chosen: Chosen, kept: Path, models: Path, settings: Predict, workers: int
+    chosen: Chosen, kept: Path, models: Path, settings: Predict, workers: int, learned: int
 ) -> list[Forecasts]:
     whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
     if whole.encoder is None:
@@ -89,7 +97,8 @@ def _replayed(
         has_text=not chosen.vectors,
         in_flight=IN_FLIGHT,
     )
-    tasks = [Task(name) for name in VARIANTS]
+    kind: Kind = "young" if learned else "all"
+    tasks = [Task(name, kind, learned=learned) for name in VARIANTS]
     bar = Progress("forecasts", len(tasks) * len(chosen.cases))
     step = len(chosen.cases)
     return spread(work, tasks, begin, (bench,), workers, lambda task: bar.step(step))
@@ -122,14 +131,15 @@ def _row(case: Case, said: Sequence[Forecasts], place: int) -> Row:
     return Row(prompt, case.output_tokens, first, better)
 
 
-def _name(cases: Sequence[Case], models: Path, settings: Predict) -> str:
+def _name(cases: Sequence[Case], models: Path, settings: Predict, learned: int) -> str:
     """What must be the same for kept forecasts to be used again."""
     manifest = (
         (models / "manifest.toml").read_bytes() if (models / "manifest.toml").exists() else b""
     )
     rows = repr([(case.seq, case.source, case.output_tokens) for case in cases]).encode()
     sums = [blake2b(part, digest_size=8).hexdigest() for part in (manifest, rows)]
-    return " ".join([encoder_id(models, settings), *sums, msgspec.json.encode(settings).decode()])
+    parts = [encoder_id(models, settings), *sums, msgspec.json.encode(settings).decode()]
+    return " ".join([*parts, f"learned {learned}"] if learned else parts)
 
 
 def _load(path: Path, name: str) -> list[Forecasts] | None:

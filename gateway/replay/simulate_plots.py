@@ -52,7 +52,7 @@ def window(title: str, played: Played, best: float) -> str:
     last = trace[-1][0] if trace else 1.0
     top = 1.15 * max([best, *(room for _, room, _ in trace), *(float(n) for _, _, n in trace)])
     chart = Chart(
-        f"{title}: window, seed 0",
+        f"{title}: window, first seed",
         Axis("seconds", 0, last, _ticks(last)),
         Axis("requests in flight", 0, top, _ticks(top)),
     )

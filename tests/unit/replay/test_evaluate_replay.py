@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.replay.evaluate_replay import DRIFT_ROWS, RUNGS, doubled, drifting, replay
+from gateway.replay.evaluate_replay import (
+    BLOCK,
+    DRIFT_ROWS,
+    RUNGS,
+    doubled,
+    drifting,
+    replay,
+    replay_young,
+)
 from gateway.replay.evaluate_rows import Case
 from gateway.types import Rung, Workload
 from tests.unit.replay.evaluate_cases import case
@@ -79,3 +87,26 @@ def test_drift_doubles_the_last_rows_of_one_source() -> None:
     assert doubled(cases[4]).output_tokens == 28
     assert doubled(cases[4]).view.max_tokens == 1000
     assert doubled(cases[5]).view.max_tokens is None
+
+
+def test_young_forecasters_know_no_more_than_they_were_taught() -> None:
+    """A block's forecaster has learned so many rows of other blocks; each row is forecast once,
+    and what was said stands in its place."""
+    witnesses: list[Witness] = []
+
+    def fresh() -> Witness:
+        witnesses.append(Witness())
+        return witnesses[-1]
+
+    said = replay_young([case(i) for i in range(BLOCK + 50)], fresh, 30, in_flight=10**6)
+    assert said.grid[:, 3].tolist() == list(range(BLOCK + 50))
+    blocks = []
+    for witness in witnesses:
+        taught = {seq for what, seq in witness.events if what == "learn"}
+        block = [seq for what, seq in witness.events if what == "forecast"]
+        assert len(taught) == 30
+        assert witness.events[:30] == [("learn", seq) for _, seq in witness.events[:30]]
+        assert not taught & set(block)
+        blocks.append(block)
+    assert [len(block) for block in blocks] == [BLOCK, 50]
+    assert sorted(seq for block in blocks for seq in block) == list(range(BLOCK + 50))

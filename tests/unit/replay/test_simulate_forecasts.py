@@ -71,6 +71,17 @@ def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[Row]) -> N
     assert len(real(data, broken)) == len(first)
 
 
+def test_a_young_forecaster_has_learned_so_many_rows(data: Path, first: list[Row]) -> None:
+    """All rows are there, none left out, and what they rest on is less than a whole history."""
+    kept = data.with_name("young.npz")
+    models = shipped("models")
+    young = forecasts.real_rows(data, None, kept, models, 1, learned=5)
+    assert len(young) == ROWS
+    assert young == forecasts.real_rows(data, None, kept, models, 1, learned=5)
+    assert [r.output_tokens for r in young[-20:]] == [r.output_tokens for r in first]
+    assert [r.forecast for r in young[-20:]] != [r.forecast for r in first]
+
+
 def test_too_few_rows_are_an_error(tmp_path: Path) -> None:
     """Before the models are run."""
     path = write(tmp_path / "few.jsonl", [row(i, f"Say {i}") for i in range(5)])
