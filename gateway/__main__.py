@@ -225,6 +225,7 @@ def _load_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--data", metavar="FILE", help="conversations; default: the demo's own")
     sub.add_argument("--arrivals", metavar="CSV", help="a trace's rhythm instead of --rate")
     sub.add_argument("--speed", type=float, default=1.0, help="of the trace")
+    sub.add_argument("--mix", default="as-is", help="as-is, balanced, heavy, published")
     sub.add_argument("--stream-share", type=float, default=1.0)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")

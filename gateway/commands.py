@@ -379,6 +379,7 @@ def load(args: argparse.Namespace) -> int:
             data=Path(args.data) if args.data else None,
             trace=Path(args.arrivals) if args.arrivals else None,
             speed=args.speed,
+            mix=args.mix,
             stream_share=args.stream_share,
             seed=args.seed,
             timeout_s=args.timeout,

@@ -26,6 +26,7 @@ from gateway.replay.bench_texts import texts
 from gateway.replay.evaluate_figures import Floats
 from gateway.replay.evaluate_work import Progress
 from gateway.replay.simulate_metrics import percentile
+from gateway.replay.simulate_rows import MIXES, draw_sizes
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 
 KEY_ENV = "SAGESCHED_LOAD_KEY"
@@ -39,6 +40,7 @@ class Options(Struct, kw_only=True):
     data: Path | None = None
     trace: Path | None = None
     speed: float = 1.0  # of a trace
+    mix: str = "as-is"  # shares of short, medium and long answers
     stream_share: float = 1.0
     seed: int = 0
     timeout_s: float = 600.0
@@ -65,9 +67,12 @@ def load(options: Options) -> int:
 
 
 def _shots(options: Options) -> list[Shot]:
+    if options.mix not in MIXES:
+        raise SettingsError(f"load: no mix {options.mix!r}; there are {', '.join(MIXES)}")
     known = texts(options.data)
     chance = np.random.default_rng(options.seed)
-    places = np.resize(chance.permutation(len(known)), options.requests).tolist()
+    tokens = [text.output_tokens for text in known]
+    places = draw_sizes(tokens, options.requests, options.mix, chance).tolist()
     streams = (chance.random(options.requests) < options.stream_share).tolist()
     return [
         Shot(

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.replay.simulate_metrics import Change
 
 CHANGES = (
+    ("short_mean_s", "short average"),
     ("short_p50_s", "short P50"),
     ("short_p95_s", "short P95"),
     ("short_by_forecast_p95_s", "short P95 (by forecast)"),
@@ -16,6 +17,8 @@ CHANGES = (
     ("mean_s", "mean"),
     ("makespan_s", "makespan"),
     ("deadline_misses", "misses"),
+    ("goodput_per_s", "met/s"),
+    ("completed", "completed"),
 )
 SECONDS = (
     ("short_mean_s", "short mean"),

@@ -6,7 +6,7 @@ throughput), so all shapes that real engines and published mocks show are here:
 
     linear     1 + N/k                   X rises to k for ever: nothing to gain by holding back
     knee       max(1, N/k)               X rises to k, then flat
-    power      max(1, N/k)^p, p = 1.5    X peaks at k and falls
+    power      max(1, N/k)^p             X peaks at k and falls
     quadratic  1 + (N/k)²                X peaks at k
     usl        1 + σ(N−1) + κ(N−1)N      X peaks at k = √((1−σ)/κ) (Gunther's scalability law)
     fitted     (1 + (N/k)^s)^(p/s)       what balance/curve.py fits to an observed provider
@@ -14,7 +14,8 @@ throughput), so all shapes that real engines and published mocks show are here:
 Ranges, drawn per seed, log-uniform, which no controller reads. From a median regression of
 16,629 timed calls of twelve hosted models (the BFCL results): base 0.19–0.53 s in nine of them,
 up to 3 s in the others; prompt token 0–0.8 ms in eleven; output token 5.5–41 ms; sigma of the
-log of what remains 0.10–0.44. k is ours: one H100 was seen to serve 21 interactively and most
+log of what remains 0.10–0.44. k and
+p are ours: one H100 was seen to serve 21 interactively and most
 tokens at 45, and an account is a share of somebody's machines.
 
 A request's work is (base + prompt + output time) × its noise in seconds at full speed; all of
@@ -55,6 +56,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "prompt_token_s": (0.00005, 0.0005),
     "output_token_s": (0.006, 0.03),
     "noise": (0.1, 0.4),
+    "power": (1.2, 2.0),
 }
 
 

@@ -161,10 +161,15 @@ def draw(rows: Sequence[Row], count: int, mix: str, chance: np.random.Generator)
     Raises:
         SettingsError: there is no row of a size that is wanted.
     """
+    return draw_sizes([row.output_tokens for row in rows], count, mix, chance)
+
+
+def draw_sizes(tokens: Sequence[float], count: int, mix: str, chance: np.random.Generator) -> Ints:
+    """`draw` where of each row only the output tokens are known."""
     shares = MIXES[mix]
     if shares is None:
-        return _pick(np.arange(len(rows)), count, chance)
-    kinds = buckets(np.array([row.output_tokens for row in rows], float))
+        return _pick(np.arange(len(tokens)), count, chance)
+    kinds = buckets(np.array(tokens, float))
     wanted = [round(share * count) for share in shares[:2]]
     wanted.append(count - sum(wanted))
     parts = []
@@ -172,7 +177,7 @@ def draw(rows: Sequence[Row], count: int, mix: str, chance: np.random.Generator)
         places = np.flatnonzero(kinds == kind)
         if number and not len(places):
             size = ("short", "medium", "long")[kind]
-            raise SettingsError(f"simulate: mix {mix!r}: no row of size {size}")
+            raise SettingsError(f"mix {mix!r}: no row of size {size}")
         parts.append(_pick(places, number, chance))
     picked: Ints = chance.permutation(np.concatenate(parts))
     return picked

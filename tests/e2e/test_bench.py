@@ -83,3 +83,10 @@ def test_load_tells_what_came_back(tmp_path: Path, provider: ScriptedProvider) -
     assert report["completed"] == 19
     assert report["by_size"]["short"]["requests"] == 19
     assert "19 of 20 answered in full" in done.stdout
+
+
+def test_load_says_which_mixes_there_are(tmp_path: Path) -> None:
+    """Before anything is sent."""
+    done = run("load", "http://127.0.0.1:9/v1", "--mix", "sour", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no mix 'sour'; there are as-is" in done.stderr
