@@ -84,7 +84,7 @@ class Run:
     async def play(self, cold: bool) -> dict[str, Played]:
         """Every policy's figures; the cold start's where it is wanted."""
         own = self._own
-        played = {"naive": await self._volley(own.measured, self._provider.url)}
+        played = {"naive": await self.volley(own.measured, self._provider.url)}
         with tempfile.TemporaryDirectory(prefix="sagesched-bench-") as folder:
             played["ours"] = await self._through(Path(folder) / "warm", own.warm)
             if cold:
@@ -99,14 +99,15 @@ class Run:
         ) as gateway:
             await gateway.learn(own.seeding)
             if warm is not None and warm.requests:
-                await self._volley(warm, gateway.url)
+                await self.volley(warm, gateway.url)
             since = await gateway.told()
-            played = await self._volley(own.measured, gateway.url)
+            played = await self.volley(own.measured, gateway.url)
             played.figures.update(seen(*await gateway.tell(since)))
         played.figures["best_window"] = float(own.nature.best_window)
         return played
 
-    async def _volley(self, part: Part, url: str) -> Played:
+    async def volley(self, part: Part, url: str) -> Played:
+        """All requests of the part sent to `url` when they are due, and what came of them."""
         before_cpu_s = await self._prepare(part)
         chance = np.random.default_rng([self._own.cell.seed, 78])
         streams = (chance.random(len(part.requests)) < self._stream_share).tolist()

@@ -24,7 +24,7 @@ from gateway.replay.report_fit import Fit, fitted
 from gateway.replay.simulate_loop import Policy, Request, Result, run
 from gateway.replay.simulate_metrics import figures
 from gateway.replay.simulate_provider import Provider
-from gateway.settings.schema import Settings
+from gateway.settings.schema import Account, Settings
 from gateway.store.store import read_observed
 from gateway.types import ObservedRow
 
@@ -112,7 +112,20 @@ def _settings(
     if given is None:
         return plain
     schedule = msgspec.structs.replace(given.schedule, mode="schedule", bypass=False)
-    return msgspec.structs.replace(plain, schedule=schedule, balance=given.balance)
+    return msgspec.structs.replace(
+        plain,
+        schedule=schedule,
+        balance=given.balance,
+        accounts=[_named(account, given) for account in plain.accounts],
+    )
+
+
+def _named(account: Account, given: Settings) -> Account:
+    """With the provider's names for its models where the settings know the account: clients'
+    names of one model share its window."""
+    names = next((known.model_map for known in given.accounts if known.name == account.name), {})
+    models = {client: names.get(client, client) for client in account.model_map}
+    return msgspec.structs.replace(account, models=models)
 
 
 def _play(policy: Policy, fits: Mapping[str, Fit], requests: Sequence[Request]) -> Sequence[Result]:

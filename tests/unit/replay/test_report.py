@@ -68,6 +68,21 @@ def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
     assert found["scheduled"]["short_p50_s"] < found["naive"]["short_p50_s"]
 
 
+def test_report_knows_which_names_are_one_model() -> None:
+    """Twenty clients' names of one model have one window at its provider, as in the gateway;
+    without the settings nobody could know."""
+    nature = Nature(shape="power", knee=16, power=1.5, output_token_s=0.012, base_s=0.4)
+    rows = observed(nature, 1.1)
+    named = [msgspec.structs.replace(row, model=f"m{i % 20}") for i, row in enumerate(rows)]
+    models = {f"m{i}": "m" for i in range(20)}
+    settings = policies.settings_of({"a": list(models)}, ("t",))
+    account = msgspec.structs.replace(settings.accounts[0], models=models)
+    told = report.tree(named, msgspec.structs.replace(settings, accounts=[account]))
+    assert told["scheduled"]["mean_s"] == pytest.approx(
+        report.tree(rows, None)["scheduled"]["mean_s"], rel=0.01
+    )
+
+
 def test_report_does_not_promise_where_nothing_was_crowded() -> None:
     """A provider that was never near its knee: no window is named, and the text says so."""
     rows = observed(Nature(shape="knee", knee=64), 0.05, count=300)

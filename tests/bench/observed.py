@@ -1,0 +1,122 @@
+"""Is it true, what `sagesched report` says? It foretells, then the same traffic is scheduled.
+
+    python -m tests.bench.observed [--data FILE] [--seeds 4] [--time-scale 4] [--parallel 2]
+
+Per seed and shape a provider and a list of requests, as in `sagesched bench`: once through a
+gateway in `mode = "observe"`, whose journal is then reported on, and once through one that
+schedules, both started a moment before. The report knows nothing of the second run, nor of the
+provider. Printed is the change that it foretold beside the one that was measured, both against
+what was observed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.replay import bench, report
+from gateway.replay.bench_gateway import BenchGateway, Spawned
+from gateway.replay.bench_run import Plot, Run, Watch
+from gateway.replay.bench_texts import texts
+from gateway.replay.evaluate_work import Progress
+from gateway.replay.simulate_worlds import Cell
+from gateway.settings import load
+from gateway.store.store import read_observed
+
+FIGURES = ("short_p50_s", "short_p95_s", "heavy_p95_s", "p95_s", "mean_s")
+REQUESTS = 300
+RHO = 1.5
+
+Found = dict[str, tuple[float, float, float]]  # figure → observed, foretold, measured
+
+
+async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> Found:
+    """Times are the provider's seconds."""
+    run = Run(own, provider, scale, 0.5, (), watch)
+    models = sorted({text.model for text in (*own.measured.said, *own.seeding)})
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder)
+
+        async def through(name: str, *settings: str) -> dict[str, float]:
+            gateway = BenchGateway(there / name, provider.url, models, scale, settings)
+            async with gateway:
+                await gateway.learn(own.seeding)
+                return (await run.volley(own.measured, gateway.url)).figures
+
+        observed = await through("observe", 'schedule.mode="observe"')
+        settings = load.load(there / "observe" / "gateway.toml", {})
+        told = report.tree(read_observed(there / "observe" / "bench.db", 10_000), settings)
+        scheduled = await through("schedule")
+    return {
+        name: (
+            observed[name],
+            observed[name] * told["scheduled"][name] / told["naive"][name],
+            scheduled[name],
+        )
+        for name in FIGURES
+    }
+
+
+async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
+    plan = bench.Options(
+        out=Path(), data=Path(options.data) if options.data else None, warm_up=0, requests=REQUESTS
+    )
+    known = texts(plan.data)
+    cells = [
+        Cell("burst", shape, RHO, bench.REAL, REQUESTS, seed)
+        for shape in options.shapes.split(",")
+        for seed in range(options.first_seed, options.first_seed + options.seeds)
+    ]
+    watch = Watch(Progress("requests", 2 * REQUESTS * len(cells)))
+    waiting = cells[::-1]
+    found: list[tuple[Cell, Found]] = []
+
+    async def play() -> None:
+        with Spawned.provider() as provider:
+            while waiting:
+                cell = waiting.pop()
+                own = bench.plot(plan, cell, known)
+                found.append((cell, await compare(own, provider, options.time_scale, watch)))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(options.parallel):
+            group.create_task(play())
+    return sorted(found, key=lambda pair: cells.index(pair[0]))
+
+
+def table(found: Sequence[tuple[Cell, Found]]) -> str:
+    """Geometric means over the seeds, of changes against what was observed."""
+    lines = [
+        "| shape | figure | foretold | measured | apart, each seed |",
+        "|---|---|---:|---:|---|",
+    ]
+    for shape in dict.fromkeys(cell.shape for cell, _ in found):
+        for name in FIGURES:
+            rows = np.log([own[name] for cell, own in found if cell.shape == shape])
+            foretold, measured = rows[:, 1] - rows[:, 0], rows[:, 2] - rows[:, 0]
+            apart = ", ".join(f"{np.exp(d):.2f}" for d in (foretold - measured).tolist())
+            told, real = np.expm1(foretold.mean()), np.expm1(measured.mean())
+            lines.append(f"| {shape} | {name} | {told:+.0%} | {real:+.0%} | {apart} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data")
+    parser.add_argument("--shapes", default="knee,power,linear")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--time-scale", type=float, default=4.0)
+    parser.add_argument("--parallel", type=int, default=2)
+    options: Any = parser.parse_args()
+    print(table(asyncio.run(measure(options))))
+
+
+if __name__ == "__main__":
+    main()
