@@ -177,6 +177,14 @@ class Account:
             return Blocked(Reason.PACER, free_s)
         return None
 
+    def takes(self, now: float) -> bool:
+        """Whether a request is refused only by its model's window, if at all."""
+        if self.state is not OPEN:
+            self._elapse(now)
+        return (
+            self.state is OPEN and self.limit.has_room(self.inflight) and now >= self.pacer.free_s
+        )
+
     def heals_s(self, now: float) -> float:
         """The earliest time at which it may serve again: `now` where it does or where a running
         probe may say so any moment, infinity where only an operator can help."""

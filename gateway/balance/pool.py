@@ -28,6 +28,8 @@ NEAREST = {
     Reason.HEALTH: 4,
 }
 """A set of accounts is blocked for the reason of the one that is nearest to serving."""
+QUIET = frozenset({Verdict.SUCCESS, Verdict.IGNORED})
+"""Verdicts that close no account that was open."""
 IN_SERVICE = frozenset({Reason.WINDOW, Reason.ACCOUNT_LIMIT, Reason.PACER})
 
 
@@ -111,11 +113,15 @@ class Accounts:
         )
         return lease
 
-    def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
-        """The first byte came, with what the provider's headers say is left."""
+    def answered(self, lease: int, limits: RateLimits | None, now: float) -> bool:
+        """The first byte came, with what the provider's headers say is left. True where the
+        account took nothing and now may."""
         held = self._leases.get(lease)
-        if held is not None and limits is not None:
-            held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
+        if held is None or limits is None:
+            return False
+        took = held.account.takes(now)
+        held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
+        return not took
 
     def give_back(
         self,
@@ -126,13 +132,16 @@ class Accounts:
         tokens: float | None = None,
         output_tokens: float | None = None,
         now: float,
-    ) -> None:
-        """The slot back, with what the attempt taught. `tokens`: what it really used.
+    ) -> bool:
+        """The slot back, with what the attempt taught. `tokens`: what it really used. False
+        where that changes nothing for other models: the account took requests before, and
+        still does.
 
         Raises KeyError where the lease was given back before.
         """
         held = self._leases.pop(lease)
         account, window = held.account, held.window
+        took = account.takes(now)
         if window is not None and held.mark is not None:
             if verdict is Verdict.SUCCESS:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
@@ -149,6 +158,7 @@ class Accounts:
         )
         if account.state is State.DRAINING and account.inflight == 0:
             del self._accounts[account.settings.name]
+        return not took or verdict not in QUIET
 
     def load(self, accounts: Iterable[str]) -> float:
         """In flight / room over these accounts, without those that are out for good; 0 to

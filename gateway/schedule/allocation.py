@@ -28,11 +28,13 @@ Deferred jobs (overload.py) have a turn of their own, last in each round, of sma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Place
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import Lane, Line, Tier
+from gateway.schedule.queue import NEVER, Lane, Line, Tier
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
@@ -44,6 +46,10 @@ TIER_CAP = Blocked(Reason.TIER_CAP)
 OUT_OF_SERVICE = frozenset({Reason.HEALTH, Reason.ACCOUNT_BACKOFF})
 TAIL_P_SHORT = 0.1  # who may be short keeps its place in the tail
 TAIL_JOBS = 128
+INF = float("inf")
+
+Head = tuple[Lane, str]
+"""A lane, and the account that takes its first job."""
 
 
 class Allocation:
@@ -64,26 +70,32 @@ class Allocation:
 
     def fits(self, pool: Pool, entry: Entry, now: float) -> Fit | Blocked:
         """May this job, which waits, start now? A retry holds its reserve and its places under
-        the caps, so it asks the accounts alone."""
-        assert entry.line is not None
-        if entry.lane is None:
-            return self.place(pool, entry.line, now)
-        return self.lane_fits(pool, entry.lane, self.is_open(pool, entry.cls, now), now)
+        the caps, so it asks the accounts alone. For people and tests: nothing is remembered."""
+        line, lane = entry.line, entry.lane
+        assert line is not None
+        if lane is None:
+            return self._accounts.place(line.model, line.accounts, now, line.avoid)
+        is_open = self.is_open(pool, entry.cls, now)
+        return self.lane_fits(pool, lane, self.tier_fits(pool, lane.tier, is_open, now))
 
-    def lane_fits(self, pool: Pool, lane: Lane, is_open: bool, now: float) -> Fit | Blocked:
-        """`fits` for every job of the lane at once; `is_open` is that of its class. A deferred
-        lane that nothing else blocks may start, for then nothing else does."""
-        tier = lane.tier
-        answer: Fit | Blocked
-        if lane.tenant.capped:
-            answer = TENANT_CAP
-        elif not is_open:
-            answer = CLASS_BUDGET
-        elif self._is_full(pool, tier.place):
-            answer = TIER_CAP
-        else:
-            answer = self.tier_place(pool, tier, now)
-        if isinstance(answer, Blocked) and tier.place.grade >= pool.deferred:
+    def tier_fits(self, pool: Pool, tier: Tier, is_open: bool, now: float) -> Fit | Blocked:
+        """`fits` for every job of the tier at once, but for caps of tenants; `is_open` is that
+        of its class."""
+        if not is_open:
+            return CLASS_BUDGET
+        if self._is_full(pool, tier.place):
+            return TIER_CAP
+        line, express = tier.line, tier.place.express and self._express
+        answer = self._accounts.place(line.model, line.accounts, now, line.avoid)
+        if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
+            answer = self._accounts.place(line.model, line.accounts, now, line.avoid, express=True)
+        return answer
+
+    def lane_fits(self, pool: Pool, lane: Lane, of_tier: Fit | Blocked) -> Fit | Blocked:
+        """`fits` for every job of the lane at once. A deferred lane that nothing else blocks
+        may start, for then nothing else does."""
+        answer: Fit | Blocked = TENANT_CAP if lane.tenant.capped else of_tier
+        if isinstance(answer, Blocked) and lane.tier.grade >= pool.deferred:
             return Blocked(Reason.OVERLOAD, answer.until_s)
         return answer
 
@@ -104,7 +116,7 @@ class Allocation:
         if not pool.budget.lends:
             return False
         heads = self._heads(pool, now)
-        return not any(pool.budget.owns_room(lane.tier.place.cls) for lane, _ in heads.values())
+        return not any(pool.budget.owns_room(lane.tier.cls) for lane, _ in heads.values())
 
     def _is_full(self, pool: Pool, place: Place) -> bool:
         bucket = place.bucket
@@ -113,15 +125,15 @@ class Allocation:
         )
 
     def place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        """The accounts' answer, asked once per change of theirs and moment."""
-        stamp = (pool.version, now)
-        if line.stamp != stamp:
+        """The accounts' answer: a no as long as it holds, a yes at this moment."""
+        if now < line.shut_s:
+            return line.placement
+        at = (pool.version, now)
+        if line.asked_at != at:
+            line.asked_at = at
             line.placement = self._accounts.place(line.model, line.accounts, now, line.avoid)
-            line.stamp = stamp
+            line.shut_s = _holds_until(line.placement)
         return line.placement
-
-    def tier_place(self, pool: Pool, tier: Tier, now: float) -> Fit | Blocked:
-        return self._line_place(pool, tier.line, tier.place, now)
 
     def _line_place(self, pool: Pool, line: Line, place: Place, now: float) -> Fit | Blocked:
         """`place`, where the window is full with the slots above it for those who may."""
@@ -133,12 +145,18 @@ class Allocation:
             or answer.reason is not Reason.WINDOW
         ):
             return answer
-        stamp = (pool.version, now)
-        if line.express_stamp != stamp:
+        return self._express_place(pool, line, now)
+
+    def _express_place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
+        if now < line.express_shut_s:
+            return line.express
+        at = (pool.version, now)
+        if line.express_asked_at != at:
+            line.express_asked_at = at
             line.express = self._accounts.place(
                 line.model, line.accounts, now, line.avoid, express=True
             )
-            line.express_stamp = stamp
+            line.express_shut_s = _holds_until(line.express)
         return line.express
 
     # ---- time
@@ -160,13 +178,11 @@ class Allocation:
             first = line.expiry.top()
             if first is not None and first.expire_s < wake_s:
                 wake_s = first.expire_s
-            answer = self.place(pool, line, now)
-            if isinstance(answer, Blocked) and answer.until_s is not None:
-                wake_s = min(wake_s, answer.until_s)
-            if line.express_stamp == line.stamp:
-                answer = line.express
-                if isinstance(answer, Blocked) and answer.until_s is not None:
-                    wake_s = min(wake_s, answer.until_s)
+            self.place(pool, line, now)
+            if now < line.shut_s < wake_s:
+                wake_s = line.shut_s
+            if now < line.express_shut_s < wake_s:
+                wake_s = line.express_shut_s
         return wake_s
 
     # ---- the choice
@@ -184,83 +200,83 @@ class Allocation:
         if not heads:
             return None
         owns_room = pool.budget.owns_room
-        owners = {t: head for t, head in heads.items() if owns_room(head[0].tier.place.cls)}
+        owners = {t: head for t, head in heads.items() if owns_room(head[0].tier.cls)}
         if owners:
             heads = owners
         elif not pool.budget.lends:
             return None
         if self._tail and (longest := self._longest(pool, now, not owners)):
             return longest
-        turn = self._starved(pool, heads, now) if len(heads) > 1 else None
-        if turn is None:
-            charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
-            turn = pool.rounds.choose(charges)
+        turn = self._turn(pool, heads, now)
         lane, account = heads[turn]
-        assert lane.first is not None
-        late = self._passed(pool, lane, lane.first, turn, now)
+        first = lane.first
+        assert first is not None
+        late = self._passed(pool, lane, first, turn, now)
         if late is None:
-            return lane.first, account, turn
+            return first, account, turn
         entry, account = late
         return entry, account, turn
 
-    def _heads(self, pool: Pool, now: float) -> dict[Turn, tuple[Lane, str]]:
+    def _heads(self, pool: Pool, now: float) -> dict[Turn, Head]:
         """The best lane of each turn whose head nothing but a class's budget may block, with
-        its account; `lane_fits` over many lanes, cheapest question first."""
-        heads: dict[Turn, tuple[Lane, str]] = {}
+        its account; `fits` over many lanes, cheapest question first."""
+        heads: dict[Turn, Head] = {}
+        deferred = pool.deferred
         for line in pool.lines.values():
             if not line.waiting:
                 continue
             answer = self.place(pool, line, now)
-            full = isinstance(answer, Blocked)
-            if isinstance(answer, Blocked) and answer.reason is not Reason.WINDOW:
-                continue
-            for tier in line.tiers.values():
-                if not tier.size or (full and not tier.place.express):
+            tiers: Iterable[Tier] = line.tiers.values()
+            if isinstance(answer, Blocked):
+                if answer.reason is not Reason.WINDOW or not self._express:
                     continue
-                if full:
-                    answer = self.tier_place(pool, tier, now)
-                if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
+                tiers = [tier for tier in line.express_tiers if tier.size]
+                if not tiers:
+                    continue
+                answer = self._express_place(pool, line, now)
+                if isinstance(answer, Blocked):
+                    continue
+            for tier in tiers:
+                if not tier.size or self._is_full(pool, tier.place):
                     continue
                 lane = tier.best()
                 if lane is None:
                     continue
-                turn = self._turn(pool, tier)
+                turn = Turn.DEFERRED if tier.grade >= deferred else tier.turn
                 found = heads.get(turn)
                 if found is None or _precedes(lane, found[0]):
                     heads[turn] = (lane, answer.account)
         return heads
 
-    def _starved(self, pool: Pool, heads: dict[Turn, tuple[Lane, str]], now: float) -> Turn | None:
-        """The turn that could start something and has not for `max_overtake_s`: what it costs
-        is one job, and a head of many tokens may need many rounds."""
-        turn = min(heads, key=pool.served_s.__getitem__)
-        return turn if now - pool.served_s[turn] >= self._overtake_s > 0 else None
-
-    @staticmethod
-    def _turn(pool: Pool, tier: Tier) -> Turn:
-        return Turn.DEFERRED if tier.place.grade >= pool.deferred else tier.turn
+    def _turn(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn:
+        """Whose turn it is. One that could start something and has not for `max_overtake_s` is
+        next: what it costs is one job, and a head of many tokens may need many rounds."""
+        if len(heads) > 1:
+            turn = min(heads, key=pool.served_s.__getitem__)
+            if now - pool.served_s[turn] >= self._overtake_s > 0:
+                return turn
+        charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
+        return pool.rounds.choose(charges)
 
     def _passed(
         self, pool: Pool, lane: Lane, first: Entry, turn: Turn, now: float
     ) -> tuple[Entry, str] | None:
         """The oldest job of the same turn and tenant which `first` came too late to pass."""
-        latest_s = first.job.arrived_s - self._overtake_s
+        latest = (first.job.arrived_s - self._overtake_s, INF)
         found: tuple[Entry, str] | None = None
-        name = lane.tenant.name
-        for line in pool.lines.values():
-            if not line.waiting:
-                continue
-            for tier in line.tiers.values():
-                other = tier.lanes.get(name)
-                if other is None or not other.size or self._turn(pool, tier) is not turn:
-                    continue
+        shares = (lane.share,) if turn is not Turn.DEFERRED else pool.shares_of(lane.tenant)
+        for share in shares:
+            for other in share.lanes:
                 oldest = other.oldest
-                if oldest is None or oldest is first or oldest.job.arrived_s > latest_s:
+                if oldest is None or oldest.came > latest or oldest is first:
                     continue
-                answer = self.tier_place(pool, tier, now)
+                tier = other.tier
+                if (tier.grade >= pool.deferred) is not (turn is Turn.DEFERRED):
+                    continue
+                answer = self._line_place(pool, tier.line, tier.place, now)
                 if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
                     continue
-                latest_s = oldest.job.arrived_s
+                latest = oldest.came
                 found = (oldest, answer.account)
         return found
 
@@ -281,9 +297,10 @@ class Allocation:
             tier = entry.lane.tier
             if not borrowing and not pool.budget.owns_room(entry.cls):
                 continue
-            answer = self.tier_place(pool, tier, now)
+            answer = self._line_place(pool, tier.line, tier.place, now)
             if isinstance(answer, Fit) and not self._is_full(pool, tier.place):
-                found = (entry, answer.account, self._turn(pool, tier))
+                turn = Turn.DEFERRED if tier.grade >= pool.deferred else tier.turn
+                found = (entry, answer.account, turn)
         return found
 
     def _next_retry(self, pool: Pool, now: float) -> tuple[Entry, str] | None:
@@ -301,6 +318,13 @@ class Allocation:
             if isinstance(answer, Fit):
                 best, account = head, answer.account
         return None if best is None else (best, account)
+
+
+def _holds_until(answer: Fit | Blocked) -> float:
+    """A no, until time or news change it. A yes, not a moment."""
+    if isinstance(answer, Fit):
+        return NEVER
+    return INF if answer.until_s is None else answer.until_s
 
 
 def _precedes(lane: Lane, other: Lane) -> bool:

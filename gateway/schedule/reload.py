@@ -60,7 +60,7 @@ def _settle(scheduler: Scheduler, entry: Entry, now: float) -> None:
     background work's too, which otherwise waits as long as it takes."""
     settings = scheduler.settings.schedule
     pool = scheduler.pool(entry.pool)
-    entry.line = entry.lane = None
+    entry.line = entry.lane = entry.share = None
     if entry.stage is Stage.WAITING:
         entry.weigh(settings, pool.order)
         entry.bound_wait(settings)

@@ -152,6 +152,7 @@ class Scheduler:
             pool = self.pool(name)
             pool.models = self.directory.models(name)
             pool.accounts = self.directory.accounts(name)
+            pool.upstream = {m: self.directory.routes[m].upstream for m in pool.models}
 
     def check(self, now: float | None = None) -> None:
         """Asserts every invariant, at `now` also that nothing that waits could start; for
@@ -275,11 +276,14 @@ class Scheduler:
     def _answered(self, event: Answered, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
-            self.accounts.answered(entry.lease, event.limits, now)
+            opened = self.accounts.answered(entry.lease, event.limits, now)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
                 self.touch(name)
-                self.pools[name].version += 1
+                if opened:
+                    self.pools[name].news(entry.account, None)
+                else:
+                    self.pools[name].version += 1
 
     def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
         entry = self.jobs.get(event.job_id)
@@ -369,7 +373,7 @@ class Scheduler:
         used = 0.0 if unserved else None
         if output_tokens is not None:
             used = output_tokens + (prompt_tokens or entry.workload.prompt_tokens)
-        self.accounts.give_back(
+        wide = self.accounts.give_back(
             entry.lease,
             verdict,
             retry_after_s=retry_after_s,
@@ -380,12 +384,12 @@ class Scheduler:
         pool = self.pools[entry.pool]
         pool.pace.attempted(verdict in DROPPED)
         pool.due |= verdict is not Verdict.SUCCESS  # it may have taken an account out of service
-        pool.version += 1
+        pool.news(entry.account, None if wide else entry.job.model)
         self.touch(entry.pool)
         home = self.directory.pool_of.get(entry.account, entry.pool)
         if home != entry.pool:
             self.touch(home)
-            self.pools[home].version += 1
+            self.pools[home].news(entry.account, None)
             self.pools[home].due = True
 
     def _end(self, entry: Entry, outcome: Outcome) -> None:

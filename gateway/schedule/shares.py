@@ -33,7 +33,7 @@ class Share:
         self.counter = 0.0
         self.rank = 0  # the step its counter is in; orders lanes
         self.waiting = 0
-        self.lanes: list[Lane] = []
+        self.lanes: dict[Lane, None] = {}  # those in which jobs wait
 
     def move(self, counter: float) -> None:
         """To another counter; its lanes are shown anew where that is another step."""

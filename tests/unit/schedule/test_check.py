@@ -19,6 +19,7 @@ def lose_the_queue(it: World) -> None:
     (line,) = it.scheduler.pools["m"].lines.values()
     for tier in line.tiers.values():
         tier.heap = type(tier.heap)(lambda key, seq, lane: False)
+        tier.best_known = False
 
 
 def free_without_drain(it: World) -> None:
