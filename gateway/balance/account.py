@@ -150,7 +150,7 @@ class Account:
         self._enter(Signal.REMOVED, 0.0)
 
     def blocked(
-        self, now: float, window: Window | None = None, *, express: bool = False
+        self, now: float, window: Window | None = None, express: bool = False
     ) -> Blocked | None:
         """Why this account takes no request of `window`'s model now; None where it takes one."""
         if self.state is not OPEN:
@@ -182,7 +182,9 @@ class Account:
         if self.state is not OPEN:
             self._elapse(now)
         return (
-            self.state is OPEN and self.limit.has_room(self.inflight) and now >= self.pacer.free_s
+            self.state is OPEN
+            and self.inflight + 1 <= self.limit.value
+            and now >= self.pacer.free_s
         )
 
     def heals_s(self, now: float) -> float:
@@ -323,7 +325,8 @@ class Account:
             return
         elif verdict is Verdict.SUCCESS:
             self._failures = self._ejections = 0
-            self._enter(Signal.SUCCEEDED, now, next_lease)
+            if self.state is not OPEN:
+                self._enter(Signal.SUCCEEDED, now, next_lease)
         elif verdict is Verdict.DEAD_KEY:
             self._enter(Signal.KEY_REFUSED, now + self.balance.dead_key_s, next_lease)
         elif verdict in FAILURES:

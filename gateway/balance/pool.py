@@ -221,14 +221,15 @@ class Accounts:
     def _best(
         self, model: str, accounts: Iterable[str], now: float, express: bool
     ) -> Fit | Blocked:
+        live = self._accounts
         found: list[tuple[float, int, float, str]] = []  # load, last lease, speed, name
         reason, until_s = Reason.HEALTH, float("inf")
         for name in accounts:
-            account = self._accounts.get(name)
+            account = live.get(name)
             if account is None:
                 continue
             window = account.window_of.get(model)
-            blocked = account.blocked(now, window, express=express)
+            blocked = account.blocked(now, window, express)
             if blocked is None:
                 alone_s = 0.0 if window is None else window.alone_s
                 found.append((account.score(window), account.last_lease, alone_s, name))

@@ -34,7 +34,7 @@ from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Place
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import NEVER, Lane, Line, Tier
+from gateway.schedule.queue import NEVER, Lane, Line, Rank, Tier
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
@@ -61,6 +61,7 @@ class Allocation:
             mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
             for mode in Mode
         }
+        self._capped = any(max(caps.values()) for caps in self._caps.values())
         self._express = settings.policy == "adaptive"
         self._overtake_s = settings.max_overtake_s
         self._tail = settings.drain_longest_first
@@ -178,7 +179,6 @@ class Allocation:
             first = line.expiry.top()
             if first is not None and first.expire_s < wake_s:
                 wake_s = first.expire_s
-            self.place(pool, line, now)
             if now < line.shut_s < wake_s:
                 wake_s = line.shut_s
             if now < line.express_shut_s < wake_s:
@@ -221,7 +221,8 @@ class Allocation:
         """The best lane of each turn whose head nothing but a class's budget may block, with
         its account; `fits` over many lanes, cheapest question first."""
         heads: dict[Turn, Head] = {}
-        deferred = pool.deferred
+        ranks: dict[Turn, Rank] = {}
+        deferred, capped = pool.deferred, self._capped
         for line in pool.lines.values():
             if not line.waiting:
                 continue
@@ -237,23 +238,24 @@ class Allocation:
                 if isinstance(answer, Blocked):
                     continue
             for tier in tiers:
-                if not tier.size or self._is_full(pool, tier.place):
+                if not tier.size or (capped and self._is_full(pool, tier.place)):
                     continue
                 lane = tier.best()
                 if lane is None:
                     continue
                 turn = Turn.DEFERRED if tier.grade >= deferred else tier.turn
-                found = heads.get(turn)
-                if found is None or _precedes(lane, found[0]):
+                if turn not in ranks or tier.best_rank < ranks[turn]:
+                    ranks[turn] = tier.best_rank
                     heads[turn] = (lane, answer.account)
         return heads
 
     def _turn(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn:
         """Whose turn it is. One that could start something and has not for `max_overtake_s` is
         next: what it costs is one job, and a head of many tokens may need many rounds."""
-        if len(heads) > 1:
-            turn = min(heads, key=pool.served_s.__getitem__)
-            if now - pool.served_s[turn] >= self._overtake_s > 0:
+        if self._overtake_s > 0.0 and len(heads) > 1:
+            served_s = pool.served_s
+            turn = min(heads, key=served_s.__getitem__)
+            if now - served_s[turn] >= self._overtake_s:
                 return turn
         charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
         return pool.rounds.choose(charges)
@@ -325,11 +327,3 @@ def _holds_until(answer: Fit | Blocked) -> float:
     if isinstance(answer, Fit):
         return NEVER
     return INF if answer.until_s is None else answer.until_s
-
-
-def _precedes(lane: Lane, other: Lane) -> bool:
-    """By the tenant's rank, then by the head's key."""
-    mine, theirs = lane.first, other.first
-    assert mine is not None
-    assert theirs is not None
-    return (lane.share.rank, mine.key, mine.seq) < (other.share.rank, theirs.key, theirs.seq)

@@ -22,6 +22,7 @@ class Pool:
 
     __slots__ = (
         "accounts",
+        "armed_s",
         "budget",
         "clear_s",
         "deferred",
@@ -76,7 +77,8 @@ class Pool:
         self.version = 0
         self.drains = 0
         self.due = True  # someone's wait may have become vain: to be looked for
-        self.wake_s = float("inf")
+        self.wake_s = float("inf")  # time alone changes something then; set by wakes.py
+        self.armed_s = float("inf")
         self.last_arrival_s = 0.0
         self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
         self.stale: list[Entry] = []  # of these, those whose key is of an earlier order

@@ -35,6 +35,9 @@ T = TypeVar("T")
 INF = float("inf")
 NEVER = -INF
 
+Rank = tuple[int, float, int]
+"""Of a lane among others: its tenant's rank, its head's key, the head's number."""
+
 
 class LazyHeap(Generic[K, T]):
     """A heap whose items may die inside it.
@@ -141,11 +144,13 @@ class Lane:
 
 
 class Tier:
-    """Its heap's top is the lane that is next, `best` remembers it while `best_known`."""
+    """Its heap's top is the lane that is next; `best` remembers it, with its rank, while
+    `best_known`."""
 
     __slots__ = (
         "_best",
         "best_known",
+        "best_rank",
         "cls",
         "grade",
         "heap",
@@ -166,6 +171,7 @@ class Tier:
         self.lanes: dict[str, Lane] = {}
         self.heap: LazyHeap[tuple[int, float], Lane] = LazyHeap(self._leads)
         self.best_known = False
+        self.best_rank: Rank = (0, 0.0, 0)
         self._best: Lane | None = None
 
     @staticmethod
@@ -194,6 +200,8 @@ class Tier:
         while (lane := self.heap.top()) is not None and lane.tenant.capped:
             lane.park()
         self._best, self.best_known = lane, True
+        if lane is not None and lane.first is not None:
+            self.best_rank = (lane.share.rank, lane.first.key, lane.first.seq)
         return lane
 
     def lane(self, tenant: Tenant, share: Share) -> Lane:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.schedule.queue import Lane
 
 SLACK_TOKENS = 1024.0
+LEFT_TOKENS = 4 * SLACK_TOKENS  # that one which a cap of its own kept back is owed at most
 
 
 class Share:
@@ -79,8 +80,11 @@ class Shares:
 
     def charge(self, share: Share, tokens: float) -> None:
         """At a start. One that was kept back long by a cap of its own is not owed all of it."""
-        counter = max(share.counter, self.floor - 4 * SLACK_TOKENS)
-        self.floor = max(self.floor, counter)
+        counter = share.counter
+        if counter > self.floor:
+            self.floor = counter
+        elif counter < self.floor - LEFT_TOKENS:
+            counter = self.floor - LEFT_TOKENS
         share.move(counter + tokens / share.weight)
 
     def correct(self, share: Share, tokens: float) -> None:
