@@ -34,7 +34,7 @@ from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Place
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import NEVER, Lane, Line, Rank, Tier
+from gateway.schedule.queue import NEVER, Best, Lane, Line, Rank, Tier
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
@@ -172,7 +172,7 @@ class Allocation:
 
     def wake_s(self, pool: Pool, now: float) -> float:
         """When time alone will change something for a job that waits; infinity: never."""
-        wake_s = float("inf")
+        wake_s = pool.closed_s if pool.closed_s > now else INF
         for line in pool.lines.values():
             if not line.size:
                 continue
@@ -219,35 +219,71 @@ class Allocation:
 
     def _heads(self, pool: Pool, now: float) -> dict[Turn, Head]:
         """The best lane of each turn whose head nothing but a class's budget may block, with
-        its account; `fits` over many lanes, cheapest question first."""
+        its account; `fits` over many lanes, cheapest question first: a line whose best are not
+        the pool's best so far need not ask the accounts."""
         heads: dict[Turn, Head] = {}
+        if len(pool.lines) > 1 and self._is_closed(pool, now):
+            return heads
         ranks: dict[Turn, Rank] = {}
-        deferred, capped = pool.deferred, self._capped
         for line in pool.lines.values():
             if not line.waiting:
                 continue
-            answer = self.place(pool, line, now)
-            tiers: Iterable[Tier] = line.tiers.values()
-            if isinstance(answer, Blocked):
-                if answer.reason is not Reason.WINDOW or not self._express:
-                    continue
+            answer: Fit | Blocked | None = line.placement if now < line.shut_s else None
+            if answer is None:
+                for turn, (rank, lane) in self._best(pool, line).items():
+                    if turn not in ranks or rank < ranks[turn]:
+                        if answer is None:
+                            answer = self.place(pool, line, now)
+                        if isinstance(answer, Blocked):
+                            break
+                        ranks[turn] = rank
+                        heads[turn] = (lane, answer.account)
+            if isinstance(answer, Blocked) and answer.reason is Reason.WINDOW and self._express:
                 tiers = [tier for tier in line.express_tiers if tier.size]
                 if not tiers:
                     continue
                 answer = self._express_place(pool, line, now)
-                if isinstance(answer, Blocked):
-                    continue
-            for tier in tiers:
-                if not tier.size or (capped and self._is_full(pool, tier.place)):
-                    continue
-                lane = tier.best()
-                if lane is None:
-                    continue
-                turn = Turn.DEFERRED if tier.grade >= deferred else tier.turn
-                if turn not in ranks or tier.best_rank < ranks[turn]:
-                    ranks[turn] = tier.best_rank
-                    heads[turn] = (lane, answer.account)
+                if isinstance(answer, Fit):
+                    for turn, (rank, lane) in self._best_of(pool, tiers).items():
+                        if turn not in ranks or rank < ranks[turn]:
+                            ranks[turn] = rank
+                            heads[turn] = (lane, answer.account)
         return heads
+
+    def _is_closed(self, pool: Pool, now: float) -> bool:
+        """No account of the pool takes anything, whatever its model; until `pool.closed_s`
+        unless they have news before. Asked for a model without a window, of no name."""
+        if now < pool.closed_s:
+            return True
+        pool.closed_s = _holds_until(self._accounts.place("", pool.accounts, now))
+        return now < pool.closed_s
+
+    def _best(self, pool: Pool, line: Line) -> Best:
+        """The best lane of each turn, remembered while nothing moves in the line."""
+        best = line.best
+        if best is not None and line.deferred is pool.deferred and not self._capped:
+            for _, lane in best.values():
+                if lane.tenant.capped:
+                    break
+            else:
+                return best
+        best = self._best_of(pool, line.tiers.values())
+        line.best, line.deferred = best, pool.deferred
+        return best
+
+    def _best_of(self, pool: Pool, tiers: Iterable[Tier]) -> Best:
+        best: Best = {}
+        deferred, capped = pool.deferred, self._capped
+        for tier in tiers:
+            if not tier.size or (capped and self._is_full(pool, tier.place)):
+                continue
+            lane = tier.best()
+            if lane is None:
+                continue
+            turn = Turn.DEFERRED if tier.grade >= deferred else tier.turn
+            if turn not in best or tier.best_rank < best[turn][0]:
+                best[turn] = (tier.best_rank, lane)
+        return best
 
     def _turn(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn:
         """Whose turn it is. One that could start something and has not for `max_overtake_s` is

@@ -25,6 +25,7 @@ class Pool:
         "armed_s",
         "budget",
         "clear_s",
+        "closed_s",
         "deferred",
         "drains",
         "due",
@@ -75,6 +76,7 @@ class Pool:
         self.deferred = Grade.NONE  # from this grade on jobs are deferred
         self.rejected = Grade.NONE  # from this grade on jobs that would wait are turned away
         self.version = 0
+        self.closed_s = float("-inf")  # until then none of the accounts takes anything
         self.drains = 0
         self.due = True  # someone's wait may have become vain: to be looked for
         self.wake_s = float("inf")  # time alone changes something then; set by wakes.py
@@ -122,6 +124,8 @@ class Pool:
         """`account` may take jobs again: of this model alone, whatever clients call it, or of
         all (None)."""
         self.version += 1
+        if model is None:
+            self.closed_s = float("-inf")
         lines = self.lines_on.get(account)
         if not lines:
             return

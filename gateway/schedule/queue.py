@@ -26,7 +26,8 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 from gateway.schedule.entry import Entry, Place, Tenant
-from gateway.schedule.rounds import TURN_OF
+from gateway.schedule.overload import Grade
+from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
 from gateway.types import Blocked, Fit, Reason
 
@@ -133,6 +134,7 @@ class Lane:
         self.parked = True
         self.tenant.parked.append(self)
         self.tier.best_known = False
+        self.tier.line.best = None
 
     def unpark(self) -> None:
         self.parked = False
@@ -187,6 +189,7 @@ class Tier:
     def show(self, lane: Lane) -> None:
         """`lane` has a new first job (or none) or rank, or is no longer parked."""
         self.best_known = False
+        self.line.best = None
         first = lane.first
         if first is not None and not lane.parked:
             self.heap.push((lane.share.rank, first.key), first.seq, lane)
@@ -211,6 +214,10 @@ class Tier:
         return lane
 
 
+Best = dict[Turn, tuple[Rank, Lane]]
+"""The best lane of each turn, with its rank."""
+
+
 class Line:
     """`avoid` is not empty only for retries: where these jobs failed before.
 
@@ -223,6 +230,8 @@ class Line:
         "accounts",
         "asked_at",
         "avoid",
+        "best",
+        "deferred",
         "expiry",
         "express",
         "express_asked_at",
@@ -247,6 +256,8 @@ class Line:
         self.avoid = avoid
         self.tiers: dict[Place, Tier] = {}
         self.express_tiers: list[Tier] = []
+        self.best: Best | None = None  # None once a lane of it has moved
+        self.deferred = Grade.NONE  # the grade from which jobs were deferred in `best`
         self.retrying: LazyHeap[float, Entry] = LazyHeap(self._holds)
         self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
         self.size = 0  # jobs here, retrying ones included
