@@ -48,6 +48,8 @@ def outgrown(scheduler: Scheduler, event: Outgrown, now: float) -> None:
 
 
 def _reserve(scheduler: Scheduler, entry: Entry, tokens: int) -> None:
-    scheduler.pools[entry.pool].budget.correct(entry.cls, tokens - entry.reserve)
+    budget = scheduler.pools[entry.pool].budget
+    budget.correct(entry.cls, tokens - entry.reserve)
     entry.reserve = tokens
-    scheduler.touch(entry.pool)
+    if not budget.nominal:
+        scheduler.touch(entry.pool)

@@ -218,10 +218,10 @@ class Scheduler:
             opened = self.accounts.answered(entry.lease, event.limits, now)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
-                self.touch(name)
                 if opened:
+                    self.touch(name)
                     self.pools[name].news(entry.account, None)
-                else:
+                else:  # nothing that waits may start for it
                     self.pools[name].version += 1
 
     # ---- the drain

@@ -46,7 +46,7 @@ from tests.unit.schedule.build import job, settings, workload
 
 ACCOUNTS = ("a0", "a1")
 SLOTS = 64  # of each account
-TURN = 25  # events timed at once
+TURN = 50  # events timed at once
 SERVICE_S = 2.0
 LIMITS = RateLimits(limit_requests=10_000, remaining_requests=9_000, reset_requests_s=6.0)
 
