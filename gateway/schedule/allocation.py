@@ -9,7 +9,7 @@ Three orders, one inside the other:
 Work conservation. Every question is asked of heads that could start at this moment, and of all
 of them: a turn, a share, a key only choose among those, and never keep a slot empty for one that
 cannot. That is why credit is earned by rounds counted at the choice and not by time, and why a
-class beyond its budget is asked as soon as no class below its own has a head.
+class beyond its budget is asked as soon as no class below its own has a head, or has starved.
 
 The short. Their P95 is made by the few that wait for a turn. Within a round the interactive
 class goes first; its share of the tokens is far above what short answers use, so its queue is
@@ -21,7 +21,8 @@ The late. Keys favour, and a favour without bound starves. So a job may pass tho
 and class that came before it only if they came less than `max_overtake_s` before: otherwise the
 oldest of them goes in its place. This one rule bounds every ordering. Across tenants the
 counters bound the wait, across classes the weights; and a turn that has started nothing for
-`max_overtake_s` is next, whatever its head costs.
+`max_overtake_s` is next, whatever its head costs and its class owes. Where budgets are hard
+(`borrow` off, or both of `dual_budget` used up) its class's own jobs have to end first.
 
 Deferred jobs (overload.py) have a turn of their own, last in each round, of small weight.
 """
@@ -194,20 +195,23 @@ class Allocation:
         return self._next_waiting(pool, now) if pool.queued else None
 
     def _next_waiting(self, pool: Pool, now: float) -> tuple[Entry, str, Turn] | None:
-        """Of classes below their budget, and where none of those can start anything, of the
-        others on borrowed room."""
+        """Of the turn that has starved, on borrowed room if need be; else of classes below their
+        budget, and where none of those can start anything, of the others on borrowed room."""
         heads = self._heads(pool, now)
         if not heads:
             return None
-        owns_room = pool.budget.owns_room
-        owners = {t: head for t, head in heads.items() if owns_room(head[0].tier.cls)}
-        if owners:
-            heads = owners
-        elif not pool.budget.lends:
+        budget = pool.budget
+        owners = {t: head for t, head in heads.items() if budget.owns_room(head[0].tier.cls)}
+        lends = len(owners) < len(heads) and budget.lends
+        if not owners and not lends:
             return None
-        if self._tail and (longest := self._longest(pool, now, not owners)):
-            return longest
-        turn = self._turn(pool, heads, now)
+        turn = self._starved(pool, heads if lends else owners, now)
+        if turn is None:
+            if self._tail and (longest := self._longest(pool, now, not owners)):
+                return longest
+            heads = owners or heads
+            charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
+            turn = pool.rounds.choose(charges)
         lane, account = heads[turn]
         first = lane.first
         assert first is not None
@@ -285,16 +289,15 @@ class Allocation:
                 best[turn] = (tier.best_rank, lane)
         return best
 
-    def _turn(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn:
-        """Whose turn it is. One that could start something and has not for `max_overtake_s` is
-        next: what it costs is one job, and a head of many tokens may need many rounds."""
-        if self._overtake_s > 0.0 and len(heads) > 1:
-            served_s = pool.served_s
-            turn = min(heads, key=served_s.__getitem__)
-            if now - served_s[turn] >= self._overtake_s:
-                return turn
-        charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
-        return pool.rounds.choose(charges)
+    def _starved(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn | None:
+        """The turn that could start something and has not for `max_overtake_s`: what it costs
+        is one job. A head of many tokens may need many rounds, and a class in which a giant
+        runs may owe room for as long as that takes."""
+        if self._overtake_s <= 0.0 or len(heads) < 2:
+            return None
+        served_s = pool.served_s
+        turn = min(heads, key=served_s.__getitem__)
+        return turn if now - served_s[turn] >= self._overtake_s else None
 
     def _passed(
         self, pool: Pool, lane: Lane, first: Entry, turn: Turn, now: float
