@@ -50,6 +50,7 @@ class Accounts:
         self._accounts = {a.name: Account(a, balance) for a in accounts}
         self._leases: dict[int, _Lease] = {}
         self._next = 1
+        self._trust = 1.0  # in forecasts
 
     def reconfigure(
         self, accounts: Sequence[AccountSettings], balance: Balance, now: float
@@ -66,6 +67,7 @@ class Accounts:
             account = self._accounts.get(name)
             if account is None:
                 account = Account(settings, balance)
+                account.trust(self._trust)
             else:
                 account.configure(settings, balance, self._next)
             order[name] = account
@@ -175,6 +177,12 @@ class Accounts:
         """How many requests these accounts are given at once: the sum of their windows, each
         account's at most its limit."""
         return sum(a.room for name in accounts if (a := self._accounts.get(name)))
+
+    def trust(self, share: float) -> None:
+        """In forecasts, 0 to 1: the less, the wider the windows."""
+        self._trust = share
+        for account in self._accounts.values():
+            account.trust(share)
 
     @property
     def leases(self) -> int:

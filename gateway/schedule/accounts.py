@@ -50,6 +50,9 @@ class AccountPool(Protocol):
         prompt and output; None where nobody counted. False: it changes nothing for models
         other than the lease's."""
 
+    def trust(self, share: float) -> None:
+        """How far forecasts can be trusted, 0 to 1: where less, windows are wider."""
+
     def load(self, accounts: Iterable[str]) -> float:
         """In flight / room."""
 

@@ -134,6 +134,13 @@ class Pool:
             if upstream is None or self._named(line.model, account) == upstream:
                 line.forget()
 
+    def reopened(self) -> None:
+        """All accounts may take something again."""
+        self.version += 1
+        self.closed_s = float("-inf")
+        for line in self.lines.values():
+            line.forget()
+
     def _named(self, model: str, account: str) -> str | None:
         names = self.upstream.get(model)
         return None if names is None else names.get(account)

@@ -72,7 +72,7 @@ class Scheduler:
     ) -> None:
         self.accounts = accounts
         self.chance = chance
-        self.trust = 1.0  # in forecasts
+        self._trust = 1.0
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[str, Tenant] = {}
         self.jobs: dict[str, Entry] = {}
@@ -112,6 +112,17 @@ class Scheduler:
         pool = self.pools[entry.pool]
         return self.allocation.fits(pool, entry, now)
 
+    @property
+    def trust(self) -> float:
+        """In forecasts, 0 to 1: the less, the nearer orders are to first come, first served,
+        and the wider the accounts' windows."""
+        return self._trust
+
+    @trust.setter
+    def trust(self, trust: float) -> None:
+        self._trust = min(1.0, max(0.0, trust))
+        self.accounts.trust(self._trust)
+
     def snapshot(self, now: float) -> SchedulerSnapshot:
         return view.snapshot(self, now)
 
@@ -146,9 +157,10 @@ class Scheduler:
     # ---- events
 
     def _recalibrated(self, event: Recalibrated, now: float) -> None:
-        self.trust = min(1.0, max(0.0, event.trust))
-        for pool in self.pools:
-            self.touch(pool)
+        self.trust = event.trust
+        for name, pool in self.pools.items():
+            pool.reopened()
+            self.touch(name)
 
     def _drain_started(self, event: DrainStarted, now: float) -> None:
         self.draining = True
