@@ -159,8 +159,8 @@ class Gateway:
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
         at_end = AtEnd(self.metrics.ended, self.spend.ended, logs.request_line)
-        trust = Trust(lambda value: self.engine.feed(events.Recalibrated(value)))
-        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end, trust)
+        self._trust = Trust(self._recalibrated)
+        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end, self._trust)
         self._shadow: Shadow | None = None
         self._observe(settings)
         self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))
@@ -292,7 +292,14 @@ class Gateway:
             else None
         )
         shadows = (self._shadow,) if self._shadow is not None else ()
+        if self._shadow is not None:
+            self._shadow.recalibrated(self._trust.value)
         self.engine.listeners = (*self._listeners, *shadows)
+
+    def _recalibrated(self, trust: float) -> None:
+        self.engine.feed(events.Recalibrated(trust))
+        if self._shadow is not None:
+            self._shadow.recalibrated(trust)
 
     # -- learning ------------------------------------------------------------------------------
 

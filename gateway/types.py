@@ -65,6 +65,8 @@ class Outcome(StrEnum):
     SHUTDOWN = "shutdown"  # ended by the gateway's own stop
     FAILED = "failed"  # a fault of the gateway itself
 
+    __hash__ = str.__hash__
+
 
 class Mode(StrEnum):
     """Label of a pool's saturation, with hysteresis."""
@@ -72,6 +74,8 @@ class Mode(StrEnum):
     FREE = "free"
     MODERATE = "moderate"
     CONGESTED = "congested"
+
+    __hash__ = str.__hash__
 
 
 class Verdict(StrEnum):
@@ -86,6 +90,8 @@ class Verdict(StrEnum):
     UNREACHABLE = "unreachable"  # no connection
     DEAD_KEY = "dead_key"  # 401, 402, 403, exhausted quota: the account is out
 
+    __hash__ = str.__hash__
+
 
 class Reason(StrEnum):
     """Why a waiting job is not running: exactly one per job, and a metric label."""
@@ -99,6 +105,8 @@ class Reason(StrEnum):
     ACCOUNT_BACKOFF = "account_backoff"  # Retry-After running
     PACER = "pacer"  # RPM or TPM
     HEALTH = "health"  # no account in health
+
+    __hash__ = str.__hash__
 
 
 class Workload(Struct, frozen=True, gc=False):

@@ -17,6 +17,9 @@ Who may say what:
 3. 429 and 503 rest the account and cut its limit; they never eject it: an account that says
    "later" is alive. Timeouts cut the limit and count as failures. 5xx and broken connections
    count as failures only.
+
+A window holds back so that the short can go first. Where forecasts do not tell who is short, that
+is less worth its price, so a window is given up to `WIDENING` on top, below the limit.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from __future__ import annotations
 from enum import StrEnum
 from math import ceil
 
+from msgspec.structs import replace
+
 from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
 from gateway.balance.window import Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
-from gateway.types import AccountSnapshot, Blocked, Reason, Verdict
+from gateway.types import AccountSnapshot, Blocked, Reason, Verdict, WindowSnapshot
 
 CUTS = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.TIMEOUT})
 RESTS = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
@@ -40,6 +45,8 @@ UNSERVED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.UNREACHA
 """Verdicts after which the provider has generated nothing: charged tokens go back."""
 
 
+WIDENING = 0.5
+"""Of a window, what it is given on top where forecasts are not trusted at all."""
 ENDLESS = 1e9
 """The room of an account that limits nothing."""
 MIN_BACKOFF_S = 0.05
@@ -104,6 +111,7 @@ class Account:
         self.window_of: dict[str, Window] = {}  # by the client's; empty where there are none
         self._open_windows()
         self.inflight = 0
+        self.widening = 1.0  # of its windows
         self.state = State.OPEN
         self.until_s = 0.0
         self.last_lease = 0  # number of the newest lease; the tie-break between equal accounts
@@ -150,7 +158,7 @@ class Account:
         self._enter(Signal.REMOVED, 0.0)
 
     def blocked(
-        self, now: float, window: Window | None = None, *, express: bool = False
+        self, now: float, window: Window | None = None, express: bool = False
     ) -> Blocked | None:
         """Why this account takes no request of `window`'s model now; None where it takes one."""
         if self.state is not OPEN:
@@ -168,14 +176,33 @@ class Account:
             given_s = self.pacer.given_free_s
             return Blocked(Reason.PACER, given_s) if now < given_s else None
         if window is not None and window.inflight + 1 > window.value:
-            extra = ceil(self.balance.express_ratio * window.value) if express else 0
-            if window.inflight + 1 > window.value + extra:
+            given = self._given(window)
+            extra = ceil(self.balance.express_ratio * given) if express else 0
+            if window.inflight + 1 > given + extra:
                 return WINDOW_FULL
         if not self.limit.has_room(self.inflight):
             return LIMIT_FULL
         if now < (free_s := self.pacer.free_s):
             return Blocked(Reason.PACER, free_s)
         return None
+
+    def trust(self, share: float) -> None:
+        """In forecasts, 0 to 1."""
+        self.widening = 1.0 + WIDENING * (1.0 - share)
+
+    def _given(self, window: Window) -> float:
+        """How many at once: what was learned, widened below the limit."""
+        return max(window.value, min(window.value * self.widening, self.limit.value))
+
+    def takes(self, now: float) -> bool:
+        """Whether a request is refused only by its model's window, if at all."""
+        if self.state is not OPEN:
+            self._elapse(now)
+        return (
+            self.state is OPEN
+            and self.inflight + 1 <= self.limit.value
+            and now >= self.pacer.free_s
+        )
 
     def heals_s(self, now: float) -> float:
         """The earliest time at which it may serve again: `now` where it does or where a running
@@ -205,7 +232,7 @@ class Account:
         used = [w.base for w in self.windows.values() if w.inflight or w.knows]
         if not self.window_of or not used:
             return self.limit.value
-        return min(self.limit.value, sum(used))
+        return min(self.limit.value, sum(used) * self.widening)
 
     def take(self, lease: int, tokens: float, now: float) -> None:
         self.inflight += 1
@@ -256,8 +283,11 @@ class Account:
             cuts=self.limit.cuts,
             rpm=self.settings.rpm or self.pacer.requests.learned,
             tpm=self.settings.tpm or self.pacer.tokens.learned,
-            windows=tuple(w.snapshot() for w in self.windows.values()) if self.window_of else (),
+            windows=self._windows_seen() if self.window_of else (),
         )
+
+    def _windows_seen(self) -> tuple[WindowSnapshot, ...]:
+        return tuple(replace(w.snapshot(), window=self._given(w)) for w in self.windows.values())
 
     def learned(self) -> LearnedAccount:
         return LearnedAccount(
@@ -315,7 +345,8 @@ class Account:
             return
         elif verdict is Verdict.SUCCESS:
             self._failures = self._ejections = 0
-            self._enter(Signal.SUCCEEDED, now, next_lease)
+            if self.state is not OPEN:
+                self._enter(Signal.SUCCEEDED, now, next_lease)
         elif verdict is Verdict.DEAD_KEY:
             self._enter(Signal.KEY_REFUSED, now + self.balance.dead_key_s, next_lease)
         elif verdict in FAILURES:

@@ -28,6 +28,8 @@ NEAREST = {
     Reason.HEALTH: 4,
 }
 """A set of accounts is blocked for the reason of the one that is nearest to serving."""
+QUIET = frozenset({Verdict.SUCCESS, Verdict.IGNORED})
+"""Verdicts that close no account that was open."""
 IN_SERVICE = frozenset({Reason.WINDOW, Reason.ACCOUNT_LIMIT, Reason.PACER})
 
 
@@ -48,6 +50,7 @@ class Accounts:
         self._accounts = {a.name: Account(a, balance) for a in accounts}
         self._leases: dict[int, _Lease] = {}
         self._next = 1
+        self._trust = 1.0  # in forecasts
 
     def reconfigure(
         self, accounts: Sequence[AccountSettings], balance: Balance, now: float
@@ -64,6 +67,7 @@ class Accounts:
             account = self._accounts.get(name)
             if account is None:
                 account = Account(settings, balance)
+                account.trust(self._trust)
             else:
                 account.configure(settings, balance, self._next)
             order[name] = account
@@ -111,11 +115,15 @@ class Accounts:
         )
         return lease
 
-    def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
-        """The first byte came, with what the provider's headers say is left."""
+    def answered(self, lease: int, limits: RateLimits | None, now: float) -> bool:
+        """The first byte came, with what the provider's headers say is left. True where the
+        account took nothing and now may."""
         held = self._leases.get(lease)
-        if held is not None and limits is not None:
-            held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
+        if held is None or limits is None:
+            return False
+        took = held.account.takes(now)
+        held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
+        return not took
 
     def give_back(
         self,
@@ -126,13 +134,16 @@ class Accounts:
         tokens: float | None = None,
         output_tokens: float | None = None,
         now: float,
-    ) -> None:
-        """The slot back, with what the attempt taught. `tokens`: what it really used.
+    ) -> bool:
+        """The slot back, with what the attempt taught. `tokens`: what it really used. False
+        where that changes nothing for other models: the account took requests before, and
+        still does.
 
         Raises KeyError where the lease was given back before.
         """
         held = self._leases.pop(lease)
         account, window = held.account, held.window
+        took = account.takes(now)
         if window is not None and held.mark is not None:
             if verdict is Verdict.SUCCESS:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
@@ -149,6 +160,7 @@ class Accounts:
         )
         if account.state is State.DRAINING and account.inflight == 0:
             del self._accounts[account.settings.name]
+        return not took or verdict not in QUIET
 
     def load(self, accounts: Iterable[str]) -> float:
         """In flight / room over these accounts, without those that are out for good; 0 to
@@ -165,6 +177,12 @@ class Accounts:
         """How many requests these accounts are given at once: the sum of their windows, each
         account's at most its limit."""
         return sum(a.room for name in accounts if (a := self._accounts.get(name)))
+
+    def trust(self, share: float) -> None:
+        """In forecasts, 0 to 1: the less, the wider the windows."""
+        self._trust = share
+        for account in self._accounts.values():
+            account.trust(share)
 
     @property
     def leases(self) -> int:
@@ -211,14 +229,15 @@ class Accounts:
     def _best(
         self, model: str, accounts: Iterable[str], now: float, express: bool
     ) -> Fit | Blocked:
+        live = self._accounts
         found: list[tuple[float, int, float, str]] = []  # load, last lease, speed, name
         reason, until_s = Reason.HEALTH, float("inf")
         for name in accounts:
-            account = self._accounts.get(name)
+            account = live.get(name)
             if account is None:
                 continue
             window = account.window_of.get(model)
-            blocked = account.blocked(now, window, express=express)
+            blocked = account.blocked(now, window, express)
             if blocked is None:
                 alone_s = 0.0 if window is None else window.alone_s
                 found.append((account.score(window), account.last_lease, alone_s, name))

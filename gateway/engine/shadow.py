@@ -33,6 +33,7 @@ from gateway.schedule.events import (
     Dispatch,
     Event,
     Finished,
+    Recalibrated,
     Reforecast,
     Refuse,
     SettingsChanged,
@@ -118,6 +119,11 @@ class Shadow:
     def ended(self, record: JobRecord) -> None:
         if record.id in self._seen and not self.broken:
             self._safely(lambda now: self._end(record, now))
+
+    def recalibrated(self, trust: float) -> None:
+        """How far forecasts are trusted, as the scheduler that relays is told."""
+        if not self.broken:
+            self._safely(lambda now: self._tell(Recalibrated(trust), now))
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
 

@@ -32,8 +32,9 @@ class AccountPool(Protocol):
     def take(self, account: str, model: str, tokens: float, now: float) -> int:
         """A slot for `model`, charged `tokens` (prompt and reserve); the lease's number."""
 
-    def answered(self, lease: int, limits: RateLimits | None, now: float) -> None:
-        """The first byte came, with what the provider's headers say is left."""
+    def answered(self, lease: int, limits: RateLimits | None, now: float) -> bool:
+        """The first byte came, with what the provider's headers say is left. True where the
+        account took nothing and now may."""
 
     def give_back(
         self,
@@ -44,9 +45,13 @@ class AccountPool(Protocol):
         tokens: float | None = ...,
         output_tokens: float | None = ...,
         now: float,
-    ) -> None:
+    ) -> bool:
         """The slot back with what the attempt taught; once per lease. `tokens`: what it used,
-        prompt and output; None where nobody counted."""
+        prompt and output; None where nobody counted. False: it changes nothing for models
+        other than the lease's."""
+
+    def trust(self, share: float) -> None:
+        """How far forecasts can be trusted, 0 to 1: where less, windows are wider."""
 
     def load(self, accounts: Iterable[str]) -> float:
         """In flight / room."""

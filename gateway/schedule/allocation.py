@@ -9,7 +9,7 @@ Three orders, one inside the other:
 Work conservation. Every question is asked of heads that could start at this moment, and of all
 of them: a turn, a share, a key only choose among those, and never keep a slot empty for one that
 cannot. That is why credit is earned by rounds counted at the choice and not by time, and why a
-class beyond its budget is asked as soon as no class below its own has a head.
+class beyond its budget is asked as soon as no class below its own has a head, or has starved.
 
 The short. Their P95 is made by the few that wait for a turn. Within a round the interactive
 class goes first; its share of the tokens is far above what short answers use, so its queue is
@@ -21,18 +21,21 @@ The late. Keys favour, and a favour without bound starves. So a job may pass tho
 and class that came before it only if they came less than `max_overtake_s` before: otherwise the
 oldest of them goes in its place. This one rule bounds every ordering. Across tenants the
 counters bound the wait, across classes the weights; and a turn that has started nothing for
-`max_overtake_s` is next, whatever its head costs.
+`max_overtake_s` is next, whatever its head costs and its class owes. Where budgets are hard
+(`borrow` off, or both of `dual_budget` used up) its class's own jobs have to end first.
 
 Deferred jobs (overload.py) have a turn of their own, last in each round, of small weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Place
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import Lane, Line, Tier
+from gateway.schedule.queue import NEVER, Best, Lane, Line, Rank, Tier
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
@@ -44,6 +47,10 @@ TIER_CAP = Blocked(Reason.TIER_CAP)
 OUT_OF_SERVICE = frozenset({Reason.HEALTH, Reason.ACCOUNT_BACKOFF})
 TAIL_P_SHORT = 0.1  # who may be short keeps its place in the tail
 TAIL_JOBS = 128
+INF = float("inf")
+
+Head = tuple[Lane, str]
+"""A lane, and the account that takes its first job."""
 
 
 class Allocation:
@@ -55,6 +62,7 @@ class Allocation:
             mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
             for mode in Mode
         }
+        self._capped = any(max(caps.values()) for caps in self._caps.values())
         self._express = settings.policy == "adaptive"
         self._overtake_s = settings.max_overtake_s
         self._tail = settings.drain_longest_first
@@ -64,26 +72,32 @@ class Allocation:
 
     def fits(self, pool: Pool, entry: Entry, now: float) -> Fit | Blocked:
         """May this job, which waits, start now? A retry holds its reserve and its places under
-        the caps, so it asks the accounts alone."""
-        assert entry.line is not None
-        if entry.lane is None:
-            return self.place(pool, entry.line, now)
-        return self.lane_fits(pool, entry.lane, self.is_open(pool, entry.cls, now), now)
+        the caps, so it asks the accounts alone. For people and tests: nothing is remembered."""
+        line, lane = entry.line, entry.lane
+        assert line is not None
+        if lane is None:
+            return self._accounts.place(line.model, line.accounts, now, line.avoid)
+        is_open = self.is_open(pool, entry.cls, now)
+        return self.lane_fits(pool, lane, self.tier_fits(pool, lane.tier, is_open, now))
 
-    def lane_fits(self, pool: Pool, lane: Lane, is_open: bool, now: float) -> Fit | Blocked:
-        """`fits` for every job of the lane at once; `is_open` is that of its class. A deferred
-        lane that nothing else blocks may start, for then nothing else does."""
-        tier = lane.tier
-        answer: Fit | Blocked
-        if lane.tenant.capped:
-            answer = TENANT_CAP
-        elif not is_open:
-            answer = CLASS_BUDGET
-        elif self._is_full(pool, tier.place):
-            answer = TIER_CAP
-        else:
-            answer = self.tier_place(pool, tier, now)
-        if isinstance(answer, Blocked) and tier.place.grade >= pool.deferred:
+    def tier_fits(self, pool: Pool, tier: Tier, is_open: bool, now: float) -> Fit | Blocked:
+        """`fits` for every job of the tier at once, but for caps of tenants; `is_open` is that
+        of its class."""
+        if not is_open:
+            return CLASS_BUDGET
+        if self._is_full(pool, tier.place):
+            return TIER_CAP
+        line, express = tier.line, tier.place.express and self._express
+        answer = self._accounts.place(line.model, line.accounts, now, line.avoid)
+        if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
+            answer = self._accounts.place(line.model, line.accounts, now, line.avoid, express=True)
+        return answer
+
+    def lane_fits(self, pool: Pool, lane: Lane, of_tier: Fit | Blocked) -> Fit | Blocked:
+        """`fits` for every job of the lane at once. A deferred lane that nothing else blocks
+        may start, for then nothing else does."""
+        answer: Fit | Blocked = TENANT_CAP if lane.tenant.capped else of_tier
+        if isinstance(answer, Blocked) and lane.tier.grade >= pool.deferred:
             return Blocked(Reason.OVERLOAD, answer.until_s)
         return answer
 
@@ -104,7 +118,7 @@ class Allocation:
         if not pool.budget.lends:
             return False
         heads = self._heads(pool, now)
-        return not any(pool.budget.owns_room(lane.tier.place.cls) for lane, _ in heads.values())
+        return not any(pool.budget.owns_room(lane.tier.cls) for lane, _ in heads.values())
 
     def _is_full(self, pool: Pool, place: Place) -> bool:
         bucket = place.bucket
@@ -113,15 +127,15 @@ class Allocation:
         )
 
     def place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        """The accounts' answer, asked once per change of theirs and moment."""
-        stamp = (pool.version, now)
-        if line.stamp != stamp:
+        """The accounts' answer: a no as long as it holds, a yes at this moment."""
+        if now < line.shut_s:
+            return line.placement
+        at = (pool.version, now)
+        if line.asked_at != at:
+            line.asked_at = at
             line.placement = self._accounts.place(line.model, line.accounts, now, line.avoid)
-            line.stamp = stamp
+            line.shut_s = _holds_until(line.placement)
         return line.placement
-
-    def tier_place(self, pool: Pool, tier: Tier, now: float) -> Fit | Blocked:
-        return self._line_place(pool, tier.line, tier.place, now)
 
     def _line_place(self, pool: Pool, line: Line, place: Place, now: float) -> Fit | Blocked:
         """`place`, where the window is full with the slots above it for those who may."""
@@ -133,12 +147,18 @@ class Allocation:
             or answer.reason is not Reason.WINDOW
         ):
             return answer
-        stamp = (pool.version, now)
-        if line.express_stamp != stamp:
+        return self._express_place(pool, line, now)
+
+    def _express_place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
+        if now < line.express_shut_s:
+            return line.express
+        at = (pool.version, now)
+        if line.express_asked_at != at:
+            line.express_asked_at = at
             line.express = self._accounts.place(
                 line.model, line.accounts, now, line.avoid, express=True
             )
-            line.express_stamp = stamp
+            line.express_shut_s = _holds_until(line.express)
         return line.express
 
     # ---- time
@@ -153,20 +173,17 @@ class Allocation:
 
     def wake_s(self, pool: Pool, now: float) -> float:
         """When time alone will change something for a job that waits; infinity: never."""
-        wake_s = float("inf")
+        wake_s = pool.closed_s if pool.closed_s > now else INF
         for line in pool.lines.values():
             if not line.size:
                 continue
             first = line.expiry.top()
             if first is not None and first.expire_s < wake_s:
                 wake_s = first.expire_s
-            answer = self.place(pool, line, now)
-            if isinstance(answer, Blocked) and answer.until_s is not None:
-                wake_s = min(wake_s, answer.until_s)
-            if line.express_stamp == line.stamp:
-                answer = line.express
-                if isinstance(answer, Blocked) and answer.until_s is not None:
-                    wake_s = min(wake_s, answer.until_s)
+            if now < line.shut_s < wake_s:
+                wake_s = line.shut_s
+            if now < line.express_shut_s < wake_s:
+                wake_s = line.express_shut_s
         return wake_s
 
     # ---- the choice
@@ -178,89 +195,129 @@ class Allocation:
         return self._next_waiting(pool, now) if pool.queued else None
 
     def _next_waiting(self, pool: Pool, now: float) -> tuple[Entry, str, Turn] | None:
-        """Of classes below their budget, and where none of those can start anything, of the
-        others on borrowed room."""
+        """Of the turn that has starved, on borrowed room if need be; else of classes below their
+        budget, and where none of those can start anything, of the others on borrowed room."""
         heads = self._heads(pool, now)
         if not heads:
             return None
-        owns_room = pool.budget.owns_room
-        owners = {t: head for t, head in heads.items() if owns_room(head[0].tier.place.cls)}
-        if owners:
-            heads = owners
-        elif not pool.budget.lends:
+        budget = pool.budget
+        owners = {t: head for t, head in heads.items() if budget.owns_room(head[0].tier.cls)}
+        lends = len(owners) < len(heads) and budget.lends
+        if not owners and not lends:
             return None
-        if self._tail and (longest := self._longest(pool, now, not owners)):
-            return longest
-        turn = self._starved(pool, heads, now) if len(heads) > 1 else None
+        turn = self._starved(pool, heads if lends else owners, now)
         if turn is None:
+            if self._tail and (longest := self._longest(pool, now, not owners)):
+                return longest
+            heads = owners or heads
             charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
             turn = pool.rounds.choose(charges)
         lane, account = heads[turn]
-        assert lane.first is not None
-        late = self._passed(pool, lane, lane.first, turn, now)
+        first = lane.first
+        assert first is not None
+        late = self._passed(pool, lane, first, turn, now)
         if late is None:
-            return lane.first, account, turn
+            return first, account, turn
         entry, account = late
         return entry, account, turn
 
-    def _heads(self, pool: Pool, now: float) -> dict[Turn, tuple[Lane, str]]:
+    def _heads(self, pool: Pool, now: float) -> dict[Turn, Head]:
         """The best lane of each turn whose head nothing but a class's budget may block, with
-        its account; `lane_fits` over many lanes, cheapest question first."""
-        heads: dict[Turn, tuple[Lane, str]] = {}
+        its account; `fits` over many lanes, cheapest question first: a line whose best are not
+        the pool's best so far need not ask the accounts."""
+        heads: dict[Turn, Head] = {}
+        if len(pool.lines) > 1 and self._is_closed(pool, now):
+            return heads
+        ranks: dict[Turn, Rank] = {}
         for line in pool.lines.values():
             if not line.waiting:
                 continue
-            answer = self.place(pool, line, now)
-            full = isinstance(answer, Blocked)
-            if isinstance(answer, Blocked) and answer.reason is not Reason.WINDOW:
-                continue
-            for tier in line.tiers.values():
-                if not tier.size or (full and not tier.place.express):
+            answer: Fit | Blocked | None = line.placement if now < line.shut_s else None
+            if answer is None:
+                for turn, (rank, lane) in self._best(pool, line).items():
+                    if turn not in ranks or rank < ranks[turn]:
+                        if answer is None:
+                            answer = self.place(pool, line, now)
+                        if isinstance(answer, Blocked):
+                            break
+                        ranks[turn] = rank
+                        heads[turn] = (lane, answer.account)
+            if isinstance(answer, Blocked) and answer.reason is Reason.WINDOW and self._express:
+                tiers = [tier for tier in line.express_tiers if tier.size]
+                if not tiers:
                     continue
-                if full:
-                    answer = self.tier_place(pool, tier, now)
-                if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
-                    continue
-                lane = tier.best()
-                if lane is None:
-                    continue
-                turn = self._turn(pool, tier)
-                found = heads.get(turn)
-                if found is None or _precedes(lane, found[0]):
-                    heads[turn] = (lane, answer.account)
+                answer = self._express_place(pool, line, now)
+                if isinstance(answer, Fit):
+                    for turn, (rank, lane) in self._best_of(pool, tiers).items():
+                        if turn not in ranks or rank < ranks[turn]:
+                            ranks[turn] = rank
+                            heads[turn] = (lane, answer.account)
         return heads
 
-    def _starved(self, pool: Pool, heads: dict[Turn, tuple[Lane, str]], now: float) -> Turn | None:
-        """The turn that could start something and has not for `max_overtake_s`: what it costs
-        is one job, and a head of many tokens may need many rounds."""
-        turn = min(heads, key=pool.served_s.__getitem__)
-        return turn if now - pool.served_s[turn] >= self._overtake_s > 0 else None
+    def _is_closed(self, pool: Pool, now: float) -> bool:
+        """No account of the pool takes anything, whatever its model; until `pool.closed_s`
+        unless they have news before. Asked for a model without a window, of no name."""
+        if now < pool.closed_s:
+            return True
+        pool.closed_s = _holds_until(self._accounts.place("", pool.accounts, now))
+        return now < pool.closed_s
 
-    @staticmethod
-    def _turn(pool: Pool, tier: Tier) -> Turn:
-        return Turn.DEFERRED if tier.place.grade >= pool.deferred else tier.turn
+    def _best(self, pool: Pool, line: Line) -> Best:
+        """The best lane of each turn, remembered while nothing moves in the line."""
+        best = line.best
+        if best is not None and line.deferred is pool.deferred and not self._capped:
+            for _, lane in best.values():
+                if lane.tenant.capped:
+                    break
+            else:
+                return best
+        best = self._best_of(pool, line.tiers.values())
+        line.best, line.deferred = best, pool.deferred
+        return best
+
+    def _best_of(self, pool: Pool, tiers: Iterable[Tier]) -> Best:
+        best: Best = {}
+        deferred, capped = pool.deferred, self._capped
+        for tier in tiers:
+            if not tier.size or (capped and self._is_full(pool, tier.place)):
+                continue
+            lane = tier.best()
+            if lane is None:
+                continue
+            turn = Turn.DEFERRED if tier.grade >= deferred else tier.turn
+            if turn not in best or tier.best_rank < best[turn][0]:
+                best[turn] = (tier.best_rank, lane)
+        return best
+
+    def _starved(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn | None:
+        """The turn that could start something and has not for `max_overtake_s`: what it costs
+        is one job. A head of many tokens may need many rounds, and a class in which a giant
+        runs may owe room for as long as that takes."""
+        if self._overtake_s <= 0.0 or len(heads) < 2:
+            return None
+        served_s = pool.served_s
+        turn = min(heads, key=served_s.__getitem__)
+        return turn if now - served_s[turn] >= self._overtake_s else None
 
     def _passed(
         self, pool: Pool, lane: Lane, first: Entry, turn: Turn, now: float
     ) -> tuple[Entry, str] | None:
         """The oldest job of the same turn and tenant which `first` came too late to pass."""
-        latest_s = first.job.arrived_s - self._overtake_s
+        latest = (first.job.arrived_s - self._overtake_s, INF)
         found: tuple[Entry, str] | None = None
-        name = lane.tenant.name
-        for line in pool.lines.values():
-            if not line.waiting:
-                continue
-            for tier in line.tiers.values():
-                other = tier.lanes.get(name)
-                if other is None or not other.size or self._turn(pool, tier) is not turn:
-                    continue
+        shares = (lane.share,) if turn is not Turn.DEFERRED else pool.shares_of(lane.tenant)
+        for share in shares:
+            for other in share.lanes:
                 oldest = other.oldest
-                if oldest is None or oldest is first or oldest.job.arrived_s > latest_s:
+                if oldest is None or oldest.came > latest or oldest is first:
                     continue
-                answer = self.tier_place(pool, tier, now)
+                tier = other.tier
+                if (tier.grade >= pool.deferred) is not (turn is Turn.DEFERRED):
+                    continue
+                answer = self._line_place(pool, tier.line, tier.place, now)
                 if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
                     continue
-                latest_s = oldest.job.arrived_s
+                latest = oldest.came
                 found = (oldest, answer.account)
         return found
 
@@ -281,9 +338,10 @@ class Allocation:
             tier = entry.lane.tier
             if not borrowing and not pool.budget.owns_room(entry.cls):
                 continue
-            answer = self.tier_place(pool, tier, now)
+            answer = self._line_place(pool, tier.line, tier.place, now)
             if isinstance(answer, Fit) and not self._is_full(pool, tier.place):
-                found = (entry, answer.account, self._turn(pool, tier))
+                turn = Turn.DEFERRED if tier.grade >= pool.deferred else tier.turn
+                found = (entry, answer.account, turn)
         return found
 
     def _next_retry(self, pool: Pool, now: float) -> tuple[Entry, str] | None:
@@ -303,9 +361,8 @@ class Allocation:
         return None if best is None else (best, account)
 
 
-def _precedes(lane: Lane, other: Lane) -> bool:
-    """By the tenant's rank, then by the head's key."""
-    mine, theirs = lane.first, other.first
-    assert mine is not None
-    assert theirs is not None
-    return (lane.share.rank, mine.key, mine.seq) < (other.share.rank, theirs.key, theirs.seq)
+def _holds_until(answer: Fit | Blocked) -> float:
+    """A no, until time or news change it. A yes, not a moment."""
+    if isinstance(answer, Fit):
+        return NEVER
+    return INF if answer.until_s is None else answer.until_s

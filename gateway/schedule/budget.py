@@ -106,6 +106,11 @@ class Budget:
         return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
 
     @property
+    def nominal(self) -> bool:
+        """It decides who comes first and keeps nobody waiting."""
+        return self.borrow and not self.fixed
+
+    @property
     def steady(self) -> bool:
         """Nothing that waits for its class's budget gets room unless a job ends."""
         return self.fixed or self.borrow

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.schedule.scheduler import Scheduler
 
 
-def reforecast(scheduler: Scheduler, event: Reforecast) -> None:
+def reforecast(scheduler: Scheduler, event: Reforecast, now: float) -> None:
     entry = scheduler.jobs.get(event.job_id)
     if entry is None:
         return
@@ -39,7 +39,7 @@ def reforecast(scheduler: Scheduler, event: Reforecast) -> None:
         scheduler.touch(pool.name)
 
 
-def outgrown(scheduler: Scheduler, event: Outgrown) -> None:
+def outgrown(scheduler: Scheduler, event: Outgrown, now: float) -> None:
     entry = scheduler.jobs.get(event.job_id)
     if entry is not None and entry.stage is Stage.RUNNING:
         quantile = scheduler.settings.schedule.reserve_quantile
@@ -48,6 +48,8 @@ def outgrown(scheduler: Scheduler, event: Outgrown) -> None:
 
 
 def _reserve(scheduler: Scheduler, entry: Entry, tokens: int) -> None:
-    scheduler.pools[entry.pool].budget.correct(entry.cls, tokens - entry.reserve)
+    budget = scheduler.pools[entry.pool].budget
+    budget.correct(entry.cls, tokens - entry.reserve)
     entry.reserve = tokens
-    scheduler.touch(entry.pool)
+    if not budget.nominal:
+        scheduler.touch(entry.pool)

@@ -14,6 +14,7 @@ from gateway.types import INTERACTIVE_P_SHORT, Job, JobClass, Outcome, Rung, Siz
 if TYPE_CHECKING:
     from gateway.schedule.queue import Lane, Line
     from gateway.schedule.rounds import Turn
+    from gateway.schedule.shares import Share
 
 PROMPT_RATIO = 0.25
 """What a prompt token weighs beside an output token, where work is shared out."""
@@ -95,6 +96,7 @@ class Entry:
         "body_bytes",
         "bound",
         "bucket",
+        "came",
         "charge",
         "charged",
         "cls",
@@ -116,6 +118,7 @@ class Entry:
         "routed",
         "rungs",
         "seq",
+        "share",
         "since_s",
         "spent",
         "stage",
@@ -129,6 +132,7 @@ class Entry:
         self.job = job
         self.body_bytes = body_bytes
         self.seq = seq  # order of submission, breaks ties of keys
+        self.came = (job.arrived_s, seq)
         self.tenant = tenant
         self.stage = Stage.WAITING
         self.pool = ""
@@ -148,6 +152,7 @@ class Entry:
         # waiting
         self.line: Line | None = None
         self.lane: Lane | None = None
+        self.share: Share | None = None  # its tenant's, of its class in its pool
         self.since_s = 0.0  # waiting since, or dispatched at
         self.waited_s = 0.0  # in earlier waits
         self.expire_s = 0.0  # this wait ends then

@@ -11,6 +11,7 @@ how little was asked of it, not how much it can do.
 from __future__ import annotations
 
 MEMORY = 64  # completions after which an observation counts for 1/e
+KEEP = 1.0 - 1.0 / MEMORY
 HOPE = 1.1  # of a doubt is taken back by a completion
 SURE = 8  # completions before which a prediction refuses nobody
 
@@ -47,20 +48,20 @@ class Pace:
 
     def finished(self, tokens: float, service_s: float, wait_s: float, streams: int) -> None:
         """A job ended that made `tokens` in `service_s`, one of `streams`, after `wait_s`."""
-        keep = 1.0 - 1.0 / MEMORY
-        self._jobs = self._jobs * keep + 1.0
-        self._tokens = self._tokens * keep + tokens
-        self._service_s = self._service_s * keep + service_s
-        self._wait_s = self._wait_s * keep + wait_s
-        self._streams = self._streams * keep + streams
+        self._jobs = self._jobs * KEEP + 1.0
+        self._tokens = self._tokens * KEEP + tokens
+        self._service_s = self._service_s * KEEP + service_s
+        self._wait_s = self._wait_s * KEEP + wait_s
+        self._streams = self._streams * KEEP + streams
         self.completions += 1
-        self._hope = min(1.0, self._hope * HOPE)
+        if self._hope < 1.0:
+            self._hope = min(1.0, self._hope * HOPE)
 
     def doubted(self) -> None:
         """A job was refused because its answer alone would take too long. Nothing completes of
         what is refused, so nothing would ever correct an estimate that is wrong by now: each
         refusal makes it more hopeful, until one is let through."""
-        self._hope *= 1.0 - 1.0 / MEMORY
+        self._hope *= KEEP
 
     @property
     def hopeful_token_s(self) -> float | None:
@@ -70,13 +71,12 @@ class Pace:
 
     def attempted(self, dropped: bool) -> None:
         """An attempt ended; `dropped`: the provider refused it for its load."""
-        keep = 1.0 - 1.0 / MEMORY
-        self.attempts = self.attempts * keep + 1.0
-        self.drops = self.drops * keep + dropped
+        self.attempts = self.attempts * KEEP + 1.0
+        self.drops = self.drops * KEEP + dropped
 
     def started(self, reserve: int) -> None:
         self.starts += 1
-        weight = max(1.0 / self.starts, 1.0 / MEMORY)
+        weight = 1.0 / min(self.starts, MEMORY)
         self.mean_reserve += weight * (reserve - self.mean_reserve)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.schedule.budget import Budget
-from gateway.schedule.entry import Entry
+from gateway.schedule.entry import Entry, Tenant
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
 from gateway.schedule.pace import Pace
@@ -17,18 +17,21 @@ from gateway.types import JobClass, Mode
 
 
 class Pool:
-    """`version` changes with every change to the accounts: answers of theirs are kept for one
-    version and one moment."""
+    """`version` changes with every change to the accounts: where they take a job, that is good
+    for one version and one moment. Where they take none, it is until they have `news`."""
 
     __slots__ = (
         "accounts",
+        "armed_s",
         "budget",
         "clear_s",
+        "closed_s",
         "deferred",
         "drains",
         "due",
         "last_arrival_s",
         "lines",
+        "lines_on",
         "mode",
         "models",
         "name",
@@ -44,6 +47,7 @@ class Pool:
         "severity",
         "shares",
         "stale",
+        "upstream",
         "version",
         "waiting_bytes",
         "waiting_of",
@@ -56,6 +60,8 @@ class Pool:
         self.name = name
         self.models: tuple[str, ...] = ()
         self.accounts: tuple[str, ...] = ()
+        self.upstream: dict[str, dict[str, str]] = {}  # model → account → its name there
+        self.lines_on: dict[str, list[Line]] = {}  # by account
         self.lines: dict[tuple[str, tuple[str, ...], frozenset[str]], Line] = {}
         self.budget = Budget(settings)
         self.pace = Pace()
@@ -70,9 +76,11 @@ class Pool:
         self.deferred = Grade.NONE  # from this grade on jobs are deferred
         self.rejected = Grade.NONE  # from this grade on jobs that would wait are turned away
         self.version = 0
+        self.closed_s = float("-inf")  # until then none of the accounts takes anything
         self.drains = 0
         self.due = True  # someone's wait may have become vain: to be looked for
-        self.wake_s = float("inf")
+        self.wake_s = float("inf")  # time alone changes something then; set by wakes.py
+        self.armed_s = float("inf")
         self.last_arrival_s = 0.0
         self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
         self.stale: list[Entry] = []  # of these, those whose key is of an earlier order
@@ -108,41 +116,80 @@ class Pool:
         if line is None:
             line = Line(self.name, model, accounts, avoid)
             self.lines[model, accounts, avoid] = line
+            for account in accounts:
+                self.lines_on.setdefault(account, []).append(line)
         return line
 
+    def news(self, account: str, model: str | None) -> None:
+        """`account` may take jobs again: of this model alone, whatever clients call it, or of
+        all (None)."""
+        self.version += 1
+        if model is None:
+            self.closed_s = float("-inf")
+        lines = self.lines_on.get(account)
+        if not lines:
+            return
+        upstream = None if model is None else self._named(model, account)
+        for line in lines:
+            if upstream is None or self._named(line.model, account) == upstream:
+                line.forget()
+
+    def reopened(self) -> None:
+        """All accounts may take something again."""
+        self.version += 1
+        self.closed_s = float("-inf")
+        for line in self.lines.values():
+            line.forget()
+
+    def _named(self, model: str, account: str) -> str | None:
+        names = self.upstream.get(model)
+        return None if names is None else names.get(account)
+
     def share(self, entry: Entry) -> Share:
-        return self.shares[entry.cls].of(entry.tenant.name, entry.tenant.weight)
+        share = entry.share
+        if share is None:
+            tenant = entry.tenant
+            share = entry.share = self.shares[entry.cls].of(tenant.name, tenant.weight)
+        return share
+
+    def shares_of(self, tenant: Tenant) -> list[Share]:
+        """In every class."""
+        return [shares.of(tenant.name, tenant.weight) for shares in self.shares.values()]
 
     def add_waiting(self, entry: Entry) -> None:
+        cls, tenant, reserve = entry.cls, entry.tenant, entry.reserve
+        entry.share = None  # its class may be another than before
         share = self.share(entry)
-        self.shares[entry.cls].joined(share)
+        self.shares[cls].joined(share)
         self.line(entry.job.model, entry.accounts).add_waiting(entry, share)
         self.queued[entry.job.id] = entry
-        if not self.waiting_of[entry.cls]:
-            self.served_s[TURN_OF[entry.cls]] = entry.since_s
-        self.waiting_of[entry.cls] += 1
-        self.waiting_tokens += entry.reserve
-        self.waiting_tokens_of[entry.cls] += entry.reserve
+        if not self.waiting_of[cls]:
+            self.served_s[TURN_OF[cls]] = entry.since_s
+        self.waiting_of[cls] += 1
+        self.waiting_tokens += reserve
+        self.waiting_tokens_of[cls] += reserve
         self.waiting_bytes += entry.body_bytes
-        entry.tenant.waiting += 1
-        entry.tenant.waiting_tokens += entry.reserve
+        tenant.waiting += 1
+        tenant.waiting_tokens += reserve
 
     def remove_waiting(self, entry: Entry) -> None:
-        line, lane = entry.line, entry.lane
+        cls, tenant, reserve = entry.cls, entry.tenant, entry.reserve
+        line, share = entry.line, entry.share
         assert line is not None
-        assert lane is not None
+        assert share is not None
         line.remove(entry)
-        self.shares[entry.cls].left(lane.share)
+        self.shares[cls].left(share)
         del self.queued[entry.job.id]
-        self.waiting_of[entry.cls] -= 1
-        if not self.waiting_of[entry.cls]:
-            self.rounds.reset(TURN_OF[entry.cls])
-        self.waiting_tokens -= entry.reserve
-        self.waiting_tokens_of[entry.cls] -= entry.reserve
+        self.waiting_of[cls] -= 1
+        if not self.waiting_of[cls]:
+            self.rounds.reset(TURN_OF[cls])
+        self.waiting_tokens -= reserve
+        self.waiting_tokens_of[cls] -= reserve
         self.waiting_bytes -= entry.body_bytes
-        entry.tenant.waiting -= 1
-        entry.tenant.waiting_tokens -= entry.reserve
-        assert min(self.waiting_bytes, self.waiting_tokens, entry.tenant.waiting) >= 0
+        tenant.waiting -= 1
+        tenant.waiting_tokens -= reserve
+        assert self.waiting_tokens >= 0
+        assert tenant.waiting >= 0
 
     def add_retrying(self, entry: Entry) -> None:
         self.line(entry.job.model, entry.accounts, entry.failed).add_retrying(entry)
@@ -155,6 +202,8 @@ class Pool:
         self.retrying -= 1
         if line.avoid and line.size == 0:  # there are many possible sets, few at a time
             del self.lines[line.model, line.accounts, line.avoid]
+            for account in line.accounts:
+                self.lines_on[account].remove(line)
 
     # ---- work that is shared out: charged by forecast, corrected at the end
 

@@ -14,7 +14,9 @@ job, so a thousand capped tenants cost nothing. Jobs after a failed attempt wait
 (`retrying`); they hold their reserve and their places under the caps, so they ask the accounts
 alone, and go before the tiers.
 
-Heaps are lazy: what moved or left stays behind and is skipped when it comes to the top.
+Heaps are lazy: what moved or left stays behind and is skipped when it comes to the top. Each level
+remembers the best of the one below until that changes, and a line the accounts' no until they
+have news: most of what a drain asks has been asked before.
 """
 
 from __future__ import annotations
@@ -24,61 +26,71 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 from gateway.schedule.entry import Entry, Place, Tenant
-from gateway.schedule.rounds import TURN_OF
+from gateway.schedule.overload import Grade
+from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
 from gateway.types import Blocked, Fit, Reason
 
 K = TypeVar("K", float, tuple[int, float])
 T = TypeVar("T")
+INF = float("inf")
+NEVER = -INF
+
+Rank = tuple[int, float, int]
+"""Of a lane among others: its tenant's rank, its head's key, the head's number."""
 
 
 class LazyHeap(Generic[K, T]):
     """A heap whose items may die inside it.
 
     `alive(key, seq, item)` says whether an item still stands where it was pushed; `seq` orders
-    equal keys. Amortised O(log n); swept when it has doubled since the last sweep.
+    equal keys, and is never that of two items. Amortised O(log n); swept when it has doubled
+    since the last sweep.
     """
 
-    __slots__ = ("_alive", "_heap", "_pushes", "_sweep_at")
+    __slots__ = ("_alive", "_heap", "_sweep_at")
 
     def __init__(self, alive: Callable[[K, int, T], bool]) -> None:
         self._alive: Callable[[K, int, T], bool] = alive
-        self._heap: list[tuple[K, int, int, T]] = []
-        self._pushes = 0
+        self._heap: list[tuple[K, int, T]] = []
         self._sweep_at = 64
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def push(self, key: K, seq: int, item: T) -> None:
-        self._pushes += 1  # keeps heapq from ever comparing items
-        heappush(self._heap, (key, seq, self._pushes, item))
+        heappush(self._heap, (key, seq, item))
         if len(self._heap) > self._sweep_at:
-            self._heap = [e for e in self._heap if self._alive(e[0], e[1], e[3])]
+            alive = self._alive
+            self._heap = [e for e in self._heap if alive(*e)]
             heapify(self._heap)
             self._sweep_at = max(64, 2 * len(self._heap))
 
     def top(self) -> T | None:
-        heap = self._heap
+        heap, alive = self._heap, self._alive
         while heap:
-            key, seq, _, item = heap[0]
-            if self._alive(key, seq, item):
-                return item
+            top = heap[0]
+            if alive(*top):
+                return top[2]
             heappop(heap)
         return None
 
 
 class Lane:
-    __slots__ = ("arrivals", "first", "heap", "parked", "share", "size", "tenant", "tier")
+    """`first` is the heap's top, `oldest` the one that came first."""
+
+    __slots__ = (
+        "arrivals", "first", "heap", "oldest", "parked", "share", "size", "tenant", "tier",
+    )  # fmt: skip
 
     def __init__(self, tier: Tier, tenant: Tenant, share: Share) -> None:
         self.tier = tier
         self.tenant = tenant
         self.share = share
-        share.lanes.append(self)
         self.heap: LazyHeap[float, Entry] = LazyHeap(self._holds)
         self.arrivals: LazyHeap[float, Entry] = LazyHeap(self._holds_at_all)
-        self.first: Entry | None = None  # the heap's top
+        self.first: Entry | None = None
+        self.oldest: Entry | None = None
         self.size = 0
         self.parked = False
 
@@ -90,52 +102,79 @@ class Lane:
 
     def add(self, entry: Entry) -> None:
         entry.lane = self
+        if not self.size:
+            self.share.lanes[self] = None
         self.size += 1
         self.heap.push(entry.key, entry.seq, entry)
         self.arrivals.push(entry.job.arrived_s, entry.seq, entry)
-        self._lead(self.heap.top())
+        first, oldest = self.first, self.oldest
+        if oldest is None or entry.came < oldest.came:
+            self.oldest = entry
+        if first is None or (entry.key, entry.seq) < (first.key, first.seq):
+            self._lead(entry)
 
     def remove(self, entry: Entry) -> None:
         entry.lane = None
         self.size -= 1
-        self._lead(self.heap.top() if entry is self.first else self.first)
+        if not self.size:
+            del self.share.lanes[self]
+        if entry is self.oldest:
+            self.oldest = self.arrivals.top()
+        if entry is self.first:
+            self._lead(self.heap.top())
 
     def rekey(self, entry: Entry, key: float) -> None:
         """Another place for one that waits here."""
         if key != entry.key:
             entry.key = key
             self.heap.push(key, entry.seq, entry)
-            self.first = self.heap.top()
-            self.tier.show(self)
-
-    @property
-    def oldest(self) -> Entry | None:
-        return self.arrivals.top()
+            self._lead(self.heap.top())
 
     def park(self) -> None:
         self.parked = True
         self.tenant.parked.append(self)
+        self.tier.best_known = False
+        self.tier.line.best = None
 
     def unpark(self) -> None:
         self.parked = False
         self.tier.show(self)
 
     def _lead(self, first: Entry | None) -> None:
-        if first is not self.first:
-            self.first = first
-            self.tier.show(self)
+        self.first = first
+        self.tier.show(self)
 
 
 class Tier:
-    __slots__ = ("heap", "lanes", "line", "place", "size", "turn")
+    """Its heap's top is the lane that is next; `best` remembers it, with its rank, while
+    `best_known`."""
+
+    __slots__ = (
+        "_best",
+        "best_known",
+        "best_rank",
+        "cls",
+        "grade",
+        "heap",
+        "lanes",
+        "line",
+        "place",
+        "size",
+        "turn",
+    )
 
     def __init__(self, line: Line, place: Place) -> None:
         self.line = line
         self.place = place
+        self.cls = place.cls
+        self.grade = place.grade
         self.turn = TURN_OF[place.cls]  # unless it is deferred
         self.size = 0
         self.lanes: dict[str, Lane] = {}
         self.heap: LazyHeap[tuple[int, float], Lane] = LazyHeap(self._leads)
+        self.best_known = False
+        self.best_rank: Rank = (0, 0.0, 0)
+        self._best: Lane | None = None
 
     @staticmethod
     def _leads(key: tuple[int, float], seq: int, lane: Lane) -> bool:
@@ -148,18 +187,25 @@ class Tier:
         )
 
     def show(self, lane: Lane) -> None:
-        """`lane` has a new first job or rank, or is no longer parked."""
+        """`lane` has a new first job (or none) or rank, or is no longer parked."""
+        self.best_known = False
+        self.line.best = None
         first = lane.first
         if first is not None and not lane.parked:
             self.heap.push((lane.share.rank, first.key), first.seq, lane)
 
     def best(self) -> Lane | None:
         """The best lane of tenants below their caps; the others' are parked on the way."""
-        while (lane := self.heap.top()) is not None:
-            if not lane.tenant.capped:
-                return lane
+        if self.best_known:
+            known = self._best
+            if known is None or not known.tenant.capped:
+                return known
+        while (lane := self.heap.top()) is not None and lane.tenant.capped:
             lane.park()
-        return None
+        self._best, self.best_known = lane, True
+        if lane is not None and lane.first is not None:
+            self.best_rank = (lane.share.rank, lane.first.key, lane.first.seq)
+        return lane
 
     def lane(self, tenant: Tenant, share: Share) -> Lane:
         lane = self.lanes.get(tenant.name)
@@ -168,21 +214,35 @@ class Tier:
         return lane
 
 
+Best = dict[Turn, tuple[Rank, Lane]]
+"""The best lane of each turn, with its rank."""
+
+
 class Line:
-    """`avoid` is not empty only for retries: where these jobs failed before."""
+    """`avoid` is not empty only for retries: where these jobs failed before.
+
+    Of the accounts' answer: a Fit is asked for anew at each moment and change, a Blocked holds
+    until `shut_s` unless one of the accounts has news for this line before (`forget`). The
+    answer with the slots above the window, `express`, is kept apart in the same way.
+    """
 
     __slots__ = (
         "accounts",
+        "asked_at",
         "avoid",
+        "best",
+        "deferred",
         "expiry",
         "express",
-        "express_stamp",
+        "express_asked_at",
+        "express_shut_s",
+        "express_tiers",
         "model",
         "placement",
         "pool",
         "retrying",
+        "shut_s",
         "size",
-        "stamp",
         "tiers",
         "waiting",
     )
@@ -195,14 +255,22 @@ class Line:
         self.accounts = accounts
         self.avoid = avoid
         self.tiers: dict[Place, Tier] = {}
+        self.express_tiers: list[Tier] = []
+        self.best: Best | None = None  # None once a lane of it has moved
+        self.deferred = Grade.NONE  # the grade from which jobs were deferred in `best`
         self.retrying: LazyHeap[float, Entry] = LazyHeap(self._holds)
         self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
         self.size = 0  # jobs here, retrying ones included
         self.waiting = 0  # jobs in tiers
-        self.placement: Fit | Blocked = Blocked(Reason.HEALTH)  # as of `stamp`
-        self.stamp: tuple[int, float] | None = None
-        self.express: Fit | Blocked = self.placement  # with the slots above the window
-        self.express_stamp: tuple[int, float] | None = None
+        self.placement: Fit | Blocked = Blocked(Reason.HEALTH)
+        self.express: Fit | Blocked = self.placement
+        self.asked_at: tuple[int, float] | None = None
+        self.express_asked_at: tuple[int, float] | None = None
+        self.shut_s = self.express_shut_s = NEVER
+
+    def forget(self) -> None:
+        """One of the accounts may take a job of this line again."""
+        self.shut_s = self.express_shut_s = NEVER
 
     def _holds(self, key: float, seq: int, entry: Entry) -> bool:
         return entry.line is self
@@ -213,23 +281,27 @@ class Line:
     def add_waiting(self, entry: Entry, share: Share) -> None:
         tier = self.tiers.get(entry.place)
         if tier is None:
-            tier = self.tiers[entry.place] = Tier(self, entry.place)
+            tier = self._tier(entry.place)
         entry.line = self
         self.size += 1
         self.waiting += 1
         tier.size += 1
-        self._watch(entry)
+        if entry.expire_s < INF:
+            self.expiry.push(entry.expire_s, entry.seq, entry)
         tier.lane(entry.tenant, share).add(entry)
+
+    def _tier(self, place: Place) -> Tier:
+        tier = self.tiers[place] = Tier(self, place)
+        if place.express:
+            self.express_tiers.append(tier)
+        return tier
 
     def add_retrying(self, entry: Entry) -> None:
         entry.line = self
         self.size += 1
-        self._watch(entry)
-        self.retrying.push(entry.job.arrived_s, entry.seq, entry)
-
-    def _watch(self, entry: Entry) -> None:
-        if entry.expire_s < float("inf"):
+        if entry.expire_s < INF:
             self.expiry.push(entry.expire_s, entry.seq, entry)
+        self.retrying.push(entry.job.arrived_s, entry.seq, entry)
 
     def remove(self, entry: Entry) -> None:
         entry.line = None

@@ -11,17 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.schedule.entry import Entry, Stage
+from gateway.schedule.events import SettingsChanged
 from gateway.schedule.rounds import TURN_OF
 from gateway.schedule.routes import Directory
-from gateway.settings.schema import Settings
 
 if TYPE_CHECKING:
     from gateway.schedule.scheduler import Scheduler
 
 
-def reload(scheduler: Scheduler, settings: Settings, now: float) -> None:
+def settings_changed(scheduler: Scheduler, event: SettingsChanged, now: float) -> None:
     """Swaps the settings and moves every live job to its present home."""
-    old_pools = scheduler.pools
+    settings, old_pools = event.settings, scheduler.pools
     scheduler.accounts.reconfigure(settings.accounts, settings.balance, now)
     scheduler.configure(settings)
     for name, pool in scheduler.pools.items():
@@ -60,7 +60,7 @@ def _settle(scheduler: Scheduler, entry: Entry, now: float) -> None:
     background work's too, which otherwise waits as long as it takes."""
     settings = scheduler.settings.schedule
     pool = scheduler.pool(entry.pool)
-    entry.line = entry.lane = None
+    entry.line = entry.lane = entry.share = None
     if entry.stage is Stage.WAITING:
         entry.weigh(settings, pool.order)
         entry.bound_wait(settings)

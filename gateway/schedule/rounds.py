@@ -76,13 +76,16 @@ class Rounds:
         """Of the turns whose heads can start, given what each head costs, the one that goes;
         its credit covers it. Not empty."""
         credit, quanta = self.credit, self._quanta
+        rounds, chosen = 0, None
         for turn in TURNS:
-            if turn in charges and credit[turn] >= charges[turn]:
-                return turn
-        rounds, _, chosen = min(
-            (ceil((cost - credit[turn]) / quanta[turn]), turn.value, turn)
-            for turn, cost in charges.items()
-        )
+            if turn in charges:
+                lack = charges[turn] - credit[turn]
+                if lack <= 0.0:
+                    return turn
+                mine = ceil(lack / quanta[turn])
+                if chosen is None or mine < rounds:
+                    rounds, chosen = mine, turn
+        assert chosen is not None
         for turn in charges:
             credit[turn] += rounds * quanta[turn]
         credit[chosen] = max(credit[chosen], charges[chosen])  # covered, whatever floats say

@@ -23,21 +23,14 @@ The rules:
 
 from __future__ import annotations
 
-from gateway.errors import GatewayError
-from gateway.schedule import (
-    admission,
-    adopt,
-    check,
-    corrections,
-    overload,
-    reload,
-    retry,
-    view,
-)
+from collections.abc import Callable
+from typing import Any
+
+from gateway.schedule import admission, adopt, check, corrections, ends, overload, reload, view
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.allocation import Allocation
 from gateway.schedule.assess import assess
-from gateway.schedule.entry import PROMPT_RATIO, Entry, Stage, Tenant
+from gateway.schedule.entry import Entry, Stage, Tenant
 from gateway.schedule.events import (
     Action,
     Adopted,
@@ -50,7 +43,6 @@ from gateway.schedule.events import (
     Outgrown,
     Recalibrated,
     Reforecast,
-    Refuse,
     SettingsChanged,
     Submitted,
     Withdrawn,
@@ -61,20 +53,11 @@ from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Line
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.routes import Directory
+from gateway.schedule.wakes import Wakes
 from gateway.settings.schema import Settings
-from gateway.types import (
-    Blocked,
-    Fit,
-    JobClass,
-    Outcome,
-    SchedulerSnapshot,
-    Verdict,
-)
+from gateway.types import Blocked, Fit, Outcome, SchedulerSnapshot
 
 INF = float("inf")
-LONGEST_TOKENS = 200_000  # of one answer without a max_tokens
-SLACK_TOKENS = 1000
-DROPPED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
 
 
 class Scheduler:
@@ -89,7 +72,7 @@ class Scheduler:
     ) -> None:
         self.accounts = accounts
         self.chance = chance
-        self.trust = 1.0  # in forecasts
+        self._trust = 1.0
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[str, Tenant] = {}
         self.jobs: dict[str, Entry] = {}
@@ -98,24 +81,24 @@ class Scheduler:
         self.ended = dict.fromkeys(Outcome, 0)
         self.draining = False
         self._dirty: dict[str, float] = {}  # pools to drain → best key that may start there
-        self._out: list[Action] = []
+        self.out: list[Action] = []  # the answer to the event at hand
         self.configure(settings)
 
     # ---- the outside
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Tells the scheduler what happened; returns what to do, in order."""
-        out = self._out = []
-        self._apply(event, now)
-        for pool in self.pools.values():
-            if pool.wake_s <= now:
-                self.touch(pool.name)
+        out = self.out = []
+        HANDLERS[type(event)](self, event, now)
+        if self._wakes.next_s() <= now:
+            for name in self._wakes.due(now):
+                self.touch(name)
         self._drain_touched(now)
         return out
 
     def next_wake(self, now: float) -> float | None:
         """When time alone will change something: send `Woke` then. None: only an event will."""
-        wake_s = min((pool.wake_s for pool in self.pools.values()), default=INF)
+        wake_s = self._wakes.next_s()
         return None if wake_s == INF else max(wake_s, now)
 
     def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
@@ -128,6 +111,17 @@ class Scheduler:
             return None
         pool = self.pools[entry.pool]
         return self.allocation.fits(pool, entry, now)
+
+    @property
+    def trust(self) -> float:
+        """In forecasts, 0 to 1: the less, the nearer orders are to first come, first served,
+        and the wider the accounts' windows."""
+        return self._trust
+
+    @trust.setter
+    def trust(self, trust: float) -> None:
+        self._trust = min(1.0, max(0.0, trust))
+        self.accounts.trust(self._trust)
 
     def snapshot(self, now: float) -> SchedulerSnapshot:
         return view.snapshot(self, now)
@@ -148,10 +142,12 @@ class Scheduler:
                 given.weight,
             )
         self.pools = {}
+        self._wakes = Wakes()
         for name in self.directory.pools:
             pool = self.pool(name)
             pool.models = self.directory.models(name)
             pool.accounts = self.directory.accounts(name)
+            pool.upstream = {m: self.directory.routes[m].upstream for m in pool.models}
 
     def check(self, now: float | None = None) -> None:
         """Asserts every invariant, at `now` also that nothing that waits could start; for
@@ -160,34 +156,14 @@ class Scheduler:
 
     # ---- events
 
-    def _apply(self, event: Event, now: float) -> None:
-        match event:
-            case Submitted():
-                self._submit(event, now)
-            case Finished():
-                self._finish(event, now)
-            case Reforecast():
-                corrections.reforecast(self, event)
-            case Outgrown():
-                corrections.outgrown(self, event)
-            case Recalibrated():
-                self.trust = min(1.0, max(0.0, event.trust))
-                for pool in self.pools:
-                    self.touch(pool)
-            case Adopted():
-                adopt.adopt(self, event, now)
-            case Answered():
-                self._answered(event, now)
-            case AttemptFailed():
-                self._attempt_failed(event, now)
-            case Withdrawn():
-                self._finish(Finished(event.job_id, event.outcome, Verdict.IGNORED), now)
-            case SettingsChanged():
-                reload.reload(self, event.settings, now)
-            case DrainStarted():
-                self.draining = True
-            case Woke():
-                pass
+    def _recalibrated(self, event: Recalibrated, now: float) -> None:
+        self.trust = event.trust
+        for name, pool in self.pools.items():
+            pool.reopened()
+            self.touch(name)
+
+    def _drain_started(self, event: DrainStarted, now: float) -> None:
+        self.draining = True
 
     def _submit(self, event: Submitted, now: float) -> None:
         job = event.job
@@ -197,7 +173,7 @@ class Scheduler:
         entry = Entry(job, event.body_bytes, self.submitted, self.tenant(job.tenant))
         home = self.directory.home(job.model, job.accounts)
         if home is None:
-            self._refuse_new(entry, overload.no_account(INF))
+            ends.refuse_new(self, entry, overload.no_account(INF))
             return
         entry.pool, entry.accounts = home
         route = self.directory.routes.get(job.model)
@@ -205,7 +181,7 @@ class Scheduler:
         entry.bound = route is None or route.accounts != entry.accounts
         pool = self.pools[entry.pool]
         if self.draining:
-            self._refuse_new(entry, overload.draining(admission.retry_s(pool, self.chance)))
+            ends.refuse_new(self, entry, overload.draining(admission.retry_s(pool, self.chance)))
             return
         settings = self.settings.schedule
         entry.weigh(settings, pool.order)
@@ -214,7 +190,7 @@ class Scheduler:
         if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
             if entry.deadline_s is not None and now < entry.deadline_s:
                 pool.pace.doubted()
-            self._refuse_new(entry, self._expired(pool, entry, now))
+            ends.refuse_new(self, entry, ends.expired(self, pool, entry, now))
             return
         self.jobs[job.id] = entry
         pool.last_arrival_s = now
@@ -222,7 +198,7 @@ class Scheduler:
         if entry.stage is Stage.WAITING:
             error = admission.refusal(pool, entry, settings, self.chance, now)
             if error is not None:
-                self._refuse(entry, error, Outcome.REJECTED)
+                ends.refuse(self, entry, error, Outcome.REJECTED)
 
     def _enter(self, pool: Pool, line: Line, entry: Entry, now: float) -> None:
         """Starts a new job, or lets it wait. Nothing else that waits fits, or would have been
@@ -239,94 +215,54 @@ class Scheduler:
             pool.add_waiting(entry)
             if entry.tenant.capped and entry.lane is not None and not entry.lane.parked:
                 entry.lane.park()  # so that the cap's end, in whatever pool, finds it
-            pool.wake_s = min(pool.wake_s, entry.expire_s)
+            wake_s = min(pool.wake_s, entry.expire_s)
             if answer.until_s is not None:
-                pool.wake_s = min(pool.wake_s, answer.until_s)
+                wake_s = min(wake_s, answer.until_s)
+            self._wakes.set(pool, wake_s)
         mode = pool.mode
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
         if pool.mode is not mode:  # and with it the tier caps
             self.touch(pool.name)
 
-    def _finish(self, event: Finished, now: float) -> None:
-        entry = self.jobs.get(event.job_id)
-        if entry is None:
-            return
-        output = _believable(entry, event.output_tokens)
-        pool = self.pools[entry.pool]
-        if entry.job.generates and (output or event.outcome is Outcome.OK):
-            tokens = entry.reserve if output is None else output
-            waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
-            pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
-        if output is not None and entry.turn is not None:
-            prompt = event.prompt_tokens or entry.workload.prompt_tokens
-            pool.correct(entry, output + PROMPT_RATIO * prompt)
-        if entry.stage is Stage.RUNNING:
-            self._end_attempt(
-                entry,
-                event.verdict,
-                None,
-                now,
-                output,
-                event.prompt_tokens,
-                unserved=event.outcome is Outcome.CLIENT_ERROR,
-            )
-        self._end(entry, event.outcome)
-
     def _answered(self, event: Answered, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
-            self.accounts.answered(entry.lease, event.limits, now)
+            opened = self.accounts.answered(entry.lease, event.limits, now)
             home = self.directory.pool_of.get(entry.account, entry.pool)
             for name in dict.fromkeys((entry.pool, home)):
-                self.touch(name)
-                self.pools[name].version += 1
-
-    def _attempt_failed(self, event: AttemptFailed, now: float) -> None:
-        entry = self.jobs.get(event.job_id)
-        if entry is None or entry.stage is not Stage.RUNNING:
-            return
-        account, verdict = entry.account, event.verdict
-        self._end_attempt(entry, verdict, event.retry_after_s, now)
-        entry.error, entry.outcome = event.error, retry.outcome_of(verdict)
-        entry.spent += retry.attempt_cost(verdict)
-        if verdict is Verdict.DEAD_KEY:
-            entry.accounts = tuple(name for name in entry.accounts if name != account)
-        else:
-            entry.failed |= {account}
-        pool = self.pools[entry.pool]
-        if event.retryable and retry.grant(self.settings.retry, pool, entry, verdict):
-            entry.stage = Stage.RETRYING
-            entry.start_wait(self.settings.schedule, now)
-            pool.add_retrying(entry)
-        else:
-            self._refuse(entry, event.error, entry.outcome)
+                if opened:
+                    self.touch(name)
+                    self.pools[name].news(entry.account, None)
+                else:  # nothing that waits may start for it
+                    self.pools[name].version += 1
 
     # ---- the drain
 
     def _drain_touched(self, now: float) -> None:
         """Until no pool is touched: ending a job in one may free its tenant's cap in another.
         Where a freed cap is wanted in several pools, the best key decides."""
-        while self._dirty:
-            name = min(self._dirty, key=self._dirty.__getitem__)
-            del self._dirty[name]
+        dirty = self._dirty
+        while dirty:
+            name = next(iter(dirty)) if len(dirty) == 1 else min(dirty, key=dirty.__getitem__)
+            del dirty[name]
             self._drain(self.pools[name], now)
 
     def _drain(self, pool: Pool, now: float) -> None:
         if pool.due or pool.wake_s <= now:
             pool.due = False
-            self._expire(pool, now)
+            ends.expire(self, pool, now)
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
         while found := self.allocation.next(pool, now):
             self._dispatch(pool, *found, now)
         busy = pool.queued or pool.retrying
-        pool.wake_s = self.allocation.wake_s(pool, now) if busy else INF
+        self._wakes.set(pool, self.allocation.wake_s(pool, now) if busy else INF)
 
     def _dispatch(
         self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
     ) -> None:
         self.start(pool, entry, account, now, turn)
         self.dispatched += 1
-        self._out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
+        self.out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
 
     def start(
         self, pool: Pool, entry: Entry, account: str, now: float, turn: Turn | None = None
@@ -351,103 +287,12 @@ class Scheduler:
         entry.lease = self.accounts.take(account, entry.job.model, tokens, now)
         pool.version += 1
 
-    # ---- ends
-
-    def _end_attempt(
-        self,
-        entry: Entry,
-        verdict: Verdict,
-        retry_after_s: float | None,
-        now: float,
-        output_tokens: float | None = None,
-        prompt_tokens: float | None = None,
-        *,
-        unserved: bool = False,
-    ) -> None:
-        """The lease back. The account's pool is touched, which after a reload may be another.
-        `unserved`: the provider turned the request down, and counts no tokens of it."""
-        used = 0.0 if unserved else None
-        if output_tokens is not None:
-            used = output_tokens + (prompt_tokens or entry.workload.prompt_tokens)
-        self.accounts.give_back(
-            entry.lease,
-            verdict,
-            retry_after_s=retry_after_s,
-            tokens=used,
-            output_tokens=output_tokens,
-            now=now,
-        )
-        pool = self.pools[entry.pool]
-        pool.pace.attempted(verdict in DROPPED)
-        pool.due |= verdict is not Verdict.SUCCESS  # it may have taken an account out of service
-        pool.version += 1
-        self.touch(entry.pool)
-        home = self.directory.pool_of.get(entry.account, entry.pool)
-        if home != entry.pool:
-            self.touch(home)
-            self.pools[home].version += 1
-            self.pools[home].due = True
-
-    def _end(self, entry: Entry, outcome: Outcome) -> None:
-        """Takes a job out of everything, once."""
-        pool = self.pools[entry.pool]
-        if entry.stage is Stage.WAITING:
-            pool.remove_waiting(entry)
-        else:
-            if entry.stage is Stage.RETRYING and entry.line is not None:
-                pool.remove_retrying(entry)
-            pool.retried -= entry.holds_retry
-            pool.budget.give_back(entry.cls, entry.bucket, entry.reserve)
-            self._free_tenant(entry.tenant)
-        entry.stage = Stage.ENDED
-        del self.jobs[entry.job.id]
-        self.ended[outcome] += 1
-        self.touch(pool.name)
-
-    def _free_tenant(self, tenant: Tenant) -> None:
-        tenant.running -= 1
-        assert tenant.running >= 0
-        self._unpark(tenant)
-
-    def _unpark(self, tenant: Tenant) -> None:
-        parked, tenant.parked = tenant.parked, []
-        for lane in parked:
-            lane.unpark()
-            if lane.first is not None:
-                self.touch(lane.tier.line.pool, lane.first.key)
-
-    def _refuse(self, entry: Entry, error: GatewayError, outcome: Outcome) -> None:
-        self._end(entry, outcome)
-        self._out.append(Refuse(entry.job.id, error, outcome))
-
-    def _refuse_new(self, entry: Entry, error: GatewayError) -> None:
-        """Refuses what never entered a queue."""
-        self.ended[Outcome.REJECTED] += 1
-        self._out.append(Refuse(entry.job.id, error, Outcome.REJECTED))
-
-    def _expire(self, pool: Pool, now: float) -> None:
-        """Refuses jobs whose time is over, or will be before an account can serve them."""
-        for line in tuple(pool.lines.values()):
-            if not line.size:
-                continue
-            horizon_s = self.allocation.horizon_s(pool, line, now)
-            while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
-                if entry.error is not None:
-                    self._refuse(entry, entry.error, entry.outcome)
-                else:
-                    self._refuse(entry, self._expired(pool, entry, now), Outcome.EVICTED)
-
-    def _expired(self, pool: Pool, entry: Entry, now: float) -> GatewayError:
-        if not entry.accounts:
-            return overload.no_account(INF)
-        if entry.expire_s <= now:
-            return admission.too_late(pool, entry, self.chance, now)
-        return overload.no_account(self.accounts.heals_s(entry.accounts, now) - now)
-
     # ---- small things
 
     def touch(self, pool: str, key: float = INF) -> None:
-        self._dirty[pool] = min(key, self._dirty.get(pool, INF))
+        dirty = self._dirty
+        if key < INF or pool not in dirty:
+            dirty[pool] = min(key, dirty.get(pool, INF))
 
     def pool(self, name: str) -> Pool:
         if name not in self.pools:
@@ -461,10 +306,21 @@ class Scheduler:
         return tenant
 
 
-def _believable(entry: Entry, output_tokens: float | None) -> float | None:
-    """What a job may have made: nothing that it did not generate (a stored answer that is read
-    again tells its old usage), and no number that would hold an account for days."""
-    if output_tokens is None or not entry.job.generates:
-        return None
-    most = entry.job.n * (entry.job.max_tokens or LONGEST_TOKENS) + SLACK_TOKENS
-    return min(output_tokens, most)
+def _nothing(scheduler: Scheduler, event: Event, now: float) -> None:
+    """Time passed: the drain looks at what is due."""
+
+
+HANDLERS: dict[type[Event], Callable[[Scheduler, Any, float], None]] = {
+    Submitted: Scheduler._submit,
+    Reforecast: corrections.reforecast,
+    Outgrown: corrections.outgrown,
+    Answered: Scheduler._answered,
+    Finished: ends.finished,
+    Withdrawn: ends.withdrawn,
+    AttemptFailed: ends.attempt_failed,
+    Woke: _nothing,
+    Adopted: adopt.adopt,
+    Recalibrated: Scheduler._recalibrated,
+    SettingsChanged: reload.settings_changed,
+    DrainStarted: Scheduler._drain_started,
+}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.schedule.queue import Lane
 
 SLACK_TOKENS = 1024.0
+LEFT_TOKENS = 4 * SLACK_TOKENS  # that one which a cap of its own kept back is owed at most
 
 
 class Share:
@@ -33,7 +34,7 @@ class Share:
         self.counter = 0.0
         self.rank = 0  # the step its counter is in; orders lanes
         self.waiting = 0
-        self.lanes: list[Lane] = []
+        self.lanes: dict[Lane, None] = {}  # those in which jobs wait
 
     def move(self, counter: float) -> None:
         """To another counter; its lanes are shown anew where that is another step."""
@@ -79,8 +80,11 @@ class Shares:
 
     def charge(self, share: Share, tokens: float) -> None:
         """At a start. One that was kept back long by a cap of its own is not owed all of it."""
-        counter = max(share.counter, self.floor - 4 * SLACK_TOKENS)
-        self.floor = max(self.floor, counter)
+        counter = share.counter
+        if counter > self.floor:
+            self.floor = counter
+        elif counter < self.floor - LEFT_TOKENS:
+            counter = self.floor - LEFT_TOKENS
         share.move(counter + tokens / share.weight)
 
     def correct(self, share: Share, tokens: float) -> None:

@@ -67,16 +67,18 @@ def _class_snapshot(
     budget = pool.budget
     waiting = 0
     blocked: dict[Reason, int] = {}
-    is_open = scheduler.allocation.is_open(pool, cls, now)
+    allocation = scheduler.allocation
+    is_open = allocation.is_open(pool, cls, now)
     for line in pool.lines.values():
         for tier in line.tiers.values():
-            if tier.place.cls is not cls:
+            if tier.cls is not cls or not tier.size:
                 continue
+            of_tier = allocation.tier_fits(pool, tier, is_open, now)
             for lane in tier.lanes.values():
                 if not lane.size:
                     continue
                 waiting += lane.size
-                answer = scheduler.allocation.lane_fits(pool, lane, is_open, now)
+                answer = allocation.lane_fits(pool, lane, of_tier)
                 if isinstance(answer, Blocked):
                     blocked[answer.reason] = blocked.get(answer.reason, 0) + lane.size
     return ClassSnapshot(

@@ -133,6 +133,59 @@ def test_scheduler_starts_something_of_each_class_in_time(
             assert earlier >= k + 1
 
 
+@given(
+    st.lists(st.tuples(st.floats(0, 60), TOKENS, st.sampled_from(JobClass)), max_size=60),
+    st.sampled_from(ORDERINGS),
+    st.sampled_from([1, 3]),
+)
+@QUICK
+def test_scheduler_starts_nothing_while_another_class_has_waited_longer_than_the_bound(
+    arrivals: list[tuple[float, int, JobClass]], ordering: str, slots: int
+) -> None:
+    """3: every start is of the class that was left longest without one, if any was for
+    max_overtake_s, whoever owns or owes what: long answers run long here, and borrow."""
+    world = World(
+        settings(
+            {"a": {"initial_concurrency": slots}},
+            schedule={
+                "ordering": ordering,
+                "max_overtake_s": OVERTAKE_S,
+                "interactive_inflight_tokens": 300,
+                "heavy_inflight_tokens": 700,
+                "max_wait_s": 86_400.0,
+                "shed": False,
+            },
+        )
+    )
+    jobs = {
+        f"j{n}": job(f"j{n}", tokens, at=at, class_override=cls)
+        for n, (at, tokens, cls) in enumerate(sorted(arrivals))
+    }
+    waiting: dict[JobClass, set[str]] = {cls: set() for cls in JobClass}
+    served_s = dict.fromkeys(JobClass, 0.0)
+    events: list[tuple[float, str, Event]] = [
+        (it.arrived_s, it.id, Submitted(it)) for it in jobs.values()
+    ]
+    while events:
+        now, name, event = events.pop(0)
+        mine = jobs[name].job_class
+        if isinstance(event, Submitted):
+            if not waiting[mine]:
+                served_s[mine] = now
+            waiting[mine].add(name)
+        for action in world.tell(event, at=now):
+            it = jobs[action.job_id]
+            others = [c for c in JobClass if waiting[c] and c is not it.job_class]
+            longest_s = min((served_s[c] for c in others), default=now)
+            assert longest_s > now - OVERTAKE_S or served_s[it.job_class] <= longest_s
+            waiting[it.job_class].remove(it.id)
+            served_s[it.job_class] = now
+            tokens = it.workload.p50
+            end = Finished(it.id, Outcome.OK, Verdict.SUCCESS, tokens)
+            events.append((now + 0.5 + tokens / 50, it.id, end))
+            events.sort(key=lambda e: e[0])
+
+
 def test_scheduler_shares_work_between_classes_by_their_weights() -> None:
     """Both have work for ever: tokens as 1 : 1 when free, as 2 : 1 under pressure, whatever the
     sizes; the background gets its small part."""

@@ -45,6 +45,7 @@ SHAPES: list[dict[str, dict[str, Any]]] = [
     {"a": {"models": ["m"]}, "b": {"models": ["m", "k"]}, "c": {"models": ["x"]}},
     {"a": {"models": ["m", "x"]}, "b": {"models": ["k"]}, "d": {"models": ["m"]}},
     {"a": {"models": ["m", "k"]}, "c": {"models": ["k"]}},
+    {"a": {"models": {"m": "u", "k": "u", "x": "v"}}, "b": {"models": ["x"]}},  # one window for two
 ]
 TENANTS = {
     "t": {},
@@ -109,7 +110,11 @@ def some_settings(draw: st.DrawFn) -> Settings:
             "heavy_deadline_s": draw(st.sampled_from([0.0, 0.0, 50.0])),
             "drain_longest_first": draw(st.booleans()),
         },
-        balance={"eject_after": 2},
+        balance={
+            "eject_after": 2,
+            "window": draw(st.sampled_from(["off", "auto", "auto"])),
+            "min_window": 1,
+        },
         retry={"budget_min": draw(st.sampled_from([0, 3]))},
     )
 

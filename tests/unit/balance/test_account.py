@@ -231,6 +231,51 @@ def test_account_at_its_ceiling_or_ahead_of_its_pace_is_blocked() -> None:
     assert (blocked.reason, blocked.until_s) == (Reason.PACER, 9.0)
 
 
+def test_account_widens_its_windows_where_forecasts_are_not_trusted() -> None:
+    """By half at most, the slots for the express on top, never above the limit; seen in the
+    snapshot. In full trust nothing changes."""
+    for trust, ceiling, express, given in (
+        (1.0, 64, False, 8),
+        (0.5, 64, False, 10),
+        (0.0, 64, False, 12),
+        (0.0, 64, True, 15),
+        (0.0, 9, False, 9),
+    ):
+        it = Driver(initial_concurrency=8, max_concurrency=64)
+        account, window = it.account, it.account.windows["m"]
+        account.limit.configure(1, ceiling, 0.75)
+        account.limit.value = float(ceiling)
+        account.trust(trust)
+        while account.blocked(0.0, window, express) is None:
+            window.take(0.0)
+            it.take()
+        assert window.inflight == given
+        account.window_of = account.windows
+        (seen,) = account.snapshot(0.0).windows
+        assert seen.window == min(8 * (1.5 - 0.5 * trust), ceiling)
+        assert account.room == seen.window
+
+
+def test_account_without_windows_widens_nothing() -> None:
+    """`window = "off"`: the limit alone, whatever the trust."""
+    it = Driver(initial_concurrency=8, max_concurrency=8)
+    it.account.trust(0.0)
+    assert (it.account.room, it.account.snapshot(0.0).windows) == (8, ())
+    while it.account.blocked(0.0) is None:
+        it.take()
+    assert it.account.inflight == 8
+
+
+def test_account_takes_what_only_a_window_refuses() -> None:
+    """Limit, pace and health let it in: then another model's request may fit."""
+    it = Driver(initial_concurrency=1)
+    assert it.account.takes(0.0)
+    lease = it.take()
+    assert not it.account.takes(0.0)
+    it.end(lease, Verdict.RATE_LIMITED, after=5.0)
+    assert [it.account.takes(now) for now in (4.0, 5.0)] == [False, True]
+
+
 def test_account_gives_back_tokens_that_were_not_generated() -> None:
     """A refused or unreachable attempt used none; an answered one what it says."""
     for verdict, used, free_s in (

@@ -293,3 +293,41 @@ def test_accounts_keep_a_window_over_a_reload_and_drop_it_with_its_model() -> No
     assert kept.bounds == (2, 8)
     it.give_back(lease, Verdict.SUCCESS, now=1.0)
     it.check()
+
+
+def test_accounts_widen_windows_by_trust_over_a_reload_too() -> None:
+    """An account that comes later is as wide as those that were told."""
+    it = accounts("auto", a=WIDE)
+    it.trust(0.0)
+    given = settings({"a": WIDE, "b": WIDE}, balance={"window": "auto"})
+    it.reconfigure(given.accounts, given.balance, 0.0)
+    before = Accounts(given.accounts, given.balance).snapshot(0.0)
+    for seen, plain in zip(it.snapshot(0.0), before, strict=True):
+        assert seen.windows[0].window == min(1.5 * plain.windows[0].window, seen.limit)
+
+
+def test_accounts_say_whether_an_end_matters_to_other_models() -> None:
+    """Not where the account took requests before and still does; a full, paced or resting one
+    had others waiting, and a failure may close it to all."""
+    for limit, verdict, wide in (
+        (2, Verdict.SUCCESS, False),
+        (2, Verdict.IGNORED, False),
+        (2, Verdict.SERVER_ERROR, True),
+        (1, Verdict.SUCCESS, True),
+    ):
+        it = accounts("auto", a={"initial_concurrency": limit, "models": ["m", "k"]})
+        lease = it.take("a", "m", 1.0, 0.0)
+        assert it.give_back(lease, verdict, now=1.0) is wide
+
+
+def test_accounts_say_whether_headers_open_one() -> None:
+    """It was held by its pace, and by what the headers say it no longer is."""
+    it = accounts(a={"initial_concurrency": 4})
+    first, second, third = (it.take("a", "m", 1.0, 0.0) for _ in range(3))
+    full = RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=10.0)
+    free = RateLimits(limit_requests=60, remaining_requests=50)
+    assert it.answered(first, full, 0.0) is False
+    assert isinstance(it.place("m", ("a",), 0.0), Blocked)
+    assert it.answered(second, free, 0.0) is True
+    assert it.answered(third, free, 20.0) is False
+    assert it.answered(third, None, 20.0) is False

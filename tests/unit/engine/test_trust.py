@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec.structs import replace
 
+from gateway.balance.pool import Accounts
+from gateway.engine.engine import Engine
 from gateway.engine.trust import SURE, Trust
+from gateway.schedule.events import Recalibrated
+from gateway.schedule.scheduler import Scheduler
 from gateway.types import JobRecord, Outcome, Usage
-from tests.unit.schedule.build import workload
+from tests.unit.schedule.build import job, settings, workload
 
 
 def answer(tokens: int, **more: object) -> JobRecord:
@@ -76,3 +82,29 @@ def test_trust_comes_back() -> None:
     for i in range(1500):
         trust.ended(answer(500 if i % 10 == 0 else 50))
     assert trust.value == told[-1] == 1.0
+
+
+def test_trust_that_is_lost_widens_windows_through_the_engine() -> None:
+    """Answers that break their forecasts' word: the engine's core starts what waited for the
+    window, and its accounts show it wider."""
+
+    async def play() -> None:
+        account = {"initial_concurrency": 4, "max_concurrency": 64}
+        given = settings({"a": account}, balance={"window": "auto"})
+        accounts = Accounts(given.accounts, given.balance)
+        accounts._accounts["a"].limit.value = 64.0
+        core = Scheduler(given, accounts)
+        engine = Engine(core, lambda given, old: core, clock=lambda: 0.0)
+        trust = Trust(lambda value: engine.feed(Recalibrated(value)))
+        engine.listeners = (trust,)
+        permits = [engine.submit(job(f"j{n}", 300), 0) for n in range(8)]
+        assert sum(permit.account is not None for permit in permits) == 4
+        for _ in range(200):
+            engine.ended(answer(500))
+        assert trust.value == core.trust == 0.0
+        assert sum(permit.account is not None for permit in permits) == 6
+        assert engine.snapshot().accounts[0].windows[0].window == 6.0
+        engine.check()
+        engine.close()
+
+    asyncio.run(play())

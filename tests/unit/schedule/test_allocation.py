@@ -183,6 +183,20 @@ def test_class_of_the_background_gets_what_the_others_leave() -> None:
     assert started(it.submit("alone", 100, class_override=JobClass.BACKGROUND)) == ["alone"]
 
 
+def test_class_that_owes_room_for_a_giant_is_not_starved_by_one_that_owns_some() -> None:
+    """A giant runs far beyond the heavy budget, short ones come for ever and have room of their
+    own: the next heavy job still starts within max_overtake_s. Where budgets are hard, it waits
+    for its class's own giant."""
+    for borrow, bound_s in ((True, 10.0), (False, 100.0)):
+        it = world({"a": {"initial_concurrency": 2}}, max_overtake_s=10.0, borrow=borrow)
+        running = started(it.submit("giant", 30_000) + it.submit("s0", 50))[1:]
+        it.submit("heavy", 300)
+        while "heavy" not in running and it.now < 100.0:
+            it.submit(f"s{it.now + 1:g}", 50, at=it.now + 1.0)
+            running = started(it.finish(running[0], 50))
+        assert it.now == bound_s
+
+
 def test_turns_share_what_was_used_not_what_was_forecast() -> None:
     """Heavy answers three times as long as forecast: their class gets a third of the starts."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0, shed=False)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.schedule import ends
 from gateway.types import JobClass, Outcome, Verdict
 from tests.unit.schedule.build import World, settings
 
@@ -19,12 +20,13 @@ def lose_the_queue(it: World) -> None:
     (line,) = it.scheduler.pools["m"].lines.values()
     for tier in line.tiers.values():
         tier.heap = type(tier.heap)(lambda key, seq, lane: False)
+        tier.best_known = False
 
 
 def free_without_drain(it: World) -> None:
     entry = it.scheduler.jobs["j0"]
-    it.scheduler._end_attempt(entry, Verdict.IGNORED, None, None, it.now)
-    it.scheduler._end(entry, Outcome.CANCELLED)
+    ends.end_attempt(it.scheduler, entry, Verdict.IGNORED, it.now)
+    ends.end(it.scheduler, entry, Outcome.CANCELLED)
 
 
 def break_tokens(it: World) -> None:

@@ -387,3 +387,19 @@ def test_scheduler_tells_the_pacer_what_was_used() -> None:
     assert started(it.finish("j1", 20, at=1.0)) == []
     assert it.scheduler.next_wake(1.0) == pytest.approx(2.0)
     assert started(it.tell(Woke(), at=2.0)) == ["j2"]
+
+
+def test_scheduler_widens_windows_where_forecasts_are_not_trusted() -> None:
+    """What waits for a window starts at once when trust is lost, and no more when it is back."""
+    account = {"initial_concurrency": 4, "max_concurrency": 64}
+    it = World(settings({"a": account}, balance={"window": "auto"}))
+    it.accounts._accounts["a"].limit.value = 64.0
+    for n in range(8):
+        it.submit(f"h{n}", 300)
+    assert len(it.waiting) == 4
+    assert started(it.tell(Recalibrated(0.0))) == ["h4", "h5"]
+    assert it.scheduler.snapshot(0.0).accounts[0].windows[0].window == 6.0
+    it.tell(Recalibrated(1.0))
+    assert started(it.finish("h0", 300)) == started(it.finish("h1", 300)) == []
+    assert started(it.finish("h2", 300)) == ["h6"]
+    assert it.scheduler.snapshot(0.0).accounts[0].windows[0].window == 4.0

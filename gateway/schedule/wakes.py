@@ -1,0 +1,54 @@
+"""When time alone will change something in a pool, and in which first.
+
+A heap with at most one valid entry per pool. Pools put their time off at nearly every event (what
+would have expired first has started), so an entry may be too early: it is put right when it
+comes to the top, and an event costs the other pools nothing.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heapreplace
+
+from gateway.schedule.pool import Pool
+
+INF = float("inf")
+
+
+class Wakes:
+    """`Pool.wake_s` is the truth, set by `set`; `Pool.armed_s` is the entry that stands for it."""
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, str, Pool]] = []
+
+    def set(self, pool: Pool, wake_s: float) -> None:
+        pool.wake_s = wake_s
+        if wake_s < pool.armed_s:
+            pool.armed_s = wake_s
+            heappush(self._heap, (wake_s, pool.name, pool))
+
+    def next_s(self) -> float:
+        """The earliest of all pools; infinity: none has one."""
+        heap = self._heap
+        while heap:
+            at_s, name, pool = heap[0]
+            if at_s == pool.wake_s == pool.armed_s:
+                return at_s
+            if at_s != pool.armed_s or pool.wake_s == INF:
+                heappop(heap)  # an earlier one was set since, or none is wanted
+                if at_s == pool.armed_s:
+                    pool.armed_s = INF
+            else:
+                pool.armed_s = pool.wake_s
+                heapreplace(heap, (pool.wake_s, name, pool))
+        return INF
+
+    def due(self, now: float) -> list[str]:
+        """The pools whose time has come. Each has to be `set` again."""
+        names = []
+        while self.next_s() <= now:
+            _, name, pool = heappop(self._heap)
+            pool.armed_s = INF
+            names.append(name)
+        return names
