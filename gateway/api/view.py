@@ -65,6 +65,7 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "tools_bytes": tools.bytes,
         "response_format": shape.format,
         "shape": shape.digest,
+        "form": shape.form,
         "verbosity": shape.verbosity,
         "stream": request.stream is True,
         "max_chars": max_chars,

@@ -67,6 +67,7 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     thinking: bool | None = None  # enable_thinking
     thinking_budget: int | None = None  # tokens
     shape: str = ""  # digest of the schema, grammar or choice the answer is held to
+    form: str = ""  # of what stays the same of it from request to request
     verbosity: str | None = None
 
     @classmethod
@@ -95,6 +96,7 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         shape: str = "",
+        form: str = "",
         verbosity: str | None = None,
         max_chars: int = MAX_CHARS,
     ) -> PromptView:
@@ -137,6 +139,7 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
             thinking=thinking,
             thinking_budget=thinking_budget,
             shape=shape,
+            form=form,
             verbosity=verbosity,
         )
 
@@ -263,7 +266,7 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
         if view.text_chars > MAX_CHARS or view.messages > 1
         else f"{view.tools},{view.json_format},{view.reasoning_effort}"
     )
-    shape += _asked(view)
+    shape += _asked(view.shape, view.verbosity)
     if view.thinking is not None or view.thinking_budget is not None:
         shape += f",{view.thinking},{view.thinking_budget}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
@@ -275,9 +278,10 @@ def template_key(view: PromptView, key: bytes) -> str:
     """Keyed hash of the system prompt, the tools and the shape asked for; "" without any.
 
     Requests of one application share it, whatever their last message: dates and ids that it
-    fills into its system prompt do not tell them apart, since numbers in it are blanked.
+    fills into its system prompt do not tell them apart, since numbers in it are blanked; nor
+    does what it fills into a schema (`form`).
     """
-    asked = _asked(view)
+    asked = _asked(view.form, view.verbosity)
     if not view.system_chars and not view.tool_names and not view.tools and not asked:
         return ""
     names = ",".join(view.tool_names) or str(view.tools)
@@ -287,10 +291,10 @@ def template_key(view: PromptView, key: bytes) -> str:
     return blake2b(data, digest_size=8, key=key).hexdigest()
 
 
-def _asked(view: PromptView) -> str:
+def _asked(shape: str, verbosity: str | None) -> str:
     """The answer's shape; "" where none is asked for, so that such requests keep the keys they
     had before it was read."""
-    return f"\x00{view.shape}\x00{view.verbosity}" if view.shape or view.verbosity else ""
+    return f"\x00{shape}\x00{verbosity}" if shape or verbosity else ""
 
 
 _BLANKED = {ord(digit): "0" for digit in "123456789"}
