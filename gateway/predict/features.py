@@ -69,6 +69,10 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     shape: str = ""  # digest of the schema, grammar or choice the answer is held to
     form: str = ""  # of what stays the same of it from request to request
     verbosity: str | None = None
+    best_of: int = 1  # answers generated for each prompt, where that is more than n
+    prompts: int = 1  # of a batch, of which all the above is the first one's
+    batch_bytes: int = 0  # of all its texts
+    prompt_ids: int = 0  # tokens of the prompt, or the batch, that were sent as such
 
     @classmethod
     def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
@@ -98,6 +102,7 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         shape: str = "",
         form: str = "",
         verbosity: str | None = None,
+        best_of: int = 1,
         max_chars: int = MAX_CHARS,
     ) -> PromptView:
         """From chat messages: dicts or objects with `role` and `content` (text or parts).
@@ -141,7 +146,13 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
             shape=shape,
             form=form,
             verbosity=verbosity,
+            best_of=best_of if best_of > 0 else 1,
         )
+
+    @property
+    def choices(self) -> int:
+        """How many answers the provider generates: n or best_of, for each prompt of a batch."""
+        return max(self.n, self.best_of) * self.prompts
 
     @property
     def prompt_tokens(self) -> int:
@@ -163,10 +174,11 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         return "cjk" if self.cjk_bytes * 2 >= self.wide_bytes else "other"
 
     def tokens_by(self, per_byte: float) -> int:
-        """Prompt tokens at so many tokens a byte."""
-        if self.bytes == 0:
-            return self.prompt_tokens
-        return round(self.bytes * per_byte) + self.overhead_tokens
+        """Prompt tokens at so many tokens a byte, of all prompts of a batch."""
+        size, overhead = self.batch_bytes or self.bytes, self.prompts * self.overhead_tokens
+        if size == 0:
+            return self.prompt_tokens * self.prompts + self.prompt_ids
+        return round(size * per_byte) + self.prompt_ids + overhead
 
 
 _FORMATS = {"json_object": 1, "json_schema": 2}
@@ -269,6 +281,8 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     shape += _asked(view.shape, view.verbosity)
     if view.thinking is not None or view.thinking_budget is not None:
         shape += f",{view.thinking},{view.thinking_budget}"
+    if view.prompts > 1 or view.prompt_ids or view.best_of > 1:  # a repeat's cost is the same
+        shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=16, key=key).digest()
