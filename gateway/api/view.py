@@ -82,7 +82,7 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         view,
         prompts=batch.prompts,
         prompt_ids=batch.ids,
-        batch_bytes=batch.bytes if batch.prompts > 1 else 0,
+        batch_bytes=batch.bytes if batch.prompts > 1 or not batch.text else 0,
     )
 
 

@@ -98,11 +98,12 @@ class Told:
 
     def charge(self, amount: float, now: float) -> None:
         self.spent += amount
-        self.correct(amount, now)
+        if self._meter.rate:
+            self.correct(amount, now)
 
     def correct(self, amount: float, now: float) -> None:
         self._meter.charge(amount, now)
-        self.free_s = max(self._meter.free_s, self._hold_s)
+        self._tell()
 
     def told(
         self,
@@ -114,21 +115,20 @@ class Told:
     ) -> None:
         """A header's word: `remaining` as the provider saw it when `spent` was what had been
         spent here, `reset_s` until all of it is there again."""
-        if limit is not None and limit >= self._least:
+        if limit is not None and limit != self.learned and limit >= self._least:
             self.learned = limit
             self._update()
         if remaining is None:
             return
-        if remaining > 0:
-            self._counts()
-        elif spent <= self._judged:  # case 4
-            return
-        else:
+        if remaining <= 0:
+            if spent <= self._judged:  # case 4
+                return
             self._judge(now)
-        self._update()
+        elif self._judged != NEVER or self._cap_s < MAX_HOLD_S:
+            self._counts()
         if self.believed:
             self._heed(remaining, reset_s, spent, now)
-            self._update()
+            self._tell()
 
     def refused(self, spent: float) -> None:
         """A 429 to the request with which so much had been spent: the headers were right. Those
@@ -149,12 +149,13 @@ class Told:
         self._update()
 
     def _counts(self) -> None:
-        """Something is left. Twice in a row: the header is one that counts."""
+        """Something is left: the header is one that counts, the more so the oftener."""
         if self._judged == NEVER:
             self._cap_s = min(2.0 * self._cap_s, MAX_HOLD_S)
         elif not self.believed:
             self._cap_s = LEAST_HOLD_S
         self._judged, self._rounds, self._trial = NEVER, 0.0, 1.0
+        self._update()
 
     def _judge(self, now: float) -> None:
         """Nothing is left, once more: cases 3 and 5."""
@@ -167,6 +168,7 @@ class Told:
             else:
                 self._cap_s = max(self._cap_s / 2.0, LEAST_HOLD_S / 2.0)
         self._judged, self._judged_s = self.spent, now
+        self._update()
 
     def _heed(self, remaining: int, reset_s: float | None, spent: float, now: float) -> None:
         rate = self._meter.rate
@@ -185,7 +187,11 @@ class Told:
         self._meter.configure(self.learned * self._trial if believed else 0.0)
         if not believed:
             self._hold_s = NEVER
-        self.free_s = max(self._meter.free_s, self._hold_s)
+        self._tell()
+
+    def _tell(self) -> None:
+        paced_s, held_s = self._meter.free_s, self._hold_s
+        self.free_s = paced_s if paced_s > held_s else held_s
 
 
 class Allowance:

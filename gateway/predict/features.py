@@ -71,7 +71,7 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     verbosity: str | None = None
     best_of: int = 1  # answers generated for each prompt, where that is more than n
     prompts: int = 1  # of a batch, of which all the above is the first one's
-    batch_bytes: int = 0  # of all its texts
+    batch_bytes: int = 0  # of all its texts, or of a prompt that is not read; 0: `bytes`
     prompt_ids: int = 0  # tokens of the prompt, or the batch, that were sent as such
 
     @classmethod
@@ -281,7 +281,9 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     shape += _asked(view.shape, view.verbosity)
     if view.thinking is not None or view.thinking_budget is not None:
         shape += f",{view.thinking},{view.thinking_budget}"
-    if view.prompts > 1 or view.prompt_ids or view.best_of > 1:  # a repeat's cost is the same
+    if (
+        view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1
+    ):  # a repeat's cost is the same
         shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")

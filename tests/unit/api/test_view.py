@@ -228,3 +228,20 @@ def test_repeat_of_a_batch_is_not_one_of_its_first_prompt() -> None:
     assert prompt_key(views[0], b"k") == prompt_key(
         view_of("t", read(CompletionRequest, prompt=["a"]), 2000), b"k"
     )
+
+
+def test_prompt_tokens_are_those_of_the_whole_batch() -> None:
+    """Each text's bytes, each id; a prompt too long to be read, by its length."""
+
+    def tokens(prompt: Any) -> int:
+        view = view_of("t", read(CompletionRequest, prompt=prompt), 2000)
+        return view.tokens_by(0.25)
+
+    text = "x" * 4000
+    one = tokens(text)
+    assert tokens([text]) == one
+    assert tokens([text] * 5) == 5 * one
+    assert tokens([text, "y" * 400]) == pytest.approx(1.1 * one, rel=0.02)
+    assert tokens(list(range(1000))) == pytest.approx(1000, rel=0.02)
+    assert tokens([list(range(1000))] * 3) == pytest.approx(3000, rel=0.02)
+    assert tokens("x" * 2**21) == pytest.approx(2**19, rel=0.02)
