@@ -28,8 +28,9 @@ class FairTable(dict[str, V]):
     def __init__(self, most: int, entries: Iterable[tuple[str, V]] = ()) -> None:
         super().__init__()
         self._most = most
-        # By tenant, the one unused longest first; of each its keys, likewise.
-        self._owned: dict[str, dict[str, None]] = {}
+        self._owned: dict[str, dict[str, None]] = {}  # by tenant its keys, longest unused first
+        self._ranks: dict[int, dict[str, None]] = {}  # by number of keys its tenants, likewise
+        self._top = 0  # the largest number
         for key, value in entries:
             self.put(key, value)
 
@@ -38,10 +39,11 @@ class FairTable(dict[str, V]):
         self.pop(key, None)
         self[key] = value  # last in order, so that a copy tells which is unused longest
         tenant = tenant_of(key)
-        owned = self._owned.pop(tenant, {})
+        owned = self._owned.setdefault(tenant, {})
+        before = len(owned)
         owned.pop(key, None)
         owned[key] = None
-        self._owned[tenant] = owned
+        self._rank(tenant, before, len(owned))
         return self._drop() if len(self) > self._most else None
 
     def replace(self, key: str, value: V) -> None:
@@ -50,9 +52,23 @@ class FairTable(dict[str, V]):
         self[key] = value
 
     def _drop(self) -> str:
-        tenant = max(self._owned, key=lambda name: len(self._owned[name]))
-        key = next(iter(self._owned[tenant]))
-        del self._owned[tenant][key], self[key]
-        if not self._owned[tenant]:
+        tenant = next(iter(self._ranks[self._top]))
+        owned = self._owned[tenant]
+        key = next(iter(owned))
+        del owned[key], self[key]
+        self._rank(tenant, len(owned) + 1, len(owned))
+        if not owned:
             del self._owned[tenant]
         return key
+
+    def _rank(self, tenant: str, before: int, now: int) -> None:
+        """Move a tenant; numbers change by one at a time, so that the top is at hand."""
+        if before:
+            del self._ranks[before][tenant]
+            if not self._ranks[before]:
+                del self._ranks[before]
+        if now:
+            self._ranks.setdefault(now, {})[tenant] = None
+        self._top = max(self._top, now)
+        if self._top and self._top not in self._ranks:
+            self._top -= 1
