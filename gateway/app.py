@@ -327,7 +327,7 @@ class Gateway:
             view,
             output_tokens=max(round(usage.output_tokens / job.n), 1),
             # Of a batch of prompts the view is one, the usage all of them.
-            prompt_tokens=None if usage.estimated or job.n != view.n else usage.prompt_tokens,
+            prompt_tokens=None if usage.estimated or view.prompts > 1 else usage.prompt_tokens,
             censored=not whole or cut,
             success=whole,
             wall_s=record.wall_s,

@@ -340,6 +340,8 @@ class WindowSnapshot(Struct, frozen=True):
     output_token_s: float
     curve: dict[str, float]  # the fitted parameters of latency over in flight
     slowdown: float  # recent latency / unloaded latency of requests of that size
+    rpm: int = 0  # limits a minute that the provider's headers told of this model; 0: none
+    tpm: int = 0
 
 
 class AccountSnapshot(Struct, frozen=True):

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.api import auth
+from gateway.api.batch import batch_of
 from gateway.api.patience import ENDLESS, Patience, patience
 from gateway.api.problems import internal, send_problem
 from gateway.api.schemas import (
@@ -34,7 +35,7 @@ from gateway.api.schemas import (
     check_messages,
     decode,
 )
-from gateway.api.view import choices_of, view_of
+from gateway.api.view import view_of
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.relay import BrokenAnswer, Call, Ending, Relay
 from gateway.engine.scope import Receive, Send
@@ -48,6 +49,7 @@ from gateway.errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from gateway.predict.calibrate import TOKENS_PER_BYTE
 from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.schedule.routes import Route
@@ -101,7 +103,7 @@ LIGHT = Workload(
     confidence=1.0,
     rung=Rung.HEURISTIC,
 )
-"""The forecast of a request that generates no text."""
+"""The forecast of a request that generates no text; embeddings have their prompt's cost."""
 
 
 class Directory(Struct, frozen=True):
@@ -208,6 +210,7 @@ class Asked(Struct):
     n: int = 1
     max_tokens: int | None = None
     view: PromptView | None = None
+    prompt_tokens: int = 1  # of a request without a view, estimated
 
 
 class DataPlane:
@@ -326,6 +329,7 @@ class DataPlane:
         stream = request.stream is True
         options = request.stream_options
         chat_like = path != "/responses"
+        view = view_of(tenant.name, request, self.directory.max_chars)
         return Asked(
             model=request.model,
             stream=stream,
@@ -333,9 +337,9 @@ class DataPlane:
             wants_usage=not (stream and chat_like)
             or bool(options is not None and options.include_usage),
             ending=(Ending.CHOICES if chat_like else Ending.TERMINAL) if stream else Ending.ANY,
-            n=choices_of(request),
+            n=view.choices,
             max_tokens=request.limit,
-            view=view_of(tenant.name, request, self.directory.max_chars),
+            view=view,
         )
 
     def _call(
@@ -405,7 +409,7 @@ class DataPlane:
             model=asked.model,
             pool=route.pool,
             accounts=route.accounts,
-            workload=LIGHT if view is None else self._predictor.forecast(view),
+            workload=self._workload(asked),
             generates=view is not None,
             arrived_s=arrived_s,
             n=asked.n,
@@ -415,6 +419,13 @@ class DataPlane:
             deadline_first_byte=patience.first_byte,
             client_retries=client_retries,
         )
+
+    def _workload(self, asked: Asked) -> Workload:
+        if asked.view is not None:
+            return self._predictor.forecast(asked.view)
+        if asked.prompt_tokens <= 1:
+            return LIGHT
+        return self._predictor.prompt_alone(LIGHT, asked.model, asked.prompt_tokens)
 
     def models(self, tenant: Tenant, path: str = "/models") -> dict[str, Any]:
         """GET /v1/models and /v1/models/{id}, OpenAI's shape, the caller's models only."""
@@ -491,7 +502,7 @@ def _routed_only(path: str, headers: list[tuple[bytes, bytes]], body: bytes, def
     """A request the gateway only routes: by the model its body names. Where none may be
     named, as in a listing, the first model's accounts answer."""
     kind = _header(headers, b"content-type") or b""
-    model, stream = None, False
+    model, stream, prompt_tokens = None, False, 1
     if b"multipart/form-data" in kind:
         match = FORM_MODEL.search(body, 0, FORM_SCAN_BYTES)
         model = match[1].decode("utf-8", "replace") if match else None
@@ -499,6 +510,9 @@ def _routed_only(path: str, headers: list[tuple[bytes, bytes]], body: bytes, def
         check_complexity(body)
         request = decode(body, AnyRequest)
         model, stream = request.model, request.stream is True
+        if path == "/embeddings":
+            batch = batch_of(request.input)
+            prompt_tokens = max(round(TOKENS_PER_BYTE["latin"] * batch.bytes) + batch.ids, 1)
     if not model:
         if path in STATELESS and path != "/moderations":
             raise InvalidRequest(
@@ -507,7 +521,7 @@ def _routed_only(path: str, headers: list[tuple[bytes, bytes]], body: bytes, def
                 code="missing_required_parameter",
             )
         model = default
-    return Asked(model=model, stream=stream)
+    return Asked(model=model, stream=stream, prompt_tokens=prompt_tokens)
 
 
 def _header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:

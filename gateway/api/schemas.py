@@ -163,6 +163,7 @@ class AnyRequest(Struct):
 
     model: str | None = None
     stream: bool | None = None
+    input: Raw = NULL  # of embeddings
 
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=200)]

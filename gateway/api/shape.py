@@ -11,8 +11,9 @@ provider has a member of its own for it:
 All but OpenAI's may also stand inside `extra_body`, where a client sent that as it was told.
 
 The models were fitted on rows without any of this and cannot read it. What can is history:
-the constraint goes, as a digest of its bytes, into the request's template and its prompt key
-(predict/features.py), so answers of one schema are told from those of another.
+the constraint goes into the request's prompt key, as a digest of its bytes, and into its
+template, as one of what a schema made anew for each request keeps (skeleton.py), so answers of
+one schema are told from those of another (predict/features.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gateway.api.schemas import (
     read_option,
     word_of,
 )
+from gateway.api.skeleton import form_of
 
 DIGEST_BYTES = 64 * 1024  # of a constraint; of a longer one its beginning and its length
 PLAIN = ("text", None)  # formats that constrain nothing
@@ -43,6 +45,7 @@ class Shape(Struct, frozen=True):
 
     format: str | None = None  # "json_object", "json_schema", another kind's name, or nothing
     digest: str = ""  # of the constraints, 16 hexadecimal digits; "" where there is none
+    form: str = ""  # likewise of their skeletons
     verbosity: str | None = None
 
 
@@ -60,7 +63,8 @@ def shape_of(request: Generation) -> Shape:
     if format not in PLAIN:
         constraints.insert(0, ("response_format", stated))
     verbosity = word_of(read_option(request.verbosity)) or word_of(read_option(text.verbosity))
-    return Shape(_kind(format, constraints), _digest(constraints), verbosity)
+    kind, digest = _kind(format, constraints), _digest(constraints)
+    return Shape(kind, digest, form_of(constraints), verbosity)
 
 
 def _format(stated: Raw) -> str | None:

@@ -23,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Raw
+from msgspec import Raw, structs
 
+from gateway.api.batch import batch_of
 from gateway.api.schemas import (
     MAX_TOKENS,
     NULL,
@@ -55,6 +56,7 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "model": request.model,
         "max_tokens": request.limit,
         "n": request.n or 1,
+        "best_of": request.best_of or 1,
         "stop": given(request.stop),
         "temperature": request.temperature,
         "reasoning_effort": thinking.effort,
@@ -65,6 +67,7 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "tools_bytes": tools.bytes,
         "response_format": shape.format,
         "shape": shape.digest,
+        "form": shape.form,
         "verbosity": shape.verbosity,
         "stream": request.stream is True,
         "max_chars": max_chars,
@@ -73,18 +76,14 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         return PromptView.of_chat(request.messages, **shared)
     if isinstance(request, ResponsesRequest):
         return PromptView.of_chat(_items(request), **shared)
-    prompt = request.prompt if isinstance(request, CompletionRequest) else NULL
-    batch = read_loose(prompt, list[str])
-    text = batch[0] if batch else read_loose(prompt, str)
-    return PromptView.of_prompt(text or "", **shared)
-
-
-def choices_of(request: Generation) -> int:
-    """How many answers the provider generates: n or best_of, for each prompt of a batch."""
-    each = max(request.n or 1, request.best_of or 1)
-    if isinstance(request, CompletionRequest):
-        return each * max(len(read_loose(request.prompt, list[str]) or ()), 1)
-    return each
+    batch = batch_of(request.prompt if isinstance(request, CompletionRequest) else NULL)
+    view = PromptView.of_prompt(batch.text, **shared)
+    return structs.replace(
+        view,
+        prompts=batch.prompts,
+        prompt_ids=batch.ids,
+        batch_bytes=batch.bytes if batch.prompts > 1 or not batch.text else 0,
+    )
 
 
 def _items(request: ResponsesRequest) -> list[LooseMessage]:

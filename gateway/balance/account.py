@@ -1,4 +1,4 @@
-"""One account: its windows, its concurrency limit, its pacer and its health.
+"""One account: its windows, its concurrency limit, its pacers and its health.
 
     open ── 429, 503 ─────────────▶ backoff    ── time ─▶ open
       │ └── repeated failures ────▶ ejected    ── time ─▶ half_open ── success ─▶ open
@@ -29,7 +29,8 @@ from math import ceil
 
 from msgspec.structs import replace
 
-from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount
+from gateway.balance.allowance import Allowance, Allowances, least
+from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount, LearnedAllowance
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
 from gateway.balance.window import Window
@@ -110,6 +111,7 @@ class Account:
         self.windows: dict[str, Window] = {}  # by the provider's name of a model
         self.window_of: dict[str, Window] = {}  # by the client's; empty where there are none
         self._open_windows()
+        self.allowances = Allowances(settings.model_map)
         self.inflight = 0
         self.widening = 1.0  # of its windows
         self.state = State.OPEN
@@ -128,6 +130,7 @@ class Account:
         self.limit.configure(balance.min_limit, settings.max_concurrency, balance.cut_ratio)
         self.pacer.configure(settings.rpm, settings.tpm)
         self._open_windows()
+        self.allowances.configure(settings.model_map)
         self._failures = min(self._failures, balance.eject_after - 1)
         self._enter(Signal.RELOADED, 0.0, next_lease)
 
@@ -152,15 +155,23 @@ class Account:
             old._entered, old._failures, old._ejections,
         )  # fmt: skip
         self.pacer = old.pacer
+        self.allowances = old.allowances
+        self.allowances.configure(self.settings.model_map)
         self.successes, self.drops = old.successes, old.drops
 
     def remove(self) -> None:
         self._enter(Signal.REMOVED, 0.0)
 
     def blocked(
-        self, now: float, window: Window | None = None, express: bool = False
+        self,
+        now: float,
+        window: Window | None = None,
+        allowance: Allowance | None = None,
+        *,
+        express: bool = False,
     ) -> Blocked | None:
-        """Why this account takes no request of `window`'s model now; None where it takes one."""
+        """Why this account takes no request of the model whose `window` and `allowance` these
+        are now; None where it takes one."""
         if self.state is not OPEN:
             self._elapse(now)
             match self.state:
@@ -173,8 +184,7 @@ class Account:
                 case State.HALF_OPEN if self._probe is not None:
                     return Blocked(Reason.HEALTH)
         if self._watches:
-            given_s = self.pacer.given_free_s
-            return Blocked(Reason.PACER, given_s) if now < given_s else None
+            return Blocked(Reason.PACER, self.pacer.free_s) if now < self.pacer.free_s else None
         if window is not None and window.inflight + 1 > window.value:
             given = self._given(window)
             extra = ceil(self.balance.express_ratio * given) if express else 0
@@ -182,9 +192,10 @@ class Account:
                 return WINDOW_FULL
         if not self.limit.has_room(self.inflight):
             return LIMIT_FULL
-        if now < (free_s := self.pacer.free_s):
-            return Blocked(Reason.PACER, free_s)
-        return None
+        free_s = self.pacer.free_s
+        if allowance is not None and allowance.free_s > free_s:
+            free_s = allowance.free_s
+        return Blocked(Reason.PACER, free_s) if now < free_s else None
 
     def trust(self, share: float) -> None:
         """In forecasts, 0 to 1."""
@@ -254,12 +265,8 @@ class Account:
     ) -> None:
         """One attempt ended. `actual` is what it used in tokens, None where nobody counted."""
         self._elapse(now)
-        if verdict in UNSERVED:
-            actual = 0.0 if actual is None else actual
-            if verdict is Verdict.RATE_LIMITED:
-                self.pacer.refused()
-        if actual is not None:
-            self.pacer.correct(actual - charged, now)
+        if (used := tokens_used(verdict, actual)) is not None:
+            self.pacer.correct(used - charged, now)
         self._teach_limit(lease, verdict, next_lease)
         probe = lease == self._probe
         if probe:
@@ -272,6 +279,7 @@ class Account:
     def snapshot(self, now: float) -> AccountSnapshot:
         self._elapse(now)
         timed = self.state in (State.BACKOFF, State.EJECTED, State.DEAD_KEY)
+        rpm, tpm = self.allowances.limits
         return AccountSnapshot(
             name=self.settings.name,
             limit=self.limit.value,
@@ -281,32 +289,38 @@ class Account:
             successes=self.successes,
             drops=dict(self.drops),
             cuts=self.limit.cuts,
-            rpm=self.settings.rpm or self.pacer.requests.learned,
-            tpm=self.settings.tpm or self.pacer.tokens.learned,
-            windows=self._windows_seen() if self.window_of else (),
+            rpm=least(self.settings.rpm, rpm),
+            tpm=least(self.settings.tpm, tpm),
+            windows=tuple(map(self._window, self.windows.values())) if self.window_of else (),
         )
 
-    def _windows_seen(self) -> tuple[WindowSnapshot, ...]:
-        return tuple(replace(w.snapshot(), window=self._given(w)) for w in self.windows.values())
+    def _window(self, window: Window) -> WindowSnapshot:
+        rpm, tpm = self.allowances.limits_of(window.model)
+        return replace(window.snapshot(), window=self._given(window), rpm=rpm, tpm=tpm)
 
     def learned(self) -> LearnedAccount:
+        rpm, tpm = self.allowances.limits
         return LearnedAccount(
             name=self.settings.name,
             limit=self.limit.value,
             ceiling=min(self.limit.ceiling, NO_CEILING),
-            rpm=self.pacer.requests.learned,
-            tpm=self.pacer.tokens.learned,
+            rpm=rpm,
+            tpm=tpm,
             windows=tuple(w.learned() for w in self.windows.values() if w.knows),
+            allowances=self.allowances.learned(),
         )
 
     def restore(self, learned: LearnedAccount) -> None:
         """What was learned before a restart, cautiously. Unknown models are passed over."""
         ceiling = learned.ceiling if learned.ceiling < NO_CEILING else float("inf")
         self.limit.restore(learned.limit * RESTORE_RATIO, ceiling)
-        self.pacer.restore(learned.rpm, learned.tpm)
         for one in learned.windows:
             if (window := self.windows.get(one.model)) is not None:
                 window.restore(one)
+        told, served = learned.allowances, set(self.settings.model_map.values())
+        if not told and len(served) == 1:  # stored before limits were per model
+            told = tuple(LearnedAllowance(name, learned.rpm, learned.tpm) for name in served)
+        self.allowances.restore(told)
 
     def check(self) -> None:
         low, high = self.limit.bounds
@@ -380,3 +394,8 @@ class Account:
         self.state, self.until_s, self._probe = state, until_s, None
         if next_lease is not None:
             self._entered = next_lease
+
+
+def tokens_used(verdict: Verdict, counted: float | None) -> float | None:
+    """What an attempt used: as it was counted, nothing where it was not served, else None."""
+    return 0.0 if counted is None and verdict in UNSERVED else counted

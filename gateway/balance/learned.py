@@ -24,13 +24,20 @@ class LearnedWindow(Struct, frozen=True):
     sums: tuple[float, ...]
 
 
+class LearnedAllowance(Struct, frozen=True):
+    model: str  # the provider's name
+    rpm: int  # from headers; 0: none
+    tpm: int
+
+
 class LearnedAccount(Struct, frozen=True):
     name: str
     limit: float
     ceiling: float
-    rpm: int  # from headers; 0: none
+    rpm: int  # the least of `allowances`; all there was before they were per model
     tpm: int
     windows: tuple[LearnedWindow, ...] = ()
+    allowances: tuple[LearnedAllowance, ...] = ()
 
 
 class Learned(Struct, frozen=True):

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from gateway.balance.account import Account, State
+from gateway.balance.account import Account, State, tokens_used
+from gateway.balance.allowance import Allowance
 from gateway.balance.learned import MAX_AGE_S, Learned
 from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
@@ -38,7 +39,8 @@ class _Lease(Struct, frozen=True, gc=False):
     tokens: float
     window: Window | None
     mark: Mark | None
-    requests_spent: float  # on the account, this one included
+    allowance: Allowance | None
+    requests_spent: float  # of the allowance, this one included
     tokens_spent: float
 
 
@@ -109,9 +111,12 @@ class Accounts:
         window = to.window_of.get(model)
         mark = None if window is None else window.take(now)
         to.take(lease, tokens, now)
-        pacer = to.pacer
+        requests_spent = tokens_spent = 0.0
+        if (allowance := to.allowances.open(model)) is not None:
+            allowance.charge(tokens, now)
+            requests_spent, tokens_spent = allowance.requests.spent, allowance.tokens.spent
         self._leases[lease] = _Lease(
-            to, tokens, window, mark, pacer.requests.spent, pacer.tokens.spent
+            to, tokens, window, mark, allowance, requests_spent, tokens_spent
         )
         return lease
 
@@ -119,10 +124,10 @@ class Accounts:
         """The first byte came, with what the provider's headers say is left. True where the
         account took nothing and now may."""
         held = self._leases.get(lease)
-        if held is None or limits is None:
+        if held is None or held.allowance is None or limits is None:
             return False
-        took = held.account.takes(now)
-        held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
+        took = held.account.takes(now) and now >= held.allowance.free_s
+        held.allowance.told(limits, held.requests_spent, held.tokens_spent, now)
         return not took
 
     def give_back(
@@ -149,6 +154,11 @@ class Accounts:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
                 window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
             window.give_back(now)
+        if (allowance := held.allowance) is not None:
+            if verdict is Verdict.RATE_LIMITED:
+                allowance.refused(held.requests_spent, held.tokens_spent)
+            if (used := tokens_used(verdict, tokens)) is not None:
+                allowance.correct(used - held.tokens, now)
         account.give_back(
             lease,
             verdict,
@@ -237,7 +247,8 @@ class Accounts:
             if account is None:
                 continue
             window = account.window_of.get(model)
-            blocked = account.blocked(now, window, express)
+            allowance = account.allowances.of.get(model)
+            blocked = account.blocked(now, window, allowance, express=express)
             if blocked is None:
                 alone_s = 0.0 if window is None else window.alone_s
                 found.append((account.score(window), account.last_lease, alone_s, name))

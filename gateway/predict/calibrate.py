@@ -32,7 +32,7 @@ either without a lock.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from functools import lru_cache
 from math import exp, log
@@ -43,6 +43,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from gateway.predict.fair import FairTable
 from gateway.types import JobClass
 
 MEMORY = 150.0  # answers
@@ -256,8 +257,8 @@ class Residuals:
     """The running means behind a `Calibration`."""
 
     def __init__(self) -> None:
-        self._models: dict[str, Entry] = {}
-        self._templates: dict[str, Entry] = {}
+        self._models: FairTable[Entry] = FairTable(MODELS)
+        self._templates: FairTable[Entry] = FairTable(TEMPLATES)
         self._levels: dict[str, Levels] = {}
         self._cusum: dict[str, tuple[float, float]] = {}
         self._table: Calibration | None = None
@@ -382,7 +383,7 @@ class Residuals:
         for table in (self._models, self._templates):
             for key, entry in table.items():
                 if key[0] not in "bc":
-                    table[key] = (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :]
+                    table.replace(key, (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :])
         self._table = self._moved = None
 
     def mean(self, of: Scopes, channel: Channel) -> float:
@@ -399,29 +400,24 @@ class Residuals:
         rows = [*state.models.values(), *state.templates.values()]
         if state.version != 1 or any(len(row) != len(_NO_ENTRY) for row in rows):
             return False
-        self._models = {key: tuple(row) for key, row in state.models.items()}
-        self._templates = {key: tuple(row) for key, row in state.templates.items()}
+        self._models = FairTable(MODELS, _entries(state.models))
+        self._templates = FairTable(TEMPLATES, _entries(state.templates))
         self._levels = state.levels
         self._table = self._moved = None
         return True
 
     def _add(self, of: Scopes, channel: Channel, value: float) -> None:
         keep = 1.0 - 1.0 / MEMORY
-        for place, (table, keys, most) in enumerate(
-            (
-                (self._models, of.models, MODELS),
-                (self._templates, of.templates, TEMPLATES),
-            )
-        ):
+        pairs = (self._models, of.models), (self._templates, of.templates)
+        for place, (table, keys) in enumerate(pairs):
             for key in keys:
-                entry = list(table.pop(key, _NO_ENTRY))
+                entry = list(table.get(key, _NO_ENTRY))
                 entry[channel] = entry[channel] * keep + value
                 entry[channel + 1] = entry[channel + 1] * keep + 1.0
-                table[key] = tuple(entry)  # last in order: the first is longest unused
+                dropped = table.put(key, tuple(entry))
                 self._touch(place, key)
-                if len(table) > most:
-                    self._touch(place, first := next(iter(table)))
-                    del table[first]
+                if dropped is not None:
+                    self._touch(place, dropped)
 
     def _forget(self, of: Scopes) -> None:
         """The source and its template; their tenant and family go on."""
@@ -430,7 +426,7 @@ class Residuals:
             for key in keys:
                 entry = table.get(key)
                 if entry is not None:
-                    table[key] = tuple(value * FORGET for value in entry)
+                    table.replace(key, tuple(value * FORGET for value in entry))
                     self._touch(place, key)
 
     def _touch(self, place: int, key: str) -> None:
@@ -440,6 +436,10 @@ class Residuals:
             keys.add(key)
             if len(keys) > MOVED:
                 self._moved = None
+
+
+def _entries(rows: Mapping[str, list[float]]) -> Iterator[tuple[str, Entry]]:
+    return ((key, tuple(row)) for key, row in rows.items())
 
 
 def _lists(table: Table) -> dict[str, list[float]]:

@@ -75,6 +75,7 @@ class Encoder:
         tokenizer: its tokenizer.json.
         max_tokens: cap, the special tokens included.
         positions: most tokens the network can read: a higher cap is held to it.
+        similarity_scale: what its distances are multiplied by (likeness.py).
 
     Raises whatever the libraries raise on a broken file.
     """
@@ -87,6 +88,7 @@ class Encoder:
         max_tokens: int = 64,
         cache_items: int = CACHE_ITEMS,
         positions: int = POSITIONS,
+        similarity_scale: float = 1.0,
     ) -> None:
         import onnxruntime
         from tokenizers import Tokenizer
@@ -103,6 +105,7 @@ class Encoder:
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
         self.marks = marks_of(self._tokenizer)
         self._positions = positions
+        self.similarity_scale = similarity_scale
         self.max_tokens = min(max_tokens, positions)
         self._cache: OrderedDict[bytes, Reading] = OrderedDict()
         self._cache_items = cache_items

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from gateway.predict.encoder import POSITIONS, Encoder
+from gateway.predict.likeness import KEY, LEAST, MOST
 from gateway.predict.manifest import ArtefactError, Folder
 
 EXPORTED = "encoders"
@@ -58,10 +59,14 @@ def names(models: Folder, exported: Path | None) -> list[str]:
 
 def load(files: Folder, max_tokens: int) -> Encoder:
     """The encoder of a folder. Raises ArtefactError, and what the libraries raise."""
-    positions = files.about("encoder").get("positions", POSITIONS)
+    about = files.about("encoder")
+    scale = about.get(KEY, 1.0)  # the shipped one has none, nor those exported before
+    if not isinstance(scale, float | int) or not LEAST <= scale <= MOST:
+        raise ArtefactError(f"manifest.toml: {KEY} is not within {LEAST} and {MOST}")
     return Encoder(
         files.path("encoder"),
         files.path("tokenizer"),
         max_tokens=max_tokens,
-        positions=int(positions),
+        positions=int(about.get("positions", POSITIONS)),
+        similarity_scale=float(scale),
     )

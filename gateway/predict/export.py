@@ -3,7 +3,8 @@
 bert.py reads and checks the folder, bert_graph.py builds the graph, quantise.py makes it int8.
 Here they are put together, and the result goes into a folder of its own (encoders.py): written
 aside, loaded once as the gateway will load it, compared with the fp32 network on our own
-lines, and only then renamed to its name. Whatever goes wrong before leaves nothing.
+lines, on which its scale of similarity is measured, too (likeness.py), and only then renamed to
+its name. Whatever goes wrong before leaves nothing.
 
 `onnx` writes the graph; it is an extra of the package (`export`), since the running gateway
 has no use for it.
@@ -24,6 +25,7 @@ from msgspec import Struct
 from gateway.errors import SettingsError
 from gateway.predict import encoders
 from gateway.predict.bert import WORDS, Bert, read_bert, read_tokenizer
+from gateway.predict.likeness import KEY, scale_of, strangers
 from gateway.predict.manifest import ArtefactError, Folder, record
 
 AGREE = 0.98  # least cosine of int8 and fp32: a similarity moves by a hundredth or two
@@ -72,17 +74,26 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
             exact = _write(bert, tokenizer, lines, folder, fp32=fp32)
             (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
             _record(bert, source, name, folder, fp32=fp32)
-            least, mean = quantise.agreement(_read_back(folder, lines), exact)
+            vectors = _vectors(Folder(folder), lines)
+            least, mean = quantise.agreement(vectors[quantise.CALIBRATE :], exact)
             if not least >= AGREE:  # NaN, too
                 raise SettingsError(
                     f"{source}: int8 and fp32 vectors agree by no more than {least}"
                     f" (wanted {AGREE}): nothing written; --fp32 keeps the floats"
                 )
-            _record(bert, source, name, folder, fp32=fp32, cosine_min=least, cosine_mean=mean)
+            figures = {
+                "cosine_min": least,
+                "cosine_mean": mean,
+                "cosine_strangers": round(strangers(vectors), 4),
+                KEY: scale_of(vectors, _vectors(Folder(models), lines)),
+            }
+            _record(bert, source, name, folder, fp32=fp32, **figures)
             size = (folder / "encoder.onnx").stat().st_size
     except OSError as error:
         where = error.filename or out
         raise SettingsError(f"{where}: {error.strerror or error}") from None
+    except ArtefactError as error:
+        raise SettingsError(f"models export: {error}") from None
     return Exported(name, out / name, bert.width, round(size / 1e6, 1), least, mean)
 
 
@@ -147,12 +158,12 @@ def _write(bert: Bert, tokenizer: Any, lines: list[str], folder: Path, *, fp32: 
     return vectors
 
 
-def _read_back(folder: Path, lines: list[str]) -> Any:
-    """Vectors of the same lines, as the gateway will make them."""
-    from gateway.predict.quantise import CALIBRATE, TOKENS
+def _vectors(files: Folder, lines: list[str]) -> Any:
+    """Of these lines, as the gateway makes them."""
+    from gateway.predict.quantise import TOKENS
 
-    encoder = encoders.load(Folder(folder), TOKENS)
-    return np.array([encoder.vector(line) for line in lines[CALIBRATE:]], np.float32)
+    encoder = encoders.load(files, TOKENS)
+    return np.array([encoder.vector(line) for line in lines], np.float32)
 
 
 def _record(
@@ -162,21 +173,19 @@ def _record(
     folder: Path,
     *,
     fp32: bool,
-    cosine_min: float | None = None,
-    cosine_mean: float | None = None,
+    **figures: float,
 ) -> None:
     title = source.resolve().name.encode("utf-8", "replace").decode("utf-8")
     origin = f"{title}: model.safetensors of sha256 {bert.sha256}"
     licence = bert.licence or "not named in its folder"
     command = f"sagesched models export {title} --name {name}" + " --fp32" * fp32
-    figures = {"cosine_min": cosine_min, "cosine_mean": cosine_mean}
     about: dict[str, Any] = {
         "name": name,
         "width": bert.width,
         "positions": bert.positions,
         "pooling": bert.pooling,
         "numbers": "fp32" if fp32 else "int8",
-        **{key: value for key, value in figures.items() if value is not None},
+        **figures,
     }
     for table, file, more in (
         ("tokenizer", "tokenizer.json", {}),

@@ -67,7 +67,12 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     thinking: bool | None = None  # enable_thinking
     thinking_budget: int | None = None  # tokens
     shape: str = ""  # digest of the schema, grammar or choice the answer is held to
+    form: str = ""  # of what stays the same of it from request to request
     verbosity: str | None = None
+    best_of: int = 1  # answers generated for each prompt, where that is more than n
+    prompts: int = 1  # of a batch, of which all the above is the first one's
+    batch_bytes: int = 0  # of all its texts, or of a prompt that is not read; 0: `bytes`
+    prompt_ids: int = 0  # tokens of the prompt, or the batch, that were sent as such
 
     @classmethod
     def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
@@ -95,7 +100,9 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         shape: str = "",
+        form: str = "",
         verbosity: str | None = None,
+        best_of: int = 1,
         max_chars: int = MAX_CHARS,
     ) -> PromptView:
         """From chat messages: dicts or objects with `role` and `content` (text or parts).
@@ -137,8 +144,15 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
             thinking=thinking,
             thinking_budget=thinking_budget,
             shape=shape,
+            form=form,
             verbosity=verbosity,
+            best_of=best_of if best_of > 0 else 1,
         )
+
+    @property
+    def choices(self) -> int:
+        """How many answers the provider generates: n or best_of, for each prompt of a batch."""
+        return max(self.n, self.best_of) * self.prompts
 
     @property
     def prompt_tokens(self) -> int:
@@ -160,10 +174,11 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
         return "cjk" if self.cjk_bytes * 2 >= self.wide_bytes else "other"
 
     def tokens_by(self, per_byte: float) -> int:
-        """Prompt tokens at so many tokens a byte."""
-        if self.bytes == 0:
-            return self.prompt_tokens
-        return round(self.bytes * per_byte) + self.overhead_tokens
+        """Prompt tokens at so many tokens a byte, of all prompts of a batch."""
+        size, overhead = self.batch_bytes or self.bytes, self.prompts * self.overhead_tokens
+        if size == 0:
+            return self.prompt_tokens * self.prompts + self.prompt_ids
+        return round(size * per_byte) + self.prompt_ids + overhead
 
 
 _FORMATS = {"json_object": 1, "json_schema": 2}
@@ -263,9 +278,13 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
         if view.text_chars > MAX_CHARS or view.messages > 1
         else f"{view.tools},{view.json_format},{view.reasoning_effort}"
     )
-    shape += _asked(view)
+    shape += _asked(view.shape, view.verbosity)
     if view.thinking is not None or view.thinking_budget is not None:
         shape += f",{view.thinking},{view.thinking_budget}"
+    if (
+        view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1
+    ):  # a repeat's cost is the same
+        shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=16, key=key).digest()
@@ -275,9 +294,10 @@ def template_key(view: PromptView, key: bytes) -> str:
     """Keyed hash of the system prompt, the tools and the shape asked for; "" without any.
 
     Requests of one application share it, whatever their last message: dates and ids that it
-    fills into its system prompt do not tell them apart, since numbers in it are blanked.
+    fills into its system prompt do not tell them apart, since numbers in it are blanked; nor
+    does what it fills into a schema (`form`).
     """
-    asked = _asked(view)
+    asked = _asked(view.form, view.verbosity)
     if not view.system_chars and not view.tool_names and not view.tools and not asked:
         return ""
     names = ",".join(view.tool_names) or str(view.tools)
@@ -287,10 +307,10 @@ def template_key(view: PromptView, key: bytes) -> str:
     return blake2b(data, digest_size=8, key=key).hexdigest()
 
 
-def _asked(view: PromptView) -> str:
+def _asked(shape: str, verbosity: str | None) -> str:
     """The answer's shape; "" where none is asked for, so that such requests keep the keys they
     had before it was read."""
-    return f"\x00{view.shape}\x00{view.verbosity}" if view.shape or view.verbosity else ""
+    return f"\x00{shape}\x00{verbosity}" if shape or verbosity else ""
 
 
 _BLANKED = {ord(digit): "0" for digit in "123456789"}

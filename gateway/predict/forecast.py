@@ -87,20 +87,21 @@ def workload_of(
 ) -> Workload:
     """The forecast as the other rooms see it, from a grid in log1p tokens.
 
-    Cost in units is prompt tokens + output ratio × n × output tokens; in dollars where the
-    model has a price, with the shares of cached and reasoning tokens seen lately.
+    Cost in units is prompt tokens + output ratio × choices × output tokens, all prompts of a
+    batch together; in dollars where the model has a price, with the shares of cached and
+    reasoning tokens seen lately. Tokens are those of one choice.
     """
     whole, grid = grid, truncated(grid, view.max_tokens)
     tokens = to_tokens(grid)
     prompt = view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
-    p50, p90 = tokens[3], tokens[5]
+    p50, p90, made = tokens[3], tokens[5], view.choices
     usd50 = usd90 = None
     price = money.prices.get(view.model)
     if price is not None:
         tier, cached = price.tier(prompt), prompt * table.mean(of, Channel.CACHED)
         thought = table.mean(of, Channel.REASONING)
         usd50, usd90 = (
-            tier.usd(prompt, tokens * view.n, cached=cached, reasoning=thought * tokens * view.n)
+            tier.usd(prompt, made * tokens, cached=cached, reasoning=thought * made * tokens)
             for tokens in (p50, p90)
         )
     return Workload(
@@ -109,8 +110,8 @@ def workload_of(
         p90=p90,
         grid=tokens,
         p_short=1.0 if grid[-1] <= _SHORT else odds.of(whole),
-        cost_p50=prompt + money.output_ratio * p50 * view.n,
-        cost_p90=prompt + money.output_ratio * p90 * view.n,
+        cost_p50=prompt + money.output_ratio * p50 * made,
+        cost_p90=prompt + money.output_ratio * p90 * made,
         risk=risk(grid),
         confidence=confidence(grid),
         rung=rung,

@@ -400,7 +400,12 @@ class Foresight:
         encoder = self._artefacts.encoder
         if encoder is None:
             return None
-        return HistoryIndex(encoder.width, self._settings.history_window_size, self._private)
+        return HistoryIndex(
+            encoder.width,
+            self._settings.history_window_size,
+            self._private,
+            encoder.similarity_scale,
+        )
 
 
 def _leanings(artefacts: Artefacts) -> Leanings | None:

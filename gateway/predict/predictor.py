@@ -196,6 +196,20 @@ class Predictor:
         self._forecasts[workload.rung] += 1
         return workload
 
+    def prompt_alone(self, like: Workload, model: str, prompt_tokens: int) -> Workload:
+        """`like`, of a request that generates nothing and costs what its prompt does."""
+        price = self._prices.get(model)
+        usd = None if price is None else price.tier(prompt_tokens).usd(prompt_tokens, 0.0)
+        cost = float(prompt_tokens)
+        return structs.replace(
+            like,
+            prompt_tokens=prompt_tokens,
+            cost_p50=cost,
+            cost_p90=cost,
+            cost_usd_p50=usd,
+            cost_usd_p90=usd,
+        )
+
     def refine(self, view: PromptView, done: Done, wanted: Callable[[], bool]) -> bool:
         """Ask for the best forecast.
 

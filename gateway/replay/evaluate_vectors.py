@@ -58,6 +58,7 @@ class Recalled(Encoder):
         self._readings: dict[bytes, Reading] = {}
         self.width = width
         self.code_width = 0 if reader is None else reader.code_width
+        self.similarity_scale = 1.0 if reader is None else reader.similarity_scale
         self.max_tokens = max_tokens
         self.hits = self.misses = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,12 @@ import httpx
 from gateway.__main__ import main
 from tests.kit import steps
 from tests.kit.gateway import GatewayProcess
+from tests.kit.predictor import child_of, eventually, predictor
 from tests.kit.provider import ScriptedProvider
 from tests.kit.tiny_bert import write_bert
 
 Start = Callable[..., GatewayProcess]
 PROMPT = "What is the name of the sea, and what of the lake?"
-
-
-def predictor(gateway: GatewayProcess) -> dict[str, Any]:
-    stats = httpx.get(gateway.url("/stats"), headers=gateway.admin_headers).json()
-    shown: dict[str, Any] = stats["predictor"]
-    return shown
 
 
 def forecast(gateway: GatewayProcess) -> dict[str, Any]:
@@ -31,11 +28,10 @@ def forecast(gateway: GatewayProcess) -> dict[str, Any]:
     return said
 
 
-def test_exported_encoder_serves_forecasts_by_its_name(
+def with_tiny_encoder(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
-) -> None:
-    """Exported by the command, chosen by EMBEDDING_MODEL_NAME, a chat relayed and learned:
-    the same prompt is then forecast from the tenant's own neighbours, and was not before."""
+) -> GatewayProcess:
+    """A gateway that forecasts with an encoder exported a moment ago."""
     write_bert(tmp_path / "tiny", vocabulary="unigram")
     home = tmp_path / "models"
     out = ["--out", str(home / "encoders"), "--name", "tiny-multilingual"]
@@ -45,18 +41,49 @@ def test_exported_encoder_serves_forecasts_by_its_name(
         predict={"enabled": True, "models_path": str(home)},
         env={"EMBEDDING_MODEL_NAME": "tiny-multilingual"},
     )
-    while not predictor(gateway)["ready"]:
-        pass
+    eventually(lambda: predictor(gateway)["ready"])
+    assert uses_it(gateway)
+    return gateway
+
+
+def uses_it(gateway: GatewayProcess) -> bool:
     shown = predictor(gateway)
-    assert (shown["encoder"], shown["state"]) == ("tiny-multilingual", "ready")
+    return (shown["encoder"], shown["state"]) == ("tiny-multilingual", "ready")
+
+
+def test_exported_encoder_serves_forecasts_by_its_name(
+    start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    """Exported by the command, chosen by EMBEDDING_MODEL_NAME, a chat relayed and learned:
+    the same prompt is then forecast from the tenant's own neighbours, and was not before."""
+    gateway = with_tiny_encoder(start_gateway, provider, tmp_path)
     before = forecast(gateway)
     assert before["fallback_level"] == "model_only"
     provider.enqueue(steps.answer())
     body = {"model": "kit-model", "messages": [{"role": "user", "content": PROMPT}]}
     url = gateway.url("/v1/chat/completions")
     assert httpx.post(url, json=body, headers=gateway.headers, timeout=30).status_code == 200
-    while predictor(gateway)["index_rows"] < 1:
-        pass
+    eventually(lambda: predictor(gateway)["index_rows"] >= 1)
     after = forecast(gateway)
     assert after["fallback_level"] == "tenant_neighbors"
     assert after["expected_output_tokens_p50"] < before["expected_output_tokens_p50"]
+
+
+def test_models_path_of_a_reload_waits_for_a_restart_of_the_gateway_not_of_the_child(
+    start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    """The child begun again after a crash has the encoder whose vectors history is searched by;
+    the twin: after a restart of the gateway the new folder, which lacks it, is what counts."""
+    gateway = with_tiny_encoder(start_gateway, provider, tmp_path)
+    gateway.edit(predict={"models_path": str(tmp_path / "elsewhere")})
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log(lambda x: str(x.get("msg")).startswith("predict.models_path changed"))
+    child = child_of(gateway)
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    assert forecast(gateway)["expected_output_tokens_p50"] > 0  # which finds it gone
+    eventually(lambda: predictor(gateway)["restarts"] == 1 and predictor(gateway)["ready"])
+    assert uses_it(gateway)
+    gateway.stop()
+    gateway.start()
+    eventually(lambda: "no artefact" in predictor(gateway)["state"])

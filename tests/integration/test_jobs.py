@@ -166,6 +166,54 @@ def test_crash_keeps_results_resumes_queued_and_fails_running_jobs(
     assert ended(gateway, queued)["status"] == "done"
 
 
+def drained(gateway: GatewayProcess) -> None:
+    """SIGTERM, and wait until it says that it drains."""
+    gateway.signal(signal.SIGTERM)
+    gateway.wait_log(lambda x: x.get("msg") == "draining")
+
+
+def test_drain_leaves_queued_jobs_to_the_next_process(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """What runs may finish; the room it leaves is not taken by what waits, which the next
+    process runs, once."""
+    provider.enqueue([Wait("go"), *steps.answer("finished")])
+    gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
+    running = submit(gateway)
+    provider.wait_request(0)
+    queued = [submit(gateway) for _ in range(3)]
+    drained(gateway)
+    provider.gate("go").mark()
+    assert gateway.wait_exit() == 0
+    assert len(provider.exchanges) == 1
+    gateway.start()
+    done = status(gateway, running).json()
+    assert done["result"]["choices"][0]["message"]["content"] == "finished"
+    assert [ended(gateway, job)["status"] for job in queued] == ["done"] * 3
+    assert len(provider.exchanges) == 4
+
+
+def test_drain_that_runs_out_of_time_leaves_retry_safe_jobs_to_the_next_process(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Cut while it ran: a job that may run again does, another has failed as interrupted."""
+    provider.enqueue([Hang()], [Hang()])
+    one = account(provider, initial_concurrency=2, max_concurrency=2)
+    gateway = start_gateway(accounts=[one], server={"drain_timeout_s": 0.3})
+    running, safe = submit(gateway), submit(gateway, retry_safe=True)
+    provider.wait_request(1)
+    queued = submit(gateway)
+    drained(gateway)
+    assert gateway.wait_exit() == 0
+    assert len(provider.exchanges) == 2
+    gateway.start()
+    interrupted = status(gateway, running).json()
+    assert (interrupted["status"], interrupted["error"]["code"]) == ("failed", "interrupted")
+    assert ended(gateway, safe)["status"] == "done"
+    assert ended(gateway, queued)["status"] == "done"
+    assert len(provider.exchanges) == 4
+
+
 def test_result_is_gone_after_its_ttl(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
 ) -> None:

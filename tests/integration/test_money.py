@@ -119,3 +119,56 @@ def test_cost_is_counted_anew_after_a_reset(priced: Priced) -> None:
     assert counted(priced, "sagesched_cost_usd_total") == metric
     ask(priced, PRICED)
     assert cost_stats(priced)["total"] == pytest.approx(560e-6)
+
+
+def sent(priced: Priced, path: str, **body: Any) -> dict[str, Any]:
+    """The log's line of one request of a priced model."""
+    gateway, provider = priced
+    usage = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    provider.enqueue([steps.Respond(json={"choices": [], "data": [], "usage": usage})])
+    url = gateway.url(f"/v1/{path}")
+    answer = httpx.post(url, json={"model": PRICED, **body}, headers=gateway.headers)
+    assert answer.status_code == 200
+    asked = answer.headers["x-request-id"]
+    return gateway.wait_log(lambda line: line.get("request_id") == asked)
+
+
+PROMPT = "Write a short poem about the sea at night, and of the ships on it."
+
+
+@pytest.mark.parametrize(
+    ("body", "times"),
+    [
+        ({"prompt": [PROMPT]}, 1),
+        ({"prompt": [PROMPT] * 8}, 8),
+        ({"prompt": [PROMPT] * 3, "n": 2}, 6),
+        ({"prompt": [PROMPT] * 2, "best_of": 5}, 10),
+    ],
+)
+def test_predicted_cost_of_a_batch_is_that_of_all_its_answers(
+    priced: Priced, body: dict[str, Any], times: int
+) -> None:
+    """Reserve and money are each answer's, n or best_of for every prompt; each prompt once."""
+    one = sent(priced, "completions", prompt=PROMPT)
+    many = sent(priced, "completions", **body)
+    assert many["predicted_p50"] == one["predicted_p50"], "of one answer"
+    assert many["reserve_tokens"] == pytest.approx(times * one["reserve_tokens"])
+    price, prompts = load_prices(shipped("config/prices.toml"))[PRICED], len(body["prompt"])
+    prompt_usd = one["predicted_cost_usd"] - price.usd(0, one["reserve_tokens"])
+    assert prompt_usd > 0
+    expected = prompts * prompt_usd + price.usd(0, many["reserve_tokens"])
+    assert many["predicted_cost_usd"] == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("given", ["texts", "ids"])
+def test_predicted_cost_of_embeddings_is_that_of_all_their_inputs(
+    priced: Priced, given: str
+) -> None:
+    """They generate nothing: each input's tokens at the prompt's price."""
+    inputs: list[Any] = [PROMPT] * 50 if given == "texts" else [list(range(20))] * 50
+    one = sent(priced, "embeddings", input=inputs[0])
+    many = sent(priced, "embeddings", input=inputs)
+    assert many["predicted_cost_usd"] == pytest.approx(50 * one["predicted_cost_usd"], rel=0.05)
+    price = load_prices(shipped("config/prices.toml"))[PRICED]
+    tokens = 50 * (len(PROMPT) / 4 if given == "texts" else 20)
+    assert many["predicted_cost_usd"] == pytest.approx(price.usd(tokens, 0), rel=0.05)

@@ -14,7 +14,7 @@ from tests.unit.schedule.build import settings
 QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["take", "take", "end", "end", "pass"]),
+        st.sampled_from(["take", "take", "end", "end", "pass", "told"]),
         st.sampled_from(list(Verdict)),
         st.integers(0, 50),
         st.sampled_from([None, 0.0, 3.0, 1000.0]),
@@ -134,6 +134,9 @@ def test_account_says_truly_until_when_it_is_blocked(
             leases.append(it.take("a", "m", 10.0, now))
         elif step == "end" and leases:
             it.give_back(leases.pop(), verdict, retry_after_s=after, now=now)
+        elif step == "told" and leases:
+            limits = RateLimits(None if pick % 2 else 10 * pick, pick // 10, after)
+            it.answered(leases[pick % len(leases)], limits, now)
         answer = it.place("m", ("a",), now)
         if isinstance(answer, Fit) or answer.until_s is None:
             continue

@@ -144,6 +144,17 @@ def test_history_tells_shapes_apart(one: dict[str, Any], two: dict[str, Any]) ->
     assert template_key(first, b"k") == template_key(view(**one), b"k") != ""
 
 
+def test_history_takes_a_schema_made_per_request_for_one_template() -> None:
+    """Another enum, another title: the same template, so its lengths are learned; another
+    prompt, so a forecast for the one is not handed to the other."""
+    first, second = (
+        view(guided_json=SCHEMA | {"title": f"at {now}", "enum": ids})
+        for now, ids in (("12:31", ["a1"]), ("12:47", ["b7", "b9"]))
+    )
+    assert template_key(first, b"k") == template_key(second, b"k") != ""
+    assert prompt_key(first, b"k") != prompt_key(second, b"k")
+
+
 def test_repeat_with_thinking_switched_is_another_prompt() -> None:
     """A cached forecast of the one must not answer the other."""
     on, off, unsaid = (

@@ -19,8 +19,8 @@ from gateway.api.schemas import (
     check_generation,
     decode,
 )
-from gateway.api.view import choices_of, view_of
-from gateway.predict.features import TOOL_NAMES, PromptView
+from gateway.api.view import view_of
+from gateway.predict.features import TOOL_NAMES, PromptView, prompt_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 GARBAGE: list[Any] = [
@@ -207,6 +207,41 @@ def test_view_of_anything_is_well_typed(members: dict[str, Any]) -> None:
 def test_choices_count_every_prompt_of_a_batch() -> None:
     """The legacy route generates n, or best_of, for each prompt."""
     batch = read(CompletionRequest, prompt=["a", "b", "c"], n=2, best_of=4)
-    assert choices_of(batch) == 12
-    assert view_of("t", batch, 2000).text == "a"
-    assert choices_of(read(ChatRequest, messages=MESSAGES, n=3)) == 3
+    view = view_of("t", batch, 2000)
+    assert (view.choices, view.text) == (12, "a")
+    assert view_of("t", read(ChatRequest, messages=MESSAGES, n=3), 2000).choices == 3
+
+
+def test_repeat_of_a_batch_is_not_one_of_its_first_prompt() -> None:
+    """A cached forecast holds the cost of all: other sizes are another prompt."""
+    bodies: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"prompt": ["a", "b"]},
+        {"prompt": ["a", "longer"]},
+        {"prompt": ["a"] * 3},
+        {"prompt": [1, 2, 3]},
+        {"prompt": [[1, 2], [3, 4]]},
+        {"prompt": "a", "best_of": 3},
+    ]
+    views = [view_of("t", read(CompletionRequest, **body), 2000) for body in bodies]
+    assert len({prompt_key(view, b"k") for view in views}) == len(bodies)
+    assert prompt_key(views[0], b"k") == prompt_key(
+        view_of("t", read(CompletionRequest, prompt=["a"]), 2000), b"k"
+    )
+
+
+def test_prompt_tokens_are_those_of_the_whole_batch() -> None:
+    """Each text's bytes, each id; a prompt too long to be read, by its length."""
+
+    def tokens(prompt: Any) -> int:
+        view = view_of("t", read(CompletionRequest, prompt=prompt), 2000)
+        return view.tokens_by(0.25)
+
+    text = "x" * 4000
+    one = tokens(text)
+    assert tokens([text]) == one
+    assert tokens([text] * 5) == 5 * one
+    assert tokens([text, "y" * 400]) == pytest.approx(1.1 * one, rel=0.02)
+    assert tokens(list(range(1000))) == pytest.approx(1000, rel=0.02)
+    assert tokens([list(range(1000))] * 3) == pytest.approx(3000, rel=0.02)
+    assert tokens("x" * 2**21) == pytest.approx(2**19, rel=0.02)

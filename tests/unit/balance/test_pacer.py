@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from gateway.balance.pacer import BURST_S, LEARNED_BURST_S, MAX_HOLD_S, Meter, Pacer
-from gateway.types import RateLimits
+from gateway.balance.pacer import BURST_S, Meter, Pacer
 
 
 def spend(meter: Meter, amount: float, until_s: float) -> float:
@@ -41,9 +40,9 @@ def test_meter_gives_back_what_was_charged_too_much() -> None:
     """A correction shortens the wait, but cannot make up for time that has passed."""
     meter = Meter(60)
     meter.charge(10.0, 0.0)
-    meter.correct(-8.0, 1.0)
+    meter.charge(-8.0, 1.0)
     assert meter.free_s == 2.0 - BURST_S
-    meter.correct(-100.0, 1.0)
+    meter.charge(-100.0, 1.0)
     meter.charge(1.0, 5.0)
     assert meter.free_s == 6.0 - BURST_S
 
@@ -80,120 +79,15 @@ def test_pacer_takes_a_new_limit_and_keeps_its_debt() -> None:
     assert pacer.free_s == 2.0 - BURST_S
 
 
-def test_meter_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
-    """What a header says is left may be used now, then at the limit's pace."""
-    meter = Meter(0)
-    meter.charge(1.0, 0.0)
-    meter.told(60, 59, 1.0, spent=1.0, now=0.1)
-    for _ in range(59):
-        assert meter.free_s <= 0.2
-        meter.charge(1.0, 0.2)
-    meter.charge(1.0, 0.2)
-    assert 0.5 < meter.free_s < 2.0
-    assert spend_rate(meter) == 60
-
-
-def spend_rate(meter: Meter) -> int:
-    """Charges of 1 in the minute after the meter is next free."""
-    start = now = meter.free_s
-    count = 0
-    while now < start + 60.0 - 1e-6:
-        meter.charge(1.0, now)
-        count += 1
-        now = max(now, meter.free_s)
-    return count
-
-
-def test_meter_takes_off_what_was_sent_since_that_request() -> None:
-    """A header is stale by a round trip: 10 left, 9 sent meanwhile, one may go."""
-    meter = Meter(0)
-    for _ in range(10):
-        meter.charge(1.0, 0.0)
-    meter.told(60, 10, None, spent=1.0, now=1.0)
-    assert meter.free_s <= 1.0
-    meter.charge(2.0, 1.0)
-    assert meter.free_s > 1.0
-
-
-def test_meter_that_is_told_more_than_its_own_level_keeps_its_own() -> None:
-    """The smaller of the two: a generous header does not lift a limit of the settings."""
-    meter = Meter(60)
-    meter.charge(10.0, 0.0)
-    before = meter.free_s
-    meter.told(6000, 5999, 0.0, spent=10.0, now=0.0)
-    assert meter.free_s == before
-
-
-def test_meter_of_the_settings_heeds_a_header_that_says_less() -> None:
-    """Others use the same key: nothing left means a wait."""
-    meter = Meter(60)
-    meter.charge(1.0, 0.0)
-    meter.told(60, 0, 20.0, spent=1.0, now=0.0)
-    assert meter.free_s == 1.0
-
-
-def test_meter_without_a_known_limit_waits_for_the_reset() -> None:
-    """Nothing left and no limit told: until the reset, at most MAX_HOLD_S."""
-    meter = Meter(0)
-    meter.told(None, 0, 3.0, spent=0.0, now=10.0)
-    assert meter.free_s == 13.0
-    meter.told(None, 0, 86_400.0, spent=0.0, now=20.0)
-    assert meter.free_s == 20.0 + MAX_HOLD_S
-
-
-def test_meter_does_not_believe_absurd_limits() -> None:
-    """One request a minute, while more than that is left: no limit is learned."""
-    meter = Meter(0)
-    meter.charge(1.0, 0.0)
-    meter.told(1, 1, 60.0, spent=1.0, now=0.0)
-    assert (meter.learned, meter.free_s) == (0, float("-inf"))
-
-
-def served_by_a_liar(limit: int | None, seconds: float, *, refuses: bool = False) -> int:
-    """Requests in `seconds` to a provider that serves all and always says "0 left"."""
-    meter, now, served = Meter(0), 0.0, 0
-    while now < seconds:
-        meter.charge(1.0, now)
-        served += 1
-        if refuses:
-            meter.refused()
-        meter.told(limit, 0, 60.0, meter.spent, now)
-        now = max(now + 0.01, meter.free_s)
-    return served
-
-
-def test_meter_sees_through_a_header_that_always_says_nothing_left() -> None:
-    """Served again and again, it is not listened to any more: traffic flows within minutes."""
-    for limit in (None, 1, 60, 10**9):
-        assert served_by_a_liar(limit, 300.0) > 10_000, limit
-
-
-def test_meter_goes_on_heeding_a_header_that_is_right() -> None:
-    """The twin: where a 429 confirms it, every hold is as long as it says."""
-    assert served_by_a_liar(None, 300.0, refuses=True) == 300.0 / MAX_HOLD_S
-    assert served_by_a_liar(60, 300.0, refuses=True) <= 301
-
-
-def test_meter_trusts_again_after_a_refusal() -> None:
-    """A 429 gives a disbelieved header its full say."""
-    meter, now = Meter(0), 0.0
-    for _ in range(20):
-        meter.charge(1.0, now)
-        meter.told(None, 0, 60.0, meter.spent, now)
-        now += 60.0
-    assert meter.free_s < now
-    meter.refused()
-    meter.told(None, 0, 60.0, meter.spent, now)
-    assert meter.free_s == now + MAX_HOLD_S
-
-
-def test_pacer_learns_both_limits_and_keeps_them_for_a_restart() -> None:
-    """From headers where the settings have none; restored they hold at once."""
-    pacer = Pacer(0, 0)
-    pacer.charge(100.0, 0.0)
-    pacer.told(RateLimits(600, 599, 0.1, 60_000, 59_900, 0.1), 1.0, 100.0, 0.5)
-    assert (pacer.requests.learned, pacer.tokens.learned) == (600, 60_000)
-    again = Pacer(0, 0)
-    again.restore(600, 60_000)
-    again.charge(120_000.0, 0.0)
-    assert again.free_s == 120.0 - LEARNED_BURST_S
+def test_meter_takes_a_level_it_is_given() -> None:
+    """So much at once from now on, at most the burst; nothing left forgives no larger debt."""
+    meter = Meter(60, burst_s=10.0)
+    meter.set_level(3.0, 100.0)
+    meter.charge(3.0, 100.0)
+    assert meter.free_s == 100.0
+    meter.set_level(1000.0, 100.0)
+    meter.charge(10.0, 100.0)
+    assert meter.free_s == 100.0
+    meter.charge(30.0, 100.0)
+    meter.set_level(-5.0, 100.0)
+    assert meter.free_s == 130.0

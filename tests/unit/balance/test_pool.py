@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.balance.account import MIN_BACKOFF_S
 from gateway.balance.learned import Learned
 from gateway.balance.pool import Accounts
 from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
@@ -250,11 +251,73 @@ def test_accounts_heed_what_an_answer_says_is_left() -> None:
     lease = it.take("a", "m", 10.0, 0.0)
     it.answered(lease, None, 0.0)
     assert it.place("m", ("a",), 0.0) == Fit("a")
-    it.answered(lease, RateLimits(remaining_tokens=0, reset_tokens_s=5.0), 1.0)
-    assert it.place("m", ("a",), 1.0) == Blocked(Reason.PACER, 6.0)
-    assert it.place("m", ("a",), 6.0) == Fit("a")
+    it.answered(lease, RateLimits(remaining_tokens=0, reset_tokens_s=1.5), 1.0)
+    assert it.place("m", ("a",), 1.0) == Blocked(Reason.PACER, 2.5)
+    assert it.place("m", ("a",), 2.5) == Fit("a")
     it.answered(99, RateLimits(remaining_tokens=0), 6.0)
     assert it.place("m", ("a",), 6.0) == Fit("a"), "a lease that is gone says nothing"
+
+
+def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
+    """Limits are per model, by the provider's name for it; those of the settings per account."""
+    it = accounts(a={"models": {"big": "x", "huge": "x", "small": "y"}})
+    lease = it.take("a", "big", 10.0, 0.0)
+    it.answered(lease, RateLimits(limit_requests=60, remaining_requests=0), 0.0)
+    held = Blocked(Reason.PACER, 1.0)
+    assert [it.place(m, ("a",), 0.0) for m in ("big", "huge", "small")] == [held, held, Fit("a")]
+    it = accounts(a={"models": ["big", "small"], "rpm": 60})
+    for _ in range(3):
+        it.take("a", "big", 10.0, 0.0)
+    assert it.place("small", ("a",), 0.0) == Blocked(Reason.PACER, 2.0)
+
+
+def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
+    """Charged tokens are corrected on the model's allowance as on the account; a 429 used none."""
+    for verdict, used, free_s in (
+        (Verdict.SUCCESS, 6000.0, 5.0),
+        (Verdict.RATE_LIMITED, None, 0.0),
+    ):
+        it = accounts(a={})
+        first = it.take("a", "m", 1.0, 0.0)
+        it.answered(first, RateLimits(limit_tokens=60_000, remaining_tokens=1000), 0.0)
+        lease = it.take("a", "m", 60_000.0, 0.0)
+        assert it.place("m", ("a",), 0.0) == Blocked(Reason.PACER, 59.0)
+        it.give_back(lease, verdict, tokens=used, retry_after_s=0.0, now=0.0)
+        answer = it.place("m", ("a",), MIN_BACKOFF_S)
+        assert answer == (Blocked(Reason.PACER, free_s) if free_s else Fit("a"))
+
+
+def test_accounts_tell_the_least_limit_and_each_models_own() -> None:
+    """Of the account: the least of the settings' and the headers'; of a window: its model's."""
+    it = accounts("auto", a=WIDE | {"models": ["m", "n"], "tpm": 5000})
+    for model, rpm, tpm in (("m", 500, 40_000), ("n", 100, 0)):
+        lease = it.take("a", model, 1.0, 0.0)
+        it.answered(lease, RateLimits(limit_requests=rpm, limit_tokens=tpm or None), 0.0)
+    seen = it.snapshot(0.0)[0]
+    assert (seen.rpm, seen.tpm) == (100, 5000)
+    assert [(w.rpm, w.tpm) for w in seen.windows] == [(500, 40_000), (100, 0)]
+
+
+def test_accounts_restore_limits_that_were_stored_per_account() -> None:
+    """The form before limits were per model: kept where the account serves one model alone."""
+    old = b'{"accounts": [{"name": "a", "limit": 8.0, "ceiling": 1e9, "rpm": 500, "tpm": 0}]}'
+    stored = msgspec.json.decode(old, type=Learned)
+    alone = accounts(a={})
+    assert alone.restore(stored, 0.0) == 1
+    assert alone.snapshot(0.0)[0].rpm == 500
+    several = accounts(a={"models": ["m", "n"]})
+    assert several.restore(stored, 0.0) == 1
+    assert several.snapshot(0.0)[0].rpm == 0
+
+
+def test_accounts_inherit_what_a_models_headers_said() -> None:
+    """A core that failed: the one that follows it does not run into the same limit."""
+    it = accounts(a={})
+    it.answered(it.take("a", "m", 1.0, 0.0), RateLimits(60, 0, 1.0), 0.0)
+    again = accounts(a={})
+    again.restore(it.learned(), 0.0)
+    again.inherit(it)
+    assert again.place("m", ("a",), 0.0) == Blocked(Reason.PACER, 1.0)
 
 
 def test_accounts_remember_what_they_learned_over_a_restart() -> None:
@@ -275,6 +338,7 @@ def test_accounts_remember_what_they_learned_over_a_restart() -> None:
     assert seen.limit == before.limit * 0.7
     assert again._accounts["a"].limit.ceiling == it._accounts["a"].limit.ceiling
     assert (seen.rpm, new.rpm) == (500, 0)
+    assert again._accounts["a"].allowances.limits_of("m") == (500, 0)
     assert seen.windows[0].window == round(before.windows[0].window * 0.7)
     assert seen.windows[0].output_token_s > 0.0
     assert (new.limit, new.windows[0].output_token_s) == (8, 0.0)

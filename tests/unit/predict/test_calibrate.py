@@ -247,6 +247,27 @@ def test_scopes_are_bounded() -> None:
     assert M.source not in residuals.table.models
 
 
+def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
+    """A schema made per request, for ever: the other tenant's template is corrected as before,
+    also in a mirror and after a restart."""
+    residuals, mirror = Residuals(), Mirror()
+    of = scopes("m-1", "a", "template")
+    for _ in range(50):
+        residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
+    before = residuals.table.stage0(of)
+    for i in range(2 * TEMPLATES):
+        flood = scopes("m-1", "b", f"template {i}")
+        residuals.learn(flood, 2.0, stage0=5.0, full=5.0, censored=False)
+        if i % 500 == 0:
+            mirror.apply(residuals.changes())
+    mirror.apply(residuals.changes())
+    again = Residuals()
+    assert again.restore(residuals.table.dump())
+    for table in (residuals.table, mirror.table, again.table):
+        assert len(table.templates) == TEMPLATES
+        assert table.stage0(of) == before
+
+
 def test_state_comes_back_as_it_was_kept() -> None:
     """What `dump` gave is restored whole; anything else changes nothing."""
     residuals = taught(30, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,56 @@ def test_foresight_with_an_exported_encoder_learns_neighbours(home: Path, tiny: 
     again = foresight.forecast(VIEW)
     assert again.rung == Rung.TENANT_NEIGHBORS
     assert abs(again.p50 - 40) < abs(first.p50 - 40)
+
+
+def altered(home: Path, tmp_path: Path, pattern: str, by: str) -> Path:
+    """A copy of the exported encoders with another manifest."""
+    folder = encoders.exported_in(tmp_path) / "tiny"
+    folder.mkdir(parents=True)
+    for path in (encoders.exported_in(home) / "tiny").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    manifest = folder / "manifest.toml"
+    text, count = re.subn(pattern, by, manifest.read_text())
+    assert count == 1
+    manifest.write_text(text)
+    return folder.parent
+
+
+def near_strangers(artefacts: Artefacts, home: Path) -> list[Rung]:
+    """The rungs of a prompt that has nothing in common with twenty learned ones, and of one of
+    them."""
+    foresight = Foresight(settings(home), artefacts, b"key", {})
+    learned = [PromptView.of_prompt(text, tenant="t", model="m") for text in STRANGERS]
+    for view in learned:
+        foresight.learn(lesson(view))
+    return [foresight.forecast(VIEW).rung, foresight.forecast(learned[3]).rung]
+
+
+STRANGERS = [f"write {word} essay: {word}-{word}" for word in ("a", "xq", "77", "zzzz", "k9") * 4]
+
+
+def test_strangers_are_no_neighbours_of_an_encoder_of_narrow_spread(
+    home: Path, tiny: Artefacts, tmp_path: Path
+) -> None:
+    """Its cosines all lie above the threshold, as an e5's do: by the scale in its manifest a
+    repeat is a neighbour and a stranger is not. The twin, a manifest from before: both are."""
+    assert near_strangers(tiny, home) == [Rung.MODEL_ONLY, Rung.TENANT_NEIGHBORS]
+    old = altered(home, tmp_path, r"similarity_scale = .*\n", "")
+    before = Artefacts(MODELS, "tiny", 64, exported=old)
+    assert before.encoder is not None
+    assert before.encoder.similarity_scale == 1.0
+    assert near_strangers(before, home) == [Rung.TENANT_NEIGHBORS] * 2
+
+
+@pytest.mark.parametrize("scale", ["0.0", "-3.0", "1e9", "nan", '"wide"'])
+def test_an_encoder_with_an_impossible_scale_is_not_loaded(
+    home: Path, tmp_path: Path, scale: str
+) -> None:
+    """Told as any other fault of a manifest."""
+    folder = altered(home, tmp_path, r"similarity_scale = .*", f"similarity_scale = {scale}")
+    found = Artefacts(MODELS, "tiny", 64, exported=folder)
+    assert found.encoder is None
+    assert "similarity_scale" in found.problems[0]
 
 
 def test_rows_of_another_encoder_are_not_searched(home: Path, tiny: Artefacts) -> None:

@@ -125,6 +125,8 @@ def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
     weights = (tmp_path / "tiny" / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() in tables["encoder"]["origin"]
     assert tables["encoder"]["cosine_min"] >= 0.98
+    assert 0.8 < tables["encoder"]["cosine_strangers"] < 1.0
+    assert tables["encoder"]["similarity_scale"] > 2.0
     assert str(tmp_path) not in text
     assert {path.name for path in folder.iterdir()} == {
         *("encoder.onnx", "tokenizer.json", "manifest.toml")

@@ -185,3 +185,19 @@ def test_index_agrees_with_a_plain_list(
             assert sorted(tokens(own)) == mine
             assert sorted(tokens(everyone)) == sorted({*shared, *mine})
             assert found.tenant_rows(name) == len(mine)
+
+
+def test_index_tells_similarities_on_the_scale_it_was_given() -> None:
+    """Distances from 1 are stretched: the same rows in the same order, also once resized; own
+    rows above the threshold on that scale are all found."""
+    plain, scaled = filled(50, 40, tenants=2), HistoryIndex(WIDTH, 60, scale=4.0)
+    for i in range(40):
+        scaled.add(unit(i), f"t{i % 2}", "m", i, censored=False)
+    for index in (scaled, scaled.resized(50)):
+        for tenant in ("t0", ""):
+            mine, everyone = index.near(unit(99), tenant, "m", 10, 0.1)
+            own, every = plain.near(unit(99), tenant, "m", 10, 1.0 - 0.9 / 4.0)
+            assert tokens(everyone) == tokens(every)
+            assert tokens(mine) == tokens(own)
+            assert everyone.similarity == pytest.approx(1 - 4 * (1 - every.similarity), abs=1e-5)
+    assert scaled.global_neighbours(unit(7), "m", 1).similarity[0] == pytest.approx(1.0, abs=1e-5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -14,7 +16,7 @@ import pytest
 
 from gateway.errors import Unavailable
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import BackendGone, Local, Setup
+from gateway.predict.backend import Backend, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
 from gateway.predict.inbox import Stored
@@ -22,8 +24,9 @@ from gateway.predict.lesson import Lesson
 from gateway.predict.predictor import KEEP_EVERY, Predictor
 from gateway.predict.refit import refit
 from gateway.predict.refits import CURRENT, Refits
+from gateway.predict.remote import Remote
 from gateway.settings.schema import Predict
-from gateway.shipped import shipped
+from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung, Workload
 from tests.unit.predict.conftest import Damage, flip, replace
 from tests.unit.predict.rows import ruled_rows
@@ -357,17 +360,26 @@ def test_predictor_loses_nothing_in_a_flood_it_can_learn_briefly(make: Make) -> 
 
 
 class Fragile(Local):
-    """A backend that is gone when it reads a certain word, or is asked to remember too often."""
+    """A backend that is gone, for good, when it reads a certain word."""
+
+    _gone = False
+
+    def _read(self, *views: PromptView) -> None:
+        self._gone = self._gone or any("fatal" in one.text for one in views)
+        if self._gone:
+            raise BackendGone("it read the word")
 
     def forecast(self, view: PromptView) -> Workload:
-        if "fatal" in view.text:
-            raise BackendGone("it read the word")
+        self._read(view)
         return super().forecast(view)
 
     def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
-        if any("fatal" in lesson.view.text for lesson in lessons):
-            raise BackendGone("it read the word")
+        self._read(*(lesson.view for lesson in lessons))
         return super().learn(lessons)
+
+    def draft(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        self._read()
+        return super().draft(lessons)
 
 
 def test_predictor_replaces_a_backend_that_has_gone(make: Make) -> None:
@@ -586,6 +598,45 @@ def test_row_stored_while_its_backend_went_is_in_the_index_once(make: Make) -> N
     assert inbox.wait() == shelf.rows
     learned(predictor, view("another"), 5)
     assert predictor.snapshot().index_rows == 2
+
+
+class Killed(Remote):
+    """The real child, which is killed as soon as a lesson of a certain word is sent to it."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(own_command("predictor"), setup, own_environ())
+
+    def learn(self, lessons: Sequence[Lesson]) -> list[HistoryRow | Exception]:
+        if any("fatal" in lesson.view.text for lesson in lessons):
+            os.kill(self.pid, signal.SIGKILL)
+        return super().learn(lessons)
+
+
+@pytest.mark.parametrize("backend", [Fragile, Killed])
+def test_backend_that_dies_of_a_lesson_beside_a_draft_costs_the_lesson_alone(
+    make: Make, backend: Callable[[Setup], Backend]
+) -> None:
+    """The row somebody is promised is stored, told and in the index once; the lesson is lost
+    once; stage 0 forecasts meanwhile, and what waits is answered by the next child."""
+    shelf = Shelf()
+    predictor = make(history=lambda _: [shelf.rows], open_backend=backend)
+    gate = Gate(predictor)
+    values = {"prompt_tokens": None, "censored": False, "success": True, "wall_s": 1.0}
+    lesson, later = Inbox(), Inbox()
+    assert predictor.learn(view("fatal"), output_tokens=5, done=lesson, **values)
+    draft = kept_by(predictor, shelf)
+    gate.open()
+    assert [type(x) for x in lesson.wait()] == [BackendGone]
+    assert predictor.forecast(view("meanwhile")).rung is Rung.MODEL_ONLY
+    assert predictor.refine(view(), later, always)
+    assert [x.rung for x in later.wait()] == [Rung.TENANT_NEIGHBORS]
+    shelf.say(None)
+    assert draft.wait() == shelf.rows
+    assert len(shelf.rows) == 1
+    learned(predictor, view("another"), 5)
+    shot = predictor.snapshot()
+    assert (shot.restarts, shot.index_rows, shot.learn_lost) == (1, 2, 1)
+    assert len(lesson.items) == len(draft.items) == len(later.items) == 1
 
 
 def test_row_stored_is_told_whatever_becomes_of_the_lesson(make: Make) -> None:

@@ -1,0 +1,302 @@
+"""What a provider's headers say is left of one model's requests and tokens a minute.
+
+Limits are per model, shared by some families of models, so each (account, model) has an
+allowance of its own: what "gpt-4o" has used up says nothing of its neighbour on the same key.
+(Limits of the settings are the account's: `pacer.py`.)
+
+The level is what the header says is left, less what was sent since that answer's request (the
+header cannot know of it). A limit that was told is learned, may be spent at once as the provider
+would allow it, and paces between two answers; each answer then sets the level anew, both ways.
+
+Headers lie: "0 left" for ever, a limit of 1, one of a day told as of a minute. What is said
+weighs as much as it was found true:
+
+1. Limits below a floor teach nothing.
+2. "Nothing left" stops traffic for at most `FIRST_HOLD_S` at first: providers fill in a 0 where
+   they do not count. A header that has counted (said that something is left) or that a 429 bore
+   out may stop it for longer, up to `MAX_HOLD_S`.
+3. A request sent after such a word and served all the same contradicts it: each contradiction
+   halves the hold, below `LEAST_HOLD_S` the header is not listened to. A header may thus stop
+   an account that serves for 2 × its longest hold in all, 4 s when it never earned trust.
+4. Answers to what had been sent before the word neither contradict it nor prolong its hold.
+5. At the pace of a limit that was told, being served contradicts nothing, and yet the limit may
+   be invented. After `PATIENCE` rounds of "nothing left" it is tried at `TRIAL` × its pace, and
+   so on, until the header says that something is left, or a 429 comes. Each trial that a 429
+   ended doubles the patience: a header that is right costs a few 429s an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.balance.learned import LearnedAllowance
+from gateway.balance.pacer import NEVER, Meter
+from gateway.types import RateLimits
+
+LEARNED_BURST_S = 60.0
+"""What may be spent at once of a learned limit, in seconds of its rate: all of a minute's, what
+is left of it is told by each answer."""
+LEAST = (10, 1000)
+"""Requests and tokens a minute below which a header's limit is not believed."""
+FIRST_HOLD_S = 2.0
+MAX_HOLD_S = 15.0
+LEAST_HOLD_S = 0.25
+BORNE_OUT = 8.0
+"""By how much a 429 lengthens the hold; its own header, heard just before, may have halved it."""
+PATIENCE = 4.0
+MOST_PATIENCE = 1024.0
+TRIAL = 4.0
+MOST_TRIAL = 4.0**10
+ROUND_S = 4.0
+"""A round that takes longer counts as several."""
+
+
+class Told:
+    """One limit as headers tell it: how much of it is left, and how far they are believed.
+
+    `free_s`: from then on another charge may come (seconds on the caller's clock).
+    `spent`: everything charged so far, corrections left out.
+    `learned`: the limit a minute; 0: none was told.
+    """
+
+    __slots__ = (
+        "_cap_s",
+        "_hold_s",
+        "_judged",
+        "_judged_s",
+        "_least",
+        "_meter",
+        "_patience",
+        "_refused",
+        "_rounds",
+        "_trial",
+        "_wait_s",
+        "free_s",
+        "learned",
+        "spent",
+    )
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self._meter = Meter(0, LEARNED_BURST_S)
+        self._hold_s = NEVER
+        self._cap_s = FIRST_HOLD_S  # how long a word may stop traffic
+        self._patience = PATIENCE
+        self._rounds = 0.0  # of "nothing left" at the pace of a learned limit
+        self._trial = 1.0  # that limit is taken for so many times itself
+        self._judged = NEVER  # spent when the last such word came; NEVER: something is left
+        self._judged_s = NEVER
+        self._wait_s = 0.0  # how long that word would stop traffic, were it believed
+        self._refused = NEVER  # spent when the last 429 came
+        self.learned = 0
+        self.spent = 0.0
+        self.free_s = NEVER
+
+    @property
+    def believed(self) -> bool:
+        return self._cap_s >= LEAST_HOLD_S
+
+    def charge(self, amount: float, now: float) -> None:
+        self.spent += amount
+        if self._meter.rate:
+            self.correct(amount, now)
+
+    def correct(self, amount: float, now: float) -> None:
+        self._meter.charge(amount, now)
+        self._tell()
+
+    def told(
+        self,
+        limit: int | None,
+        remaining: int | None,
+        reset_s: float | None,
+        spent: float,
+        now: float,
+    ) -> None:
+        """A header's word: `remaining` as the provider saw it when `spent` was what had been
+        spent here, `reset_s` until all of it is there again."""
+        if limit is not None and limit != self.learned and limit >= self._least:
+            self.learned = limit
+            self._update()
+        if remaining is None:
+            return
+        if remaining <= 0:
+            if spent <= self._judged:  # case 4
+                return
+            self._judge(now)
+        elif self._judged != NEVER or self._cap_s < MAX_HOLD_S:
+            self._counts()
+        if self.believed:
+            self._heed(remaining, reset_s, spent, now)
+            self._tell()
+
+    def refused(self, spent: float) -> None:
+        """A 429 to the request with which so much had been spent: the headers were right. Those
+        of one episode, to requests that were under way together, count once."""
+        if spent <= self._refused:
+            return
+        self._refused = self.spent
+        if self._trial > 1.0:
+            self._patience = min(2.0 * self._patience, MOST_PATIENCE)
+        self._trial, self._rounds = 1.0, 0.0
+        self._cap_s = min(BORNE_OUT * self._cap_s, MAX_HOLD_S)
+        if self._judged != NEVER:  # the last word's hold was cut short, wrongly
+            self._hold_s = max(self._hold_s, self._judged_s + min(self._wait_s, self._cap_s))
+        self._update()
+
+    def restore(self, learned: int) -> None:
+        self.learned = learned
+        self._update()
+
+    def _counts(self) -> None:
+        """Something is left: the header is one that counts, the more so the oftener."""
+        if self._judged == NEVER:
+            self._cap_s = min(2.0 * self._cap_s, MAX_HOLD_S)
+        elif not self.believed:
+            self._cap_s = LEAST_HOLD_S
+        self._judged, self._rounds, self._trial = NEVER, 0.0, 1.0
+        self._update()
+
+    def _judge(self, now: float) -> None:
+        """Nothing is left, once more: cases 3 and 5."""
+        if self._judged != NEVER:
+            if self._meter.rate:
+                self._rounds += max(1.0, (now - self._judged_s) / ROUND_S)
+                if self._rounds >= self._patience:
+                    self._trial = min(TRIAL * self._trial, MOST_TRIAL)
+                    self._rounds = 0.0
+            else:
+                self._cap_s = max(self._cap_s / 2.0, LEAST_HOLD_S / 2.0)
+        self._judged, self._judged_s = self.spent, now
+        self._update()
+
+    def _heed(self, remaining: int, reset_s: float | None, spent: float, now: float) -> None:
+        rate = self._meter.rate
+        level = remaining - (self.spent - spent) if rate else float(remaining)
+        self._meter.set_level(level, now)
+        if level >= 1.0:
+            return
+        wait_s = (1.0 - level) / rate if rate else MAX_HOLD_S
+        if reset_s is not None:
+            wait_s = min(wait_s, reset_s)
+        self._wait_s = min(wait_s, MAX_HOLD_S)
+        self._hold_s = now + min(self._wait_s, MAX_HOLD_S if remaining > 0 else self._cap_s)
+
+    def _update(self) -> None:
+        believed = self.believed
+        self._meter.configure(self.learned * self._trial if believed else 0.0)
+        if not believed:
+            self._hold_s = NEVER
+        self._tell()
+
+    def _tell(self) -> None:
+        paced_s, held_s = self._meter.free_s, self._hold_s
+        self.free_s = paced_s if paced_s > held_s else held_s
+
+
+class Allowance:
+    """Requests and tokens of one (account, model). A charge of tokens is prompt + reserve,
+    corrected at the end."""
+
+    __slots__ = ("free_s", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.requests = Told(LEAST[0])
+        self.tokens = Told(LEAST[1])
+        self.free_s = NEVER  # from then on another request may start
+
+    def charge(self, tokens: float, now: float) -> None:
+        self.requests.charge(1.0, now)
+        self.tokens.charge(tokens, now)
+        self._update()
+
+    def correct(self, tokens: float, now: float) -> None:
+        """`tokens` is actual minus charged."""
+        self.tokens.correct(tokens, now)
+        self._update()
+
+    def told(self, limits: RateLimits, requests: float, tokens: float, now: float) -> None:
+        """The headers of an answer, to a request with which so much had been spent."""
+        self.requests.told(
+            limits.limit_requests,
+            limits.remaining_requests,
+            limits.reset_requests_s,
+            requests,
+            now,
+        )
+        self.tokens.told(
+            limits.limit_tokens, limits.remaining_tokens, limits.reset_tokens_s, tokens, now
+        )
+        self._update()
+
+    def refused(self, requests: float, tokens: float) -> None:
+        self.requests.refused(requests)
+        self.tokens.refused(tokens)
+        self._update()
+
+    def restore(self, rpm: int, tpm: int) -> None:
+        """Limits that headers taught before."""
+        self.requests.restore(rpm)
+        self.tokens.restore(tpm)
+        self._update()
+
+    def _update(self) -> None:
+        self.free_s = max(self.requests.free_s, self.tokens.free_s)
+
+
+class Allowances:
+    """Those of one account, begun when a model is first used.
+
+    `of`: by the client's name of a model. Names that the provider knows as one share one.
+    """
+
+    __slots__ = ("_named", "_names", "of")
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._named: dict[str, Allowance] = {}
+        self.configure(names)
+
+    def configure(self, names: dict[str, str]) -> None:
+        """The models served from now on, client's name → provider's; those kept stay as they
+        are."""
+        self._names = names
+        served = set(names.values())
+        self._named = {name: one for name, one in self._named.items() if name in served}
+        self.of = {m: self._named[name] for m, name in names.items() if name in self._named}
+
+    def open(self, model: str) -> Allowance | None:
+        """That of the client's `model`; None where it is not served (any more)."""
+        found = self.of.get(model)
+        if found is None and (name := self._names.get(model)) is not None:
+            self._named[name] = found = Allowance()
+            self.configure(self._names)
+        return found
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least requests and tokens a minute that were told of any model; 0: none."""
+        every = self._named.values()
+        return least(*(a.requests.learned for a in every)), least(
+            *(a.tokens.learned for a in every)
+        )
+
+    def limits_of(self, name: str) -> tuple[int, int]:
+        """The same of one model, by the provider's name."""
+        one = self._named.get(name)
+        return (one.requests.learned, one.tokens.learned) if one else (0, 0)
+
+    def learned(self) -> tuple[LearnedAllowance, ...]:
+        told = [LearnedAllowance(name, *self.limits_of(name)) for name in self._named]
+        return tuple(one for one in told if one.rpm or one.tpm)
+
+    def restore(self, learned: Iterable[LearnedAllowance]) -> None:
+        """To be called before the first request. Models that are not served are passed over."""
+        for one in learned:
+            self._named[one.model] = allowance = Allowance()
+            allowance.restore(one.rpm, one.tpm)
+        self.configure(self._names)
+
+
+def least(*limits: int) -> int:
+    """The smallest of the limits that there are; 0: none."""
+    return min((limit for limit in limits if limit), default=0)

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.balance.allowance import (
+    FIRST_HOLD_S,
+    LEARNED_BURST_S,
+    LEAST,
+    MAX_HOLD_S,
+    Allowance,
+    Allowances,
+    Told,
+)
+from gateway.balance.learned import LearnedAllowance
+from gateway.types import RateLimits
+
+NEVER = float("-inf")
+
+
+def told() -> Told:
+    return Told(LEAST[0])
+
+
+def counted(one: Told, now: float = 0.0) -> Told:
+    """After some answers that said that something is left."""
+    for _ in range(4):
+        one.charge(1.0, now)
+        one.told(None, 50, None, one.spent, now)
+    return one
+
+
+def test_told_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
+    """What a header says is left may be used now, then at the limit's pace."""
+    one = told()
+    one.charge(1.0, 0.0)
+    one.told(60, 59, 1.0, spent=1.0, now=0.1)
+    for _ in range(59):
+        assert one.free_s <= 0.2
+        one.charge(1.0, 0.2)
+    one.charge(1.0, 0.2)
+    assert 0.5 < one.free_s < 2.0
+    assert charges_in_a_minute(one) == 60
+
+
+def charges_in_a_minute(one: Told) -> int:
+    """Charges of 1 in the minute after it is next free."""
+    start = now = one.free_s
+    count = 0
+    while now < start + 60.0 - 1e-6:
+        one.charge(1.0, now)
+        count += 1
+        now = max(now, one.free_s)
+    return count
+
+
+def test_told_takes_off_what_was_sent_since_that_request() -> None:
+    """A header is stale by a round trip: 10 left, 9 sent meanwhile, one may go."""
+    one = told()
+    for _ in range(10):
+        one.charge(1.0, 0.0)
+    one.told(60, 10, None, spent=1.0, now=1.0)
+    assert one.free_s <= 1.0
+    one.charge(2.0, 1.0)
+    assert one.free_s > 1.0
+
+
+def test_told_goes_by_each_answer_both_ways() -> None:
+    """The header may not count what is charged (cached tokens): its word is the level."""
+    one = told()
+    one.charge(1.0, 0.0)
+    one.told(60, 59, None, one.spent, 0.0)
+    one.charge(500.0, 0.0)
+    assert one.free_s > 400.0
+    one.told(60, 30, None, one.spent, 0.0)
+    assert one.free_s <= 0.0
+
+
+def test_told_of_more_under_way_than_is_left_waits_for_it() -> None:
+    """Something is left, but not for what was sent since: until the limit's pace has made it
+    good, at most MAX_HOLD_S."""
+    one = told()
+    one.charge(1.0, 0.0)
+    one.charge(15.0, 0.0)
+    one.told(60, 8, None, 1.0, 0.0)
+    assert one.free_s == 8.0
+    one.charge(100.0, 0.0)
+    one.told(60, 8, None, 1.0, 0.0)
+    assert one.free_s > MAX_HOLD_S
+
+
+def test_told_that_counts_may_hold_until_its_reset() -> None:
+    """Nothing left and no limit told: until the reset, at most MAX_HOLD_S."""
+    one = counted(told(), 9.0)
+    one.told(None, 0, 3.0, one.spent, 10.0)
+    assert one.free_s == 13.0
+    one = counted(told(), 9.0)
+    one.told(None, 0, 86_400.0, one.spent, 10.0)
+    assert one.free_s == 10.0 + MAX_HOLD_S
+
+
+def test_told_that_never_counted_holds_briefly() -> None:
+    """A first "nothing left" may be filler: FIRST_HOLD_S, less where the reset is nearer."""
+    for reset_s, until_s in ((None, FIRST_HOLD_S), (60.0, FIRST_HOLD_S), (0.5, 0.5)):
+        one = told()
+        one.charge(1.0, 0.0)
+        one.told(None, 0, reset_s, one.spent, 0.0)
+        assert one.free_s == until_s
+
+
+def test_told_does_not_believe_absurd_limits() -> None:
+    """One request a minute, while more than that is left: no limit is learned."""
+    one = told()
+    one.charge(1.0, 0.0)
+    one.told(1, 1, 60.0, spent=1.0, now=0.0)
+    assert (one.learned, one.free_s) == (0, NEVER)
+
+
+class Provider:
+    """Serves all, `latency_s` each, and says of every answer that nothing is left."""
+
+    def __init__(self, limit: int | None, reset_s: float | None, latency_s: float) -> None:
+        self.limit, self.reset_s, self.latency_s = limit, reset_s, latency_s
+        self.one = told()
+        self.under_way: list[tuple[float, float]] = []  # when its header comes, spent
+        self.served = 0
+        self.stopped_s = 0.0  # with nothing under way: traffic stood still for a word alone
+
+    def run(self, until_s: float, window: int, amount: float = 1.0) -> None:
+        """From a fresh account: as many under way as the window has room for."""
+        now, one = 0.0, self.one
+        while now < until_s:
+            while len(self.under_way) < window and one.free_s <= now:
+                one.charge(amount, now)
+                self.under_way.append((now + self.latency_s, one.spent))
+            if not self.under_way:
+                self.stopped_s += one.free_s - now
+                now = one.free_s
+                continue
+            at, spent = self.under_way[0]
+            if len(self.under_way) < window and now < one.free_s < at:
+                now = one.free_s
+                continue
+            now = at
+            del self.under_way[0]
+            self.served += 1
+            one.told(self.limit, 0, self.reset_s, spent, now)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 10**9])
+@pytest.mark.parametrize("reset_s", [None, 1.0, 60.0, 86_400.0])
+@pytest.mark.parametrize("window", [1, 16])
+@pytest.mark.parametrize("latency_s", [0.01, 5.0])
+def test_told_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
+    limit: int | None, reset_s: float | None, window: int, latency_s: float
+) -> None:
+    """Served all the same, each time halves what it may hold: 2 × FIRST_HOLD_S in all."""
+    provider = Provider(limit, reset_s, latency_s)
+    provider.run(120.0, window)
+    assert provider.stopped_s <= 2 * FIRST_HOLD_S
+    assert provider.served > 0.5 * window * 120.0 / latency_s
+
+
+@pytest.mark.parametrize(("limit", "amount"), [(10, 1.0), (60, 1.0), (60, 20.0), (600, 100.0)])
+def test_told_an_invented_limit_paces_for_less_than_a_minute(limit: int, amount: float) -> None:
+    """At its pace being served contradicts nothing: after some rounds it is tried, and is not
+    listened to any more."""
+    provider = Provider(limit, 60.0, 0.01)
+    provider.run(600.0, 1, amount)
+    assert provider.stopped_s < 60.0
+    assert provider.served > 10_000
+
+
+def test_told_goes_on_heeding_a_word_that_429s_bear_out() -> None:
+    """The twin: one a minute is served, the rest refused; it soon waits as long as it may."""
+    one, now, asked, served_s = told(), 0.0, 0, NEVER
+    while now < 1200.0:
+        one.charge(1.0, now)
+        asked += 1
+        one.told(None, 0, 60.0, one.spent, now)
+        if now - served_s >= 60.0:
+            served_s = now
+        else:
+            one.refused(one.spent)
+        now = max(now + 0.01, one.free_s)
+    assert asked <= 1.25 * 1200.0 / MAX_HOLD_S
+
+
+class Bucket:
+    """An honest provider of `limit` a minute, full to begin with."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.level, self.at = limit, float(limit), 0.0
+
+    def take(self, now: float) -> bool:
+        self.level = min(self.level + (now - self.at) * self.limit / 60.0, float(self.limit))
+        self.at = now
+        if self.level < 1.0 - 1e-6:
+            return False
+        self.level -= 1.0
+        return True
+
+
+def refusals(limit: int, seconds: float) -> tuple[int, int]:
+    """Served and refused by an honest bucket that is always asked for more than it has."""
+    bucket, one = Bucket(limit), told()
+    now, served, refused = 0.0, 0, 0
+    while now < seconds:
+        one.charge(1.0, now)
+        ok = bucket.take(now)
+        one.told(limit, int(bucket.level + 1e-6), None, one.spent, now)
+        if ok:
+            served += 1
+        else:
+            refused += 1
+            one.refused(one.spent)
+        now = max(now + 0.001, one.free_s)
+    return served, refused
+
+
+def test_told_at_an_honest_limit_is_seldom_refused() -> None:
+    """Always at the limit it always says "nothing left": each trial doubles the patience."""
+    served, refused = refusals(60, 3600.0)
+    assert served >= 3600
+    assert refused <= 20
+
+
+def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
+    """A 429 gives a disbelieved header its say; the 429s of requests that were under way
+    together are one."""
+    one, now = told(), 0.0
+    for _ in range(20):
+        one.charge(1.0, now)
+        one.told(None, 0, 60.0, one.spent, now)
+        now += 60.0
+    assert one.free_s == NEVER
+    holds = []
+    for _ in range(2):
+        sent = []
+        for _ in range(10):
+            one.charge(1.0, now)
+            sent.append(one.spent)
+        for spent in sent:
+            one.refused(spent)
+        one.charge(1.0, now)
+        one.told(None, 0, 60.0, one.spent, now)
+        holds.append(one.free_s - now)
+        now += 60.0
+    assert 0.0 < holds[0] <= 1.0
+    assert holds[0] < holds[1] < MAX_HOLD_S
+
+
+@pytest.mark.parametrize("before", [None, 60])
+def test_told_is_believed_again_when_something_is_left(before: int | None) -> None:
+    """A provider that begins to count is heeded without a 429, be its word disbelieved or its
+    limit under trial."""
+    one = told()
+    for second in range(60):
+        one.charge(1.0, float(second))
+        one.told(before, 0, None, one.spent, float(second))
+    for _ in range(100):
+        one.charge(1.0, 60.0)
+    assert one.free_s <= 60.0
+    one.told(60, 5, None, one.spent, 60.0)
+    for _ in range(5):
+        assert one.free_s <= 60.0
+        one.charge(1.0, 60.0)
+    one.charge(1.0, 60.0)
+    assert one.free_s > 60.0
+
+
+def test_told_does_not_prolong_a_hold_by_answers_to_what_was_under_way() -> None:
+    """Sent before the word, they know no more than it did."""
+    one = told()
+    for _ in range(10):
+        one.charge(1.0, 0.0)
+    one.told(None, 0, 60.0, 1.0, 1.0)
+    until_s = one.free_s
+    for number in range(2, 11):
+        one.told(None, 0, 60.0, float(number), 1.0 + number)
+    assert one.free_s == until_s
+    one.charge(1.0, 20.0)
+    one.told(None, 0, 60.0, one.spent, 20.0)
+    assert one.free_s > 20.0, "the twin: one that was sent after it says something"
+
+
+def test_allowance_learns_both_limits_and_keeps_them_for_a_restart() -> None:
+    """Restored they hold at once."""
+    one = Allowance()
+    one.charge(100.0, 0.0)
+    one.told(RateLimits(600, 599, 0.1, 60_000, 59_900, 0.1), 1.0, 100.0, 0.5)
+    assert (one.requests.learned, one.tokens.learned) == (600, 60_000)
+    again = Allowance()
+    again.restore(600, 60_000)
+    again.charge(120_000.0, 0.0)
+    assert again.free_s == 120.0 - LEARNED_BURST_S
+    again.correct(-30_000.0, 0.0)
+    assert again.free_s == 90.0 - LEARNED_BURST_S
+
+
+def test_allowance_waits_for_the_slower_of_the_two() -> None:
+    """Requests and tokens both hold."""
+    one = Allowance()
+    one.restore(60, 60_000)
+    for _ in range(100):
+        one.charge(10.0, 0.0)
+    assert one.free_s == 100.0 - LEARNED_BURST_S
+    one.charge(200_000.0, 0.0)
+    assert one.free_s == pytest.approx(201.0 - LEARNED_BURST_S)
+
+
+def test_allowances_are_one_for_a_model_of_several_names() -> None:
+    """By the provider's name; a model that is not served has none."""
+    every = Allowances({"fast": "gpt", "cheap": "gpt", "big": "gpt-big"})
+    assert every.of == {}
+    assert every.open("fast") is every.open("cheap") is every.of["fast"]
+    assert every.open("big") is not every.open("fast")
+    assert every.open("else") is None
+
+
+def test_allowances_keep_a_model_over_a_reload_and_drop_one_that_left() -> None:
+    """Also where the client's name for it changed."""
+    every = Allowances({"a": "x", "b": "y"})
+    kept = every.open("a")
+    every.open("b")
+    every.configure({"c": "x", "d": "z"})
+    assert every.of == {"c": kept}
+    assert every.open("b") is None
+
+
+def test_allowances_tell_the_least_of_their_limits_and_restore_each() -> None:
+    """Those that none was told of count for nothing; models that left are passed over."""
+    every = Allowances({"a": "x", "b": "y", "c": "z"})
+    for model, rpm in (("a", 500), ("b", 100), ("c", 0)):
+        one = every.open(model)
+        assert one is not None
+        one.restore(rpm, 0)
+    assert every.limits == (100, 0)
+    assert every.limits_of("x") == (500, 0)
+    assert every.limits_of("unknown") == (0, 0)
+    stored = every.learned()
+    assert stored == (LearnedAllowance("x", 500, 0), LearnedAllowance("y", 100, 0))
+    again = Allowances({"b": "y", "q": "q"})
+    again.restore(stored)
+    assert again.limits == (100, 0)
+    assert list(again.of) == ["b"]
