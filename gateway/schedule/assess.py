@@ -68,9 +68,11 @@ def _order(pool: Pool, trust: float) -> None:
     if not pool.queued:
         return
     pace, order = pool.pace, pool.order
-    typical, token_s = order.typical_tokens, order.token_s
+    typical, token_s, short = order.typical_tokens, order.token_s, order.typical_ln_short
     if pace.starts >= SURE_STARTS and pace.token_s is not None:
-        typical, token_s = pace.mean_reserve, pace.token_s
+        typical, token_s, short = pace.mean_reserve, pace.token_s, pace.mean_ln_short
     streams = pace.streams(pool.budget.total_jobs)
     if not order.near(pool.pressing_tokens, typical, token_s, streams, trust):
-        pool.reorder(Order(order.kind, pool.pressing_tokens, typical, token_s, streams, trust))
+        pool.reorder(
+            Order(order.kind, pool.pressing_tokens, typical, token_s, streams, trust, short)
+        )

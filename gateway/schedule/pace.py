@@ -29,6 +29,7 @@ class Pace:
         "attempts",
         "completions",
         "drops",
+        "mean_ln_short",
         "mean_reserve",
         "starts",
     )
@@ -44,6 +45,7 @@ class Pace:
         self.attempts = 0.0  # faded
         self.drops = 0.0
         self.mean_reserve = 0.0
+        self.mean_ln_short = 0.0  # of ordering.ln_short
         self.starts = 0
 
     def finished(self, tokens: float, service_s: float, wait_s: float, streams: int) -> None:
@@ -74,10 +76,12 @@ class Pace:
         self.attempts = self.attempts * KEEP + 1.0
         self.drops = self.drops * KEEP + dropped
 
-    def started(self, reserve: int) -> None:
+    def started(self, reserve: int, ln_short: float) -> None:
+        """A job left the queue that is expected to use so much, and so surely to be short."""
         self.starts += 1
         weight = 1.0 / min(self.starts, MEMORY)
         self.mean_reserve += weight * (reserve - self.mean_reserve)
+        self.mean_ln_short += weight * (ln_short - self.mean_ln_short)
 
     @property
     def sure(self) -> bool:

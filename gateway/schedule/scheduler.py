@@ -48,6 +48,7 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.ordering import ln_short
 from gateway.schedule.overload import Chance
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Line
@@ -273,7 +274,7 @@ class Scheduler:
             pool.charge(entry, turn or TURN_OF[entry.cls], now)
             if entry.lane is not None:  # else it starts without having waited
                 pool.remove_waiting(entry)
-            pool.pace.started(entry.reserve)
+            pool.pace.started(entry.reserve, ln_short(entry.workload))
             pool.budget.take(entry.cls, entry.bucket, entry.reserve)
             entry.tenant.running += 1
         else:

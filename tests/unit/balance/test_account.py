@@ -246,7 +246,7 @@ def test_account_widens_its_windows_where_forecasts_are_not_trusted() -> None:
         account.limit.configure(1, ceiling, 0.75)
         account.limit.value = float(ceiling)
         account.trust(trust)
-        while account.blocked(0.0, window, express) is None:
+        while account.blocked(0.0, window, express=express) is None:
             window.take(0.0)
             it.take()
         assert window.inflight == given

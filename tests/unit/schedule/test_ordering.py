@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import log
 
 import pytest
 from hypothesis import given
@@ -107,16 +108,31 @@ def test_boost_puts_the_smaller_first_of_two_that_came_together(
 
 def test_boost_grows_with_the_backlog() -> None:
     """γ follows it: with little waiting it is close to fcfs, with much close to shortest first."""
-    boosts = [spread(Order("boost", tokens), 50) for tokens in (250, 1000, 4000, 16_000)]
+    boosts = [spread(Order("boost", tokens), 100) for tokens in (250, 1000, 4000, 16_000)]
     assert all(a < b for a, b in pairwise(boosts))
     clear_s = 16_000 * 0.02
     slope = boosts[-1] / (BACKLOG_RATIO * clear_s)
-    assert slope == pytest.approx(1.61, rel=0.05), "1/γ × ln(250/50)"
+    assert slope == pytest.approx(0.92, rel=0.05), "1/γ × ln(250/100)"
+
+
+def test_boost_weighs_by_the_chance_of_a_short_answer() -> None:
+    """Of two of one size the likelier short goes first, by 1/γ × half the log of the ratio; what
+    is hardly likely is not told from what is impossible; the typical job is not moved."""
+    order = Order("boost", 16_000, typical_ln_short=log(0.1))
+    keys = [
+        key(order, job("j", 200), replace(workload(200), p_short=p)) for p in (0.4, 0.1, 0.01, 0.0)
+    ]
+    scale_s = BACKLOG_RATIO * 16_000 * 0.02
+    assert keys[1] - keys[0] == pytest.approx(scale_s * 0.5 * log(4))
+    assert keys[2] - keys[1] == pytest.approx(scale_s * 0.5 * log(10))
+    assert keys[3] == keys[2]
+    typical = replace(workload(order.typical_tokens), p_short=0.1)
+    assert key(order, job("j", order.typical_tokens, at=7.0), typical) == pytest.approx(7.0)
 
 
 def test_boost_is_gamma_boosts() -> None:
     """b = (1/γ)·ln(M/(M − 1)), M = E[e^(γS)], against the formula as it stands in the paper."""
-    from math import exp, log
+    from math import exp
 
     order = Order("boost", 2000.0, typical_tokens=250.0, token_s=0.02, streams=4.0)
     pool_s = 0.02 / 4.0

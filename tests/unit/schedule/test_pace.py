@@ -66,8 +66,10 @@ def test_pace_mean_reserve_is_plain_at_first() -> None:
     """Then it follows the last ones."""
     it = Pace()
     for reserve in (10, 20, 30):
-        it.started(reserve)
+        it.started(reserve, -reserve / 10)
     assert it.mean_reserve == pytest.approx(20.0)
+    assert it.mean_ln_short == pytest.approx(-2.0)
     for _ in range(6 * MEMORY):
-        it.started(100)
+        it.started(100, -0.5)
     assert it.mean_reserve == pytest.approx(100.0, rel=0.01)
+    assert it.mean_ln_short == pytest.approx(-0.5, rel=0.01)
