@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRICE = 0.045  # of log throughput, for every e-fold of the window
+PRICE = 0.1  # of log throughput, for every e-fold of the window
 SHARP = (1.0, 2.0, 4.0, 32.0)
 STEEP = (1.0, 1.5, 2.0)
 BENT = 0.35  # log throughput that twice as much in flight brings where no bend was seen

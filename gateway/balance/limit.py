@@ -22,6 +22,7 @@ Rounds and successes, never seconds: a provider ten times as slow looks the same
 
 from __future__ import annotations
 
+QUICKLY = 2.0
 PROBE_RATIO = 1.1
 """How far above the remembered ceiling the limit goes before that is the ceiling."""
 GENTLY = 0.25
@@ -86,7 +87,7 @@ class Limit:
 
     def _grow(self) -> None:
         value = self.value
-        step = 1.0 if self._slow_start else 1.0 / value
+        step = QUICKLY if self._slow_start else 1.0 / value
         if value >= self.ceiling:
             top = self.ceiling * PROBE_RATIO
             if value >= top:

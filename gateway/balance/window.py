@@ -33,12 +33,15 @@ from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
 from gateway.types import WindowSnapshot
 
 BATCH = (8, 64)  # completions between two looks: half a window, within these
+FIRST_BATCH = 8  # the same in slow start
+LEAP = 2.5  # the most by which a look widens the window in slow start
+ARRIVED = 1.05  # slow start ends where no more than this × the window is worth having
 CLIMB = 1.25  # a round, after the first sign of congestion
 DROP = 0.6  # at most so much of the window is left by one look
 GUARDED = 0.9  # what the guard leaves
-WORTH = 0.008  # of log throughput, for which the window moves
+WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
-ANCHORED = 6  # smaller windows are at ease anyhow
+ANCHORED = 1e9  # smaller windows are at ease anyhow
 WIDER = 1.4
 NARROWER = 0.25
 FREE = 0.03  # of log throughput, while a probe lasts
@@ -46,6 +49,7 @@ FREE_EVERY = 4.0  # rounds between probes that cost at most that
 COST = 0.12
 COST_EVERY = 14.0  # rounds between probes that cost at most that
 LEAST_STEP = 1.12
+BEYOND = 1.0
 
 
 class Mark(Struct, frozen=True, gc=False):
@@ -170,7 +174,8 @@ class Window:
         used = self.inflight >= self.value
         self._full += used
         self._fresh += lease >= self._changed
-        if len(self._batch) >= min(max(BATCH[0], self.value / 2.0), BATCH[1]):
+        whole = min(max(BATCH[0], self.value / 2.0), BATCH[1])
+        if len(self._batch) >= (FIRST_BATCH if self._slow_start else whole):
             self._look(used, next_lease, now)
 
     def _pass(self, now: float) -> None:
@@ -196,15 +201,16 @@ class Window:
             self._slow_start = False
             self._move(self.base * GUARDED, next_lease)
         else:
-            self._steer(full, next_lease)
+            self._steer(full, _middle(batch), next_lease)
 
-    def _steer(self, full: bool, next_lease: int) -> None:
+    def _steer(self, full: bool, inflight: float, next_lease: int) -> None:
         known = self._evidence.known
         assert known is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
-        reach = max(2.0 * self._evidence.explored(), self.base)
+        leap = LEAP if self._slow_start else 2.0
+        reach = max(leap * self._evidence.explored(), self.base)
         best = known.best(self._low, min(self._high, reach))
-        if best < 1.6 * self.base:
+        if best < ARRIVED * self.base:
             self._slow_start = False
         if self._probing:
             if full and not settled:
@@ -214,13 +220,16 @@ class Window:
             return
         worth = known.worth(np.array([best, self.base]))
         # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
-        unused = (best > self.base and not (full and settled)) or (best < self.base and not full)
+        may_grow = full and (settled or self._slow_start)
+        unused = (best > self.base and not may_grow) or (
+            best < self.base and not full and inflight <= BEYOND * best
+        )
         if worth[0] - worth[1] <= WORTH or unused:
             best = self.base
         if best < self.base:
             self._move(max(best, self.base * DROP), next_lease)
         elif best > self.base:
-            self._move(min(best, self.base * (2.0 if self._slow_start else CLIMB)), next_lease)
+            self._move(min(best, self.base * (leap if self._slow_start else CLIMB)), next_lease)
         elif self.value != self.base:
             self._move(self.base, next_lease)
         if full and settled and not self._slow_start:
@@ -303,6 +312,10 @@ class Window:
         assert self._low <= self.base <= self._high, (self.model, self.base)
         assert self._low <= self.value <= self._high, (self.model, self.value)
         assert self.inflight >= 0, self.model
+
+
+def _middle(batch: list[Sample]) -> float:
+    return sorted(sample.inflight for sample in batch)[len(batch) // 2]
 
 
 def _affordable(known: Posterior, base: float, width: float, cost: float) -> float:
