@@ -177,6 +177,7 @@ def _simulate_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--requests", type=int, default=0, help="default: the scenario's")
     sub.add_argument("--seeds", type=int, default=20)
+    sub.add_argument("--first-seed", type=int, default=0)
     sub.add_argument(
         "--mix", default="published", help="as-is, balanced, heavy, published: shares of sizes"
     )

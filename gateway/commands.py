@@ -306,6 +306,7 @@ def simulate(args: argparse.Namespace) -> int:
             rhos=_listed(args.rho),
             requests=args.requests,
             seeds=args.seeds,
+            first_seed=args.first_seed,
             mix=args.mix,
             arrivals=args.arrivals,
             speed=args.speed,

@@ -64,6 +64,7 @@ class Options(Struct, kw_only=True):
     rhos: Sequence[str] = ()
     requests: int = 0
     seeds: int = 20
+    first_seed: int = 0
     mix: str = "published"
     arrivals: str = "poisson"  # or burst, or a file
     speed: float = 0.0
@@ -97,6 +98,7 @@ def simulate(options: Options) -> int:
             "arrivals": options.arrivals,
             "speed": options.speed,
             "seeds": options.seeds,
+            "first_seed": options.first_seed,
             "warm_up": options.warm_up,
             "provider": plan.fixed,
             "settings": plan.overrides,
@@ -123,8 +125,10 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
     _known("shape", options.shapes, SHAPES)
     _known("policy", options.policies, POLICIES)
     _known("mix", [options.mix], tuple(MIXES))
-    if options.seeds < 1 or options.jobs < 1 or options.requests < 0 or options.warm_up < 0:
-        raise SettingsError("simulate: seeds, jobs, requests and warm-up cannot be less")
+    if options.seeds < 1 or options.jobs < 1:
+        raise SettingsError("simulate: seeds and jobs cannot be less than 1")
+    if min(options.requests, options.warm_up, options.first_seed) < 0:
+        raise SettingsError("simulate: requests, warm-up and first seed cannot be less than 0")
     for tau in options.taus:
         if not 0.02 <= tau <= 0.98:
             raise SettingsError(f"simulate: τ {tau:g} is out of range: 0.02 to 0.98")
@@ -138,6 +142,7 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
     plan = Plan(
         rows=_rows(options),
         warm_up=options.warm_up,
+        first_seed=options.first_seed,
         mix=options.mix,
         gaps=gaps,
         speed=options.speed,
@@ -174,7 +179,7 @@ def _cells(options: Options, forecasts: Sequence[str]) -> list[Cell]:
             for shape in options.shapes
             for rho in rhos
             for forecast in forecasts
-            for seed in range(options.seeds)
+            for seed in range(options.first_seed, options.first_seed + options.seeds)
         ]
     if not found:
         raise SettingsError("simulate: nothing to play")

@@ -122,7 +122,8 @@ def _played(cell: Cell, found: Run, plan: Plan) -> Played:
     if cell.scenario in STEADY:
         results = results[int(DROPPED * len(results)) :]
     numbers, refused = figures(results), _refused(results)
-    if cell.seed >= plan.sampled_seeds:
+    place = cell.seed - plan.first_seed
+    if place >= plan.sampled_seeds:
         return Played(numbers, refused)
     done = [r for r in results if r.completed]
     return Played(
@@ -131,7 +132,7 @@ def _played(cell: Cell, found: Run, plan: Plan) -> Played:
         [round(r.latency_s, 4) for r in done],
         [round(r.wait_s, 4) for r in done],
         [r.request.row.output_tokens for r in done],
-        [(round(t, 3), room, n) for t, room, n in found.trace] if cell.seed == 0 else [],
+        [(round(t, 3), room, n) for t, room, n in found.trace] if place == 0 else [],
     )
 
 
