@@ -4,7 +4,7 @@ A black-box provider serves N requests at once, each 1/g(N) as fast as one alone
 should be follows from g alone, for the throughput of N is N/g(N):
 
     g(N)                throughput                       the window
-    1 + aN              rises for ever                   wide: 9/a to 20/a
+    1 + aN              rises for ever                   wide: 5/a to 9/a
     max(1, N/N0)        rises to N0, then flat           N0
     (N/N0)^p, 1+(N/n)²  rises to a peak, then falls      the peak
 
@@ -15,10 +15,12 @@ All of these, and the universal scalability law nearly, are one family,
 Which member a provider is, a few noisy latencies do not say; they say how likely each is. So no
 single fit is believed: every curve of a fixed grid gets its posterior probability from the
 binned latencies (its scale integrated out), and the window is the N of the best *expected* log
-throughput under all of them, less a small price for its size: it stops where the last tenth more
-in flight brings less than half a per cent. Where the data know nothing, the curves that bend
-further out outweigh the others, so ignorance explores and evidence settles; and no threshold has
-to tell a straight line from a flat top.
+throughput under all of them, less a price for its size: it stops where the last tenth more in
+flight brings less than one per cent, for that tenth is what the short requests wait inside the
+provider. The price also says how much too wide is as bad as too narrow: where the bend is not
+known exactly, a window ends up where nine tenths of the curves have bent. Where the data know
+nothing, the curves that bend further out outweigh the others, so ignorance explores and evidence
+settles; and no threshold has to tell a straight line from a flat top.
 
 Smooth bends (s = 2, 4) are given little weight before the data
 speak, lest a few unsteady samples around a sharp knee pass for one.
@@ -35,7 +37,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRICE = 0.045  # of log throughput, for every e-fold of the window
+PRICE = 0.1  # of log throughput, for every e-fold of the window
 SHARP = (1.0, 2.0, 4.0, 32.0)
 STEEP = (1.0, 1.5, 2.0)
 BENT = 0.35  # log throughput that twice as much in flight brings where no bend was seen

@@ -4,8 +4,8 @@ Nobody knows an account's true concurrency limit, and it moves. So the limit is 
 probes a path: up while things go well, down by a factor when the provider says "too much". It
 is a ceiling only: what is worth sending below it, the windows find (window.py).
 
-1. Slow start: +1 per success until the first drop. From then on +1/limit per success,
-   about +1 per round of requests.
+1. Slow start: +`QUICKLY` per success until the first drop, as fast as a window's. From then on
+   +1/limit per success, about +1 per round of requests.
 2. The limit grows only while it is in use (2 × in flight ≥ limit): an idle account's
    successes say nothing about what it could carry (Netflix concurrency-limits, `AIMDLimit`).
 3. A drop cuts once per *episode*. Requests that were already under way when the limit was cut
@@ -22,6 +22,8 @@ Rounds and successes, never seconds: a provider ten times as slow looks the same
 
 from __future__ import annotations
 
+QUICKLY = 2.0
+"""Growth per success in slow start: three times the limit in a round."""
 PROBE_RATIO = 1.1
 """How far above the remembered ceiling the limit goes before that is the ceiling."""
 GENTLY = 0.25
@@ -86,7 +88,7 @@ class Limit:
 
     def _grow(self) -> None:
         value = self.value
-        step = 1.0 if self._slow_start else 1.0 / value
+        step = QUICKLY if self._slow_start else 1.0 / value
         if value >= self.ceiling:
             top = self.ceiling * PROBE_RATIO
             if value >= top:

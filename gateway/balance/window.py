@@ -5,15 +5,20 @@ can be overtaken, or even serves less. The window is where its throughput stops 
 says for each shape of congestion where that is; evidence.py, how it is known). It moves so:
 
 1. After every half round of completions the evidence names the best N. The window goes down
-   there at once; up by doubling until the first sign of congestion (slow start), then by
-   `CLIMB`, and only while it is used and requests that *began* under it have ended.
-2. First of all, a window nobody knows anything about goes down to a third for a round: without
-   having seen the provider at ease, "slow" has no meaning. Again when that is forgotten.
-3. Resting at the best N would teach nothing, so single rounds are *probes*: wider, by what the
+   there at once, where it is used or more was in flight than is best; up by `CLIMB`, and only
+   while it is used and requests that *began* under it have ended.
+2. A window nobody knows anything about starts slowly: after every few completions it widens by
+   up to `LEAP`, until the evidence names a best N that it has reached. It does not wait for
+   requests that began under it: the first answers are the short ones, and a burst that is held
+   back until the long ones are there has lost more than a window that is too wide for a round.
+3. Without having seen the provider at ease, "slow" has no meaning. Mostly its load falls now
+   and then and shows that for nothing; a window full for `ANCHOR_AFTER` rounds that has not seen
+   it goes down to a third for a round.
+4. Resting at the best N would teach nothing, so single rounds are *probes*: wider, by what the
    curve expects to cost little; and narrower, where it expects that to be free, for far above a
    knee the curve looks like a straight line. What went better than expected is tried again at
    once: so capacity that came back is found, and slow start begins anew.
-4. Where more in flight went along with less work done, the window shrinks (guard.py).
+5. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
 window, about one service time), never seconds: a provider ten times as slow looks the same.
@@ -33,12 +38,17 @@ from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
 from gateway.types import WindowSnapshot
 
 BATCH = (8, 64)  # completions between two looks: half a window, within these
-CLIMB = 1.25  # a round, after the first sign of congestion
+FIRST_BATCH = 10  # the same in slow start
+LEAP = 2.5  # at most so much wider makes a look in slow start
+ARRIVED = 1.05  # × the window: slow start ends where the best N is not above
+FAR = 2.0  # × what was seen: the best N is not looked for further out, but in slow start
+CLIMB = 1.25  # a look, after slow start
 DROP = 0.6  # at most so much of the window is left by one look
 GUARDED = 0.9  # what the guard leaves
-WORTH = 0.008  # of log throughput, for which the window moves
+WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
+ANCHOR_AFTER = 60.0  # rounds without having seen it so
 WIDER = 1.4
 NARROWER = 0.25
 FREE = 0.03  # of log throughput, while a probe lasts
@@ -79,6 +89,7 @@ class Window:
         "_probing",
         "_slow_start",
         "_squares",
+        "_strained",
         "_unprobed",
         "_upward",
         "alone_s",
@@ -104,6 +115,7 @@ class Window:
         self._fresh = 0  # completions of requests that began under the present window
         self._changed = 0  # the first lease under it
         self._unprobed = 0.0  # rounds since the last probe
+        self._strained = 0.0  # rounds since it was last seen at ease
         self._probing = False
         self._upward = False  # the last probe's direction
         self._slow_start = True
@@ -170,7 +182,8 @@ class Window:
         used = self.inflight >= self.value
         self._full += used
         self._fresh += lease >= self._changed
-        if len(self._batch) >= min(max(BATCH[0], self.value / 2.0), BATCH[1]):
+        whole = min(max(BATCH[0], self.value / 2.0), BATCH[1])
+        if len(self._batch) >= (FIRST_BATCH if self._slow_start else whole):
             self._look(used, next_lease, now)
 
     def _pass(self, now: float) -> None:
@@ -183,7 +196,9 @@ class Window:
 
     def _look(self, used: bool, next_lease: int, now: float) -> None:
         batch, evidence = self._batch, self._evidence
-        self._unprobed += len(batch) / max(self.base, 1.0)
+        rounds = len(batch) / max(self.base, 1.0)
+        self._unprobed += rounds
+        self._strained += rounds
         self._slow_start |= evidence.look(batch, self.base)
         self.alone_s = evidence.alone_s
         past = False
@@ -196,41 +211,47 @@ class Window:
             self._slow_start = False
             self._move(self.base * GUARDED, next_lease)
         else:
-            self._steer(full, next_lease)
+            self._steer(full, _middle(batch), next_lease)
 
-    def _steer(self, full: bool, next_lease: int) -> None:
+    def _steer(self, full: bool, inflight: float, next_lease: int) -> None:
         known = self._evidence.known
         assert known is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
-        reach = max(2.0 * self._evidence.explored(), self.base)
+        far, step = (LEAP, LEAP) if self._slow_start else (FAR, CLIMB)
+        reach = max(far * self._evidence.explored(), self.base)
         best = known.best(self._low, min(self._high, reach))
-        if best < 1.6 * self.base:
+        if best < ARRIVED * self.base:
             self._slow_start = False
         if self._probing:
             if full and not settled:
                 return
             self._probing = False
-        if full and settled and self._anchor(next_lease):
+        if full and settled and not self._slow_start and self._anchor(next_lease):
             return
         worth = known.worth(np.array([best, self.base]))
         # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
-        unused = (best > self.base and not (full and settled)) or (best < self.base and not full)
-        if worth[0] - worth[1] <= WORTH or unused:
+        # But one that was not full may have had more in flight than is best.
+        may_grow = full and (settled or self._slow_start)
+        may_shrink = full or inflight > best
+        if worth[0] - worth[1] <= WORTH or not (may_grow if best > self.base else may_shrink):
             best = self.base
         if best < self.base:
             self._move(max(best, self.base * DROP), next_lease)
         elif best > self.base:
-            self._move(min(best, self.base * (2.0 if self._slow_start else CLIMB)), next_lease)
+            self._move(min(best, self.base * step), next_lease)
         elif self.value != self.base:
             self._move(self.base, next_lease)
         if full and settled and not self._slow_start:
             self._probe(known, next_lease)
 
     def _anchor(self, next_lease: int) -> bool:
-        """A round at ease, where the provider has not been seen so, or long ago."""
+        """A round at ease, where the provider was not seen so for long."""
         to = math.ceil(self.base * ANCHOR)
-        if self.base < ANCHORED or to < self._low or self._evidence.known_below(1.5 * to):
+        if self._evidence.known_below(1.5 * to):
+            self._strained = 0.0
+        if self.base < ANCHORED or to < self._low or self._strained < ANCHOR_AFTER:
             return False
+        self._strained = 0.0
         return self._try(to, next_lease)
 
     def _probe(self, known: Posterior, next_lease: int) -> None:
@@ -303,6 +324,11 @@ class Window:
         assert self._low <= self.base <= self._high, (self.model, self.base)
         assert self._low <= self.value <= self._high, (self.model, self.value)
         assert self.inflight >= 0, self.model
+
+
+def _middle(batch: list[Sample]) -> float:
+    """The median number in flight."""
+    return sorted(sample.inflight for sample in batch)[len(batch) // 2]
 
 
 def _affordable(known: Posterior, base: float, width: float, cost: float) -> float:

@@ -99,6 +99,7 @@ def simulate(options: Options) -> int:
             "arrivals": options.arrivals,
             "speed": options.speed,
             "seeds": options.seeds,
+            "first_seed": options.first_seed,
             "warm_up": options.warm_up,
             "provider": plan.fixed,
             "settings": plan.overrides,
@@ -125,9 +126,10 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
     _known("shape", options.shapes, SHAPES)
     _known("policy", options.policies, POLICIES)
     _known("mix", [options.mix], tuple(MIXES))
-    least = (options.requests, options.warm_up, options.learned, options.first_seed)
-    if options.seeds < 1 or options.jobs < 1 or min(least) < 0:
-        raise SettingsError("simulate: seeds, jobs and numbers of requests cannot be less")
+    if options.seeds < 1 or options.jobs < 1:
+        raise SettingsError("simulate: seeds and jobs cannot be less than 1")
+    if min(options.requests, options.warm_up, options.learned, options.first_seed) < 0:
+        raise SettingsError("simulate: requests, warm-up and first seed cannot be less than 0")
     for tau in options.taus:
         if not 0.02 <= tau <= 0.98:
             raise SettingsError(f"simulate: τ {tau:g} is out of range: 0.02 to 0.98")
@@ -141,13 +143,13 @@ def prepare(options: Options) -> tuple[Plan, list[Cell]]:
     plan = Plan(
         rows=_rows(options),
         warm_up=options.warm_up,
+        first_seed=options.first_seed,
         mix=options.mix,
         gaps=gaps,
         speed=options.speed,
         policies=options.policies,
         fixed=_numbers(options.provider),
         overrides=overrides,
-        first_seed=options.first_seed,
     )
     cells = _cells(options, tuple(plan.rows))
     world_of(plan, cells[0])  # says what is wrong with a provider's parameter or a mix

@@ -70,7 +70,7 @@ class Plan(Struct, frozen=True):
     fixed: Mapping[str, float] = {}  # the provider's parameters that are not drawn
     overrides: Mapping[str, Mapping[str, Any]] = {}  # the gateway's settings
     first_seed: int = 0
-    sampled_seeds: int = 5  # of which single latencies are kept, for pictures
+    sampled_seeds: int = 5  # the first ones, of which single latencies are kept, for pictures
 
 
 class World(Struct, frozen=True):

@@ -38,9 +38,9 @@ def test_posterior_puts_the_window_at_the_knee(shape: str, low: int, high: int) 
 
 
 def test_posterior_of_a_straight_line_is_wide() -> None:
-    """Far beyond what was seen."""
+    """Far beyond what was seen, to where a tenth more in flight brings one per cent."""
     at, known = best(SHAPES["linear"](12), SEEN)
-    assert at > 7 * 12
+    assert 5 * 12 < at < 12 * 12
     assert known.linear > 0.5
 
 

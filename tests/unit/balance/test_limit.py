@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-from gateway.balance.limit import PROBE_RATIO, Limit
+from gateway.balance.limit import PROBE_RATIO, QUICKLY, Limit
 
 
 def limit(initial: int = 16, low: int = 1, high: int = 64) -> Limit:
     return Limit(initial, low, high, 0.75)
 
 
-def test_limit_doubles_in_a_round_before_the_first_drop() -> None:
-    """Slow start: +1 per success while the limit is in use."""
+def test_limit_triples_in_a_round_before_the_first_drop() -> None:
+    """Slow start: +`QUICKLY` per success while the limit is in use."""
     it = limit(4)
-    for _ in range(4):
-        it.on_success(4)
-    assert it.value == 8
+    for inflight in (4, 6, 8, 10):
+        it.on_success(inflight)
+    assert it.value == 4 + 4 * QUICKLY
+    assert QUICKLY == 2.0
 
 
 def test_limit_grows_by_one_in_a_round_after_a_drop() -> None:
@@ -31,7 +32,7 @@ def test_limit_does_not_grow_while_it_is_not_in_use() -> None:
     it.on_success(7)
     assert it.value == 16
     it.on_success(8)
-    assert it.value == 17
+    assert it.value == 16 + QUICKLY
 
 
 def test_limit_is_cut_once_per_episode() -> None:
@@ -63,7 +64,7 @@ def test_limit_pauses_growth_for_a_round_after_a_fault_and_cuts_nothing() -> Non
         it.on_success(4)
     assert it.value == 4
     it.on_success(4)
-    assert it.value == 5
+    assert it.value == 4 + QUICKLY
 
 
 def test_limit_remembers_the_ceiling_and_probes_it_gently() -> None:
@@ -95,7 +96,7 @@ def test_limit_restored_with_a_ceiling_does_not_start_slowly() -> None:
     it = limit(4)
     it.restore(28, float("inf"))
     it.on_success(28)
-    assert it.value == 29
+    assert it.value == 28 + QUICKLY
 
 
 def test_limit_moves_into_new_bounds_and_keeps_what_it_learned() -> None:

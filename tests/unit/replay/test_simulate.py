@@ -65,6 +65,18 @@ def test_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
     assert groups == json.loads((folder / "report.json").read_text())["groups"][:2]
 
 
+def test_first_seed_plays_the_same_world_alone(report: dict[str, Any], tmp_path: Path) -> None:
+    """From seed 1 on: the second of two, with its picture of the window."""
+    out = tmp_path / "out"
+    argv = ["simulate", "--out", str(out), "--shapes", "knee", "--first-seed", "1"]
+    assert main([*argv, "--seeds", "1", *SMALL[2:]]) == 0
+    one = json.loads((out / "report.json").read_text())
+    assert one["about"]["first_seed"] == 1
+    for name, found in one["groups"][0]["by_seed"].items():
+        assert found["mean_s"] == report["groups"][0]["by_seed"][name]["mean_s"][1:]
+    assert (out / "window-burst-knee-2-tau-0.55.svg").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -73,6 +85,7 @@ def test_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
         ({"policies": ["hope"]}, "no policy 'hope'"),
         ({"mix": "odd"}, "no mix 'odd'"),
         ({"seeds": 0}, "seeds"),
+        ({"first_seed": -1}, "first seed"),
         ({"taus": [1.0]}, "out of range"),
         ({"rhos": ["huge"]}, "load 'huge'"),
         ({"rhos": ["0"]}, "load '0'"),
