@@ -116,15 +116,15 @@ def test_boost_grows_with_the_backlog() -> None:
 
 
 def test_boost_weighs_by_the_chance_of_a_short_answer() -> None:
-    """Of two of one size the likelier short goes first, by 1/γ × half the log of the ratio; what
+    """Of two of one size the likelier short goes first, by 1/γ × the log of the ratio; what
     is hardly likely is not told from what is impossible; the typical job is not moved."""
     order = Order("boost", 16_000, typical_ln_short=log(0.1))
     keys = [
         key(order, job("j", 200), replace(workload(200), p_short=p)) for p in (0.4, 0.1, 0.01, 0.0)
     ]
     scale_s = BACKLOG_RATIO * 16_000 * 0.02
-    assert keys[1] - keys[0] == pytest.approx(scale_s * 0.5 * log(4))
-    assert keys[2] - keys[1] == pytest.approx(scale_s * 0.5 * log(10))
+    assert keys[1] - keys[0] == pytest.approx(scale_s * log(4))
+    assert keys[2] - keys[1] == pytest.approx(scale_s * log(10))
     assert keys[3] == keys[2]
     typical = replace(workload(order.typical_tokens), p_short=0.1)
     assert key(order, job("j", order.typical_tokens, at=7.0), typical) == pytest.approx(7.0)
