@@ -4,7 +4,7 @@ A black-box provider serves N requests at once, each 1/g(N) as fast as one alone
 should be follows from g alone, for the throughput of N is N/g(N):
 
     g(N)                throughput                       the window
-    1 + aN              rises for ever                   wide: 5/a to 9/a
+    1 + aN              rises for ever                   wide: 9/a, more under a backlog
     max(1, N/N0)        rises to N0, then flat           N0
     (N/N0)^p, 1+(N/n)²  rises to a peak, then falls      the peak
 
@@ -103,15 +103,15 @@ class Posterior(Struct, frozen=True):
     peaked: float  # probability that throughput falls behind a peak
     linear: float  # that latency grows along a straight line
 
-    def best(self, low: float, high: float) -> float:
+    def best(self, low: float, high: float, price: float = PRICE) -> float:
         """The N in [low, high] of the greatest worth."""
         ns = _candidates(low, high)
-        return float(ns[int(np.argmax(self.worth(ns)))])
+        return float(ns[int(np.argmax(self.worth(ns, price)))])
 
-    def worth(self, ns: Floats) -> Floats:
-        """Expected log throughput less `PRICE` for every e-fold of the window."""
+    def worth(self, ns: Floats, price: float = PRICE) -> Floats:
+        """Expected log throughput less `price` for every e-fold of the window."""
         ln_n = np.log(ns)
-        value: Floats = np.interp(ln_n, _LN_N, self.log_throughput) - PRICE * ln_n
+        value: Floats = np.interp(ln_n, _LN_N, self.log_throughput) - price * ln_n
         return value
 
     def gain(self, n: float, than: float) -> float:

@@ -18,7 +18,9 @@ says for each shape of congestion where that is; evidence.py, how it is known). 
    curve expects to cost little; and narrower, where it expects that to be free, for far above a
    knee the curve looks like a straight line. What went better than expected is tried again at
    once: so capacity that came back is found, and slow start begins anew.
-5. Where more in flight went along with less work done, the window shrinks (guard.py).
+5. Its size has a price (curve.py), for a burst gains by what it holds back. A backlog that
+   stays gains by throughput alone: the longer a window is full, the lower its price.
+6. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
 window, about one service time), never seconds: a provider ten times as slow looks the same.
@@ -31,7 +33,7 @@ import math
 import numpy as np
 from msgspec import Struct
 
-from gateway.balance.curve import MAX_WINDOW, Posterior
+from gateway.balance.curve import MAX_WINDOW, PRICE, Posterior
 from gateway.balance.evidence import Evidence, Sample
 from gateway.balance.guard import Guard
 from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
@@ -49,6 +51,8 @@ WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
 ANCHOR_AFTER = 60.0  # rounds without having seen it so
+PATIENT = 500.0  # answers under a full window, after which its price is halved
+RELAXED = 0.9  # what a look that was not full leaves of them
 WIDER = 1.4
 NARROWER = 0.25
 FREE = 0.03  # of log throughput, while a probe lasts
@@ -86,6 +90,7 @@ class Window:
         "_high",
         "_low",
         "_moved_s",
+        "_pressed",
         "_probing",
         "_slow_start",
         "_squares",
@@ -114,6 +119,7 @@ class Window:
         self._counted = False  # some answer told its tokens
         self._fresh = 0  # completions of requests that began under the present window
         self._changed = 0  # the first lease under it
+        self._pressed = 0.0  # answers of late under a full window
         self._unprobed = 0.0  # rounds since the last probe
         self._strained = 0.0  # rounds since it was last seen at ease
         self._probing = False
@@ -211,15 +217,17 @@ class Window:
             self._slow_start = False
             self._move(self.base * GUARDED, next_lease)
         else:
-            self._steer(full, _middle(batch), next_lease)
+            self._steer(full, len(batch), _middle(batch), next_lease)
 
-    def _steer(self, full: bool, inflight: float, next_lease: int) -> None:
+    def _steer(self, full: bool, answers: int, inflight: float, next_lease: int) -> None:
         known = self._evidence.known
         assert known is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
         far, step = (LEAP, LEAP) if self._slow_start else (FAR, CLIMB)
         reach = max(far * self._evidence.explored(), self.base)
-        best = known.best(self._low, min(self._high, reach))
+        self._pressed = self._pressed + answers if full else self._pressed * RELAXED
+        price = PRICE / (1.0 + self._pressed / PATIENT)
+        best = known.best(self._low, min(self._high, reach), price)
         if best < ARRIVED * self.base:
             self._slow_start = False
         if self._probing:
@@ -228,7 +236,7 @@ class Window:
             self._probing = False
         if full and settled and not self._slow_start and self._anchor(next_lease):
             return
-        worth = known.worth(np.array([best, self.base]))
+        worth = known.worth(np.array([best, self.base]), price)
         # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
         # But one that was not full may have had more in flight than is best.
         may_grow = full and (settled or self._slow_start)

@@ -188,6 +188,15 @@ def test_window_shrinks_where_more_was_in_flight_than_is_best() -> None:
     assert it.base < 60
 
 
+def test_window_under_a_backlog_that_stays_pays_less_for_its_size() -> None:
+    """On a straight line: wider after thousands of answers than the price of a burst allows,
+    which is nine times the knee."""
+    it, made = Windowed(window()), provider("linear", 5)[0]
+    made.slowdown = SHAPES["linear"](10)
+    run(made, it, 5, 4000)
+    assert middle(it.trace[-1000:]) > 110
+
+
 def test_window_that_the_load_never_crowds_stays_wide() -> None:
     """The twin: the same window over a load that stays below the knee."""
     it, made = window(200), provider("saturating", 7)[0]
