@@ -123,7 +123,7 @@ class Accounts:
             return False
         took = held.account.takes(now)
         held.account.pacer.told(limits, held.requests_spent, held.tokens_spent, now)
-        return not took
+        return not took and held.account.takes(now)
 
     def give_back(
         self,
