@@ -128,7 +128,7 @@ class Accounts:
             return False
         took = held.account.takes(now) and now >= held.allowance.free_s
         held.allowance.told(limits, held.requests_spent, held.tokens_spent, now)
-        return not took
+        return not took and held.account.takes(now) and now >= held.allowance.free_s
 
     def give_back(
         self,

@@ -34,8 +34,10 @@ def reforecast(scheduler: Scheduler, event: Reforecast, now: float) -> None:
         entry.workload = event.workload
         entry.weigh(settings, pool.order)
         entry.bound_wait(settings, admission.service_s(pool, entry))
-        pool.due = True  # its time may be over
         pool.add_waiting(entry)
+        assert entry.line is not None
+        horizon_s = scheduler.allocation.horizon_s(pool, entry.line, now)
+        pool.due |= entry.expire_s <= horizon_s  # its time may be over
         scheduler.touch(pool.name)
 
 

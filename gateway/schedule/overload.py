@@ -77,8 +77,11 @@ def pressure(saturation: float, settings: Schedule) -> float:
 
 
 def backlog_severity(clear_s: float, settings: Schedule) -> float:
-    deadlines = [s for s in (settings.interactive_deadline_s, settings.heavy_deadline_s) if s > 0.0]
-    return clear_s / min([settings.clear_s, *deadlines])
+    within_s = settings.clear_s
+    for deadline_s in (settings.interactive_deadline_s, settings.heavy_deadline_s):
+        if 0.0 < deadline_s < within_s:
+            within_s = deadline_s
+    return clear_s / within_s
 
 
 def severity(backlog: float, drop_ratio: float, slowdown: float) -> float:
@@ -87,7 +90,7 @@ def severity(backlog: float, drop_ratio: float, slowdown: float) -> float:
 
 def deferred_from(present: Grade, level: float, settings: Schedule) -> Grade:
     """The lowest grade that is deferred at this severity; `present` is the one until now."""
-    if not settings.shed:
+    if not settings.shed or level < settings.defer_above * (1.0 - settings.hysteresis):
         return Grade.NONE
     half = (settings.defer_above + settings.reject_above) / 2
     return _step(present, level, {Grade.HUGE: settings.defer_above, Grade.LONG: half}, settings)
@@ -95,9 +98,9 @@ def deferred_from(present: Grade, level: float, settings: Schedule) -> Grade:
 
 def rejected_from(present: Grade, backlog: float, settings: Schedule) -> Grade:
     """The lowest grade that is turned away at this backlog's severity."""
-    if not settings.shed:
-        return Grade.NONE
     first = settings.reject_above
+    if not settings.shed or backlog < first * (1.0 - settings.hysteresis):
+        return Grade.NONE
     entries = {Grade.HUGE: first, Grade.LONG: 1.5 * first, Grade.MEDIUM: 2.0 * first}
     return _step(present, backlog, entries, settings)
 

@@ -128,7 +128,9 @@ class Lane:
         if key != entry.key:
             entry.key = key
             self.heap.push(key, entry.seq, entry)
-            self._lead(self.heap.top())
+            first = self.heap.top()
+            if first is entry or first is not self.first:
+                self._lead(first)
 
     def park(self) -> None:
         self.parked = True

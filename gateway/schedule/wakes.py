@@ -7,7 +7,7 @@ comes to the top, and an event costs the other pools nothing.
 
 from __future__ import annotations
 
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 
 from gateway.schedule.pool import Pool
 
@@ -17,16 +17,21 @@ INF = float("inf")
 class Wakes:
     """`Pool.wake_s` is the truth, set by `set`; `Pool.armed_s` is the entry that stands for it."""
 
-    __slots__ = ("_heap",)
+    __slots__ = ("_heap", "_sweep_at")
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str, Pool]] = []
+        self._sweep_at = 64
 
     def set(self, pool: Pool, wake_s: float) -> None:
         pool.wake_s = wake_s
         if wake_s < pool.armed_s:
             pool.armed_s = wake_s
             heappush(self._heap, (wake_s, pool.name, pool))
+            if len(self._heap) > self._sweep_at:
+                self._heap = [e for e in self._heap if e[0] == e[2].armed_s]
+                heapify(self._heap)
+                self._sweep_at = max(64, 2 * len(self._heap))
 
     def next_s(self) -> float:
         """The earliest of all pools; infinity: none has one."""

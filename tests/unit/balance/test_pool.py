@@ -385,13 +385,16 @@ def test_accounts_say_whether_an_end_matters_to_other_models() -> None:
 
 
 def test_accounts_say_whether_headers_open_one() -> None:
-    """It was held by its pace, and by what the headers say it no longer is."""
-    it = accounts(a={"initial_concurrency": 4})
+    """Paced by what was spent of a learned limit, it takes more where an answer says more is
+    left; not where the word is of no consequence, or there is none."""
+    it = accounts(a={"initial_concurrency": 9})
     first, second, third = (it.take("a", "m", 1.0, 0.0) for _ in range(3))
-    full = RateLimits(limit_requests=60, remaining_requests=0, reset_requests_s=10.0)
-    free = RateLimits(limit_requests=60, remaining_requests=50)
-    assert it.answered(first, full, 0.0) is False
+    little, much, none = (RateLimits(limit_requests=60, remaining_requests=n) for n in (3, 50, 0))
+    assert it.answered(first, little, 0.0) is False
+    while isinstance(it.place("m", ("a",), 0.0), Fit):
+        it.take("a", "m", 1.0, 0.0)
+    assert it.answered(second, None, 0.0) is False
+    assert it.answered(third, much, 0.0) is True
+    assert isinstance(it.place("m", ("a",), 0.0), Fit)
+    assert it.answered(third, none, 0.0) is False
     assert isinstance(it.place("m", ("a",), 0.0), Blocked)
-    assert it.answered(second, free, 0.0) is True
-    assert it.answered(third, free, 20.0) is False
-    assert it.answered(third, None, 20.0) is False

@@ -1,0 +1,97 @@
+"""How a job and its attempts end, as far as no event of test_scheduler.py tells."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.balance.pool import Accounts
+from gateway.schedule.events import Answered, Finished, Reforecast
+from gateway.schedule.scheduler import Scheduler
+from gateway.types import Blocked, Fit, Outcome, RateLimits, Rung, Verdict
+from tests.unit.schedule.build import World, settings, started, workload
+
+MODELS = [f"m{n}" for n in range(10)]
+
+
+class Counting(Accounts):
+    """Accounts that count how often they are asked for a place."""
+
+    asked: list[str]
+
+    def place(
+        self,
+        model: str,
+        accounts: tuple[str, ...],
+        now: float,
+        avoid: frozenset[str] = frozenset(),
+        *,
+        express: bool = False,
+    ) -> Fit | Blocked:
+        self.asked.append(model)
+        return super().place(model, accounts, now, avoid, express=express)
+
+
+def crowded(window: str, limit: float) -> tuple[World, Counting]:
+    """Ten models on one account, six jobs of each: a window holds four, the account `limit`."""
+    given = settings(
+        {"a": {"models": MODELS, "initial_concurrency": 4, "max_concurrency": 256}},
+        balance={"window": window},
+    )
+    accounts = Counting(given.accounts, given.balance)
+    accounts._accounts["a"].limit.value = limit
+    accounts.asked = []
+    it = World(given)
+    it.accounts, it.scheduler = accounts, Scheduler(given, accounts)
+    for n in range(60):
+        it.submit(f"j{n}", 300, model=MODELS[n % 10])
+    accounts.asked.clear()
+    return it, accounts
+
+
+def end(it: World, job_id: str) -> list[str]:
+    """Without `check`, which asks for every job; the jobs that started."""
+    it.now += 1.0
+    done = Finished(job_id, Outcome.OK, Verdict.SUCCESS, 300.0)
+    return started(it.scheduler.handle(done, it.now))
+
+
+def test_end_is_no_news_to_models_that_wait_for_windows_of_their_own() -> None:
+    """All ten wait for theirs: the accounts are asked for that one alone."""
+    it, accounts = crowded("auto", limit=256.0)
+    assert len(it.waiting) == 20
+    end(it, "j1")
+    accounts.asked.clear()
+    (again,) = end(it, "j3")
+    assert it.scheduler.jobs[again].job.model == "m3"
+    assert set(accounts.asked) <= {"m3", ""}
+    it.scheduler.check(it.now)
+
+
+def test_end_is_news_to_all_models_of_a_full_account() -> None:
+    """Its slots go to whoever is next, of whatever model; those that lose against a model asked
+    before are not asked for, nor is anybody while the account is full again."""
+    it, accounts = crowded("off", limit=4.0)
+    assert len(it.waiting) == 56
+    accounts.asked.clear()
+    assert end(it, "j0") == ["j4", "j5"], "and the limit has grown by one"
+    assert set(accounts.asked) == {"", "m0", "m4", "m5"}
+    accounts.asked.clear()
+    it.scheduler.handle(Reforecast("j30", workload(400, rung=Rung.GLOBAL_NEIGHBORS)), it.now)
+    assert set(accounts.asked) <= {"m0"}
+    it.scheduler.check(it.now)
+
+
+@pytest.mark.parametrize(("remaining", "opens"), [(1, False), (50, True)])
+def test_first_byte_starts_what_waits_only_where_headers_open_the_account(
+    remaining: int, opens: bool
+) -> None:
+    """It is paced by what was spent of the limit that an answer before told."""
+    it = World(settings({"a": {"initial_concurrency": 8}}))
+    for name in ("r1", "r2"):
+        it.submit(name)
+    it.tell(Answered("r1", RateLimits(limit_requests=60, remaining_requests=3)))
+    names = [f"j{n}" for n in range(5)]
+    waiting = [name for name in names if not started(it.submit(name))]
+    assert 0 < len(waiting) < 5
+    said = RateLimits(limit_requests=60, remaining_requests=remaining)
+    assert started(it.tell(Answered("r2", said))) == (waiting if opens else [])

@@ -1,0 +1,56 @@
+"""Pools by the time at which they are to be looked at again."""
+
+from __future__ import annotations
+
+from random import Random
+
+from gateway.schedule.pool import Pool
+from gateway.schedule.wakes import INF, Wakes
+from tests.unit.schedule.build import settings
+
+
+def pools(*names: str) -> list[Pool]:
+    return [Pool(name, settings().schedule) for name in names]
+
+
+def test_wakes_name_the_earliest_of_all_pools() -> None:
+    """Sooner, later, never: always what was set last."""
+    wakes = Wakes()
+    a, b = pools("a", "b")
+    assert wakes.next_s() == INF
+    for pool, at_s, first_s in (
+        (a, 5.0, 5.0),
+        (b, 3.0, 3.0),
+        (b, 9.0, 5.0),
+        (a, 4.0, 4.0),
+        (a, INF, 9.0),
+        (a, 8.0, 8.0),
+        (b, INF, 8.0),
+        (a, INF, INF),
+    ):
+        wakes.set(pool, at_s)
+        assert wakes.next_s() == first_s
+
+
+def test_wakes_give_each_due_pool_once() -> None:
+    """Then it has no time until it is set again; those that are not due keep theirs."""
+    wakes = Wakes()
+    a, b, c = pools("a", "b", "c")
+    for pool, at_s in ((a, 5.0), (a, 2.0), (b, 3.0), (c, 7.0)):
+        wakes.set(pool, at_s)
+    assert wakes.due(1.0) == []
+    assert wakes.due(3.0) == ["a", "b"]
+    assert wakes.due(3.0) == []
+    assert wakes.next_s() == 7.0
+    wakes.set(a, 6.0)
+    assert wakes.next_s() == 6.0
+
+
+def test_wakes_agree_with_a_look_at_every_pool() -> None:
+    """Whatever is set, in whatever order; and nothing piles up."""
+    wakes, random = Wakes(), Random(3)
+    given = pools(*"abcde")
+    for _ in range(3000):
+        wakes.set(random.choice(given), random.choice([INF, *range(50)]))
+        assert wakes.next_s() == min(pool.wake_s for pool in given)
+        assert len(wakes._heap) <= 100
