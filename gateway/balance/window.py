@@ -52,6 +52,7 @@ ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
 ANCHOR_AFTER = 60.0  # rounds without having seen it so
 PATIENT = 500.0  # answers under a full window, after which its price is halved
+LEAST_PRICE = 0.06  # of log throughput per e-fold, however long it is full
 RELAXED = 0.9  # what a look that was not full leaves of them
 WIDER = 1.4
 NARROWER = 0.25
@@ -226,7 +227,7 @@ class Window:
         far, step = (LEAP, LEAP) if self._slow_start else (FAR, CLIMB)
         reach = max(far * self._evidence.explored(), self.base)
         self._pressed = self._pressed + answers if full else self._pressed * RELAXED
-        price = PRICE / (1.0 + self._pressed / PATIENT)
+        price = max(PRICE / (1.0 + self._pressed / PATIENT), LEAST_PRICE)
         best = known.best(self._low, min(self._high, reach), price)
         if best < ARRIVED * self.base:
             self._slow_start = False
