@@ -210,9 +210,7 @@ class Account:
         if self.state is not OPEN:
             self._elapse(now)
         return (
-            self.state is OPEN
-            and self.inflight + 1 <= self.limit.value
-            and now >= self.pacer.free_s
+            self.state is OPEN and self.limit.has_room(self.inflight) and now >= self.pacer.free_s
         )
 
     def heals_s(self, now: float) -> float:
