@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.schedule.events import Refuse, Woke
+from gateway.schedule.rounds import Turn
 from gateway.types import JobClass, Outcome, Reason
 from tests.unit.schedule.build import World, refused, settings, started
 
@@ -182,6 +183,54 @@ def test_queue_is_bounded_in_tokens() -> None:
     (refusal,) = it.submit("u2", 200, tenant="u")
     assert isinstance(refusal, Refuse)
     assert str(refusal.error) == "too many of your requests are waiting"
+
+
+def test_deadline_is_predicted_by_the_share_of_ones_tenant() -> None:
+    """Of four times the weight, four fifths of the pace: what it waits behind is its own."""
+    it = World(
+        settings(
+            {"a": {"initial_concurrency": 1}},
+            {"t": {}, "big": {"weight": 4.0}},
+            schedule={"max_wait_s": 86_400.0, "shed": False},
+        )
+    )
+    for n in range(12):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    it.submit("run", 100)
+    for n in range(8):
+        it.submit(f"t{n}", 250)
+    it.submit("b1", 400, tenant="big")
+    late = it.submit("late", 100, tenant="big", deadline_s=it.now + 58.0)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+    assert refused(it.submit("well", 100, tenant="big", deadline_s=it.now + 62.0)) == {}
+
+
+def test_deadline_is_predicted_by_the_share_of_ones_class() -> None:
+    """Where other classes wait, too, it gets its part of the pace; alone all of it."""
+    it = paced(shed=False)
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    it.submit("other", 3000, class_override=JobClass.INTERACTIVE)
+    share = it.scheduler.pools["m"].rounds.share(Turn.HEAVY)
+    assert share < 0.8
+    wait_s = 30.0 / share
+    late = it.submit("late", 100, deadline_s=it.now + wait_s + 9.0)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+    assert refused(it.submit("well", 100, deadline_s=it.now + wait_s + 11.0)) == {}
+
+
+def test_those_whose_wait_is_over_are_not_told_to_come_back_together() -> None:
+    """The Retry-After of each is jittered, before the queue and in it."""
+    it = paced(shed=False)
+    it.submit("run", 100)
+    for n in range(20):
+        it.submit(f"w{n}", 20, deadline_s=it.now + 60.0)
+    evicted = it.tell(Woke(), at=it.now + 61.0)
+    told = {a.error.retry_after_s for a in evicted if isinstance(a, Refuse)}
+    assert len(told) == 20
+    late = [it.submit(f"l{n}", deadline_s=it.now) for n in range(5)]
+    assert len({a.error.retry_after_s for (a,) in late if isinstance(a, Refuse)}) == 5
 
 
 def _reasons(it: World) -> set[Reason]:
