@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
     while pool.stale or pool.order.trust:
         it.tell(Recalibrated(0.0))
         left.append(len(pool.stale))
-    drops = [a - b for a, b in zip(left, left[1:], strict=False) if a > b]
+    drops = [a - b for a, b in pairwise(left) if a > b]
     assert max(drops) <= LONG_QUEUE
     assert 2 in drops, "while it is long, two at a time"
     assert len({entry.key for entry in pool.queued.values()}) == 1
