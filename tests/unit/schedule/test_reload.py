@@ -52,6 +52,17 @@ def test_reload_refuses_waiting_jobs_of_a_model_that_is_gone() -> None:
     assert it.accounts.leases == 0
 
 
+def test_reload_does_not_send_a_job_to_an_account_that_lost_its_model() -> None:
+    """It stays of use to others; a job of no configured model still may go there."""
+    it = World(settings(ONE))
+    it.submit("run")
+    it.submit("j")
+    it.submit("relayed", model="?")
+    gone = refused(reload(it, {"a": {"models": ["k"], "initial_concurrency": 1}}))
+    assert gone == {"j": ("no_account", Outcome.EVICTED)}
+    assert places(it.finish("run")) == {"relayed": "a"}
+
+
 def test_reload_joins_and_cuts_pools_under_running_jobs() -> None:
     """Live jobs count where their model now lives."""
     it = World(settings({"a": {}, "b": {"models": ["k"]}}))
