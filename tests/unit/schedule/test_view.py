@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.schedule.events import SettingsChanged
+from gateway.schedule.events import SettingsChanged, Withdrawn
 from gateway.types import JobClass, Mode, Reason, Verdict
 from tests.unit.schedule.build import World, settings
 
@@ -97,3 +97,35 @@ def test_snapshot_names_a_pool_whose_models_are_gone() -> None:
     pools = {pool.name: pool for pool in it.scheduler.snapshot(0.0).pools}
     assert pools["m"].models == ()
     assert pools["m"].classes[JobClass.HEAVY].running == 1
+
+
+def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
+    """Not at that of the last event: a rest that is over blocks nobody."""
+    it = World(settings({"a": {}, "b": {"rpm": 6}}))
+    it.submit("j1", accounts=("a",))
+    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    it.submit("a1", accounts=("a",))
+    it.submit("b1", accounts=("b",))
+    it.submit("b2", accounts=("b",))
+    heavy = it.scheduler.snapshot(5.0).pools[0].classes[JobClass.HEAVY]
+    assert heavy.blocked == {Reason.ACCOUNT_BACKOFF: 1, Reason.PACER: 1}
+    heavy = it.scheduler.snapshot(9.0).pools[0].classes[JobClass.HEAVY]
+    assert (heavy.waiting, heavy.blocked) == (2, {})
+
+
+def test_snapshot_sees_past_tenants_that_wait_for_nothing() -> None:
+    """Lanes and sizes that are empty hide none that are not."""
+    it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {}, "u": {}}))
+    for name, tokens, tenant in (
+        ("run", 100, "t"),
+        ("gone", 100, "t"),
+        ("gone2", 400, "t"),
+        ("h1", 100, "u"),
+        ("h2", 400, "u"),
+        ("i1", 30, "u"),
+    ):
+        it.submit(name, tokens, tenant=tenant)
+    for name in ("gone", "gone2"):
+        it.tell(Withdrawn(name))
+    classes = it.scheduler.snapshot(0.0).pools[0].classes
+    assert (classes[JobClass.HEAVY].waiting, classes[JobClass.INTERACTIVE].waiting) == (2, 1)
