@@ -321,7 +321,9 @@ def test_account_takes_the_limits_of_a_reload() -> None:
     """Ceiling, pace, patience with failures: the new ones, from now on."""
     it = Driver()
     it.fail(2)
-    given = settings({"a": {"rpm": 6, "tpm": 60, "initial_concurrency": 4}}, balance={"eject_after": 2})
+    given = settings(
+        {"a": {"rpm": 6, "tpm": 60, "initial_concurrency": 4}}, balance={"eject_after": 2}
+    )
     it.account.configure(given.accounts[0], given.balance, it.next)
     it.account.check()
     assert it.account.limit.value == 4
