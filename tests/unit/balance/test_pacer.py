@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from gateway.balance.pacer import BURST_S, LEARNED_BURST_S, MAX_HOLD_S, Meter, Pacer
+from gateway.balance.pacer import (
+    BURST_S,
+    LEARNED_BURST_S,
+    MAX_HOLD_S,
+    PATIENCE,
+    Meter,
+    Pacer,
+)
 from gateway.types import RateLimits
 
 
@@ -197,3 +204,118 @@ def test_pacer_learns_both_limits_and_keeps_them_for_a_restart() -> None:
     again.restore(600, 60_000)
     again.charge(120_000.0, 0.0)
     assert again.free_s == 120.0 - LEARNED_BURST_S
+
+
+def test_meter_believes_a_while_and_then_half_as_long_each_time() -> None:
+    """PATIENCE whole holds that were followed by service, then halves, then none."""
+    meter, now, holds = Meter(0), 0.0, []
+    for _ in range(PATIENCE + 5):
+        meter.charge(1.0, now)
+        meter.told(None, 0, 60.0, meter.spent, now)
+        holds.append(max(0.0, meter.free_s - now))
+        now += 60.0
+    halves = [MAX_HOLD_S / 2**n for n in (1, 2, 3)]
+    assert holds == [MAX_HOLD_S] * PATIENCE + halves + [0.0, 0.0]
+
+
+def test_meter_does_not_doubt_for_answers_to_what_was_sent_before() -> None:
+    """Ten answers to one burst that say "nothing left" are one such word."""
+    meter = Meter(0)
+    for n in range(10):
+        meter.charge(1.0, n / 10)
+    for n in range(10):
+        meter.told(None, 0, 60.0, n + 1.0, 2.0)
+    assert meter.free_s == 2.0 + MAX_HOLD_S
+
+
+def test_meter_believes_more_again_by_answers_that_leave_something() -> None:
+    """Twice as much for each; and the row of the others begins anew."""
+    meter, now = Meter(0), 0.0
+    for _ in range(PATIENCE + 2):
+        meter.charge(1.0, now)
+        meter.told(None, 0, 60.0, meter.spent, now)
+        now += 60.0
+    holds = []
+    for left in (5, 0, 5, 0, 0, 0, 0, 0):
+        meter.charge(1.0, now)
+        meter.told(None, left, 60.0, meter.spent, now)
+        holds.append(max(0.0, meter.free_s - now))
+        now += 60.0
+    assert holds == [0.0, MAX_HOLD_S / 2, 0.0, *[MAX_HOLD_S] * 4, MAX_HOLD_S / 2]
+
+
+def test_meter_whose_limit_was_taken_away_is_free() -> None:
+    """A reload to no limit does not leave anybody waiting for an old debt."""
+    meter = Meter(60)
+    meter.charge(1000.0, 0.0)
+    assert meter.free_s == 1000.0 - BURST_S
+    assert meter.given_free_s == meter.free_s
+    meter.configure(0)
+    assert meter.free_s == meter.given_free_s == float("-inf")
+
+
+def test_meter_knows_the_settings_part_of_its_wait() -> None:
+    """What a header holds back is not in it."""
+    meter = Meter(60)
+    meter.charge(1.0, 0.0)
+    meter.told(None, 0, 10.0, spent=1.0, now=0.0)
+    assert (meter.free_s, meter.given_free_s) == (1.0, 1.0 - BURST_S)
+    learned = Meter(0)
+    learned.charge(1.0, 0.0)
+    learned.told(60, 1, 10.0, spent=1.0, now=0.0)
+    learned.charge(500.0, 0.0)
+    assert learned.free_s > 100.0
+    assert learned.given_free_s == float("-inf")
+
+
+def test_meter_holds_until_one_is_left_at_the_limits_pace() -> None:
+    """Nothing left of 60 a minute: a second; two short of it: three; at most to the reset."""
+    for sent, reset_s, wait_s in ((0.0, None, 1.0), (2.0, None, 3.0), (2.0, 0.5, 0.5)):
+        meter = Meter(0)
+        meter.told(60, 60, None, spent=0.0, now=0.0)
+        meter.charge(1.0, 0.0)
+        meter.charge(sent, 0.0)
+        meter.told(60, 0, reset_s, spent=1.0, now=5.0)
+        assert meter.free_s - 5.0 == wait_s, (sent, reset_s)
+
+
+def test_pacer_heeds_each_header_at_its_own_meter() -> None:
+    """Requests left and tokens left are two things; limits below the floor teach neither."""
+    for given, free_s in (
+        (RateLimits(remaining_requests=0, reset_requests_s=4.0), 4.0),
+        (RateLimits(remaining_tokens=0, reset_tokens_s=6.0), 6.0),
+        (RateLimits(remaining_requests=5, remaining_tokens=5), float("-inf")),
+        (RateLimits(limit_requests=9, limit_tokens=999, reset_tokens_s=5.0), float("-inf")),
+    ):
+        pacer = Pacer(0, 0)
+        pacer.charge(100.0, 0.0)
+        pacer.told(given, 1.0, 100.0, 0.0)
+        assert pacer.free_s == free_s, given
+        assert (pacer.requests.learned, pacer.tokens.learned) == (0, 0)
+    pacer.told(RateLimits(limit_requests=10, limit_tokens=1000), 1.0, 100.0, 0.0)
+    assert (pacer.requests.learned, pacer.tokens.learned) == (10, 1000)
+
+
+def test_pacer_knows_the_settings_part_of_both() -> None:
+    """The later of the two."""
+    pacer = Pacer(60, 600)
+    pacer.charge(100.0, 0.0)
+    assert pacer.given_free_s == 10.0 - BURST_S
+    pacer = Pacer(6, 600)
+    pacer.charge(10.0, 0.0)
+    assert pacer.given_free_s == 10.0 - BURST_S
+
+
+def test_pacer_trusts_both_headers_again_after_a_429() -> None:
+    """It does not say which of them was right."""
+    for field in ("requests", "tokens"):
+        pacer, now = Pacer(0, 0), 0.0
+        nothing = RateLimits(**{f"remaining_{field}": 0, f"reset_{field}_s": 60.0})
+        for _ in range(20):
+            pacer.charge(1.0, now)
+            pacer.told(nothing, pacer.requests.spent, pacer.tokens.spent, now)
+            now += 60.0
+        assert pacer.free_s < now
+        pacer.refused()
+        pacer.told(nothing, pacer.requests.spent, pacer.tokens.spent, now)
+        assert pacer.free_s == now + MAX_HOLD_S, field
