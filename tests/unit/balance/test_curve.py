@@ -231,8 +231,8 @@ def test_posterior_takes_a_price_off_for_the_size() -> None:
     known = synthetic(0.5)
     worth = known.worth(np.array([10.0, 20.0]))
     assert worth[1] - worth[0] == pytest.approx((0.5 - curve.PRICE) * math.log(2.0), abs=1e-3)
-    assert synthetic(0.04).best(2.0, 200.0) == 2.0
-    assert synthetic(0.05).best(2.0, 200.0) > 25.0
+    assert synthetic(0.9 * curve.PRICE).best(2.0, 200.0) == 2.0
+    assert synthetic(1.1 * curve.PRICE).best(2.0, 200.0) > 25.0
 
 
 def test_bins_weigh_a_sample_as_they_are_told() -> None:
