@@ -58,7 +58,7 @@ bench-predict: $(VENV)/dev-ready ## measure the predictor (BENCH="--data FILE", 
 	.venv-mutants/bin/python -m pip --disable-pip-version-check --quiet install mutmut==3.8.1
 	@touch $@
 
-mutants: .venv-mutants/ready ## put faults into the pure rooms, count those the tests notice (hours)
+mutants: .venv-mutants/ready ## put faults into the pure rooms, count those the tests notice (an hour)
 	@.venv-mutants/bin/python -m tests.bench.mutants $(MUTANTS)
 
 .venv-models/ready: models/requirements-build.lock

@@ -58,15 +58,6 @@ def test_lazy_heap_gives_the_smallest_that_is_alive() -> None:
     assert heap.top() is None
 
 
-def test_lazy_heap_never_compares_its_items() -> None:
-    """Of two with the same key and seq the one that was pushed first is first."""
-    heap: LazyHeap[float, object] = LazyHeap(lambda key, seq, item: True)
-    items = [object() for _ in range(10)]
-    for item in items:
-        heap.push(1.0, 1, item)
-    assert heap.top() is items[0]
-
-
 def test_lazy_heap_does_not_keep_its_dead() -> None:
     """Swept when it has doubled: memory follows the living, even if the top never dies."""
     alive: set[int] = {-1}
