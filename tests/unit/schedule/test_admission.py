@@ -229,8 +229,29 @@ def test_those_whose_wait_is_over_are_not_told_to_come_back_together() -> None:
     evicted = it.tell(Woke(), at=it.now + 61.0)
     told = {a.error.retry_after_s for a in evicted if isinstance(a, Refuse)}
     assert len(told) == 20
-    late = [it.submit(f"l{n}", deadline_s=it.now) for n in range(5)]
-    assert len({a.error.retry_after_s for (a,) in late if isinstance(a, Refuse)}) == 5
+    for deadline_s in (it.now, it.now + 1.0):  # it is past; it cannot be met
+        late = [it.submit(f"l{n}", 900, deadline_s=deadline_s) for n in range(5)]
+        assert len({a.error.retry_after_s for (a,) in late if isinstance(a, Refuse)}) == 5
+
+
+def test_deadline_that_is_just_met_is_met() -> None:
+    """The last moment is in time."""
+    it = paced(token_s=0.125, shed=False)
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    assert refused(it.submit("met", 100, deadline_s=it.now + 37.5 + 12.5)) == {}
+    late = it.submit("late", 100, deadline_s=it.now + 50.0 + 12.4)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+
+
+def test_deadline_is_predicted_by_an_answer_cut_at_max_tokens() -> None:
+    """What was asked for is all that will be made; what is asked in vain is not."""
+    it = paced()
+    it.submit("run", 100)
+    for name, tokens, limit in (("cut", 5000, 100), ("short", 100, 5000)):
+        taken = it.submit(name, tokens, max_tokens=limit, deadline_s=it.now + 25.0)
+        assert refused(taken) == {}, name
+        assert it.scheduler.jobs[name].expire_s == pytest.approx(it.now + 15.0)
 
 
 def _reasons(it: World) -> set[Reason]:

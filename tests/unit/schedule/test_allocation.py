@@ -283,6 +283,19 @@ def test_tail_of_a_burst_does_not_break_a_tenants_cap() -> None:
     assert started(it.finish("r2", 100, at=it.now + 60.0)) == ["h1"]
 
 
+def test_tail_of_a_burst_heeds_the_caps_of_sizes() -> None:
+    """The longest whose size may have another in flight."""
+    it = paced(
+        world({"a": {"initial_concurrency": 2}}, drain_longest_first=True, tier_caps={"long": 1})
+    )
+    it.submit("long1", 300)
+    it.submit("run", 100)
+    it.submit("medium", 200)
+    it.submit("long2", 900)
+    assert started(it.finish("run", 100, at=it.now + 100.0)) == ["medium"]
+    assert started(it.finish("long1", 300)) == ["long2"]
+
+
 def test_tail_of_a_burst_leaves_a_class_its_room() -> None:
     """The longest of a class that would borrow comes after one that need not."""
     it = paced(
