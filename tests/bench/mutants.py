@@ -122,7 +122,7 @@ def survivors(file: File, judged: dict[tuple[str, ...], dict[str, str]]) -> Iter
 
 
 def judgements() -> dict[tuple[str, ...], dict[str, str]]:
-    given = tomllib.loads(JUDGED.read_text())["mutant"] if JUDGED.exists() else []
+    given = tomllib.loads(JUDGED.read_text()).get("mutant", []) if JUDGED.exists() else []
     return {(m["file"], m["where"], m["old"].strip(), m["new"].strip()): m for m in given}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.schedule.assess import LONG_QUEUE, saturation
+from gateway.schedule.assess import EVERY, LONG_QUEUE, saturation
 from gateway.schedule.budget import SURE_STARTS
 from gateway.schedule.events import Recalibrated
 from gateway.schedule.overload import Grade
@@ -142,3 +142,17 @@ def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
     assert max(drops) <= LONG_QUEUE
     assert 2 in drops, "while it is long, two at a time"
     assert len({entry.key for entry in pool.queued.values()}) == 1
+
+
+def test_pool_with_a_long_queue_looks_at_itself_now_and_then() -> None:
+    """Once in EVERY events, for nothing of it changes faster; with a short one at each."""
+    it = world(shed=False)
+    it.submit("run", 100)
+    seen = []
+    for n in range(2 * LONG_QUEUE + 1):
+        it.submit(f"w{n}", 5000)
+        seen.append(only(it).saturation)
+    looks = [b != a for a, b in pairwise(seen)]
+    assert all(looks[2 : LONG_QUEUE - 2])
+    late = looks[LONG_QUEUE:]
+    assert sum(late) == len(late) // EVERY
