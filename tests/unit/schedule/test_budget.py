@@ -113,3 +113,31 @@ def test_budget_is_steady_unless_it_moves_and_lends_nothing() -> None:
     assert budget("adaptive", None).steady
     assert budget("dual_budget", False).steady
     assert not budget("adaptive", False).steady
+
+
+def test_budget_is_full_at_its_limit() -> None:
+    """To the token, in either policy."""
+    for policy in ("adaptive", "dual_budget"):
+        it = budget(policy)
+        it.take(INTERACTIVE, SizeBucket.SHORT, 99)
+        assert it.owns_room(INTERACTIVE)
+        it.take(INTERACTIVE, SizeBucket.SHORT, 1)
+        assert not it.owns_room(INTERACTIVE), policy
+
+
+@pytest.mark.parametrize(
+    ("cls", "bucket", "tokens"),
+    [
+        (HEAVY, SizeBucket.LONG, 11),
+        (INTERACTIVE, SizeBucket.LONG, 0),
+        (HEAVY, SizeBucket.SHORT, 10),
+    ],
+)
+def test_budget_given_back_as_another_job_is_an_error(
+    cls: JobClass, bucket: SizeBucket, tokens: int
+) -> None:
+    """More tokens, another class, another size than was taken."""
+    it = budget()
+    it.take(HEAVY, SizeBucket.LONG, 10)
+    with pytest.raises(AssertionError):
+        it.give_back(cls, bucket, tokens)
