@@ -96,3 +96,14 @@ def test_pool_keeps_half_of_its_tokens_for_those_who_wait() -> None:
     assert refused(it.submit("b1", 500, **back)) == {}
     assert refused(it.submit("b2", 20, **back)) != {}
     assert refused(it.submit("h1", 500)) == {}
+
+
+def test_pool_charges_nothing_for_a_job_that_ends_before_it_starts() -> None:
+    """Whatever its end tells of tokens."""
+    it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {}, "u": {}}))
+    it.submit("run")
+    it.submit("w", tenant="u")
+    it.finish("w", 5000)
+    pool = it.scheduler.pools["m"]
+    assert pool.shares[JobClass.HEAVY].of("u", 1.0).counter == 0.0
+    assert not any(pool.rounds.credit.values())
