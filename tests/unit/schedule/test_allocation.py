@@ -425,3 +425,18 @@ def test_turn_that_started_nothing_for_long_is_next() -> None:
                 break
         assert ("heavy" in order) is expected, bound
         assert len(order) == (20 if expected else 29)
+
+
+def test_turn_that_had_nothing_to_start_has_not_been_kept_waiting() -> None:
+    """Its time runs from when it began to wait, not from its last start long ago; and it runs
+    on while others of its class join."""
+    it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=20.0, shed=False)
+    it.submit("i0", 30)
+    it.submit("h0", 50_000, at=1000.0)
+    it.submit("i1", 30, at=1010.0)
+    assert started(it.finish("i0", 30, at=1011.0)) == ["i1"]
+    for n in range(2, 6):
+        it.submit(f"i{n}", 30)
+        it.submit(f"h{n}", 50_000, at=1011.0 + n)
+    assert started(it.finish("i1", 30, at=1019.0)) == ["i2"]
+    assert started(it.finish("i2", 30, at=1021.0)) == ["h0"]

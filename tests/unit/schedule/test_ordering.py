@@ -225,7 +225,9 @@ def test_order_is_near_within_a_factor_of_two_both_ways() -> None:
             values = list(same)
             values[place] *= factor
             assert order.near(*values, 1.0) is near, (place, factor)
-    assert order.near(4000.0, 200.0, 0.03, 12.0, 1.0), "faster streams, fewer: the same speed"
+    assert order.near(4000.0, 200.0, 0.03, 12.0, 1.0), "slower streams, more: the same speed"
+    for token_s, streams in ((0.01, 4.0), (0.04, 16.0), (0.05, 20.0)):
+        assert not order.near(4000.0, 200.0, token_s, streams, 1.0), "deadlines hang on a stream's"
 
 
 def test_order_leaves_small_changes_of_trust() -> None:

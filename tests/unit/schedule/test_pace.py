@@ -9,6 +9,7 @@ def test_pace_knows_nothing_before_something_has_finished() -> None:
     """And says so."""
     it = Pace()
     assert (it.token_s, it.clear_s(100.0, 3), it.slowdown, it.drop_ratio) == (None, None, 1.0, 0.0)
+    assert (it.mean_reserve, it.starts, it.completions) == (0.0, 0, 0)
     it.finished(0.0, 1.0, 0.0, 1)
     assert it.token_s is None, "an empty answer says nothing of tokens"
 
