@@ -472,3 +472,24 @@ def test_scheduler_counts_how_jobs_ended() -> None:
     ended = {outcome: n for outcome, n in it.scheduler.snapshot(10.0).ended.items() if n}
     assert ended == {Outcome.REJECTED: 2, Outcome.EVICTED: 1, Outcome.SHUTDOWN: 1}
     assert it.scheduler.snapshot(10.0).submitted == 4
+
+
+def test_scheduler_does_not_blame_an_account_for_a_client_that_left() -> None:
+    """Neither a success nor a drop, running or between two attempts."""
+    it = world({"a": {"initial_concurrency": 2}})
+    it.submit("j1")
+    it.submit("j2")
+    it.fail("j2", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    for name in ("j1", "j2"):
+        it.tell(Withdrawn(name))
+    (seen,) = it.scheduler.snapshot(it.now).accounts
+    assert (seen.successes, seen.drops, seen.inflight) == (0, {Verdict.RATE_LIMITED: 1}, 0)
+
+
+def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
+    """Though nobody has woken it yet."""
+    it = world({"a": {"rpm": 6}})
+    it.submit("j1")
+    it.submit("j2")
+    assert it.scheduler.next_wake(0.0) == 9.0
+    assert started(it.submit("j3", at=10.0)) == ["j2"]
