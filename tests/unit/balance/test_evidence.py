@@ -153,6 +153,9 @@ def test_evidence_may_hope_from_its_second_look_on() -> None:
     it.look(truth(4.0), WINDOW)
     it.look(expected(it, 20.0, -2.9), WINDOW)
     assert it.hopeful
+    it = Evidence()
+    it.look(truth(4.0), WINDOW)
+    assert it.look(expected(it, 8.0, -5.0), WINDOW), "nor against a surprise below the window"
 
 
 def test_evidence_forgets_surprises_by_completions() -> None:
@@ -217,7 +220,7 @@ def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
     """And stays as it was."""
     stored: LearnedWindow = taught(8).learned("m", 12.0)
     it = Evidence()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^(learned|bins): "):
         it.restore(replace(stored, **broken), 0.7)
     assert it.known is None
 

@@ -81,3 +81,15 @@ def test_guard_is_silent_where_nothing_varies() -> None:
             x = 20.0 if same == "inflight" else 20.0 + n % 7
             y = 5.0 if same == "rate" else 5.0 - n % 7 / 2
             assert not guard.add(x, y), same
+
+
+def test_guard_bears_a_perfect_correlation() -> None:
+    """Of either sign: no root of less than nothing, no division by it."""
+    for power in (1.0, 0.5, 2.0):
+        rising, falling = Guard(), Guard()
+        spoke = [
+            (rising.add(n, n**power), falling.add(n, n**-power))
+            for n in (float(2 + k % 9) for k in range(60))
+        ]
+        assert not any(up for up, _ in spoke)
+        assert any(down for _, down in spoke)
