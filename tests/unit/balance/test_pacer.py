@@ -319,3 +319,15 @@ def test_pacer_trusts_both_headers_again_after_a_429() -> None:
         pacer.refused()
         pacer.told(nothing, pacer.requests.spent, pacer.tokens.spent, now)
         assert pacer.free_s == now + MAX_HOLD_S, field
+
+
+def test_meter_that_had_nothing_left_goes_on_at_its_pace() -> None:
+    """What comes after a hold has not been saved up: no burst of a minute's worth."""
+    meter = Meter(0)
+    meter.told(60, 60, None, spent=0.0, now=0.0)
+    meter.charge(1.0, 0.0)
+    meter.told(60, 0, 1.0, spent=1.0, now=5.0)
+    assert meter.free_s == 6.0
+    for _ in range(5):
+        meter.charge(1.0, 6.0)
+    assert meter.free_s == 10.0
