@@ -372,3 +372,24 @@ def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
     assert it.place("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 4.0)
     assert it.place("m", ("c",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
     assert it.place("m", ("gone",), 0.0) == Blocked(Reason.HEALTH)
+
+
+def test_accounts_share_by_their_windows() -> None:
+    """Where the model has one: it says what is worth giving, the limit what is allowed."""
+    it = accounts(
+        "auto",
+        a={"initial_concurrency": 4, "max_concurrency": 99},
+        b={"initial_concurrency": 8, "max_concurrency": 99},
+    )
+    for account in it._accounts.values():
+        account.limit.restore(50.0, float("inf"))
+    assert spread(it, ("a", "b"), 12).count("b") == 8
+
+
+def test_accounts_pass_over_names_that_are_gone() -> None:
+    """Wherever they stand among the others."""
+    it = accounts(a={})
+    assert it.place("m", ("gone", "a"), 0.0) == Fit("a")
+    assert it.place("m", ("a", "gone"), 0.0) == Fit("a")
+    assert it.heals_s(("gone", "a"), 3.0) == 3.0
+    assert it.room(("gone", "a")) == it.room(("a",))
