@@ -34,7 +34,8 @@ from mutmut.utils.format_utils import get_mutant_name
 from tests.bench.mutants_figures import ROOMS, File, Survivor, judgements, report
 
 JUDGED = Path(__file__).with_name("mutants_judged.toml")
-LIVED = ("survived", "no tests")
+KILLED = ("killed", "timeout")  # whatever else became of one, it counts as alive
+UNKNOWN = ("not checked", "check was interrupted by user")
 
 
 class Sampled:
@@ -49,12 +50,15 @@ class Sampled:
         self.count = len(names)
         self.names = sorted(Random(f"{seed} {path}").sample(names, min(size, len(names))))
 
-    def having(self, *states: str) -> list[str]:
-        """Those drawn whose verdict is one of these; read anew from mutmut's folder."""
+    def verdicts(self) -> dict[str, str]:
+        """Of those drawn; read anew from mutmut's folder."""
         data = SourceFileMutationData(path=self.path)
         data.load()
         codes = data.exit_code_by_key
-        return [name for name in self.names if status_by_exit_code[codes.get(name)] in states]
+        return {name: status_by_exit_code[codes.get(name)] for name in self.names}
+
+    def alive(self) -> list[str]:
+        return [name for name, verdict in self.verdicts().items() if verdict not in KILLED]
 
     def run(self, names: list[str]) -> None:
         """mutmut on these mutants; what it prints is shown only where it fails."""
@@ -65,12 +69,12 @@ class Sampled:
             raise SystemExit(f"{self.name}: mutmut failed\n{told}")
 
     def figures(self) -> File:
-        timeouts = len(self.having("timeout"))
+        timeouts = list(self.verdicts().values()).count("timeout")
         return File(self.name, self.count, len(self.names), timeouts, list(self._survivors()))
 
     def _survivors(self) -> Iterator[Survivor]:
         judged = judgements(JUDGED)
-        for name in self.having(*LIVED):
+        for name in self.alive():
             lines = get_diff_for_mutant(name, path=self.path).splitlines()[3:]
             old = "\n".join(line[1:].strip() for line in lines if line.startswith("-"))
             new = "\n".join(line[1:].strip() for line in lines if line.startswith("+"))
@@ -95,10 +99,12 @@ def main() -> None:
         if not args.only or f"{path.parent.name}/{path.stem}" in args.only
     ]
     for file in files:
-        unknown = ("not checked", "check was interrupted by user")
-        if ask := file.having(*unknown, *(LIVED if args.survivors else ())):
+        ask = file.alive()
+        if not args.survivors:
+            ask = [name for name in ask if file.verdicts()[name] in UNKNOWN]
+        if ask:
             file.run(ask)
-        print(f"{file.name}: {len(file.having(*LIVED))} of {len(file.names)} live", flush=True)
+        print(f"{file.name}: {len(file.alive())} of {len(file.names)} live", flush=True)
     text = report([file.figures() for file in files])
     if args.out:
         command = f"python -m tests.bench.mutants --sample {args.sample} --seed {args.seed}"
