@@ -489,7 +489,9 @@ def test_scheduler_does_not_blame_an_account_for_a_client_that_left() -> None:
 def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
     """Though nobody has woken it yet."""
     it = world({"a": {"rpm": 6}})
-    it.submit("j1")
+    it.submit("j0")
+    it.finish("j0", at=5.0)
+    it.submit("j1", at=20.0)
     it.submit("j2")
-    assert it.scheduler.next_wake(0.0) == 9.0
-    assert started(it.submit("j3", at=10.0)) == ["j2"]
+    assert it.scheduler.next_wake(20.0) == 29.0
+    assert started(it.submit("j3", at=30.0)) == ["j2"]
