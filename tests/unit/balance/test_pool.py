@@ -383,7 +383,7 @@ def test_accounts_share_by_their_windows() -> None:
     )
     for account in it._accounts.values():
         account.limit.restore(50.0, float("inf"))
-    assert spread(it, ("a", "b"), 12).count("b") == 8
+    assert spread(it, ("a", "b"), 6).count("b") == 4
 
 
 def test_accounts_pass_over_names_that_are_gone() -> None:
