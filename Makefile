@@ -51,6 +51,16 @@ bench-overhead: $(VENV)/dev-ready ## measure the gateway's own overhead (several
 bench-predict: $(VENV)/dev-ready ## measure the predictor (BENCH="--data FILE", "--quick", …)
 	@$(BIN)/python -m tests.bench.predict $(BENCH)
 
+.venv-mutants/ready: requirements-dev.lock
+	@test -x .venv-mutants/bin/pip || $(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --require-hashes -r requirements-dev.lock
+	.venv-mutants/bin/python -m pip --disable-pip-version-check --quiet install mutmut==3.8.1
+	@touch $@
+
+mutants: .venv-mutants/ready ## put faults into the pure rooms, count those the tests notice (an hour)
+	@.venv-mutants/bin/python -m tests.bench.mutants $(MUTANTS)
+
 .venv-models/ready: models/requirements-build.lock
 	@test -x .venv-models/bin/pip || $(PYTHON) -m venv .venv-models
 	.venv-models/bin/python -m pip --disable-pip-version-check --quiet install \
@@ -72,6 +82,6 @@ lock: ## resolve the locks again, with a cool-down of 8 days (needs uv)
 	    --generate-hashes --no-header --no-emit-index-url --no-annotate $$name.in -o $$name.lock; done
 
 clean: ## remove the environment and what runs leave behind
-	rm -rf $(VENV) .venv-models var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-models .venv-mutants mutants var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help run stop test check bench bench-overhead bench-predict models image lock clean
+.PHONY: help run stop test check bench bench-overhead bench-predict mutants models image lock clean

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from gateway.balance.account import MIN_BACKOFF_S, TRANSITIONS, Account, Signal, State
+from gateway.balance.account import (
+    ENDLESS,
+    MIN_BACKOFF_S,
+    TRANSITIONS,
+    Account,
+    Signal,
+    State,
+)
+from gateway.balance.window import Window
 from gateway.settings.schema import Balance
 from gateway.types import Reason, Verdict
 from tests.unit.schedule.build import settings
@@ -296,6 +304,133 @@ def test_account_that_was_removed_drains() -> None:
     assert it.reason is Reason.HEALTH
     it.end(lease, Verdict.DEAD_KEY)
     assert it.state == "draining"
+
+
+def test_account_that_has_done_nothing_shows_so() -> None:
+    """Open, nothing in flight, nothing counted, no limit learned."""
+    seen = Driver(initial_concurrency=5).account.snapshot(7.0)
+    assert (seen.name, seen.limit, seen.inflight) == ("a", 5.0, 0)
+    assert (seen.state, seen.state_until_s) == ("open", 0.0)
+    assert (seen.successes, seen.drops, seen.cuts, seen.rpm, seen.tpm) == (0, {}, 0, 0, 0)
+
+
+def test_account_counts_successes_and_drops_by_verdict() -> None:
+    """A client that left is neither; the snapshot is no view of the live counts."""
+    it = Driver()
+    before = it.account.snapshot(0.0)
+    for verdict in (Verdict.SUCCESS, Verdict.IGNORED, Verdict.SUCCESS, Verdict.SERVER_ERROR):
+        it.once(verdict)
+    it.once(Verdict.TIMEOUT)
+    it.once(Verdict.DEAD_KEY)
+    seen = it.account.snapshot(0.0)
+    assert (seen.successes, seen.cuts) == (2, 1)
+    assert seen.drops == {Verdict.SERVER_ERROR: 1, Verdict.TIMEOUT: 1, Verdict.DEAD_KEY: 1}
+    assert before.drops == {}
+
+
+def test_account_shows_how_long_its_state_still_lasts() -> None:
+    """Seconds from now; a running probe and a draining have no end of their own."""
+    it = Driver()
+    it.once(Verdict.RATE_LIMITED, after=7.0)
+    assert it.account.snapshot(3.0).state_until_s == 4.0
+    it = Driver()
+    it.fail(3)
+    assert it.account.snapshot(10.0).state_until_s == 20.0
+    it.now = 30.0
+    it.take()
+    assert it.account.snapshot(31.0).state_until_s == 0.0
+    it = Driver()
+    it.once(Verdict.DEAD_KEY)
+    assert it.account.snapshot(100.0).state_until_s == 200.0
+    it.account.remove()
+    assert it.account.snapshot(100.0).state_until_s == 0.0
+
+
+def test_account_that_hears_old_news_is_ejected_as_long_as_without() -> None:
+    """A success from before the key was refused does not shorten the next ejection."""
+    it = Driver()
+    old = it.take()
+    it.fail(3)
+    for _ in range(2):
+        it.now = it.account.until_s
+        it.once(Verdict.UNREACHABLE)
+    it.now = it.account.until_s
+    it.once(Verdict.DEAD_KEY)
+    it.end(old, Verdict.SUCCESS)
+    it.now = it.account.until_s
+    it.once(Verdict.UNREACHABLE)
+    assert it.account.until_s - it.now == 4 * 30.0
+
+
+def test_account_takes_the_limits_of_a_reload() -> None:
+    """Ceiling, pace, patience with failures: the new ones, from now on."""
+    it = Driver()
+    it.fail(2)
+    given = settings(
+        {"a": {"rpm": 6, "tpm": 60, "initial_concurrency": 4}}, balance={"eject_after": 2}
+    )
+    it.account.configure(given.accounts[0], given.balance, it.next)
+    it.account.check()
+    assert it.account.limit.value == 4
+    assert it.state == "open", "one failure is forgiven rather than one too many held"
+    it.take(tokens=120.0)
+    assert it.account.pacer.requests.free_s == 9.0
+    assert it.account.pacer.tokens.free_s == 119.0
+    it.now = 119.0
+    it.once(Verdict.UNREACHABLE)
+    assert it.state == "ejected"
+
+
+def test_account_that_only_watches_keeps_the_settings_pace() -> None:
+    """Headers, rests and limits hold nobody; what the operator wrote does."""
+    given = settings({"a": {"initial_concurrency": 1, "rpm": 6}}, balance={"window": "watch"})
+    it = Account(given.accounts[0], given.balance)
+    it.take(1, 10.0, 0.0)
+    blocked = it.blocked(1.0)
+    assert blocked is not None
+    assert (blocked.reason, blocked.until_s) == (Reason.PACER, 9.0)
+    assert it.blocked(9.0) is None, "its one slot is taken, which is not asked"
+    assert it.room == ENDLESS
+
+
+def test_account_extends_an_ejection_by_a_retry_after() -> None:
+    """An answer from before it, but about the future; it never shortens one."""
+    it = Driver()
+    one, two = it.take(), it.take()
+    it.fail(3)
+    it.end(one, Verdict.OVERLOADED, 100.0)
+    assert (it.state, it.account.until_s) == ("ejected", 100.0)
+    it.end(two, Verdict.OVERLOADED, 1.0)
+    assert it.account.until_s == 100.0
+
+
+def test_account_says_when_it_heals() -> None:
+    """Now while it serves or a probe runs; when its rest ends; never where only people help."""
+    it = Driver()
+    assert it.account.heals_s(5.0) == 5.0
+    it.once(Verdict.RATE_LIMITED, after=7.0)
+    assert (it.account.heals_s(5.0), it.account.heals_s(7.0)) == (7.0, 7.0)
+    it.now = 7.0
+    it.fail(3)
+    assert it.account.heals_s(8.0) == 37.0
+    assert it.account.heals_s(40.0) == 40.0
+    it.account.remove()
+    assert it.account.heals_s(50.0) == float("inf")
+
+
+def test_account_scores_by_its_load_after_one_more() -> None:
+    """Over limit × weight; with a window over the smaller of both, whose load may be others'."""
+    it = Driver(initial_concurrency=8, weight=2.0).account
+    assert it.score(None) == 1 / 16
+    it.take(1, 1.0, 0.0)
+    assert it.score(None) == 2 / 16
+    window = Window("m", 4)
+    assert window.value == 4
+    assert it.score(window) == pytest.approx((0.5 + 1) / (4 * 2)), "one of eight in flight"
+    window.take(0.0)
+    assert it.score(window) == pytest.approx(2 / 8)
+    wide = Window("m", 100)
+    assert it.score(wide) == pytest.approx((100 / 8 + 1) / (8 * 2)), "the limit is the smaller"
 
 
 def test_transitions_reach_every_state_and_leave_every_state() -> None:

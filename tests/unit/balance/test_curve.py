@@ -5,7 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from gateway.balance.curve import BINS, Bins, Posterior, as_bins, as_tuple, fade_by_distance
+from gateway.balance import curve
+from gateway.balance.curve import (
+    BINS,
+    Bins,
+    Floats,
+    Posterior,
+    as_bins,
+    as_tuple,
+    fade_by_distance,
+)
 from tests.unit.balance.fluid import SHAPES, Slowdown
 
 
@@ -124,3 +133,145 @@ def test_bins_come_back_from_storage() -> None:
     for weights, sums in (((1.0,), (1.0,)), ((-1.0,) * BINS, good), (good, (math.nan,) * BINS)):
         with pytest.raises(ValueError, match="bins"):
             as_bins(weights, sums)
+
+
+def test_family_is_the_formula() -> None:
+    """g(N) = (1 + (N/n)^s)^(p/s), and its grid holds all kinds of bends, sharp ones finely."""
+    for n, turn, sharp, steep in ((1.0, 5.0, 1.0, 1.0), (7.0, 3.0, 2.0, 1.5), (9.0, 9.0, 4.0, 2.0)):
+        found = curve._log_slowdown(*(np.array([v]) for v in np.log([n, turn])), sharp, steep)
+        assert math.exp(float(found[0])) == pytest.approx(
+            (1 + (n / turn) ** sharp) ** (steep / sharp)
+        )
+    sharps, steeps, turns = curve._grid()
+    kinds = {(s, p) for s, p in zip(sharps, steeps, strict=True)}
+    assert kinds == {(s, p) for s in curve.SHARP for p in curve.STEEP}
+    for sharp, steep in kinds:
+        mine = turns[(sharps == sharp) & (steeps == steep)]
+        assert np.allclose(np.diff(mine), 0.04 if sharp > 4.0 else 0.12), (sharp, steep)
+        assert mine[0] == 0.3
+        assert math.log(curve.MAX_WINDOW) + 0.55 < mine[-1] < math.log(curve.MAX_WINDOW) + 0.7
+
+
+def by_integration(bins: Bins, variance: float) -> tuple[Floats, float]:
+    """Expected log slowdown and scale, by Bayes' rule over every curve and every scale."""
+    scales = np.linspace(-12.0, 12.0, 1201)
+    w, wy = bins.weights, bins.sums
+    y = np.divide(wy, w, out=np.zeros(BINS), where=w > 0.0)
+    away = y[:, None] - curve._G  # bins × curves
+    one, first, second = w.sum(), w @ away, w @ away**2
+    squares = second - 2.0 * scales[:, None] * first + scales[:, None] ** 2 * one
+    log = -squares / (2.0 * variance) - scales[:, None] ** 2 / (2.0 * curve.SCALE_SD**2)
+    p = np.exp(log + curve._PRIOR - (log + curve._PRIOR).max())
+    p /= p.sum()
+    return curve._G @ p.sum(axis=0), float(scales @ p.sum(axis=1))
+
+
+@pytest.mark.parametrize("each", [1, 2, 20])
+def test_posterior_is_bayes_rule(each: int) -> None:
+    """Against sums over all scales, where little is known as where much is."""
+    bins = told(SHAPES["power"](12), [2.5, 6.0, 17.3, 40.0], each=each)
+    bins.fade(0.7)
+    for variance in (0.04, 0.36):
+        known = bins.posterior(variance)
+        slowdown, scale = by_integration(bins, variance)
+        assert known.log_slowdown == pytest.approx(slowdown, abs=2e-3)
+        assert known.scale == pytest.approx(scale, abs=2e-3)
+        assert known.log_throughput == pytest.approx(curve._LN_N - slowdown, abs=2e-3)
+
+
+def test_posterior_of_nothing_is_the_prior() -> None:
+    """A scale of one, and curves that bend further out outweigh the others."""
+    known = Bins().posterior(0.09)
+    assert known.scale == 0.0
+    assert known.gain(4.0, 2.0) > 0.3
+    assert 0.0 < known.peaked < 0.5
+    assert 0.0 < known.linear < 0.5
+
+
+def synthetic(slope: float, *, peaked: float = 0.0, linear: float = 0.0) -> Posterior:
+    """Log throughput that rises by `slope` of ln N up to 30 in flight and falls from there."""
+    x = slope * np.minimum(curve._LN_N, 2 * math.log(30.0) - curve._LN_N)
+    return Posterior(curve._LN_N - x, x, 0.0, 17, peaked, linear)
+
+
+def test_curve_saw_no_bend_where_twice_as_much_brings_that_much_more() -> None:
+    """BENT of log throughput for twice as much in flight, from what was explored on."""
+    assert synthetic(0.49).curve(10.0).regime == "saturating"
+    assert synthetic(0.52).curve(10.0).regime == "unknown"
+    assert synthetic(0.52).curve(25.0).regime == "saturating", "the top is within reach"
+
+
+def test_curve_is_the_likeliest_regime() -> None:
+    """Peaked from one half on; else a line where that is likelier than a flat top."""
+    for peaked, linear, regime in (
+        (0.5, 0.4, "peaked"),
+        (0.49, 0.3, "linear"),
+        (0.4, 0.29, "saturating"),
+        (0.0, 0.51, "linear"),
+        (0.0, 0.49, "saturating"),
+    ):
+        seen = synthetic(0.3, peaked=peaked, linear=linear).curve(20.0)
+        assert seen.regime == regime, (peaked, linear)
+        assert (seen.sharp, seen.steep) == (curve._S[17], curve._P[17])
+        assert seen.turn == pytest.approx(math.exp(curve._K[17]))
+    assert synthetic(0.3, linear=1.0).curve(20.0).knee == 0.0
+
+
+def test_curve_puts_the_knee_where_hardly_anything_is_left_to_gain() -> None:
+    """A twentieth below the top; a peak at the top itself."""
+    flat = synthetic(0.3).curve(20.0)
+    assert flat.knee == pytest.approx(30.0 * math.exp(-0.05 / 0.3), rel=0.06)
+    assert synthetic(0.3, peaked=1.0).curve(20.0).knee == pytest.approx(30.0, rel=0.05)
+
+
+def test_posterior_chooses_among_whole_numbers_within_its_bounds() -> None:
+    """The lower bound where there is none between them."""
+    known = synthetic(0.5)
+    assert known.best(2.0, 8.0) == 8.0
+    assert known.best(43.0, 90.0) == 43.0
+    assert known.best(5.2, 5.8) == 5.2
+    assert known.best(2.0, 200.0) == pytest.approx(30.0, abs=2.0)
+
+
+def test_posterior_takes_a_price_off_for_the_size() -> None:
+    """So the window ends where the next tenth more in flight brings next to nothing."""
+    known = synthetic(0.5)
+    worth = known.worth(np.array([10.0, 20.0]))
+    assert worth[1] - worth[0] == pytest.approx((0.5 - curve.PRICE) * math.log(2.0), abs=1e-3)
+    assert synthetic(0.9 * curve.PRICE).best(2.0, 200.0) == 2.0
+    assert synthetic(1.1 * curve.PRICE).best(2.0, 200.0) > 25.0
+
+
+def test_bins_weigh_a_sample_as_they_are_told() -> None:
+    """Both of its bins together by its weight, and never beyond the grid's ends."""
+    bins = Bins()
+    ln_n = np.log([6.4, 1.0, 2000.0])
+    values, weights = np.array([0.3, -0.2, 1.0]), np.array([0.5, 0.25, 2.0])
+    bins.add(ln_n, values, weights, np.zeros(BINS), np.ones(BINS))
+    assert bins.weights.sum() == pytest.approx(2.75)
+    assert bins.sums.sum() == pytest.approx(values @ weights)
+    assert (bins.weights[0], bins.weights[-1]) == (0.25, 2.0)
+    share = math.log(6.4 / 6.0) / math.log(7.0 / 6.0)
+    assert bins.weights[5:7] == pytest.approx([0.5 * (1 - share), 0.5 * share])
+
+
+def test_bins_fade_before_they_take_a_sample_in() -> None:
+    """What comes counts in full."""
+    bins = told(lambda n: 1.0, [4.0], each=10)
+    one = np.zeros(1)
+    bins.add(np.log([4.0]), one, np.ones(1), np.zeros(BINS), np.full(BINS, 0.5))
+    assert bins.weights[3] == pytest.approx(6.0)
+
+
+def test_bins_explored_counts_all_that_lies_further_out() -> None:
+    """Three samples' worth, one here and two there."""
+    bins = Bins()
+    for n, each in ((4.0, 5), (8.0, 1), (12.0, 2)):
+        bins.add(
+            np.full(each, math.log(n)), np.zeros(each), np.ones(each), np.zeros(BINS), np.ones(BINS)
+        )
+    assert bins.explored() == pytest.approx(8.0)
+    assert bins.known_below(4.0)
+    assert not bins.known_below(3.99)
+    bins.fade(0.59)
+    assert not bins.known_below(4.0), "what has faded is not known any more"

@@ -117,3 +117,54 @@ def test_limit_has_room_for_whole_requests_only() -> None:
     assert it.value == 1.5
     assert it.has_room(0)
     assert not it.has_room(1)
+
+
+def test_limit_carries_a_whole_round_at_each_mark() -> None:
+    """As many successes at the end of the probe as it is wide, from none, each time anew."""
+    it = limit(40, high=1000)
+    it.on_drop(1, 2)
+    for ceiling in (40.0, 44.0, 48.4):
+        while it.value < ceiling * PROBE_RATIO - 1e-9:
+            it.on_success(100)
+        carried = 0
+        while it.ceiling < ceiling * 1.05:
+            it.on_success(100)
+            carried += 1
+        assert carried - 1 < it.value <= carried
+
+
+def test_limit_restored_above_its_ceiling_moves_the_mark_after_a_round() -> None:
+    """What was learned before a restart is probed as what is learned now."""
+    it = limit(4)
+    it.restore(44, 40)
+    for _ in range(43):
+        it.on_success(44)
+    assert it.ceiling == 40
+    it.on_success(44)
+    assert it.ceiling == 44
+
+
+def test_limit_that_is_cut_begins_its_round_anew() -> None:
+    """Successes before a drop do not count towards the next mark."""
+    it = limit(40, high=1000)
+    it.restore(44, 40)
+    for _ in range(43):
+        it.on_success(44)
+    it.on_drop(1, 2)
+    it.restore(44, 40)
+    it.on_success(44)
+    assert it.ceiling == 40
+
+
+def test_limit_after_a_fault_waits_for_as_many_successes_as_it_is_wide() -> None:
+    """A second fault begins the pause anew; a drop is heard in it."""
+    it = limit(4)
+    it.on_fault()
+    it.on_success(4)
+    it.on_fault()
+    for _ in range(4):
+        it.on_success(4)
+    assert it.value == 4
+    it.on_fault()
+    assert it.on_drop(1, 2)
+    assert it.value == 3

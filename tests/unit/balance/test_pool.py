@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
@@ -398,3 +399,102 @@ def test_accounts_say_whether_headers_open_one() -> None:
     assert isinstance(it.place("m", ("a",), 0.0), Fit)
     assert it.answered(third, none, 0.0) is False
     assert isinstance(it.place("m", ("a",), 0.0), Blocked)
+
+
+def test_accounts_teach_a_window_prompt_and_output_apart() -> None:
+    """What an attempt used is both; the window is told which is which."""
+    it = accounts("auto", a=WIDE)
+    now, rng = 0.0, Random(4)
+    for _ in range(200):
+        prompt, output = rng.uniform(50, 900), rng.uniform(50, 900)
+        lease = it.take("a", "m", prompt + output, now)
+        now += 0.5 + 0.01 * prompt + 0.002 * output
+        it.give_back(lease, Verdict.SUCCESS, tokens=prompt + output, output_tokens=output, now=now)
+    (window,) = it.snapshot(now)[0].windows
+    assert window.prompt_token_s == pytest.approx(0.01, rel=0.1)
+    assert window.output_token_s == pytest.approx(0.002, rel=0.2)
+
+
+def test_accounts_ask_the_window_also_where_a_job_has_failed() -> None:
+    """Nowhere else is in service: it waits for a slot of its model there."""
+    it = accounts("auto", a=WIDE)
+    it._accounts["a"].limit.restore(50.0, float("inf"))
+    assert fill(it, 99) == 8
+    assert it.place("m", ("a",), 0.0, frozenset("a")) == Blocked(Reason.WINDOW)
+    assert it.place("other", ("a",), 0.0, frozenset("a")) == Fit("a")
+
+
+def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
+    """From this very moment to the hour; not from the future."""
+    stored = accounts(a={}).learned()
+    ages = (-0.1, 0.0, 3600.0, 3600.1)
+    assert [accounts(a={}).restore(stored, age_s) for age_s in ages] == [0, 1, 1, 0]
+    assert accounts(b={}).restore(stored, 1.0) == 0
+
+
+def test_accounts_of_a_failed_core_lend_their_lease_numbers_on() -> None:
+    """So "older than the last cut" keeps its meaning."""
+    old = accounts(a={})
+    for _ in range(5):
+        end(old, "a", Verdict.SUCCESS)
+    fresh = accounts(a={}, new={})
+    fresh.inherit(old)
+    assert fresh.take("a", "m", 1.0, 0.0) == 6
+    assert fresh.snapshot(0.0)[0].successes == 5
+    assert fresh.snapshot(0.0)[1].successes == 0
+
+
+def test_accounts_room_counts_the_windows_in_use() -> None:
+    """A model that nobody asks for promises nothing; where none is in use, the limit does."""
+    it = accounts("auto", a=WIDE | {"models": ["m", "n"]})
+    it._accounts["a"].limit.restore(50.0, float("inf"))
+    assert it.room(("a", "gone")) == 50.0
+    lease = it.take("a", "m", 1.0, 0.0)
+    assert it.room(("a",)) == 8.0
+    it.take("a", "n", 1.0, 0.0)
+    assert it.room(("a",)) == 16.0
+    it.give_back(lease, Verdict.IGNORED, now=1.0)
+    assert it.room(("a",)) == 8.0
+    assert it.room(()) == it.load(()) == 0.0
+
+
+def test_accounts_window_is_taught_by_successes_alone() -> None:
+    """A failure says nothing of how long an answer takes; its slot comes back all the same."""
+    it = accounts("auto", a=WIDE)
+    for n in range(30):
+        lease = it.take("a", "m", 100.0, float(n))
+        it.give_back(lease, Verdict.IGNORED, tokens=100.0, output_tokens=50.0, now=n + 0.5)
+    assert not it._accounts["a"].windows["m"].knows
+    assert it.snapshot(99.0)[0].windows[0].inflight == 0
+
+
+def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
+    """Of all that are blocked by time; None where only an end of a request does."""
+    it = accounts(a={"rpm": 6}, b={"rpm": 12}, c={"initial_concurrency": 1})
+    for name in "abc":
+        it.take(name, "m", 1.0, 0.0)
+    assert it.place("m", ("a", "b"), 0.0) == Blocked(Reason.PACER, 4.0)
+    assert it.place("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 4.0)
+    assert it.place("m", ("c",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.place("m", ("gone",), 0.0) == Blocked(Reason.HEALTH)
+
+
+def test_accounts_share_by_their_windows() -> None:
+    """Where the model has one: it says what is worth giving, the limit what is allowed."""
+    it = accounts(
+        "auto",
+        a={"initial_concurrency": 4, "max_concurrency": 99},
+        b={"initial_concurrency": 8, "max_concurrency": 99},
+    )
+    for account in it._accounts.values():
+        account.limit.restore(50.0, float("inf"))
+    assert spread(it, ("a", "b"), 6).count("b") == 4
+
+
+def test_accounts_pass_over_names_that_are_gone() -> None:
+    """Wherever they stand among the others."""
+    it = accounts(a={})
+    assert it.place("m", ("gone", "a"), 0.0) == Fit("a")
+    assert it.place("m", ("a", "gone"), 0.0) == Fit("a")
+    assert it.heals_s(("gone", "a"), 3.0) == 3.0
+    assert it.room(("gone", "a")) == it.room(("a",))

@@ -8,11 +8,13 @@ from functools import cache
 from itertools import pairwise
 from random import Random
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from gateway.balance.curve import _LN_N, MAX_WINDOW, Posterior
 from gateway.balance.learned import RESTORE_RATIO
-from gateway.balance.window import ANCHOR_AFTER, LEAP, Window
+from gateway.balance.window import ANCHOR_AFTER, LEAP, Window, _affordable
 from tests.unit.balance.fluid import (
     SHAPES,
     Run,
@@ -291,3 +293,93 @@ def test_window_of_no_time_at_all_teaches_nothing() -> None:
         it.learn(it.take(5.0), lease, lease + 1, 1, 1, 5.0)
         it.give_back(5.0)
     assert not it.knows
+
+
+def test_window_sees_how_many_were_in_flight_over_a_life() -> None:
+    """Mean and deviation over time, of the whole life and of nothing else."""
+    it = window()
+    before = it.take(0.0)
+    mark = it.take(10.0)
+    it.give_back(11.0)
+    other = it.take(12.0)
+    it.give_back(16.0)
+    it.take(20.0)
+    it.learn(mark, 2, 5, 30.0, 40.0, 20.0)
+    (seen,) = it._batch
+    # two for a second, one, two for four seconds, one
+    assert seen.inflight == pytest.approx(1.5)
+    assert seen.deviation == pytest.approx(0.5)
+    assert (seen.latency_s, seen.prompt_tokens, seen.output_tokens) == (10.0, 30.0, 40.0)
+    assert (before.since_s, other.since_s, it.inflight) == (0.0, 12.0, 2)
+
+
+def test_window_is_looked_at_after_half_of_it_or_a_few() -> None:
+    """Not after every answer, and not only when a wide one has been through."""
+    for value in (4, 40, 400):
+        it, now, looks = window(value, high=1000), 0.0, []
+        for lease in range(300):
+            mark = it.take(now)
+            now += 1.0
+            it.learn(mark, lease, lease + 1, 10.0, 10.0, now)
+            it.give_back(now)
+            looks += [lease] if not it._batch else []
+        assert 7 <= looks[0] <= 63
+        assert all(7 <= b - a <= 64 for a, b in pairwise(looks)), value
+
+
+def test_window_restored_goes_on_learning() -> None:
+    """From where it was: no slow start, no look at ease, one step at a time."""
+    gate, _ = found("saturating", 201)
+    it = window(high=256)
+    it.restore(gate.window.learned())
+    start = it.base
+    again = Windowed(it)
+    run(provider("saturating", 201)[0], again, 201, 400)
+    steps = [b / a for a, b in pairwise(again.trace)]
+    assert max(steps) < 1.5
+    assert again.trace[-1] > start
+    it.check()
+
+
+def test_window_shows_the_provider_before_it_knows_one() -> None:
+    """Its size and what is in flight; no curve, no seconds."""
+    it = Window("up", 16)
+    it.take(0.0)
+    seen = it.snapshot()
+    assert (seen.model, seen.window, seen.inflight) == ("up", 16.0, 1)
+    assert (seen.regime, seen.knee, seen.curve, seen.slowdown) == ("unknown", 0.0, {}, 1.0)
+    assert (seen.base_s, seen.prompt_token_s, seen.output_token_s, it.alone_s) == (0, 0, 0, 0)
+    assert not it.knows
+
+
+def test_window_is_no_wider_than_its_curves_reach() -> None:
+    """Whatever the settings allow."""
+    it = Window("m", 16)
+    it.configure(1, 1_000_000)
+    assert it.bounds == (1, math.floor(MAX_WINDOW))
+    it.configure(5000, 1_000_000)
+    assert it.base == it.value == math.floor(MAX_WINDOW)
+
+
+def test_window_check_sees_damage() -> None:
+    """The twin of every `check` that passes."""
+    for field, wrong in (("base", 0.0), ("value", 1e9), ("inflight", -1), ("base", 1e9)):
+        it = window()
+        it.check()
+        setattr(it, field, wrong)
+        with pytest.raises(AssertionError):
+            it.check()
+
+
+def test_probe_is_as_wide_as_it_may_cost() -> None:
+    """The wish where that is free, less where it costs, nothing where the least step does."""
+    x = -np.abs(_LN_N - math.log(20.0))  # falls on both sides of 20
+    known = Posterior(_LN_N - x, x, 0.0, 0, 0.0, 0.0)
+    free = Posterior(_LN_N, 0.0 * x, 0.0, 0, 0.0, 0.0)
+    for width in (1.4, 0.25):
+        assert _affordable(free, 20.0, width, 0.03) == width
+        assert _affordable(known, 20.0, width, 2.0) == width
+        assert _affordable(known, 20.0, width, 0.03) == 0.0
+        some = _affordable(known, 20.0, width, 0.2)
+        assert 0.12 < abs(math.log(some)) <= 0.21
+        assert (some > 1.0) is (width > 1.0)

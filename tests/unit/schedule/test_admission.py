@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.schedule.events import Refuse, Woke
+from gateway.schedule.rounds import Turn
 from gateway.types import JobClass, Outcome, Reason
 from tests.unit.schedule.build import World, refused, settings, started
 
@@ -182,6 +183,75 @@ def test_queue_is_bounded_in_tokens() -> None:
     (refusal,) = it.submit("u2", 200, tenant="u")
     assert isinstance(refusal, Refuse)
     assert str(refusal.error) == "too many of your requests are waiting"
+
+
+def test_deadline_is_predicted_by_the_share_of_ones_tenant() -> None:
+    """Of four times the weight, four fifths of the pace: what it waits behind is its own."""
+    it = World(
+        settings(
+            {"a": {"initial_concurrency": 1}},
+            {"t": {}, "big": {"weight": 4.0}},
+            schedule={"max_wait_s": 86_400.0, "shed": False},
+        )
+    )
+    for n in range(12):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    it.submit("run", 100)
+    for n in range(8):
+        it.submit(f"t{n}", 250)
+    it.submit("b1", 400, tenant="big")
+    late = it.submit("late", 100, tenant="big", deadline_s=it.now + 58.0)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+    assert refused(it.submit("well", 100, tenant="big", deadline_s=it.now + 62.0)) == {}
+
+
+def test_deadline_is_predicted_by_the_share_of_ones_class() -> None:
+    """Where other classes wait, too, it gets its part of the pace; alone all of it."""
+    it = paced(shed=False)
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    it.submit("other", 3000, class_override=JobClass.INTERACTIVE)
+    share = it.scheduler.pools["m"].rounds.share(Turn.HEAVY)
+    assert share < 0.8
+    wait_s = 30.0 / share
+    late = it.submit("late", 100, deadline_s=it.now + wait_s + 9.0)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+    assert refused(it.submit("well", 100, deadline_s=it.now + wait_s + 11.0)) == {}
+
+
+def test_those_whose_wait_is_over_are_not_told_to_come_back_together() -> None:
+    """The Retry-After of each is jittered, before the queue and in it."""
+    it = paced(shed=False)
+    it.submit("run", 100)
+    for n in range(20):
+        it.submit(f"w{n}", 20, deadline_s=it.now + 60.0)
+    evicted = it.tell(Woke(), at=it.now + 61.0)
+    told = {a.error.retry_after_s for a in evicted if isinstance(a, Refuse)}
+    assert len(told) == 20
+    for deadline_s in (it.now, it.now + 1.0):  # it is past; it cannot be met
+        late = [it.submit(f"l{n}", 900, deadline_s=deadline_s) for n in range(5)]
+        assert len({a.error.retry_after_s for (a,) in late if isinstance(a, Refuse)}) == 5
+
+
+def test_deadline_that_is_just_met_is_met() -> None:
+    """The last moment is in time."""
+    it = paced(token_s=0.125, shed=False)
+    it.submit("run", 100)
+    it.submit("ahead", 300)
+    assert refused(it.submit("met", 100, deadline_s=it.now + 37.5 + 12.5)) == {}
+    late = it.submit("late", 100, deadline_s=it.now + 50.0 + 12.4)
+    assert refused(late) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
+
+
+def test_deadline_is_predicted_by_an_answer_cut_at_max_tokens() -> None:
+    """What was asked for is all that will be made; what is asked in vain is not."""
+    it = paced()
+    it.submit("run", 100)
+    for name, tokens, limit in (("cut", 5000, 100), ("short", 100, 5000)):
+        taken = it.submit(name, tokens, max_tokens=limit, deadline_s=it.now + 25.0)
+        assert refused(taken) == {}, name
+        assert it.scheduler.jobs[name].expire_s == pytest.approx(it.now + 15.0)
 
 
 def _reasons(it: World) -> set[Reason]:

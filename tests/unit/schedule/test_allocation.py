@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.balance.pool import Accounts
-from gateway.schedule.events import Finished, Reforecast, Submitted
+from gateway.schedule.events import Finished, Reforecast, Submitted, Woke
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Rung, Verdict
 from tests.unit.schedule.build import World, job, settings, started, workload
@@ -277,3 +277,180 @@ def test_tail_of_a_burst_goes_longest_first_where_it_is_wanted() -> None:
         order += started(it.finish(order[-1], 100))
         order += started(it.finish(order[-1], 100))
         assert order == expected
+
+
+def paced(it: World) -> World:
+    """A pace is known: 0.1 s a token."""
+    for n in range(4):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    return it
+
+
+def test_tail_of_a_burst_does_not_break_a_tenants_cap() -> None:
+    """The longest of those that may start."""
+    it = paced(world({"a": {"initial_concurrency": 2}}, drain_longest_first=True))
+    it.submit("r1", 100, tenant="small")
+    it.submit("r2", 100)
+    it.submit("h1", 100)
+    it.submit("capped", 900, tenant="small")
+    assert started(it.finish("r2", 100, at=it.now + 60.0)) == ["h1"]
+
+
+def test_tail_of_a_burst_heeds_the_caps_of_sizes() -> None:
+    """The longest whose size may have another in flight."""
+    it = paced(
+        world({"a": {"initial_concurrency": 2}}, drain_longest_first=True, tier_caps={"long": 1})
+    )
+    it.submit("long1", 300)
+    it.submit("run", 100)
+    it.submit("medium", 200)
+    it.submit("long2", 900)
+    assert started(it.finish("run", 100, at=it.now + 100.0)) == ["medium"]
+    assert started(it.finish("long1", 300)) == ["long2"]
+
+
+def test_tail_of_a_burst_leaves_a_class_its_room() -> None:
+    """The longest of a class that would borrow comes after one that need not."""
+    it = paced(
+        world(
+            {"a": {"initial_concurrency": 2}},
+            drain_longest_first=True,
+            interactive_inflight_tokens=50,
+        )
+    )
+    asked: dict[str, Any] = {"class_override": JobClass.INTERACTIVE}
+    it.submit("i1", 100, **asked)
+    it.submit("r2", 100)
+    it.submit("h1", 100)
+    it.submit("i2", 900, **asked)
+    assert started(it.finish("r2", 100, at=it.now + 60.0)) == ["h1"]
+    assert started(it.finish("h1", 100)) == ["i2"], "nobody else is left"
+
+
+def test_tail_of_a_burst_is_no_long_queue() -> None:
+    """At most two jobs a slot; and something that just came is no tail."""
+    for jobs, later, expected in ((2, 60.0, ["h1"]), (3, 60.0, ["h0"]), (2, 1.0, ["h0"])):
+        it = paced(world({"a": {"initial_concurrency": 1}}, drain_longest_first=True))
+        it.submit("run", 100)
+        for n in range(jobs):
+            it.submit(f"h{n}", 100 + 100 * n)
+        assert started(it.finish("run", 100, at=it.now + later)) == expected, (jobs, later)
+
+
+def test_job_passes_others_only_within_the_bound() -> None:
+    """One that came max_overtake_s later than the oldest of its tenant and class lets it go."""
+    for later, expected in ((4.0, "young"), (5.0, "old")):
+        it = world({"a": {"initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0)
+        it.submit("run", 100)
+        it.submit("old", 3000)
+        it.submit("young", 200, at=later)
+        assert started(it.finish("run", 100, at=later)) == [expected]
+
+
+def test_job_is_not_passed_whatever_else_waits() -> None:
+    """The oldest is found behind lines and sizes that hold nothing, or others' work."""
+    it = world(
+        {"a": {"models": ["k", "m"], "initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0
+    )
+    it.submit("k1", 200, model="k")
+    it.submit("k2", 200, model="k")
+    it.submit("i1", 30)
+    it.submit("small1", 2000, tenant="small")
+    it.submit("middle", 200)
+    it.submit("old", 3000, at=1.0)
+    it.submit("i2", 30, at=1.0)
+    order, running = [], "k1"
+    it.submit("young", 150, at=20.0)
+    while running:
+        (running,) = started(it.finish(running, 100)) or [""]
+        order.append(running)
+    assert order.index("old") < order.index("young")
+
+
+def test_oldest_goes_first_of_those_that_would_be_passed() -> None:
+    """By arrival, over all sizes of its class."""
+    it = world({"a": {"initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0)
+    it.submit("run", 100)
+    for name, tokens, at in (("long", 500, 1.0), ("huge", 3000, 0.5), ("medium", 250, 2.0)):
+        it.submit(name, tokens, at=at)
+    it.submit("young", 150, at=20.0)
+    order, running = [], "run"
+    for _ in range(4):
+        (running,) = started(it.finish(running, 100))
+        order.append(running)
+    assert order == ["huge", "long", "medium", "young"]
+
+
+def test_oldest_that_cannot_start_holds_nobody_back() -> None:
+    """Work-conserving: one whose size is capped is passed, however late."""
+    it = world(
+        {"a": {"initial_concurrency": 2}}, ordering="sjf", max_overtake_s=5.0, tier_caps={"long": 1}
+    )
+    it.submit("long1", 300)
+    it.submit("run", 100)
+    it.submit("long2", 300)
+    it.submit("young", 150, at=20.0)
+    assert started(it.finish("run", 100)) == ["young"]
+
+
+def test_capped_tenants_size_hides_no_other() -> None:
+    """Nor does an account that rests hide one that serves."""
+    it = world({"a": {"initial_concurrency": 2}})
+    it.submit("r1", 100, tenant="small")
+    it.submit("r2", 100)
+    it.submit("s1", 300, tenant="small")
+    it.submit("h1", 200)
+    assert started(it.finish("r2", 100)) == ["h1"]
+    it = world({"a": {}, "b": {"initial_concurrency": 1}})
+    it.submit("a1", accounts=("a",))
+    it.submit("b1", accounts=("b",))
+    it.fail("a1", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    it.submit("a2", accounts=("a",))
+    it.submit("b2", accounts=("b",))
+    assert started(it.finish("b1", 100)) == ["b2"]
+
+
+def test_retries_go_by_arrival_over_all_accounts() -> None:
+    """The oldest that an account takes; one whose account rests is passed."""
+    it = world({"a": {"initial_concurrency": 3}, "b": {}})
+    for name, at in (("r1", 0.0), ("r2", 1.0), ("r3", 2.0)):
+        it.submit(name, at=at, accounts=("a",))
+    for name in ("r3", "r1", "r2"):
+        it.fail(name, Verdict.RATE_LIMITED, retry_after_s=9.0)
+    it.submit("b1", accounts=("b",))
+    assert it.waiting == {"r1", "r2", "r3"}
+    limit = it.accounts.snapshot(it.now)[0].limit
+    assert started(it.tell(Woke(), at=12.0)) == ["r1", "r2", "r3"][: int(limit)]
+
+
+def test_turn_that_started_nothing_for_long_is_next() -> None:
+    """Whatever its head costs; before that it saves up for it."""
+    for bound, expected in ((3600.0, False), (20.0, True)):
+        it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=bound, shed=False)
+        it.submit("i0", 30)
+        it.submit("heavy", 50_000)
+        order, running = [], "i0"
+        for n in range(1, 30):
+            it.submit(f"i{n}", 30)
+            (running,) = started(it.finish(running, 30, at=it.now + 1.0))
+            order.append(running)
+            if running == "heavy":
+                break
+        assert ("heavy" in order) is expected, bound
+        assert len(order) == (20 if expected else 29)
+
+
+def test_turn_that_had_nothing_to_start_has_not_been_kept_waiting() -> None:
+    """Its time runs from when it began to wait, not from its last start long ago; and it runs
+    on while others of its class join."""
+    it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=20.0, shed=False)
+    it.submit("i0", 30)
+    it.submit("h0", 50_000, at=1000.0)
+    it.submit("i1", 30, at=1010.0)
+    assert started(it.finish("i0", 30, at=1011.0)) == ["i1"]
+    for n in range(2, 6):
+        it.submit(f"i{n}", 30)
+        it.submit(f"h{n}", 50_000, at=1011.0 + n)
+    assert started(it.finish("i1", 30, at=1019.0)) == ["i2"]
+    assert started(it.finish("i2", 30, at=1021.0)) == ["h0"]

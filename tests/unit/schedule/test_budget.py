@@ -95,3 +95,49 @@ def test_tier_cap_shrinks_with_the_mode_but_never_to_nothing() -> None:
         SizeBucket.MEDIUM: [1, 1, 1],
         SizeBucket.LONG: [8, 6, 4],
     }
+
+
+def test_budget_of_background_work_is_nothing_of_its_own_where_there_are_two() -> None:
+    """All that it holds is borrowed; in the adaptive policy a little is its own."""
+    fixed = budget()
+    fixed.take(BACKGROUND, SizeBucket.LONG, 50)
+    assert (fixed.limits[BACKGROUND], fixed.borrowed(BACKGROUND)) == (0.0, 50.0)
+    adaptive = budget("adaptive", None)
+    adaptive.take(BACKGROUND, SizeBucket.LONG, 50)
+    assert 0.0 < adaptive.borrowed(BACKGROUND) < 50.0
+    assert adaptive.borrowed(HEAVY) == 0.0
+
+
+def test_budget_is_steady_unless_it_moves_and_lends_nothing() -> None:
+    """Then time alone may give a class room that waits for its budget."""
+    assert budget("adaptive", None).steady
+    assert budget("dual_budget", False).steady
+    assert not budget("adaptive", False).steady
+
+
+def test_budget_is_full_at_its_limit() -> None:
+    """To the token, in either policy."""
+    for policy in ("adaptive", "dual_budget"):
+        it = budget(policy)
+        it.take(INTERACTIVE, SizeBucket.SHORT, 99)
+        assert it.owns_room(INTERACTIVE)
+        it.take(INTERACTIVE, SizeBucket.SHORT, 1)
+        assert not it.owns_room(INTERACTIVE), policy
+
+
+@pytest.mark.parametrize(
+    ("cls", "bucket", "tokens"),
+    [
+        (HEAVY, SizeBucket.LONG, 11),
+        (INTERACTIVE, SizeBucket.LONG, 0),
+        (HEAVY, SizeBucket.SHORT, 10),
+    ],
+)
+def test_budget_given_back_as_another_job_is_an_error(
+    cls: JobClass, bucket: SizeBucket, tokens: int
+) -> None:
+    """More tokens, another class, another size than was taken."""
+    it = budget()
+    it.take(HEAVY, SizeBucket.LONG, 10)
+    with pytest.raises(AssertionError):
+        it.give_back(cls, bucket, tokens)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from gateway.schedule.entry import Entry, Tenant
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
@@ -75,6 +77,63 @@ def test_entry_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
         it.weigh(given, SJF)
         found.append(it.deadline_s)
     assert found == [107.0, 120.0, 130.0, None]
+    strict.configure(0, 0, 0, 0.5, 1.0)
+    it = Entry(job("j", 500, at=100.0), 0, 1, strict)
+    it.weigh(given, SJF)
+    assert it.deadline_s == 100.5, "however near"
+
+
+def test_entry_deadline_of_each_class_is_its_own() -> None:
+    """From the arrival; the background's, too."""
+    given = settings(
+        schedule={
+            "interactive_deadline_s": 10.0,
+            "heavy_deadline_s": 20.0,
+            "background_deadline_s": 30.0,
+        }
+    ).schedule
+    for cls, after_s in zip(JobClass, (10.0, 20.0, 30.0), strict=True):
+        it = Entry(job("j", at=5.0, class_override=cls), 0, 1, Tenant("t"))
+        it.weigh(given, SJF)
+        assert it.deadline_s == 5.0 + after_s, cls
+
+
+def test_tenant_that_is_not_configured_has_no_bounds() -> None:
+    """No cap, no bound on what waits, no deadline, the weight of one."""
+    it = Tenant("t")
+    it.running = it.waiting = it.waiting_tokens = 10**9
+    assert (it.capped, it.overfull, it.deadline_s, it.weight) == (False, False, 0.0, 1.0)
+
+
+def test_tenant_is_capped_at_its_cap_and_overfull_beyond_its_bounds() -> None:
+    """In items or in tokens; a bound may be filled."""
+    it = Tenant("t")
+    it.configure(2, 3, 100, 0.0, 1.0)
+    seen = []
+    for it.running, it.waiting, it.waiting_tokens in ((1, 3, 100), (2, 4, 100), (3, 3, 101)):
+        seen.append((it.capped, it.overfull))
+    assert seen == [(False, False), (True, True), (True, True)]
+
+
+def test_entry_may_use_the_express_where_it_may_be_short() -> None:
+    """From the same chance on by which it is interactive."""
+    for p_short, express in ((0.29, False), (0.3, True)):
+        it = Entry(job("j", class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
+        it.workload = msgspec.structs.replace(workload(100), p_short=p_short)
+        it.weigh(GIVEN, SJF)
+        assert it.place.express is express
+    it = Entry(job("j", 10, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
+    it.weigh(GIVEN, SJF)
+    assert not it.place.express, "which is the interactive's"
+
+
+def test_entry_keeps_sizes_apart_where_any_of_them_is_capped() -> None:
+    """Whichever it is."""
+    for size in SizeBucket:
+        capped = settings(schedule={"tier_caps": {size.value: 3}}).schedule
+        it = Entry(job("j", 100), 0, 1, Tenant("t"))
+        it.weigh(capped, SJF)
+        assert it.place.bucket is SizeBucket.MEDIUM, size
 
 
 def test_entry_grades_share_a_place_until_the_ladder_tells_them_apart() -> None:

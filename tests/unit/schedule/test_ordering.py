@@ -217,3 +217,38 @@ def test_order_without_time_in_its_keys_stays() -> None:
 def test_backlog_of_an_order_is_at_least_a_job() -> None:
     """γ does not go to infinity with an empty queue."""
     assert Order("boost", 0.0, 300.0).backlog_tokens == 300.0
+
+
+def test_reserve_beyond_follows_the_forecast_between_its_levels() -> None:
+    """Half of the answers that are longer than what is there are longer than the reserve."""
+    found = [reserve_beyond(job("j"), WIDE, tokens, 0.5) for tokens in (12.5, 75.0, 300.0, 500.0)]
+    assert found == [113, 175, 500, 800]
+    assert reserve_beyond(job("j"), WIDE, 75.0, 0.1) == 88, "a bold quantile keeps close"
+
+
+def test_mean_tokens_cuts_what_lies_above_max_tokens_alone() -> None:
+    """Also where only the last of the grid does."""
+    means = [mean_tokens(job("j", max_tokens=limit), WIDE) for limit in (300, 500, 799, 800)]
+    assert [b - a for a, b in pairwise(means)] == pytest.approx([25.0, 22.425, 0.075])
+
+
+def test_order_is_near_within_a_factor_of_two_both_ways() -> None:
+    """Exactly twice or half is too far, in each of the four."""
+    order = Order("boost", 4000.0, 200.0, 0.02, 8.0, 1.0)
+    same = (4000.0, 200.0, 0.02, 8.0)
+    for place in range(4):
+        for factor, near in ((0.5, False), (0.51, True), (1.99, True), (2.0, False), (2.5, False)):
+            values = list(same)
+            values[place] *= factor
+            assert order.near(*values, 1.0) is near, (place, factor)
+    assert order.near(4000.0, 200.0, 0.03, 12.0, 1.0), "slower streams, more: the same speed"
+    for token_s, streams in ((0.01, 4.0), (0.04, 16.0), (0.05, 20.0)):
+        assert not order.near(4000.0, 200.0, token_s, streams, 1.0), "deadlines hang on a stream's"
+
+
+def test_order_leaves_small_changes_of_trust() -> None:
+    """A tenth is a change, less is none, unless trust is gone or whole."""
+    order = Order("sjf", trust=0.5)
+    near = [order.near(1.0, 1.0, 1.0, 1.0, trust) for trust in (0.41, 0.5, 0.59, 0.61, 0.39)]
+    assert near == [True, True, True, False, False]
+    assert not Order("sjf", trust=0.95).near(1.0, 1.0, 1.0, 1.0, 1.0)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
 
+from gateway.errors import GatewayError
+from gateway.schedule import overload
 from gateway.schedule.overload import (
     DROP_RATIO,
     RETRY_MAX_S,
@@ -129,3 +132,52 @@ def test_no_account_says_whether_a_retry_can_help() -> None:
     assert (never.should_retry, never.retry_after_s) == (False, None)
     soon = no_account(12.0)
     assert (soon.should_retry, soon.retry_after_s) == (None, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "code", "text"),
+    [
+        (overload.queue_full, 429, "queue_full", "the queue is full"),
+        (overload.tenant_queue_full, 429, "queue_full", "too many of your requests are waiting"),
+        (overload.overloaded, 429, "overloaded", "too much work is waiting for a request of this"),
+        (overload.hopeless, 429, "deadline_unreachable", "cannot be answered before its deadline"),
+        (overload.queue_timeout, 503, "queue_timeout", "waited too long for a free slot"),
+        (overload.no_account, 503, "no_account", "no account can serve this model in time"),
+        (overload.draining, 503, "draining", "the gateway is shutting down"),
+    ],
+)
+def test_refusal_says_what_why_and_when_to_come_again(
+    told: Callable[[float], GatewayError], status: int, code: str, text: str
+) -> None:
+    """Status and code for programs, a sentence for people, a Retry-After for SDKs."""
+    error = told(12.0)
+    assert (error.status, error.code, error.retry_after_s) == (status, code, 12.0)
+    assert text in str(error)
+    assert error.should_retry is None
+
+
+def test_no_account_tells_a_time_that_sdks_listen_to() -> None:
+    """One second to a minute; for ever is not a time."""
+    assert [no_account(s).retry_after_s for s in (0.0, 0.5, 59.0, 3600.0)] == [1.0, 1.0, 59.0, 60.0]
+    never = no_account(float("inf"))
+    assert (never.status, never.code, str(never)) == (
+        503,
+        "no_account",
+        "no account can serve this model",
+    )
+
+
+def test_retry_after_is_plain_without_chance() -> None:
+    """Bounded at both ends all the same."""
+    assert [retry_after_s(s, None) for s in (None, 0.0, 20.0, 1e9)] == [5.0, 1.0, 20.0, 60.0]
+
+
+def test_ladder_rejects_in_steps_of_its_first() -> None:
+    """Long at one and a half times, medium at twice the backlog that rejects the huge."""
+    edges = (1.99, 2.0, 2.99, 3.0, 3.99, 4.0)
+    none, huge, long = Grade.NONE, Grade.HUGE, Grade.LONG
+    assert [rejected_from(none, level, GIVEN) for level in edges] == [
+        none, huge, huge, long, long, Grade.MEDIUM,
+    ]  # fmt: skip
+    assert rejected_from(Grade.MEDIUM, 3.45, GIVEN) is Grade.MEDIUM
+    assert rejected_from(Grade.MEDIUM, 3.35, GIVEN) is Grade.LONG

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.schedule.pace import MEMORY, SURE, Pace
+from gateway.schedule.pace import HOPE, MEMORY, SURE, Pace
 
 
 def test_pace_knows_nothing_before_something_has_finished() -> None:
     """And says so."""
     it = Pace()
     assert (it.token_s, it.clear_s(100.0, 3), it.slowdown, it.drop_ratio) == (None, None, 1.0, 0.0)
+    assert (it.mean_reserve, it.starts, it.completions) == (0.0, 0, 0)
     it.finished(0.0, 1.0, 0.0, 1)
     assert it.token_s is None, "an empty answer says nothing of tokens"
 
@@ -73,3 +74,70 @@ def test_pace_mean_reserve_is_plain_at_first() -> None:
         it.started(100, -0.5)
     assert it.mean_reserve == pytest.approx(100.0, rel=0.01)
     assert it.mean_ln_short == pytest.approx(-0.5, rel=0.01)
+
+
+def test_pace_forgets_attempts_at_the_same_rate_as_completions() -> None:
+    """After MEMORY good attempts a provider that refused everything is down to 1/e."""
+    it = Pace()
+    for _ in range(10 * MEMORY):
+        it.attempted(dropped=True)
+    assert it.drop_ratio == pytest.approx(1.0)
+    for _ in range(MEMORY):
+        it.attempted(dropped=False)
+    assert it.drop_ratio == pytest.approx(0.365, abs=0.005)
+
+
+def test_pace_says_nothing_of_drops_after_a_few_attempts() -> None:
+    """The share is of all attempts there were, once there are more than SURE of them."""
+    it = Pace()
+    for n in range(2 * SURE):
+        assert it.drop_ratio == (0.0 if it.attempts <= SURE else pytest.approx(1.0)), n
+        it.attempted(dropped=True)
+    assert it.attempts == pytest.approx(it.drops)
+    assert it.drop_ratio == pytest.approx(1.0)
+
+
+def test_pace_mean_reserve_follows_the_last_ones_at_its_memory() -> None:
+    """After MEMORY starts of another size two thirds of the way."""
+    it = Pace()
+    for _ in range(10 * MEMORY):
+        it.started(100)
+    for _ in range(MEMORY):
+        it.started(200)
+    assert it.mean_reserve == pytest.approx(163.5, abs=0.5)
+    assert it.starts == 11 * MEMORY
+
+
+def test_pace_doubts_itself_by_refusals_and_believes_again_by_completions() -> None:
+    """Each refusal makes the estimate by which a job is refused more hopeful; no other one."""
+    it = Pace()
+    it.finished(100.0, 10.0, 0.0, 1)
+    assert it.hopeful_token_s == it.token_s == pytest.approx(0.1)
+    for _ in range(MEMORY):
+        it.doubted()
+    assert it.hopeful_token_s == pytest.approx(0.0365, abs=0.0005)
+    assert it.token_s == pytest.approx(0.1)
+    for _ in range(5):
+        it.finished(100.0, 10.0, 0.0, 1)
+    assert it.hopeful_token_s == pytest.approx(0.0365 * HOPE**5, abs=0.001)
+    for _ in range(20):
+        it.finished(100.0, 10.0, 0.0, 1)
+    assert it.hopeful_token_s == pytest.approx(0.1), "in full again, and not more"
+
+
+def test_pace_has_no_hope_before_it_knows_anything() -> None:
+    """A doubt of nothing is nothing."""
+    it = Pace()
+    it.doubted()
+    assert it.hopeful_token_s is None
+
+
+def test_pace_counts_the_streams_of_late_or_of_now() -> None:
+    """Whichever are more; one where nothing runs."""
+    it = Pace()
+    assert it.streams(0) == 1.0
+    assert it.streams(3) == 3.0
+    for _ in range(20):
+        it.finished(100.0, 10.0, 0.0, 6)
+    assert it.streams(0) == pytest.approx(6.0)
+    assert it.streams(9) == 9.0

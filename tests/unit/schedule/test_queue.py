@@ -71,6 +71,23 @@ def test_lazy_heap_does_not_keep_its_dead() -> None:
     assert len(heap) <= 65
 
 
+def test_lazy_heap_sweeps_by_the_question_it_is_asked_with() -> None:
+    """All that live stay, whatever of key, seq and item they are known by; of the dead no more
+    than of the living."""
+    alive = {float(n): (n, f"i{n}") for n in range(100)}
+    heap: LazyHeap[float, str] = LazyHeap(lambda key, seq, item: alive.get(key) == (seq, item))
+    for key, (seq, item) in alive.items():
+        heap.push(key, seq, item)
+    for n in range(1000):
+        heap.push(500.0 + n, n, "dead")
+        assert len(heap) <= 2 * 100 + 1
+    found = []
+    while (top := heap.top()) is not None:
+        found.append(top)
+        del alive[float(top[1:])]
+    assert found == [f"i{n}" for n in range(100)]
+
+
 def test_line_orders_jobs_of_several_tenants_by_key() -> None:
     """One order over all lanes of a tier."""
     line, random = Counted(), Random(1)

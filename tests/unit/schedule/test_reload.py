@@ -3,6 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.schedule.events import SettingsChanged, Withdrawn, Woke
+from gateway.schedule.overload import Grade
+from gateway.schedule.rounds import Turn
 from gateway.types import JobClass, Mode, Outcome, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started
 
@@ -48,6 +50,17 @@ def test_reload_refuses_waiting_jobs_of_a_model_that_is_gone() -> None:
     }
     it.finish("running")
     assert it.accounts.leases == 0
+
+
+def test_reload_does_not_send_a_job_to_an_account_that_lost_its_model() -> None:
+    """It stays of use to others; a job of no configured model still may go there."""
+    it = World(settings(ONE))
+    it.submit("run")
+    it.submit("j")
+    it.submit("relayed", model="?")
+    gone = refused(reload(it, {"a": {"models": ["k"], "initial_concurrency": 1}}))
+    assert gone == {"j": ("no_account", Outcome.EVICTED)}
+    assert places(it.finish("run")) == {"relayed": "a"}
 
 
 def test_reload_joins_and_cuts_pools_under_running_jobs() -> None:
@@ -124,3 +137,73 @@ def test_reload_keeps_a_tenants_jobs_in_flight() -> None:
     it.submit("j2")
     assert reload(it, {"a": {}}, {"t": {"max_inflight": 1}}) == []
     assert started(it.tell(Withdrawn("j1"))) == ["j2"]
+
+
+def test_reload_takes_a_bound_job_from_an_account_that_lost_its_model() -> None:
+    """It stays bound to those that are left, and still serve what it asks for."""
+    it = World(settings({name: {"initial_concurrency": 1} for name in "abc"}))
+    for name in "abc":
+        it.submit(f"{name}1", accounts=(name,))
+    it.submit("j", accounts=("a", "b"))
+    after = {
+        "a": {"models": ["k"]},
+        "b": {"models": ["m", "k"], "initial_concurrency": 1},
+        "c": {},
+    }
+    assert reload(it, after) == []
+    assert it.scheduler.jobs["j"].accounts == ("b",)
+    assert places(it.finish("b1")) == {"j": "b"}
+
+
+def test_reload_keeps_what_a_retry_holds_of_the_budget() -> None:
+    """Running again or still between two attempts."""
+    it = World(settings({"a": {}, "b": {}}))
+    for name in ("j1", "j2"):
+        it.submit(name, accounts=("a", "b"))
+        it.fail(name)
+    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    reload(it, {"a": {}, "b": {}})
+    pool = it.scheduler.pools["m"]
+    assert (pool.retried, pool.budget.total_jobs) == (2, 2)
+    for name in ("j1", "j2"):
+        it.tell(Withdrawn(name))
+    assert (pool.retried, pool.budget.total_jobs) == (0, 0)
+
+
+def test_reload_forgets_the_credit_of_a_class_that_moved_away() -> None:
+    """Its turn starts anew where nothing of it waits any more; the others keep theirs."""
+    it = World(settings({"a": {"models": ["m", "k"], "initial_concurrency": 1}}))
+    it.submit("run", 100)
+    it.submit("i1", 30, model="k")
+    it.submit("h1", 300)
+    credit = it.scheduler.pools["m"].rounds.credit
+    credit[Turn.INTERACTIVE], credit[Turn.HEAVY] = 50.0, -70.0
+    reload(it, {"a": {"initial_concurrency": 1}, "b": {"models": ["k"]}})
+    credit = it.scheduler.pools["m"].rounds.credit
+    assert (credit[Turn.INTERACTIVE], credit[Turn.HEAVY]) == (0.0, -70.0)
+
+
+def test_reload_moves_what_is_between_two_attempts_to_its_new_home() -> None:
+    """It goes on waiting there, as long as it still may."""
+    it = World(settings({"a": {}}, schedule={"max_wait_s": 30.0}))
+    it.submit("j")
+    it.fail("j", Verdict.RATE_LIMITED, retry_after_s=20.0)
+    assert places(reload(it, {"a": {}, "b": {}}, schedule={"max_wait_s": 30.0})) == {"j": "b"}
+    it = World(settings({"a": {}}, schedule={"max_wait_s": 30.0}))
+    it.submit("j")
+    it.fail("j", Verdict.RATE_LIMITED, retry_after_s=20.0)
+    assert refused(reload(it, {"a": {}}, schedule={"max_wait_s": 10.0})) == {
+        "j": ("upstream_failed", Outcome.RATE_LIMITED)
+    }
+
+
+def test_reload_keeps_what_was_deferred_and_rejected() -> None:
+    """For the hysteresis of the ladder; and when the last job came."""
+    it = World(settings(ONE))
+    it.submit("j1", at=3.0)
+    before = it.scheduler.pools["m"]
+    before.deferred, before.rejected = Grade.LONG, Grade.HUGE
+    after = it.scheduler.pool("other")
+    after.inherit(before)
+    assert (after.deferred, after.rejected) == (Grade.LONG, Grade.HUGE)
+    assert after.last_arrival_s == 3.0

@@ -162,7 +162,8 @@ def test_attempts_are_halved_for_clients_that_retry_themselves() -> None:
     """Rounded up, so at least one."""
     given = settings(retry={"attempts": 3}).retry
     assert [attempts_allowed(given, n) for n in (0, 1, 2)] == [3, 2, 2]
-    assert attempts_allowed(settings(retry={"attempts": 1}).retry, 1) == 1
+    halves = [attempts_allowed(settings(retry={"attempts": n}).retry, 1) for n in (1, 2, 3, 4, 5)]
+    assert halves == [1, 1, 2, 2, 3]
     it = world()
     it.submit("j1", accounts=AB, client_retries=1)
     assert places(it.fail("j1")) == {"j1": "b"}

@@ -104,3 +104,58 @@ def test_rounds_reset_forgets_credit_and_debt() -> None:
     it.charge(HEAVY, 5000.0)
     it.reset(HEAVY)
     assert it.credit[HEAVY] == 0.0
+
+
+def quantum(it: Rounds, turn: Turn) -> float:
+    """What a round gives this turn."""
+    it.reset(turn)
+    it.choose({turn: 1})
+    return it.credit[turn]
+
+
+def test_rounds_give_out_two_mean_jobs_a_round() -> None:
+    """By weight; at least what two small jobs are."""
+    it = rounds()
+    it.adapt(1.0, 500.0)
+    assert sum(quantum(it, turn) for turn in Turn) == pytest.approx(2 * 500.0)
+    assert quantum(it, HEAVY) == pytest.approx(4 * quantum(it, DEFERRED))
+    it.adapt(1.0, 3.0)
+    assert sum(quantum(it, turn) for turn in Turn) == pytest.approx(2 * 64.0)
+
+
+def test_rounds_follow_size_and_pressure_each_alone() -> None:
+    """A job grown by a quarter, or shrunk by a fifth, or a step of pressure."""
+    for pressure, size in ((1.0, 500.0), (1.0, 320.0), (1.06, 400.0), (2.0, 400.0)):
+        it = rounds()
+        it.adapt(1.0, 400.0)
+        it.adapt(pressure, size)
+        assert it.share(INTERACTIVE) == pytest.approx(4 * pressure / (4 * pressure + 6))
+        assert quantum(it, HEAVY) == pytest.approx(2 * size * 4 / (4 * pressure + 6))
+
+
+def test_rounds_do_not_follow_every_small_change() -> None:
+    """What hardly changed is left as it is; small steps add up."""
+    it = rounds()
+    it.adapt(1.0, 400.0)
+    before = quantum(it, HEAVY)
+    for pressure, size in ((1.04, 400.0), (1.0, 490.0), (1.0, 325.0), (1.04, 325.0)):
+        it.adapt(pressure, size)
+        assert quantum(it, HEAVY) == before
+    for step in range(1, 11):
+        it.adapt(1.0 + step / 20, 400.0)
+    assert it.share(INTERACTIVE) == pytest.approx(6 / 12, rel=0.03)
+
+
+def test_rounds_choose_the_one_that_needs_the_fewest() -> None:
+    """And give all who could start as many; the earlier turn of two that need as many."""
+    it = rounds()
+    it.adapt(1.0, 500.0)
+    each = quantum(it, HEAVY)
+    for turn in Turn:
+        it.reset(turn)
+    assert it.choose({INTERACTIVE: int(3 * each), HEAVY: int(2 * each)}) is HEAVY
+    assert it.credit[INTERACTIVE] == it.credit[HEAVY] == pytest.approx(2 * each)
+    assert it.credit[BACKGROUND] == 0.0
+    it.reset(INTERACTIVE)
+    it.reset(HEAVY)
+    assert it.choose({HEAVY: int(each), INTERACTIVE: int(each)}) is INTERACTIVE

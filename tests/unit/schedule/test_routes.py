@@ -51,3 +51,21 @@ def test_directory_home_of_no_model_is_its_accounts() -> None:
     directory = Directory(ACCOUNTS)
     assert directory.home("", ("gone", "d", "a")) == ("alone", ("d",))
     assert directory.home("", ("gone",)) is None
+
+
+def test_routes_name_a_pool_after_the_first_model_of_the_settings() -> None:
+    """Not by the alphabet, and whatever account joins it to the others."""
+    accounts = settings(
+        {
+            "1": {"models": ["z"]},
+            "2": {"models": ["y", "x"]},
+            "3": {"models": ["b"]},
+            "4": {"models": ["a", "b"]},
+            "5": {"models": ["x", "z"]},
+        }
+    ).accounts
+    found = {model: route.pool for model, route in routes(accounts).items()}
+    assert found == {"z": "z", "y": "z", "x": "z", "b": "b", "a": "b"}
+    directory = Directory(accounts)
+    assert directory.models("z") == ("z", "y", "x")
+    assert directory.accounts("z") == ("1", "2", "5")

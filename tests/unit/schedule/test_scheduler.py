@@ -347,6 +347,11 @@ def test_scheduler_gives_a_freed_cap_to_the_best_key() -> None:
     it.submit("m1", tenant="small", at=2.0)
     assert started(it.finish("s1", at=3.0)) == ["k1"]
     assert started(it.finish("k1", at=4.0)) == ["m1"]
+    it = world(TWO_POOLS, {"t": {}, "small": {"max_inflight": 1}})
+    it.submit("s1", tenant="small")
+    it.submit("m1", tenant="small", at=1.0)
+    it.submit("k1", model="k", accounts=("b",), tenant="small", at=2.0)
+    assert started(it.finish("s1", at=3.0)) == ["m1"]
 
 
 def test_scheduler_tightens_tier_caps_when_congested() -> None:
@@ -403,3 +408,106 @@ def test_scheduler_widens_windows_where_forecasts_are_not_trusted() -> None:
     assert started(it.finish("h0", 300)) == started(it.finish("h1", 300)) == []
     assert started(it.finish("h2", 300)) == ["h6"]
     assert it.scheduler.snapshot(0.0).accounts[0].windows[0].window == 4.0
+
+
+def test_scheduler_does_not_call_the_backgrounds_wait_a_slowdown() -> None:
+    """It waits as long as it takes; what somebody waited for does slow down."""
+    for cls, slowdown in ((JobClass.BACKGROUND, 1.0), (JobClass.HEAVY, 1.8)):
+        it = world()
+        it.submit("run", class_override=JobClass.BACKGROUND)
+        it.submit("j", class_override=cls)
+        it.finish("run", 100, at=40.0)
+        it.finish("j", 100, at=50.0)
+        assert it.scheduler.pools["m"].pace.slowdown == pytest.approx(slowdown, rel=0.02)
+
+
+def test_scheduler_measures_service_from_the_last_dispatch() -> None:
+    """Tokens by usage, else as forecast for an answer in full; nothing of one that failed."""
+    it = world()
+    it.submit("j1", 100)
+    it.submit("j2", 100)
+    it.finish("j1", 200, at=10.0)
+    pace = it.scheduler.pools["m"].pace
+    assert pace.token_s == pytest.approx(10.0 / 200)
+    it.finish("j2", None, at=40.0)
+    assert pace.token_s == pytest.approx(40.0 / 300, rel=0.02)
+    it.submit("j3", 100)
+    it.tell(Finished("j3", Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR), at=500.0)
+    assert pace.completions == 2
+    it.submit("j4", 100)
+    it.tell(Withdrawn("j4"), at=900.0)
+    assert pace.completions == 2
+
+
+def test_scheduler_believes_no_more_than_was_asked_for() -> None:
+    """A usage beyond n × max_tokens and some slack would pace an account for days."""
+    for fields, most in (
+        ({"max_tokens": 500}, 1500.0),
+        ({"max_tokens": 500, "n": 3}, 2500.0),
+        ({}, 201_000.0),
+    ):
+        it = world({"a": {}})
+        it.submit("j", 100, **fields)
+        it.finish("j", 1e9, at=10.0)
+        pace = it.scheduler.pools["m"].pace
+        assert pace.token_s == pytest.approx(10.0 / most)
+
+
+def test_scheduler_wakes_no_earlier_than_now() -> None:
+    """A moment that has passed is at once."""
+    it = world(max_wait_s=10.0)
+    it.submit("run")
+    it.submit("j")
+    assert it.scheduler.next_wake(4.0) == 10.0
+    assert it.scheduler.next_wake(12.0) == 12.0
+
+
+def test_scheduler_bounds_trust() -> None:
+    """0 to 1, whatever it is told."""
+    it = world()
+    for told, trust in ((-3.0, 0.0), (0.4, 0.4), (7.0, 1.0)):
+        it.tell(Recalibrated(told))
+        assert it.scheduler.trust == trust
+
+
+def test_scheduler_serves_a_tenant_that_is_not_configured() -> None:
+    """Without caps, at the weight of one."""
+    it = world({"a": {}})
+    assert started(it.submit("j1", tenant="new") + it.submit("j2", tenant="new")) == ["j1", "j2"]
+    assert it.scheduler.tenants["new"].weight == 1.0
+
+
+def test_scheduler_counts_how_jobs_ended() -> None:
+    """One outcome each, also of those that never came in."""
+    it = world(max_queue_items=1, max_wait_s=10.0)
+    for name in ("run", "w", "full"):
+        it.submit(name)
+    it.tell(Woke(), at=10.0)
+    it.tell(Withdrawn("run", Outcome.SHUTDOWN))
+    it.submit("?", model="?", accounts=("?",))
+    ended = {outcome: n for outcome, n in it.scheduler.snapshot(10.0).ended.items() if n}
+    assert ended == {Outcome.REJECTED: 2, Outcome.EVICTED: 1, Outcome.SHUTDOWN: 1}
+    assert it.scheduler.snapshot(10.0).submitted == 4
+
+
+def test_scheduler_does_not_blame_an_account_for_a_client_that_left() -> None:
+    """Neither a success nor a drop, running or between two attempts."""
+    it = world({"a": {"initial_concurrency": 2}})
+    it.submit("j1")
+    it.submit("j2")
+    it.fail("j2", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    for name in ("j1", "j2"):
+        it.tell(Withdrawn(name))
+    (seen,) = it.scheduler.snapshot(it.now).accounts
+    assert (seen.successes, seen.drops, seen.inflight) == (0, {Verdict.RATE_LIMITED: 1}, 0)
+
+
+def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
+    """Though nobody has woken it yet."""
+    it = world({"a": {"rpm": 6}})
+    it.submit("j0")
+    it.finish("j0", at=5.0)
+    it.submit("j1", at=20.0)
+    it.submit("j2")
+    assert it.scheduler.next_wake(20.0) == 29.0
+    assert started(it.submit("j3", at=30.0)) == ["j2"]

@@ -79,7 +79,58 @@ def test_shares_inherit_counters_by_name() -> None:
     old, new = Shares(), Shares()
     old.charge(old.of("t", 1.0), 5000.0)
     old.charge(old.of("t", 1.0), 5000.0)
-    new.of("t", 4.0)
-    new.inherit(old)
     share = new.of("t", 4.0)
+    new.inherit(old)
+    assert new.of("t", 4.0) is share, "whose lanes know it"
     assert (share.counter, share.weight, new.floor) == (10_000.0, 4.0, 5000.0)
+
+
+def test_shares_rank_below_zero_in_the_same_steps() -> None:
+    """Who was charged too much may come below all; the step around zero is no wider."""
+    it = Shares()
+    share = it.of("t", 1.0)
+    ranks = []
+    for tokens in (100.0, -200.0, -SLACK_TOKENS, SLACK_TOKENS, 200.0):
+        it.correct(share, tokens)
+        ranks.append(share.rank)
+        it.check({})
+    assert ranks == [0, -1, -2, -1, 0]
+
+
+def test_shares_weigh_those_who_wait() -> None:
+    """Once each, however many jobs they have; `check` sees it where that is not so."""
+    it = Shares()
+    one, two = it.of("one", 1.0), it.of("two", 2.5)
+    seen = []
+    for step, share in ((it.joined, one), (it.joined, two), (it.joined, two)):
+        step(share)
+        seen.append(it.weight)
+    assert seen == [1.0, 3.5, 3.5]
+    it.check({"one": 1, "two": 2})
+    for wrong in (0.99, 1.01, 2.0):
+        it.weight *= wrong
+        with pytest.raises(AssertionError):
+            it.check({"one": 1, "two": 2})
+        it.weight /= wrong
+    with pytest.raises(AssertionError):
+        it.check({"one": 1, "two": 1})
+    it.left(two)
+    it.left(two)
+    assert it.weight == 1.0
+    with pytest.raises(AssertionError):
+        it.left(two)
+
+
+def test_shares_floor_is_of_who_was_served() -> None:
+    """It rises with them and never falls: not by a tenant that lies behind."""
+    it = Shares()
+    ahead, behind = it.of("ahead", 1.0), it.of("behind", 1.0)
+    it.joined(ahead)
+    it.joined(behind)
+    floors = []
+    for share in (ahead, ahead, behind, ahead):
+        it.charge(share, 600.0)
+        floors.append(it.floor)
+    assert floors == [0.0, 600.0, 600.0, 1200.0]
+    it.correct(ahead, -5000.0)
+    assert it.floor == 1200.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from gateway.types import JobClass, Reason, Verdict
+from gateway.schedule.events import SettingsChanged, Withdrawn
+from gateway.types import JobClass, Mode, Reason, Verdict
 from tests.unit.schedule.build import World, settings
 
 
@@ -40,3 +41,91 @@ def test_snapshot_counts_jobs_between_two_attempts() -> None:
     assert (pool.retrying, pool.classes[JobClass.HEAVY].running) == (1, 1)
     assert it.scheduler.snapshot(0.0).accounts[0].state == "backoff"
     assert it.scheduler.snapshot(0.0).accounts[0].state_until_s == 9.0
+
+
+def test_snapshot_of_a_gateway_that_has_done_nothing() -> None:
+    """Nothing runs, waits or is overloaded; nothing has ended."""
+    it = World(settings({"a": {}, "b": {"models": ["k", "l"]}}))
+    seen = it.scheduler.snapshot(0.0)
+    assert {pool.name: pool.models for pool in seen.pools} == {"m": ("m",), "k": ("k", "l")}
+    for pool in seen.pools:
+        assert (pool.mode, pool.saturation, pool.severity, pool.clear_s) == (Mode.FREE, 0, 0, 0)
+        assert (pool.retrying, pool.waiting_bytes) == (0, 0)
+        for shot in pool.classes.values():
+            assert (shot.running, shot.waiting, shot.oldest_wait_s, shot.blocked) == (0, 0, 0.0, {})
+    assert (seen.submitted, seen.dispatched, seen.draining) == (0, 0, False)
+    assert not any(seen.ended.values())
+
+
+def test_snapshot_tells_reasons_and_waits_by_pool_and_class() -> None:
+    """The oldest of each, since it began to wait; what waits elsewhere does not count."""
+    it = World(
+        settings(
+            {
+                "a": {"initial_concurrency": 1},
+                "b": {"initial_concurrency": 1, "models": ["k"]},
+            },
+            schedule={"clear_s": 60.0},
+        )
+    )
+    it.submit("m0", 100)
+    it.submit("k0", 100, model="k", accounts=("b",))
+    it.submit("m1", 100, at=1.0)
+    it.submit("m2", 400, at=2.0)
+    it.submit("k1", 100, model="k", accounts=("b",), at=3.0)
+    it.submit("k2", 20, model="k", accounts=("b",), at=4.0)
+    pools = {pool.name: pool for pool in it.scheduler.snapshot(10.0).pools}
+    found = {
+        (name, cls): (shot.waiting, shot.waiting_tokens, shot.oldest_wait_s)
+        for name, pool in pools.items()
+        for cls, shot in pool.classes.items()
+        if shot.waiting
+    }
+    assert found == {
+        ("m", JobClass.HEAVY): (2, 500.0, 9.0),
+        ("k", JobClass.HEAVY): (1, 100.0, 7.0),
+        ("k", JobClass.INTERACTIVE): (1, 20.0, 6.0),
+    }
+    assert pools["m"].classes[JobClass.HEAVY].blocked == {Reason.ACCOUNT_LIMIT: 2}
+
+
+def test_snapshot_names_a_pool_whose_models_are_gone() -> None:
+    """Its jobs that run are still seen, under the old name and no model."""
+    it = World(settings({"a": {}}))
+    it.submit("j1")
+    it.tell(SettingsChanged(settings({"b": {"models": ["k"]}})))
+    pools = {pool.name: pool for pool in it.scheduler.snapshot(0.0).pools}
+    assert pools["m"].models == ()
+    assert pools["m"].classes[JobClass.HEAVY].running == 1
+
+
+def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
+    """Not at that of the last event: a rest that is over blocks nobody."""
+    it = World(settings({"a": {}, "b": {"rpm": 6}}))
+    it.submit("j1", accounts=("a",))
+    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    it.submit("a1", accounts=("a",))
+    it.submit("b1", accounts=("b",))
+    it.submit("b2", accounts=("b",))
+    heavy = it.scheduler.snapshot(5.0).pools[0].classes[JobClass.HEAVY]
+    assert heavy.blocked == {Reason.ACCOUNT_BACKOFF: 1, Reason.PACER: 1}
+    heavy = it.scheduler.snapshot(9.0).pools[0].classes[JobClass.HEAVY]
+    assert (heavy.waiting, heavy.blocked) == (2, {})
+
+
+def test_snapshot_sees_past_tenants_that_wait_for_nothing() -> None:
+    """Lanes and sizes that are empty hide none that are not."""
+    it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {}, "u": {}}))
+    for name, tokens, tenant in (
+        ("run", 100, "t"),
+        ("gone", 100, "t"),
+        ("gone2", 400, "t"),
+        ("h1", 100, "u"),
+        ("h2", 400, "u"),
+        ("i1", 30, "u"),
+    ):
+        it.submit(name, tokens, tenant=tenant)
+    for name in ("gone", "gone2"):
+        it.tell(Withdrawn(name))
+    classes = it.scheduler.snapshot(0.0).pools[0].classes
+    assert (classes[JobClass.HEAVY].waiting, classes[JobClass.INTERACTIVE].waiting) == (2, 1)

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import math
+from random import Random
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from gateway.balance.evidence import FORGET, NOISE, Evidence, Sample
+from gateway.balance.learned import LearnedWindow
+
+WINDOW = 16.0
+TRUE = (0.5, 0.001, 0.02)  # seconds: an empty request, a prompt token, an output token
+
+
+def sizes(count: int, seed: int = 1) -> list[tuple[float, float]]:
+    rng = Random(seed)
+    return [(rng.uniform(20, 800), rng.lognormvariate(4.8, 1.0)) for _ in range(count)]
+
+
+def truth(n: float, count: int = 10, seed: int = 1, noise: float = 0.0) -> list[Sample]:
+    """Answers of a provider that slows down by 1 + N/12."""
+    rng = Random(seed)
+    return [
+        Sample(
+            n,
+            0.0,
+            (TRUE[0] + TRUE[1] * prompt + TRUE[2] * output)
+            * (1 + n / 12)
+            * rng.lognormvariate(0.0, noise),
+            prompt,
+            output,
+        )
+        for prompt, output in sizes(count, seed)
+    ]
+
+
+def taught(rounds: int = 40, noise: float = 0.0) -> Evidence:
+    it = Evidence()
+    for n in range(rounds):
+        it.look(truth((2.0, 4.0, 8.0, 16.0)[n % 4], seed=n, noise=noise), WINDOW)
+    return it
+
+
+def expected(it: Evidence, n: float, errors: float, count: int = 8) -> list[Sample]:
+    """Answers that are so many standard errors slower than `it` expects at `n` in flight."""
+    base, per_prompt, per_output = it.coefficients
+    assert it.known is not None
+    slowdown = math.exp(float(it.known.slowdown_at(np.log([n]))[0]))
+    factor = math.exp(errors * it.learned("m", WINDOW).noise / math.sqrt(count))
+    return [
+        Sample(n, 0.0, (base + per_prompt * p + per_output * o) * slowdown * factor, p, o)
+        for p, o in sizes(count, 99)
+    ]
+
+
+def mass(it: Evidence) -> float:
+    return sum(it.learned("m", WINDOW).weights)
+
+
+def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
+    """Unloaded seconds, the curve over them, what is made of late."""
+    it = taught()
+    for prompt, output in ((100.0, 50.0), (400.0, 300.0), (20.0, 900.0)):
+        found = sum(np.array(it.coefficients) * (1.0, prompt, output))
+        assert found == pytest.approx(sum(np.array(TRUE) * (1.0, prompt, output)), rel=0.12)
+    assert it.alone_s == pytest.approx(0.5 + 0.25 + 5.0, rel=0.1)
+    assert it.known is not None
+    at = it.known.slowdown_at(np.log([2.0, 16.0]))
+    assert math.exp(at[1] - at[0]) == pytest.approx((1 + 16 / 12) / (1 + 2 / 12), rel=0.05)
+    assert it.explored() == pytest.approx(16.0, rel=0.05)
+    assert (it.known_below(2.0), it.known_below(1.0)) == (True, False)
+
+
+def test_evidence_knows_nothing_before_the_first_look() -> None:
+    """No curve, no seconds, no slowdown, no hope."""
+    it = Evidence()
+    assert (it.known, it.alone_s, it.slowdown, it.hopeful) == (None, 0.0, 1.0, False)
+    assert it.coefficients == (0.0, 0.0, 0.0)
+    assert it.curve.regime == "unknown"
+    assert it.look(truth(4.0), WINDOW) is False, "the first is no surprise"
+
+
+def test_evidence_tells_the_slowdown_of_late() -> None:
+    """Latency over the unloaded latency, whatever the sizes; it follows the load."""
+    it = taught()
+    for n in (8.0, 2.0):
+        for seed in range(30):
+            it.look(truth(n, seed=seed), WINDOW)
+        assert it.slowdown == pytest.approx(1 + n / 12, rel=0.1)
+
+
+def test_evidence_learns_how_noisy_a_provider_is() -> None:
+    """The standard deviation of log latencies, within its bounds."""
+    assert taught(80, 0.25).learned("m", 1.0).noise == pytest.approx(0.25, rel=0.2)
+    assert taught(80, 0.0).learned("m", 1.0).noise == NOISE[0]
+
+
+def test_evidence_of_an_unsteady_number_in_flight_counts_less() -> None:
+    """Half where it moved by an eighth of itself."""
+    it = Evidence()
+    it.look([replace(s, deviation=0.12 * s.inflight) for s in truth(8.0)], WINDOW)
+    assert mass(it) == pytest.approx(5.0)
+    it = Evidence()
+    it.look([replace(s, inflight=0.5) for s in truth(1.0)], WINDOW)
+    assert it.explored() == 1.0, "a request is never less than alone"
+
+
+@pytest.mark.parametrize(
+    ("n", "errors", "surprised", "better"),
+    [
+        (8.0, 4 * 3.5, False, False),
+        (8.0, 4 * -3.5, False, False),
+        (8.0, 4 * 5.0, True, False),
+        (8.0, 4 * -5.0, True, True),
+        (20.0, 3.5, False, False),
+        (20.0, 4.8, True, False),
+        (20.0, -2.5, False, False),
+        (20.0, -3.7, True, True),
+        (16.5, -3.5, False, False),
+    ],
+)
+def test_evidence_goes_where_it_is_contradicted(
+    n: float, errors: float, surprised: bool, better: bool
+) -> None:
+    """By four standard errors; by three where it went better above the window, which is
+    looked for. Only better news are told. (At and below the window sixteen times as many
+    answers are remembered as come in one batch: an error of theirs is a quarter as large.)"""
+    it = taught()
+    before = mass(it)
+    assert it.look(expected(it, n, errors), WINDOW) is better
+    assert (mass(it) < 2 * FORGET * before) is surprised
+    if surprised:
+        assert not it.hopeful, "what led to a surprise does not lead to the next one"
+        left = mass(it)
+        assert it.look(expected(it, n, 0.0), WINDOW) is False
+        assert mass(it) > left
+
+
+def test_evidence_is_hopeful_before_it_is_surprised() -> None:
+    """From two standard errors better above the window on; nowhere else, and not for worse."""
+    for n, errors, hopeful in ((20.0, -2.6, True), (20.0, -1.2, False), (20.0, 2.6, False),
+                               (8.0, -2.6, False)):  # fmt: skip
+        it = taught()
+        it.look(expected(it, n, errors), WINDOW)
+        assert it.hopeful is hopeful, (n, errors)
+
+
+def test_evidence_may_hope_from_its_second_look_on() -> None:
+    """There is nothing against it in store."""
+    it = Evidence()
+    it.look(truth(4.0), WINDOW)
+    it.look(expected(it, 20.0, -2.9), WINDOW)
+    assert it.hopeful
+    it = Evidence()
+    it.look(truth(4.0), WINDOW)
+    assert it.look(expected(it, 8.0, -5.0), WINDOW), "nor against a surprise below the window"
+
+
+def test_evidence_forgets_surprises_by_completions() -> None:
+    """Small ones add up, unless what is as expected comes between them."""
+    it = taught()
+    assert not any(it.look(expected(it, 20.0, -1.6), WINDOW) for _ in range(2))
+    assert it.hopeful
+    for _ in range(25):
+        it.look(expected(it, 20.0, 0.0), WINDOW)
+    assert not it.hopeful
+
+
+def test_evidence_is_not_carried_away_by_one_answer() -> None:
+    """A single latency a hundred times too long neither ends it nor moves it far."""
+    it = taught()
+    before, alone_s = mass(it), it.alone_s
+    batch = truth(8.0)
+    batch[0] = replace(batch[0], latency_s=100.0 * batch[0].latency_s)
+    it.look(batch, WINDOW)
+    assert mass(it) > 0.5 * before
+    assert it.alone_s == pytest.approx(alone_s, rel=0.1)
+
+
+def test_evidence_fades_near_and_stays_far() -> None:
+    """Of what is seen again and again the last rounds count; of elsewhere what there was."""
+    it = taught()
+    far = it.learned("m", WINDOW).weights[1]
+    for seed in range(200):
+        it.look(truth(16.0, seed=seed), WINDOW)
+    weights = it.learned("m", WINDOW).weights
+    assert 0.2 * far < weights[1] < 0.4 * far, "2,000 samples are 1.25 of its memory"
+    near = sum(weights[12:])
+    assert near == pytest.approx(30 * WINDOW, rel=0.05), "30 rounds"
+
+
+def test_evidence_comes_back_from_storage() -> None:
+    """A part of it, with its curve, its noise in bounds, its seconds."""
+    it = taught(noise=0.2)
+    stored = it.learned("m", 12.0)
+    assert (stored.model, stored.window) == ("m", 12.0)
+    again = Evidence()
+    again.restore(stored, 0.7)
+    assert mass(again) == pytest.approx(0.7 * mass(it))
+    assert again.alone_s == pytest.approx(it.alone_s, rel=0.05)
+    assert again.learned("m", 1.0).noise == pytest.approx(stored.noise)
+    for noise, held in ((5.0, NOISE[1]), (0.001, NOISE[0])):
+        again.restore(replace(stored, noise=noise), 0.7)
+        assert again.learned("m", 1.0).noise == pytest.approx(held)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"noise": 0.0},
+        {"noise": float("nan")},
+        {"coefficients": (0.0, 0.0, 0.0)},
+        {"coefficients": (math.inf, 0.0, 0.0)},
+        {"weights": (1.0,)},
+    ],
+)
+def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
+    """And stays as it was."""
+    stored: LearnedWindow = taught(8).learned("m", 12.0)
+    it = Evidence()
+    with pytest.raises(ValueError, match=r"^(learned|bins): "):
+        it.restore(replace(stored, **broken), 0.7)
+    assert it.known is None
+
+
+def test_evidence_work_is_what_a_batch_would_take_alone() -> None:
+    """One after the other; in proportion to the sizes, not to how long they took."""
+    it = taught()
+    quick, slow = truth(1.0), truth(16.0)
+    assert it.work_s(quick) == it.work_s(slow)
+    long = [replace(s, output_tokens=10 * s.output_tokens) for s in quick]
+    assert it.work_s(long) > 5 * it.work_s(quick)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from gateway.schedule.assess import EVERY, LONG_QUEUE, saturation
+from gateway.schedule.budget import SURE_STARTS
+from gateway.schedule.events import Recalibrated
+from gateway.schedule.overload import Grade
+from gateway.schedule.pool import Pool
+from gateway.schedule.rounds import Turn
+from gateway.types import JobClass, Mode
+from tests.unit.schedule.build import World, settings, started
+
+
+def world(slots: int = 1, **schedule: Any) -> World:
+    """`slots` of them, whose pace is 0.1 s a token once jobs have been served."""
+    given = {"max_wait_s": 86_400.0, "max_queue_items": 10_000, **schedule}
+    return World(settings({"a": {"initial_concurrency": slots}}, schedule=given))
+
+
+def serve(it: World, jobs: int, tokens: float = 100) -> None:
+    for n in range(jobs):
+        name = f"{it.scheduler.submitted}-{n}"
+        it.submit(name, tokens)
+        it.finish(name, tokens, at=it.now + tokens / 10)
+
+
+def only(it: World) -> Pool:
+    (pool,) = it.scheduler.pools.values()
+    return pool
+
+
+def test_budgets_follow_the_room_and_the_mean_reserve() -> None:
+    """Once enough has started to know it; before that they are the settings'."""
+    it = world(slots=4)
+    serve(it, SURE_STARTS - 1, 50)
+    assert only(it).budget.total_limit == 10_000
+    serve(it, 2, 50)
+    assert only(it).budget.total_limit == pytest.approx(4 * 50)
+    limits = only(it).budget.limits
+    assert limits[JobClass.INTERACTIVE] / limits[JobClass.HEAVY] == pytest.approx(3 / 7)
+
+
+def test_budgets_favour_the_interactive_as_it_fills() -> None:
+    """Twice its part when congested, and its turn's quantum with it."""
+    it = world(slots=2)
+    serve(it, SURE_STARTS + 1)
+    free = only(it).rounds.share(Turn.INTERACTIVE)
+    for n in range(12):
+        it.submit(f"w{n}", 100)
+    assert only(it).mode is Mode.CONGESTED
+    limits = only(it).budget.limits
+    assert limits[JobClass.INTERACTIVE] / limits[JobClass.HEAVY] == pytest.approx(6 / 7)
+    assert free < only(it).rounds.share(Turn.INTERACTIVE) < 2 * free
+
+
+def test_saturation_is_the_fuller_of_tokens_and_slots() -> None:
+    """In flight and waiting over what may be in flight; what nobody waits for left out."""
+    it = world(slots=4, shed=False)
+    it.submit("r1", 1000)
+    assert saturation(only(it), it.accounts) == 0.25, "one slot of four"
+    it.submit("r2", 5000)
+    assert saturation(only(it), it.accounts) == 0.6, "6,000 tokens of 10,000"
+    for n in range(2):
+        it.submit(f"r{n + 3}", 1000)
+    it.submit("waits", 4000)
+    it.submit("background", 50_000, class_override=JobClass.BACKGROUND)
+    assert saturation(only(it), it.accounts) == 1.2
+
+
+def test_turn_of_the_deferred_begins_when_something_is_deferred() -> None:
+    """It has not been starved since the gateway started, nor does it bring old debts."""
+    it = world(clear_s=30.0, reject_above=40.0, max_overtake_s=20.0)
+    serve(it, 20)
+    it.submit("run", 100)
+    pool = only(it)
+    pool.rounds.credit[Turn.DEFERRED] = -500.0
+    assert pool.deferred is Grade.NONE
+    for n in range(3):
+        it.submit(f"i{n}", 60)
+    it.submit("huge", 5000)
+    assert (pool.deferred, pool.served_s[Turn.DEFERRED]) == (Grade.HUGE, it.now)
+    assert pool.rounds.credit[Turn.DEFERRED] == 0.0
+    assert started(it.finish("run", 100, at=it.now + 1.0)) == ["i0"]
+    begun_s = pool.served_s[Turn.DEFERRED]
+    it.submit("huge2", 5000)
+    assert pool.deferred is Grade.LONG
+    assert pool.served_s[Turn.DEFERRED] == begun_s, "more of it is no new beginning"
+
+
+def test_severity_is_of_what_is_predicted_only_once_the_pace_is_sure() -> None:
+    """A first slow answer defers nobody."""
+    it = world(clear_s=10.0)
+    serve(it, 2)
+    it.submit("run", 100)
+    it.submit("w", 5000)
+    assert (only(it).clear_s, only(it).severity) == (0.0, pytest.approx(0.05))
+    it = world(clear_s=10.0, reject_above=100.0)
+    serve(it, 8)
+    it.submit("run", 100)
+    it.submit("w", 200)
+    assert (only(it).clear_s, only(it).severity) == (pytest.approx(20.0), pytest.approx(2.0))
+
+
+def test_order_takes_the_scale_of_what_was_measured() -> None:
+    """Backlog, typical size, speed and trust; the settings' guesses until then."""
+    it = world(shed=False, ordering="boost")
+    serve(it, 3, 30)
+    it.submit("run", 100)
+    it.submit("w1", 4000)
+    assert only(it).order.typical_tokens == 250.0, "a guess"
+    it = world(shed=False, ordering="boost")
+    serve(it, SURE_STARTS + 4, 400)
+    it.submit("run", 100)
+    for n in range(20):
+        it.submit(f"w{n}", 400)
+    order = only(it).order
+    assert order.typical_tokens == pytest.approx(400, rel=0.3)
+    assert order.token_s == pytest.approx(0.1)
+    assert 0.5 < only(it).pressing_tokens / order.backlog_tokens < 2.0
+    it.tell(Recalibrated(0.5))
+    assert only(it).order.trust == 0.5
+
+
+def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
+    """A few keys at each event, until none is of the old order."""
+    it = world(shed=False, ordering="sjf", max_overtake_s=3600.0)
+    it.submit("run", 100)
+    jobs = LONG_QUEUE + 8
+    for n in range(jobs):
+        it.submit(f"j{n}", 1000 - n)
+    pool = only(it)
+    it.tell(Recalibrated(0.0))
+    left = [len(pool.stale)]
+    while pool.stale or pool.order.trust:
+        it.tell(Recalibrated(0.0))
+        left.append(len(pool.stale))
+    drops = [a - b for a, b in pairwise(left) if a > b]
+    assert max(drops) <= LONG_QUEUE
+    assert 2 in drops, "while it is long, two at a time"
+    assert len({entry.key for entry in pool.queued.values()}) == 1
+
+
+def test_pool_with_a_long_queue_looks_at_itself_now_and_then() -> None:
+    """Once in EVERY events, for nothing of it changes faster; with a short one at each."""
+    it = world(shed=False)
+    it.submit("run", 100)
+    seen = []
+    for n in range(2 * LONG_QUEUE + 1):
+        it.submit(f"w{n}", 5000)
+        seen.append(only(it).saturation)
+    looks = [b != a for a, b in pairwise(seen)]
+    assert all(looks[2 : LONG_QUEUE - 2])
+    late = looks[LONG_QUEUE:]
+    assert sum(late) == len(late) // EVERY
