@@ -105,6 +105,7 @@ class Pool:
         self.mode, self.pace = old.mode, old.pace
         self.deferred, self.rejected = old.deferred, old.rejected
         self.last_arrival_s = old.last_arrival_s
+        self.served_s = dict(old.served_s)
         self.rounds.credit = dict(old.rounds.credit)
         for cls, shares in self.shares.items():
             shares.inherit(old.shares[cls])

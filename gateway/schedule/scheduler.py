@@ -189,7 +189,7 @@ class Scheduler:
         entry.start_wait(settings, now, admission.service_s(pool, entry))
         line = pool.line(job.model, entry.accounts)
         if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
-            if entry.deadline_s is not None and now < entry.deadline_s:
+            if entry.deadline_s is not None and entry.expire_s <= now < entry.deadline_s:
                 pool.pace.doubted()
             ends.refuse_new(self, entry, ends.expired(self, pool, entry, now))
             return

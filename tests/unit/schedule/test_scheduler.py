@@ -14,6 +14,7 @@ from gateway.schedule.events import (
     Recalibrated,
     Reforecast,
     Refuse,
+    SettingsChanged,
     Withdrawn,
     Woke,
 )
@@ -511,3 +512,43 @@ def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
     it.submit("j2")
     assert it.scheduler.next_wake(20.0) == 29.0
     assert started(it.submit("j3", at=30.0)) == ["j2"]
+
+
+def test_scheduler_does_not_doubt_its_pace_for_an_account_that_rests() -> None:
+    """Deadlines that end before any account serves again say nothing of how long answers take."""
+    it = world({"a": {"initial_concurrency": 1}})
+    for n in range(12):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    it.submit("x", 100)
+    it.fail("x", Verdict.RATE_LIMITED, retry_after_s=60.0, retryable=False)
+    pace = it.scheduler.pools["m"].pace
+    before_s = pace.hopeful_token_s
+    for n in range(8):
+        (refused,) = it.submit(f"d{n}", 100, deadline_s=it.now + 30.0)
+        assert isinstance(refused, Refuse)
+    assert pace.hopeful_token_s == before_s
+    it.tell(Woke(), at=it.now + 60.0)
+    it.submit("hopeless", 10_000, deadline_s=it.now + 30.0)
+    assert pace.hopeful_token_s != before_s
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+def test_scheduler_knows_after_a_reload_when_a_turn_was_served(reloaded: bool) -> None:
+    """What is deferred did not begin to wait at the clock's zero: the interactive go first."""
+    given = settings(
+        {"a": {"initial_concurrency": 1}},
+        schedule={"clear_s": 30.0, "reject_above": 40.0, "max_overtake_s": 20.0,
+                  "max_wait_s": 86_400.0},
+    )  # fmt: skip
+    it = World(given)
+    for n in range(20):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    it.submit("run", 100)
+    for n in range(6):
+        it.submit(f"i{n}", 60)
+    it.submit("huge", 5000)
+    if reloaded:
+        it.tell(SettingsChanged(given))
+    assert started(it.finish("run", 100, at=it.now + 1.0)) == ["i0"]
