@@ -43,7 +43,7 @@ check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 
 # DATA=FILE: conversations (JSON lines, .gz or not) instead of the demo's own.
 bench: $(VENV)/run-ready ## the gateway against no gateway, 3 shapes of congestion (15 minutes)
-	@$(BIN)/sagesched bench --out var/bench --time-scale 8 --cold-seeds 1 $(if $(DATA),--data $(DATA))
+	@$(BIN)/sagesched bench --out var/bench --time-scale 5 --parallel 3 --cold-seeds 1 $(if $(DATA),--data $(DATA))
 
 bench-overhead: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
 	@$(BIN)/python -m tests.bench.overhead
