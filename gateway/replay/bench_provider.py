@@ -38,7 +38,7 @@ from gateway.types import RateLimits
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-EVENT_S = 0.25  # between two events of a stream, on the wall's clock: more of them would only be work
+EVENT_S = 0.25  # between two events of a stream, on the wall's clock
 WORD = "word "
 
 
