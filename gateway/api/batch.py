@@ -13,6 +13,9 @@ from gateway.api.schemas import given, read_loose
 
 _SPACE = b" \t\r\n"
 _HEAD = 256
+MOST_PROMPTS = 2048
+"""More than a provider takes (OpenAI's bound for embeddings): a client's body must not become a
+forecast of any size it likes, on which everybody's pace would hang."""
 
 
 class Batch(Struct, frozen=True):
@@ -30,13 +33,16 @@ def batch_of(raw: Raw) -> Batch:
         return Batch()
     if _is_ids(raw):
         text = bytes(raw)
-        return Batch(prompts=max(text.count(b"[") - 1, 1), ids=text.count(b",") + 1)
+        if b'"' in text:  # brackets in it need be no lists
+            return Batch(bytes=len(raw))
+        prompts = min(max(text.count(b"[") - 1, 1), MOST_PROMPTS)
+        return Batch(prompts=prompts, ids=text.count(b",") + 1)
     one = read_loose(raw, str)
     texts = [one] if one is not None else read_loose(raw, list[str])
     if texts is None:
         return Batch(bytes=len(raw))
     first = texts[0] if texts else ""
-    return Batch(first, max(len(texts), 1), sum(map(_size, texts)))
+    return Batch(first, min(max(len(texts), 1), MOST_PROMPTS), sum(map(_size, texts)))
 
 
 def _is_ids(raw: Raw) -> bool:

@@ -16,8 +16,9 @@ weighs as much as it was found true:
    they do not count. A header that has counted (said that something is left) or that a 429 bore
    out may stop it for longer, up to `MAX_HOLD_S`.
 3. A request sent after such a word and served all the same contradicts it: each contradiction
-   halves the hold, below `LEAST_HOLD_S` the header is not listened to. A header may thus stop
-   an account that serves for 2 × its longest hold in all, 4 s when it never earned trust.
+   halves the hold, below `LEAST_HOLD_S` the header is not listened to. One that says nothing
+   else may thus stop an account that serves for 2 × its longest hold in all, 4 s when it never
+   earned trust. (One that says both in turn is taken for a bucket that refills.)
 4. Answers to what had been sent before the word neither contradict it nor prolong its hold.
 5. At the pace of a limit that was told, being served contradicts nothing, and yet the limit may
    be invented. After `PATIENCE` rounds of "nothing left" it is tried at `TRIAL` × its pace, and
@@ -62,6 +63,7 @@ class Told:
     __slots__ = (
         "_cap_s",
         "_hold_s",
+        "_hold_spent",
         "_judged",
         "_judged_s",
         "_least",
@@ -80,6 +82,7 @@ class Told:
         self._least = least
         self._meter = Meter(0, LEARNED_BURST_S)
         self._hold_s = NEVER
+        self._hold_spent = NEVER  # what the request of the word that set it had spent
         self._cap_s = FIRST_HOLD_S  # how long a word may stop traffic
         self._patience = PATIENCE
         self._rounds = 0.0  # of "nothing left" at the pace of a learned limit
@@ -175,7 +178,10 @@ class Told:
         level = remaining - (self.spent - spent) if rate else float(remaining)
         self._meter.set_level(level, now)
         if level >= 1.0:
+            if spent > self._hold_spent:  # a later request found something left
+                self._hold_s = NEVER
             return
+        self._hold_spent = spent
         wait_s = (1.0 - level) / rate if rate else MAX_HOLD_S
         if reset_s is not None:
             wait_s = min(wait_s, reset_s)

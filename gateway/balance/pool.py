@@ -122,13 +122,13 @@ class Accounts:
 
     def answered(self, lease: int, limits: RateLimits | None, now: float) -> bool:
         """The first byte came, with what the provider's headers say is left. True where the
-        account took nothing and now may."""
+        account took nothing and now may, or will sooner than it would have."""
         held = self._leases.get(lease)
         if held is None or held.allowance is None or limits is None:
             return False
-        took = held.account.takes(now) and now >= held.allowance.free_s
+        before_s = held.allowance.free_s
         held.allowance.told(limits, held.requests_spent, held.tokens_spent, now)
-        return not took and held.account.takes(now) and now >= held.allowance.free_s
+        return now < before_s and held.allowance.free_s < before_s
 
     def give_back(
         self,

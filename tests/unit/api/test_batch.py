@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.batch import Batch, batch_of
+from gateway.api.batch import MOST_PROMPTS, Batch, batch_of
 from gateway.api.schemas import LOOSE_BYTES, NULL
 
 
@@ -57,3 +57,10 @@ def test_batch_never_raises(value: Any) -> None:
     found = read(value)
     assert found.prompts >= 1
     assert min(found.bytes, found.ids) >= 0
+
+
+def test_batch_is_no_larger_than_a_provider_takes() -> None:
+    """Brackets in a string are no prompts, and no body makes a forecast of any size it likes."""
+    assert read([1, "[" * 1000]).prompts == 1
+    assert read(["a"] * 3000).prompts == MOST_PROMPTS
+    assert read([[1]] * 3000).prompts == MOST_PROMPTS

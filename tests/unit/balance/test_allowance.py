@@ -343,3 +343,15 @@ def test_allowances_tell_the_least_of_their_limits_and_restore_each() -> None:
     again.restore(stored)
     assert again.limits == (100, 0)
     assert list(again.of) == ["b"]
+
+
+def test_told_ends_a_hold_where_a_later_request_finds_something_left() -> None:
+    """Not where it was sent before the word that began the hold."""
+    for spent, free_s in ((3.0, 2.5), (1.0, 2.5), (4.0, float("-inf"))):
+        it = Told(10)
+        for _ in range(4):
+            it.charge(1.0, 0.0)
+        it.told(None, 0, None, 3.0, 0.5)
+        assert it.free_s == 2.5
+        it.told(None, 50, None, spent, 0.6)
+        assert it.free_s == free_s, spent

@@ -7,6 +7,7 @@ import pytest
 from gateway.schedule.assess import EVERY
 from gateway.schedule.entry import Entry
 from gateway.schedule.events import (
+    Answered,
     Dispatch,
     DrainStarted,
     Finished,
@@ -19,7 +20,7 @@ from gateway.schedule.events import (
     Woke,
 )
 from gateway.schedule.pool import Pool
-from gateway.types import JobClass, Mode, Outcome, Rung, Verdict
+from gateway.types import JobClass, Mode, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started, workload
 
 ONE = {"a": {"initial_concurrency": 1}}
@@ -552,3 +553,22 @@ def test_scheduler_knows_after_a_reload_when_a_turn_was_served(reloaded: bool) -
     if reloaded:
         it.tell(SettingsChanged(given))
     assert started(it.finish("run", 100, at=it.now + 1.0)) == ["i0"]
+
+
+def test_scheduler_wakes_sooner_where_a_header_shortens_a_wait() -> None:
+    """A hold of seconds becomes one of a second: what waits starts then, not when it was told
+    first."""
+    it = world({"a": {"initial_concurrency": 50}})
+    for n in range(20):
+        it.submit(f"j{n}", 100)
+    for n in range(4):
+        it.tell(Answered(f"j{n}", RateLimits(remaining_requests=50 - n)), at=0.1)
+    it.tell(Answered("j5", RateLimits(remaining_requests=0, reset_requests_s=12.0)), at=0.2)
+    assert it.submit("x", 100, at=0.3) == []
+    late_s = it.scheduler.next_wake(0.3)
+    it.tell(Answered("j6", RateLimits(60, 1, 1.0)), at=0.4)
+    soon_s = it.scheduler.next_wake(0.4)
+    assert soon_s is not None
+    assert late_s is not None
+    assert soon_s < 2.0 < late_s
+    assert started(it.tell(Woke(), at=soon_s)) == ["x"]
