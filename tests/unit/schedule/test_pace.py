@@ -101,9 +101,9 @@ def test_pace_mean_reserve_follows_the_last_ones_at_its_memory() -> None:
     """After MEMORY starts of another size two thirds of the way."""
     it = Pace()
     for _ in range(10 * MEMORY):
-        it.started(100)
+        it.started(100, 0.0)
     for _ in range(MEMORY):
-        it.started(200)
+        it.started(200, 0.0)
     assert it.mean_reserve == pytest.approx(163.5, abs=0.5)
     assert it.starts == 11 * MEMORY
 
