@@ -111,6 +111,7 @@ class Jobs:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._clients: dict[str, _Client] = {}
         self.stopping = False
+        self._leaving: set[str] = set()  # queued at the drain: they are not run any more
 
     def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
         """Take up what the last process left."""
@@ -192,6 +193,7 @@ class Jobs:
         for job_id, task in self._tasks.items():
             row = self._active.get(job_id)  # None: it has ended, its task is about to be forgotten
             if row is not None and row.status == "queued":
+                self._leaving.add(job_id)
                 task.cancel()
 
     async def stop(self) -> None:
@@ -282,7 +284,7 @@ class Jobs:
 
     def _end(self, job_id: str, record: JobRecord, collector: _Collector) -> None:
         if record.outcome is Outcome.SHUTDOWN:
-            self._interrupted(job_id, record.attempts > 0)
+            self._interrupted(job_id, record.attempts > 0 and job_id not in self._leaving)
             return
         if record.outcome is Outcome.CANCELLED:  # nobody else can leave
             self._fail(job_id, "cancelled", "The job was cancelled.")
@@ -326,7 +328,8 @@ class Jobs:
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
         row = self._active.get(job.id)
-        if row is None or row.status != "queued":
+        # The cancel of one that leaves is under way: its turn may come first, but it sends nothing.
+        if row is None or row.status != "queued" or job.id in self._leaving:
             return
         now = time.time()
         forecast = self._engine.forecast(job.id) or job.workload

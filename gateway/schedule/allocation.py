@@ -264,7 +264,7 @@ class Allocation:
 
     def _best(self, pool: Pool, line: Line) -> Best:
         """The best lane of each turn, remembered while nothing moves in the line."""
-        best = line.best
+        best = line.best if pool.budget.lends else None
         if best is not None and line.deferred is pool.deferred and not self._capped:
             for _, lane in best.values():
                 if lane.tenant.capped:
@@ -277,9 +277,12 @@ class Allocation:
 
     def _best_of(self, pool: Pool, tiers: Iterable[Tier]) -> Best:
         best: Best = {}
-        deferred, capped = pool.deferred, self._capped
+        deferred, capped, budget = pool.deferred, self._capped, pool.budget
         for tier in tiers:
             if not tier.size or (capped and self._is_full(pool, tier.place)):
+                continue
+            # The deferred turn has jobs of all classes: one without room must not hide another.
+            if not budget.lends and not budget.owns_room(tier.place.cls):
                 continue
             lane = tier.best()
             if lane is None:
@@ -313,6 +316,8 @@ class Allocation:
                     continue
                 tier = other.tier
                 if (tier.grade >= pool.deferred) is not (turn is Turn.DEFERRED):
+                    continue
+                if not pool.budget.lends and not pool.budget.owns_room(tier.place.cls):
                     continue
                 answer = self._line_place(pool, tier.line, tier.place, now)
                 if isinstance(answer, Blocked) or self._is_full(pool, tier.place):

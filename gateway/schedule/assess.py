@@ -72,7 +72,7 @@ def _order(pool: Pool, trust: float) -> None:
     if pace.starts >= SURE_STARTS and pace.token_s is not None:
         typical, token_s, short = pace.mean_reserve, pace.token_s, pace.mean_ln_short
     streams = pace.streams(pool.budget.total_jobs)
-    if not order.near(pool.pressing_tokens, typical, token_s, streams, trust):
+    if not order.near(pool.pressing_tokens, typical, token_s, streams, trust, short):
         pool.reorder(
             Order(order.kind, pool.pressing_tokens, typical, token_s, streams, trust, short)
         )

@@ -44,6 +44,7 @@ from gateway.types import QUANTILE_LEVELS, Job, Workload
 BACKLOG_RATIO = 3.0  # simulated bursts, τ 0.55: 1 is kinder to the heavy, but shorts that were
 # not seen as such wait too long; from 3 on little changes
 LEAST_P_SHORT = 0.01  # of w
+LN_2 = log(2.0)
 SLOWDOWN = 5.0
 CONFIDENT = 0.5  # a forecast within a factor of two: trusted in full
 MARGIN_RATIO = 0.25  # of the typical service time, before a deadline
@@ -183,6 +184,7 @@ class Order:
         token_s: float,
         streams: float,
         trust: float,
+        typical_ln_short: float = 0.0,
     ) -> bool:
         """Whether keys of this order are still good enough: nothing that they depend on has
         changed by a factor of two. For a backlog that is half the queue come or gone, so that
@@ -199,6 +201,7 @@ class Order:
             and 0.5 < speed < 2.0
             and 0.5 < token_s / self.token_s < 2.0
             and 0.5 < typical_tokens / self.typical_tokens < 2.0
+            and abs(typical_ln_short - self.typical_ln_short) < LN_2
         )
 
     def _trust_in(self, workload: Workload) -> float:

@@ -252,3 +252,12 @@ def test_order_leaves_small_changes_of_trust() -> None:
     near = [order.near(1.0, 1.0, 1.0, 1.0, trust) for trust in (0.41, 0.5, 0.59, 0.61, 0.39)]
     assert near == [True, True, True, False, False]
     assert not Order("sjf", trust=0.95).near(1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_order_is_made_anew_where_shorts_have_become_usual() -> None:
+    """Else the typical job would be moved against deadlines and forecasts nobody trusts."""
+    order = Order("boost", typical_ln_short=log(0.1))
+    same = (1000.0, 250.0, 0.02, 1.0, 1.0)
+    assert order.near(*same, log(0.15))
+    assert not order.near(*same, log(0.25))
+    assert Order("sjf").near(*same, log(0.25))

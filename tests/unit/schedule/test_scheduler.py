@@ -572,3 +572,27 @@ def test_scheduler_wakes_sooner_where_a_header_shortens_a_wait() -> None:
     assert late_s is not None
     assert soon_s < 2.0 < late_s
     assert started(it.tell(Woke(), at=soon_s)) == ["x"]
+
+
+@pytest.mark.parametrize("overtake_s", [120.0, 5.0])
+def test_scheduler_deferred_of_a_class_with_room_are_not_hidden_by_one_without(
+    overtake_s: float,
+) -> None:
+    """With hard budgets: the deferred turn has jobs of both classes, and only one has room; nor
+    does an old job of the other go in its place, over its budget."""
+    it = world(
+        {"a": {"initial_concurrency": 50}},
+        policy="dual_budget", borrow=False, ordering="fcfs", defer_above=0.001,
+        reject_above=90.0, heavy_inflight_tokens=2000, interactive_inflight_tokens=2000,
+        max_wait_s=3600.0, max_overtake_s=overtake_s,
+    )  # fmt: skip
+    quick = JobClass.INTERACTIVE
+    for n in range(20):
+        it.submit(f"p{n}", 300, at=float(n), class_override=quick)
+        it.finish(f"p{n}", 3000, at=n + 0.9)
+    it.submit("h0", 2000, at=30.0)
+    it.submit("i0", 2000, at=30.0, class_override=quick)
+    for name in ("h1", "h2"):
+        it.submit(name, 1500, at=31.0)
+    it.submit("i1", 1500, at=60.0, class_override=quick)
+    assert started(it.finish("i0", 2000, at=70.0)) == ["i1"]
