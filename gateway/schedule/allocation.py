@@ -105,7 +105,7 @@ class Allocation:
         """`fits` of a job that is not in the queue, while nothing that is there fits."""
         if entry.tenant.capped:
             return TENANT_CAP
-        if not (pool.budget.owns_room(entry.cls) or pool.budget.lends):
+        if not pool.budget.admits(entry.cls):
             return CLASS_BUDGET
         if self._is_full(pool, entry.place):
             return TIER_CAP
@@ -263,8 +263,11 @@ class Allocation:
         return now < pool.closed_s
 
     def _best(self, pool: Pool, line: Line) -> Best:
-        """The best lane of each turn, remembered while nothing moves in the line."""
-        best = line.best if pool.budget.lends else None
+        """The best lane of each turn, remembered while nothing moves in the line; not where it
+        hangs on budgets, which move without it."""
+        if not pool.budget.lends:
+            return self._best_of(pool, line.tiers.values())
+        best = line.best
         if best is not None and line.deferred is pool.deferred and not self._capped:
             for _, lane in best.values():
                 if lane.tenant.capped:
@@ -282,7 +285,7 @@ class Allocation:
             if not tier.size or (capped and self._is_full(pool, tier.place)):
                 continue
             # The deferred turn has jobs of all classes: one without room must not hide another.
-            if not budget.lends and not budget.owns_room(tier.place.cls):
+            if not budget.admits(tier.cls):
                 continue
             lane = tier.best()
             if lane is None:
@@ -317,7 +320,7 @@ class Allocation:
                 tier = other.tier
                 if (tier.grade >= pool.deferred) is not (turn is Turn.DEFERRED):
                     continue
-                if not pool.budget.lends and not pool.budget.owns_room(tier.place.cls):
+                if not pool.budget.admits(tier.cls):
                     continue
                 answer = self._line_place(pool, tier.line, tier.place, now)
                 if isinstance(answer, Blocked) or self._is_full(pool, tier.place):

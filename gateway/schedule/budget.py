@@ -99,6 +99,10 @@ class Budget:
             return self.tokens[HEAVY] + self.tokens[BACKGROUND] < self.limits[HEAVY]
         return self.tokens[cls] < self.limits[cls]
 
+    def admits(self, cls: JobClass) -> bool:
+        """A job of this class may start, on its own room or on what others leave."""
+        return self.lends or self.owns_room(cls)
+
     @property
     def lends(self) -> bool:
         """Who has no room of its own may use what the owners leave. In the adaptive policy the

@@ -20,6 +20,7 @@ from gateway.balance.pool import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.events import (
     Action,
+    Answered,
     AttemptFailed,
     DrainStarted,
     Event,
@@ -35,7 +36,7 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import Job, JobClass, Outcome, Rung, Verdict
+from gateway.types import Job, JobClass, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import job, settings, workload
 
 QUICK = hypothesis_settings(max_examples=150, stateful_step_count=50, deadline=None, database=None)
@@ -209,6 +210,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data(), tokens=TOKENS)
     def outgrow(self, data: st.DataObject, tokens: int) -> None:
         self.tell(Outgrown(data.draw(st.sampled_from(self.running)), tokens))
+
+    @precondition(lambda self: self.running)
+    @rule(
+        data=st.data(),
+        limit=st.sampled_from([None, 60, 600]),
+        left=st.sampled_from([0, 1, 50]),
+        reset_s=st.sampled_from([None, 1.0, 12.0]),
+    )
+    def answer(
+        self, data: st.DataObject, limit: int | None, left: int, reset_s: float | None
+    ) -> None:
+        job_id = data.draw(st.sampled_from(self.running))
+        self.tell(Answered(job_id, RateLimits(limit, left, reset_s)))
 
     @rule(trust=st.sampled_from([0.0, 0.5, 0.55, 1.0]))
     def recalibrate(self, trust: float) -> None:

@@ -596,3 +596,22 @@ def test_scheduler_deferred_of_a_class_with_room_are_not_hidden_by_one_without(
         it.submit(name, 1500, at=31.0)
     it.submit("i1", 1500, at=60.0, class_override=quick)
     assert started(it.finish("i0", 2000, at=70.0)) == ["i1"]
+
+
+def test_scheduler_forgets_who_had_no_room_when_room_is_lent_again() -> None:
+    """Both budgets used up together, borrowing ends; what was looked at then and found without
+    room is seen again as soon as there is some."""
+    it = world(
+        {"a": {"initial_concurrency": 50}},
+        policy="dual_budget", borrow=True, ordering="fcfs", shed=False,
+        heavy_inflight_tokens=2000, interactive_inflight_tokens=2000,
+    )  # fmt: skip
+    quick = JobClass.INTERACTIVE
+    it.submit("i0", 2000, class_override=quick)
+    it.submit("i1", 100, class_override=quick)
+    it.submit("h0", 2500)
+    assert it.submit("h1", 300) == []
+    assert it.submit("i2", 300, class_override=quick) == []
+    it.tell(Reforecast("h1", workload(310, rung=Rung.GLOBAL_NEIGHBORS)))
+    assert started(it.finish("i1", 100)) == []
+    assert sorted(started(it.finish("i0", 2000))) == ["h1", "i2"]
