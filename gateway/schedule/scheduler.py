@@ -188,7 +188,7 @@ class Scheduler:
         entry.weigh(settings, pool.order)
         entry.start_wait(settings, now, admission.service_s(pool, entry))
         line = pool.line(job.model, entry.accounts)
-        if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
+        if entry.expire_s <= self.allocation.openings.horizon_s(pool, line, now):
             if entry.deadline_s is not None and entry.expire_s <= now < entry.deadline_s:
                 pool.pace.doubted()
             ends.refuse_new(self, entry, ends.expired(self, pool, entry, now))
@@ -256,7 +256,7 @@ class Scheduler:
         while found := self.allocation.next(pool, now):
             self._dispatch(pool, *found, now)
         busy = pool.queued or pool.retrying
-        self._wakes.set(pool, self.allocation.wake_s(pool, now) if busy else INF)
+        self._wakes.set(pool, self.allocation.openings.wake_s(pool, now) if busy else INF)
 
     def _dispatch(
         self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
