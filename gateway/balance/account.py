@@ -1,22 +1,5 @@
-"""One account: its windows, its concurrency limit, its pacers and its health.
-
-    open ── 429, 503 ─────────────▶ backoff    ── time ─▶ open
-      │ └── repeated failures ────▶ ejected    ── time ─▶ half_open ── success ─▶ open
-      └──── key refused ──────────▶ dead_key   ── time ─▶     │ └───── failure ─▶ ejected
-                                                              └─ key refused ──▶ dead_key
-    any ── removed by a reload ───▶ draining   (finishes what it has; back: half_open)
-
-Who may say what:
-
-1. `half_open` lets one request through, the probe, and only the probe's end decides. A probe
-   that ends without a statement (the client left) makes room for another.
-2. In every other state a request that began before the state was entered says nothing new:
-   a stream that was under way when the account was ejected may end well or badly, it proves
-   nothing about now. A Retry-After is the exception: it speaks of the future, so however old
-   its request is, it rests an open account and extends a rest.
-3. 429 and 503 rest the account and cut its limit; they never eject it: an account that says
-   "later" is alive. Timeouts cut the limit and count as failures. 5xx and broken connections
-   count as failures only.
+"""One account: its windows, its concurrency limit, its pacers and its health, and what they
+allow together.
 
 A window holds back so that the short can go first. Where forecasts do not tell who is short, that
 is less worth its price, so a window is given up to `WIDENING` on top, below the limit.
@@ -24,12 +7,12 @@ is less worth its price, so a window is given up to `WIDENING` on top, below the
 
 from __future__ import annotations
 
-from enum import StrEnum
 from math import ceil
 
 from msgspec.structs import replace
 
 from gateway.balance.allowance import Allowance, Allowances, least
+from gateway.balance.health import OPEN, Health
 from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount, LearnedAllowance
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
@@ -39,8 +22,6 @@ from gateway.settings.schema import Balance
 from gateway.types import AccountSnapshot, Blocked, Reason, Verdict, WindowSnapshot
 
 CUTS = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.TIMEOUT})
-RESTS = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
-FAILURES = frozenset({Verdict.TIMEOUT, Verdict.SERVER_ERROR, Verdict.UNREACHABLE})
 FAULTS = frozenset({Verdict.SERVER_ERROR, Verdict.UNREACHABLE})
 UNSERVED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.UNREACHABLE})
 """Verdicts after which the provider has generated nothing: charged tokens go back."""
@@ -50,49 +31,10 @@ WIDENING = 0.5
 """Of a window, what it is given on top where forecasts are not trusted at all."""
 ENDLESS = 1e9
 """The room of an account that limits nothing."""
-MIN_BACKOFF_S = 0.05
-"""A 429 that says "retry after 0" must not become a tight loop."""
 
 
-class State(StrEnum):
-    OPEN = "open"
-    BACKOFF = "backoff"
-    EJECTED = "ejected"
-    HALF_OPEN = "half_open"
-    DEAD_KEY = "dead_key"
-    DRAINING = "draining"
-
-
-OPEN = State.OPEN
 LIMIT_FULL = Blocked(Reason.ACCOUNT_LIMIT)
 WINDOW_FULL = Blocked(Reason.WINDOW)
-
-
-class Signal(StrEnum):
-    SUCCEEDED = "succeeded"  # of the probe
-    RESTED = "rested"  # 429, 503
-    FAILED = "failed"  # eject_after failures in a row, or one of the probe
-    KEY_REFUSED = "key_refused"
-    ELAPSED = "elapsed"
-    REMOVED = "removed"
-    RELOADED = "reloaded"
-
-
-TRANSITIONS: dict[tuple[State, Signal], State] = {
-    (State.OPEN, Signal.RESTED): State.BACKOFF,
-    (State.OPEN, Signal.FAILED): State.EJECTED,
-    (State.OPEN, Signal.KEY_REFUSED): State.DEAD_KEY,
-    (State.BACKOFF, Signal.ELAPSED): State.OPEN,
-    (State.EJECTED, Signal.ELAPSED): State.HALF_OPEN,
-    (State.HALF_OPEN, Signal.SUCCEEDED): State.OPEN,
-    (State.HALF_OPEN, Signal.RESTED): State.BACKOFF,
-    (State.HALF_OPEN, Signal.FAILED): State.EJECTED,
-    (State.HALF_OPEN, Signal.KEY_REFUSED): State.DEAD_KEY,
-    (State.DEAD_KEY, Signal.ELAPSED): State.HALF_OPEN,
-    (State.DEAD_KEY, Signal.RELOADED): State.HALF_OPEN,  # the operator may have mended the key
-    (State.DRAINING, Signal.RELOADED): State.HALF_OPEN,
-} | {(state, Signal.REMOVED): State.DRAINING for state in State}
-"""A pair that is not here changes nothing."""
 
 
 class Account:
@@ -114,15 +56,10 @@ class Account:
         self.allowances = Allowances(settings.model_map)
         self.inflight = 0
         self.widening = 1.0  # of its windows
-        self.state = State.OPEN
-        self.until_s = 0.0
+        self.health = Health(balance)
         self.last_lease = 0  # number of the newest lease; the tie-break between equal accounts
         self.successes = 0
         self.drops: dict[Verdict, int] = {}
-        self._probe: int | None = None
-        self._entered = 0  # leases below this number began before the present state
-        self._failures = 0  # in a row
-        self._ejections = 0  # since the last success of a fresh request
 
     def configure(self, settings: AccountSettings, balance: Balance, next_lease: int) -> None:
         """A reload that keeps the account: what was learned stays; a dead key is probed again."""
@@ -131,8 +68,7 @@ class Account:
         self.pacer.configure(settings.rpm, settings.tpm)
         self._open_windows()
         self.allowances.configure(settings.model_map)
-        self._failures = min(self._failures, balance.eject_after - 1)
-        self._enter(Signal.RELOADED, 0.0, next_lease)
+        self.health.configure(balance, next_lease)
 
     def _open_windows(self) -> None:
         """A window for each model, those that were there kept; the ceiling bounds it."""
@@ -150,17 +86,14 @@ class Account:
     def inherit(self, old: Account) -> None:
         """How `old`, the same account of a core that failed, stood: all but what it had learned
         (`restore`) and what was in flight."""
-        self.state, self.until_s = old.state, old.until_s
-        self._entered, self._failures, self._ejections = (
-            old._entered, old._failures, old._ejections,
-        )  # fmt: skip
+        self.health.inherit(old.health)
         self.pacer = old.pacer
         self.allowances = old.allowances
         self.allowances.configure(self.settings.model_map)
         self.successes, self.drops = old.successes, old.drops
 
     def remove(self) -> None:
-        self._enter(Signal.REMOVED, 0.0)
+        self.health.remove()
 
     def blocked(
         self,
@@ -172,17 +105,10 @@ class Account:
     ) -> Blocked | None:
         """Why this account takes no request of the model whose `window` and `allowance` these
         are now; None where it takes one."""
-        if self.state is not OPEN:
-            self._elapse(now)
-            match self.state:
-                case State.BACKOFF if not self._watches:
-                    return Blocked(Reason.ACCOUNT_BACKOFF, self.until_s)
-                case State.EJECTED | State.DEAD_KEY:
-                    return Blocked(Reason.HEALTH, self.until_s)
-                case State.DRAINING:
-                    return Blocked(Reason.HEALTH)
-                case State.HALF_OPEN if self._probe is not None:
-                    return Blocked(Reason.HEALTH)
+        if self.health.state is not OPEN:
+            no = self.health.blocked(now)
+            if no is not None and not (self._watches and no.reason is Reason.ACCOUNT_BACKOFF):
+                return no
         if self._watches:
             return Blocked(Reason.PACER, self.pacer.free_s) if now < self.pacer.free_s else None
         if window is not None and window.inflight + 1 > window.value:
@@ -207,22 +133,11 @@ class Account:
 
     def takes(self, now: float) -> bool:
         """Whether a request is refused only by its model's window, if at all."""
-        if self.state is not OPEN:
-            self._elapse(now)
         return (
-            self.state is OPEN and self.limit.has_room(self.inflight) and now >= self.pacer.free_s
+            self.health.is_open(now)
+            and self.limit.has_room(self.inflight)
+            and now >= self.pacer.free_s
         )
-
-    def heals_s(self, now: float) -> float:
-        """The earliest time at which it may serve again: `now` where it does or where a running
-        probe may say so any moment, infinity where only an operator can help."""
-        self._elapse(now)
-        match self.state:
-            case State.BACKOFF | State.EJECTED:
-                return self.until_s
-            case State.DEAD_KEY | State.DRAINING:
-                return float("inf")
-        return now
 
     def score(self, window: Window | None) -> float:
         """Load after one more request, by which accounts are compared: less is better."""
@@ -247,8 +162,7 @@ class Account:
         self.inflight += 1
         self.last_lease = lease
         self.pacer.charge(tokens, now)
-        if self.state is State.HALF_OPEN:
-            self._probe = lease
+        self.health.begun(lease)
 
     def give_back(
         self,
@@ -262,28 +176,22 @@ class Account:
         now: float,
     ) -> None:
         """One attempt ended. `actual` is what it used in tokens, None where nobody counted."""
-        self._elapse(now)
         if (used := tokens_used(verdict, actual)) is not None:
             self.pacer.correct(used - charged, now)
         self._teach_limit(lease, verdict, next_lease)
-        probe = lease == self._probe
-        if probe:
-            self._probe = None
-        if probe or self.state is not State.HALF_OPEN:
-            self._teach_health(lease, verdict, probe, retry_after_s, next_lease, now)
+        self.health.ended(lease, verdict, retry_after_s, next_lease, now)
         self.inflight -= 1
         assert self.inflight >= 0, self.settings.name
 
     def snapshot(self, now: float) -> AccountSnapshot:
-        self._elapse(now)
-        timed = self.state in (State.BACKOFF, State.EJECTED, State.DEAD_KEY)
+        state, lasts_s = self.health.lasts(now)
         rpm, tpm = self.allowances.limits
         return AccountSnapshot(
             name=self.settings.name,
             limit=self.limit.value,
             inflight=self.inflight,
-            state=self.state.value,
-            state_until_s=self.until_s - now if timed else 0.0,
+            state=state.value,
+            state_until_s=lasts_s,
             successes=self.successes,
             drops=dict(self.drops),
             cuts=self.limit.cuts,
@@ -326,8 +234,7 @@ class Account:
         for window in self.windows.values():
             window.check()
         assert self.inflight >= 0
-        assert self._probe is None or self.inflight > 0
-        assert self.state is not State.OPEN or self._failures < self.balance.eject_after
+        self.health.check(self.inflight)
 
     def _teach_limit(self, lease: int, verdict: Verdict, next_lease: int) -> None:
         if verdict is Verdict.SUCCESS:
@@ -339,59 +246,6 @@ class Account:
                 self.limit.on_drop(lease, next_lease)
             elif verdict in FAULTS:
                 self.limit.on_fault()
-
-    def _teach_health(
-        self,
-        lease: int,
-        verdict: Verdict,
-        probe: bool,
-        retry_after_s: float | None,
-        next_lease: int,
-        now: float,
-    ) -> None:
-        fresh = probe or lease >= self._entered
-        if verdict in RESTS:
-            if fresh or retry_after_s is not None:
-                self._rest(retry_after_s, next_lease, now)
-        elif not fresh or verdict is Verdict.IGNORED:
-            return
-        elif verdict is Verdict.SUCCESS:
-            self._failures = self._ejections = 0
-            if self.state is not OPEN:
-                self._enter(Signal.SUCCEEDED, now, next_lease)
-        elif verdict is Verdict.DEAD_KEY:
-            self._enter(Signal.KEY_REFUSED, now + self.balance.dead_key_s, next_lease)
-        elif verdict in FAILURES:
-            self._fail(probe, next_lease, now)
-
-    def _rest(self, retry_after_s: float | None, next_lease: int, now: float) -> None:
-        wait_s = self.balance.default_backoff_s if retry_after_s is None else retry_after_s
-        until_s = now + min(max(wait_s, MIN_BACKOFF_S), self.balance.max_backoff_s)
-        if self.state in (State.BACKOFF, State.EJECTED):
-            self.until_s = max(self.until_s, until_s)
-        else:
-            self._enter(Signal.RESTED, until_s, next_lease)
-
-    def _fail(self, probe: bool, next_lease: int, now: float) -> None:
-        self._failures += 1
-        if not probe and self._failures < self.balance.eject_after:
-            return
-        self._failures = 0
-        self._ejections += 1
-        wait_s = min(self.balance.eject_s * self._ejections, self.balance.max_eject_s)
-        self._enter(Signal.FAILED, now + wait_s, next_lease)
-
-    def _elapse(self, now: float) -> None:
-        if self.state is not OPEN and now >= self.until_s:
-            self._enter(Signal.ELAPSED, 0.0)
-
-    def _enter(self, signal: Signal, until_s: float, next_lease: int | None = None) -> None:
-        state = TRANSITIONS.get((self.state, signal), self.state)
-        if state is self.state:
-            return
-        self.state, self.until_s, self._probe = state, until_s, None
-        if next_lease is not None:
-            self._entered = next_lease
 
 
 def tokens_used(verdict: Verdict, counted: float | None) -> float | None:

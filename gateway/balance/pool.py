@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from gateway.balance.account import Account, State, tokens_used
+from gateway.balance.account import Account, tokens_used
 from gateway.balance.allowance import Allowance
+from gateway.balance.health import State
 from gateway.balance.learned import MAX_AGE_S, Learned
 from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
@@ -102,7 +103,7 @@ class Accounts:
         """When the first of them may serve again: `now` if one does, infinity if only an
         operator can help (keys refused, accounts removed)."""
         live = [a for name in accounts if (a := self._accounts.get(name)) is not None]
-        return min((a.heals_s(now) for a in live), default=float("inf"))
+        return min((a.health.heals_s(now) for a in live), default=float("inf"))
 
     def take(self, account: str, model: str, tokens: float, now: float) -> int:
         """A slot on `account` for `model`, charged `tokens`; the lease's number."""
@@ -168,7 +169,7 @@ class Accounts:
             next_lease=self._next,
             now=now,
         )
-        if account.state is State.DRAINING and account.inflight == 0:
+        if account.health.state is State.DRAINING and account.inflight == 0:
             del self._accounts[account.settings.name]
         return not took or verdict not in QUIET
 
@@ -178,7 +179,7 @@ class Accounts:
         inflight, room = 0, 0.0
         for name in accounts:
             account = self._accounts.get(name)
-            if account is not None and account.state is not State.DEAD_KEY:
+            if account is not None and account.health.state is not State.DEAD_KEY:
                 inflight += account.inflight
                 room += account.room
         return inflight / room if room else 0.0
@@ -234,7 +235,7 @@ class Accounts:
         for name, account in self._accounts.items():
             account.check()
             assert account.inflight == held[name], (name, account.inflight, held[name])
-            assert account.state is not State.DRAINING or account.inflight, name
+            assert account.health.state is not State.DRAINING or account.inflight, name
 
     def _best(
         self, model: str, accounts: Iterable[str], now: float, express: bool

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.balance.account import MIN_BACKOFF_S
+from gateway.balance.health import MIN_BACKOFF_S
 from gateway.balance.learned import Learned
 from gateway.balance.pool import Accounts
 from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
