@@ -7,7 +7,7 @@ results through for as long as the stop may take: they would be lost to history.
 Results are handed out a few at a time, and linger a moment to become a few, unless somebody
 waits for one. Each time a thread wakes it takes the interpreter lock from the event loop,
 which must then be woken itself: on busy cores that costs it more than the work does. More
-come at once while the queue is over half full; `Predictor` learns those briefly.
+come at once while the queue is over half full; `Learner` has those learned briefly.
 
 Any thread may put in; one thread takes out.
 """

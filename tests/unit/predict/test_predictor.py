@@ -20,8 +20,9 @@ from gateway.predict.backend import Backend, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.features import PromptView
 from gateway.predict.inbox import Stored
+from gateway.predict.learner import KEEP_EVERY
 from gateway.predict.lesson import Lesson
-from gateway.predict.predictor import KEEP_EVERY, Predictor
+from gateway.predict.predictor import Predictor
 from gateway.predict.refit import refit
 from gateway.predict.refits import CURRENT, Refits
 from gateway.predict.remote import Remote
@@ -520,7 +521,7 @@ def test_predictor_stops_while_it_is_switched_off(make: Make) -> None:
     assert ended.wait(WAIT_S)
     predictor.reset_learned()
     predictor.stop(WAIT_S)
-    assert not predictor._alive
+    assert not predictor._thread.alive
     assert predictor._stage0.calibration == Calibration()
 
 
