@@ -22,8 +22,8 @@ from gateway.predict.remote import Remote
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung, Workload
+from tests.unit.predict.asking import always, learned, refined, view
 from tests.unit.predict.rows import ruled_rows
-from tests.unit.predict.test_predictor import always, learned, refined, view
 
 WAIT_S = 60.0
 Open = Callable[[Setup], Backend]
