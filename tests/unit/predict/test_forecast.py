@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Channel, Residuals, scopes
+from gateway.predict.calibrate import Channel
 from gateway.predict.features import PromptView
 from gateway.predict.forecast import (
     FULL,
@@ -23,6 +23,8 @@ from gateway.predict.forecast import (
     workload_of,
 )
 from gateway.predict.prices import Price
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import scopes
 from gateway.types import JobClass, Rung
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.predict.calibrate import Calibration, Residuals, scopes
+from gateway.predict.calibrate import Calibration
 from gateway.predict.faults import Faults
 from gateway.predict.kept import Kept
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import scopes
 
 
 @pytest.fixture
