@@ -12,7 +12,6 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.predict.calibrate import Calibration, Channel
-from gateway.predict.features import PromptView
 from gateway.predict.lengths import MEDIAN, SHIFT, LengthModel
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
@@ -27,6 +26,7 @@ from gateway.predict.quantiles import (
     truncated,
 )
 from gateway.predict.scopes import Scopes, scopes
+from gateway.predict.view import PromptView
 from gateway.types import INTERACTIVE_P_SHORT, SHORT_TOKENS, JobClass, Rung, Workload
 
 STAGE0, FULL = "stage0", "full"

@@ -30,7 +30,7 @@ from msgspec import Struct
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes, Channel
 from gateway.predict.encoder import Reading, Vector, pack, unpack
-from gateway.predict.features import NAMES, PromptView, cut, prompt_key, template_key
+from gateway.predict.features import NAMES
 from gateway.predict.forecast import (
     BY_GRID,
     FULL,
@@ -61,6 +61,7 @@ from gateway.predict.quantiles import (
 )
 from gateway.predict.residuals import Residuals
 from gateway.predict.scopes import Scopes, scopes
+from gateway.predict.view import PromptView, cut, prompt_key, template_key
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS, HistoryRow, Rung, Workload
 

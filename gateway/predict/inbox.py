@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
+from gateway.predict.view import PromptView
 from gateway.types import HistoryRow, Workload
 
 Done = Callable[[Workload], None]

@@ -22,10 +22,10 @@ from gateway.errors import Unavailable
 from gateway.predict.backend import BackendGone
 from gateway.predict.backends import Backends
 from gateway.predict.faults import Faults
-from gateway.predict.features import PromptView
 from gateway.predict.inbox import BATCH, Result
 from gateway.predict.lesson import Lesson
 from gateway.predict.stage0 import CacheKey, Stage0
+from gateway.predict.view import PromptView
 from gateway.types import HistoryRow
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew

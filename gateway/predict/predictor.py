@@ -31,7 +31,6 @@ from gateway.predict.backend import Backend, Local, Setup
 from gateway.predict.backends import Backends, History
 from gateway.predict.calibrate import Calibration
 from gateway.predict.faults import Faults
-from gateway.predict.features import PromptView
 from gateway.predict.inbox import Done, Inbox, Keep, Learned, Question, Result
 from gateway.predict.kept import Kept
 from gateway.predict.learner import Learner
@@ -40,6 +39,7 @@ from gateway.predict.prices import Price
 from gateway.predict.refits import Refits
 from gateway.predict.stage0 import Stage0
 from gateway.predict.thread import PredictorThread
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.predict.backend import BackendGone, Local
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
 from gateway.predict.predictor import Predictor
+from gateway.predict.view import PromptView
 from gateway.types import HistoryRow, Workload
 
 WAIT_S = 30.0

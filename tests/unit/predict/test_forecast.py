@@ -9,7 +9,6 @@ import pytest
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Channel
-from gateway.predict.features import PromptView
 from gateway.predict.forecast import (
     FULL,
     Money,
@@ -25,6 +24,7 @@ from gateway.predict.forecast import (
 from gateway.predict.prices import Price
 from gateway.predict.residuals import Residuals
 from gateway.predict.scopes import scopes
+from gateway.predict.view import PromptView
 from gateway.types import JobClass, Rung
 
 

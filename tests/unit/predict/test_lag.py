@@ -10,9 +10,9 @@ from itertools import count
 import pytest
 
 from gateway.predict.backend import Local, Setup
-from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.predict.remote import Remote
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from tests.unit.predict.asking import always, refined, view

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung
