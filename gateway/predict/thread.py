@@ -67,8 +67,8 @@ class PredictorThread:
         self._faults = faults
         # the loop's
         self._thread: threading.Thread | None = None
+        self._stage0 = stage0  # takes news from the thread
         # the thread's
-        self._stage0 = stage0
         self._backends = backends
         self._learner = learner
         self._death = ""
