@@ -43,12 +43,12 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
 from gateway.observe.state import Shell, Snapshots
-from gateway.predict.features import PromptView
 from gateway.predict.jsonl import Example
 from gateway.predict.predictor import Predictor
 from gateway.predict.prices import Price, load_prices
 from gateway.predict.refits import Refits
 from gateway.predict.remote import Remote
+from gateway.predict.view import PromptView
 from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes

@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gateway.predict.encoder import SEP, SYSTEM_TOKENS, TAIL_SHARE, token_ids
-from gateway.predict.features import NAMES, PromptView
+from gateway.predict.features import NAMES
 from gateway.predict.head import FAR, MAY_LACK, SIDES, UNKNOWN_MODEL
+from gateway.predict.view import PromptView
 
 Array = np.ndarray
 

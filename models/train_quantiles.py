@@ -57,9 +57,10 @@ from training_rows import (
 
 from gateway.predict import quantiles as q
 from gateway.predict.encoder import Encoder
-from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView
+from gateway.predict.features import NAMES, UNKNOWN_RUNNING
 from gateway.predict.index import NO_NEIGHBOURS
 from gateway.predict.lengths import NARROWEST, WIDEST
+from gateway.predict.view import PromptView
 from gateway.replay.split import groups, is_fit, pack, row_keys
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
 

@@ -17,16 +17,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from gateway.predict import quantiles as q  # noqa: E402
-from gateway.predict.calibrate import Residuals, scopes  # noqa: E402
 from gateway.predict.encoder import Encoder  # noqa: E402
-from gateway.predict.features import (  # noqa: E402
-    NAMES,
-    UNKNOWN_RUNNING,
-    PromptView,
-    features,
-    template_key,
-)
+from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features  # noqa: E402
 from gateway.predict.index import HistoryIndex  # noqa: E402
+from gateway.predict.residuals import Residuals  # noqa: E402
+from gateway.predict.scopes import scopes  # noqa: E402
+from gateway.predict.view import PromptView, template_key  # noqa: E402
 
 PERMITTED = ("Apache-2.0", "MIT", "CC0-1.0")
 SHRINK = 10  # rows at the global mean that every model starts with

@@ -26,7 +26,7 @@ from gateway.api.web import from_thread
 from gateway.engine.engine import Engine
 from gateway.engine.relay import Call
 from gateway.errors import Conflict, GatewayError, Gone, InvalidRequest, NotFound, Unavailable
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store

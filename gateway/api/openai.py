@@ -50,8 +50,8 @@ from gateway.errors import (
     UnsupportedMedia,
 )
 from gateway.predict.calibrate import TOKENS_PER_BYTE
-from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
+from gateway.predict.view import PromptView
 from gateway.schedule.routes import Route
 from gateway.settings.schema import Server, Tenant
 from gateway.types import (

@@ -15,9 +15,9 @@ from gateway.api.openai import DataPlane
 from gateway.api.schemas import IngestRequest, PredictRequest, forecast_body, positive
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.errors import InvalidRequest
-from gateway.predict.features import PromptView
 from gateway.predict.inbox import Stored
 from gateway.predict.predictor import Predictor
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
 from gateway.types import HistoryRow, Workload

@@ -13,7 +13,7 @@ All but OpenAI's may also stand inside `extra_body`, where a client sent that as
 The models were fitted on rows without any of this and cannot read it. What can is history:
 the constraint goes into the request's prompt key, as a digest of its bytes, and into its
 template, as one of what a schema made anew for each request keeps (skeleton.py), so answers of
-one schema are told from those of another (predict/features.py).
+one schema are told from those of another (predict/view.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ corrections no second request ever profits from. What such a schema keeps is its
 - kept: types, names of properties, how they nest, alternatives (each kind once), references,
   and what bounds the answer's length, in powers of two (`minItems`, `maxItems`, …)
 - left out: values of enums and constants (their types stay), titles, descriptions, examples,
-  defaults, patterns; digits in names, as in a system prompt's (predict/features.py)
+  defaults, patterns; digits in names, as in a system prompt's (predict/view.py)
 
 A choice is told by the size of its longest option. Grammars and regular expressions have no
 skeleton that could be read here: they are told by their bytes, digits left out.

@@ -14,7 +14,7 @@ import re
 from msgspec import MsgspecError, Raw, Struct, convert
 
 from gateway.api.schemas import LOOSE_BYTES, given, read_loose
-from gateway.predict.features import TOOL_NAMES
+from gateway.predict.view import TOOL_NAMES
 
 HEAD_BYTES = 32 * 1024
 MOST_COMMAS = 12_000  # so many items take 0.8 ms

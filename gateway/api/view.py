@@ -41,7 +41,7 @@ from gateway.api.schemas import (
 )
 from gateway.api.shape import shape_of
 from gateway.api.tools import tools_of
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 
 Json = dict[str, Any]
 

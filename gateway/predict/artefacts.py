@@ -22,14 +22,15 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from gateway.predict import encoders
-from gateway.predict.calibrate import family
 from gateway.predict.encoder import Encoder
-from gateway.predict.features import NAMES, UNKNOWN_RUNNING, PromptView, features
+from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features
 from gateway.predict.head import Head
 from gateway.predict.leaning import Columns, Leanings
 from gateway.predict.lengths import LengthModel, Part, Residual
 from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
+from gateway.predict.scopes import family
+from gateway.predict.view import PromptView
 from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
 

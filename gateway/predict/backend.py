@@ -16,10 +16,10 @@ from msgspec import Struct
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Changes
 from gateway.predict.encoders import exported_in
-from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 

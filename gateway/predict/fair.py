@@ -8,26 +8,29 @@ than an equal share keeps what it has, whatever the others do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 V = TypeVar("V")
 
 
-def tenant_of(key: str) -> str:
-    """Whose a key of `calibrate.py` is: its second part, of those that end in a script ("b",
-    "c") the third."""
-    parts = key.split("\x1f", 3)
-    place = 2 if parts[0] in ("b", "c") else 1
-    return parts[place] if place < len(parts) else ""
-
-
 class FairTable(dict[str, V]):
-    """At most `most` entries; written by `put` and `replace` alone."""
+    """At most `most` entries; written by `put` and `replace` alone.
 
-    def __init__(self, most: int, entries: Iterable[tuple[str, V]] = ()) -> None:
+    Args:
+        tenant_of: whose a key is.
+        entries: put in, one after the other.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        tenant_of: Callable[[str], str],
+        entries: Iterable[tuple[str, V]] = (),
+    ) -> None:
         super().__init__()
         self._most = most
+        self._tenant_of = tenant_of
         self._owned: dict[str, dict[str, None]] = {}  # by tenant its keys, longest unused first
         self._ranks: dict[int, dict[str, None]] = {}  # by number of keys its tenants, likewise
         self._top = 0  # the largest number
@@ -38,7 +41,7 @@ class FairTable(dict[str, V]):
         """An entry, new or not, used just now. The key that was dropped for it, if one was."""
         self.pop(key, None)
         self[key] = value  # last in order, so that a copy tells which is unused longest
-        tenant = tenant_of(key)
+        tenant = self._tenant_of(key)
         owned = self._owned.setdefault(tenant, {})
         before = len(owned)
         owned.pop(key, None)

@@ -11,8 +11,7 @@ from math import exp, log, log1p
 import numpy as np
 from msgspec import Struct
 
-from gateway.predict.calibrate import Calibration, Channel, Scopes, scopes
-from gateway.predict.features import PromptView
+from gateway.predict.calibrate import Calibration, Channel
 from gateway.predict.lengths import MEDIAN, SHIFT, LengthModel
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import (
@@ -26,6 +25,8 @@ from gateway.predict.quantiles import (
     to_tokens,
     truncated,
 )
+from gateway.predict.scopes import Scopes, scopes
+from gateway.predict.view import PromptView
 from gateway.types import INTERACTIVE_P_SHORT, SHORT_TOKENS, JobClass, Rung, Workload
 
 STAGE0, FULL = "stage0", "full"

@@ -28,9 +28,9 @@ from math import log1p
 from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Calibration, Changes, Channel, Residuals, Scopes, scopes
+from gateway.predict.calibrate import Calibration, Changes, Channel
 from gateway.predict.encoder import Reading, Vector, pack, unpack
-from gateway.predict.features import NAMES, PromptView, cut, prompt_key, template_key
+from gateway.predict.features import NAMES
 from gateway.predict.forecast import (
     BY_GRID,
     FULL,
@@ -59,6 +59,9 @@ from gateway.predict.quantiles import (
     probability_at_most,
     shifted,
 )
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import Scopes, scopes
+from gateway.predict.view import PromptView, cut, prompt_key, template_key
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS, HistoryRow, Rung, Workload
 

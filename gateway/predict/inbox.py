@@ -7,7 +7,7 @@ results through for as long as the stop may take: they would be lost to history.
 Results are handed out a few at a time, and linger a moment to become a few, unless somebody
 waits for one. Each time a thread wakes it takes the interpreter lock from the event loop,
 which must then be woken itself: on busy cores that costs it more than the work does. More
-come at once while the queue is over half full; `Predictor` learns those briefly.
+come at once while the queue is over half full; `Learner` has those learned briefly.
 
 Any thread may put in; one thread takes out.
 """
@@ -21,8 +21,8 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
+from gateway.predict.view import PromptView
 from gateway.types import HistoryRow, Workload
 
 Done = Callable[[Workload], None]

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gateway.errors import SettingsError
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 
 MAX_LINE_BYTES = 8 * 2**20
 PROBLEMS = 20  # lines said by number; the rest is counted

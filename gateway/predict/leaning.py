@@ -32,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from gateway.predict.calibrate import Scopes
 from gateway.predict.features import NAMES
 from gateway.predict.lengths import MEDIAN
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, Grid
+from gateway.predict.scopes import Scopes
 
 Seen = npt.NDArray[np.float64]
 

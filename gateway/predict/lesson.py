@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 
 
 class Lesson(Struct, frozen=True):

@@ -28,7 +28,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts, Corrections, TailRow
-from gateway.predict.calibrate import Channel, Residuals, Scopes, scopes
+from gateway.predict.calibrate import Channel
 from gateway.predict.encoders import exported_in
 from gateway.predict.features import NAMES
 from gateway.predict.fitting import (
@@ -44,6 +44,8 @@ from gateway.predict.fitting import (
 from gateway.predict.lengths import MEDIAN, Residual, spread
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.refits import ACCEPTED, CURRENT, KEPT, current_version
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import Scopes, scopes
 from gateway.types import QUANTILE_LEVELS, HistoryRow
 
 JUDGED_SHARE = 0.2

@@ -14,8 +14,8 @@ import msgspec
 
 from gateway.predict.backend import About, BackendError, BackendGone, Setup
 from gateway.predict.calibrate import Calibration, Mirror
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
+from gateway.predict.view import PromptView
 from gateway.predict.wire import (
     Adopt,
     Answer,

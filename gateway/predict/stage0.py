@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from msgspec import Struct, structs
 
 from gateway.predict.artefacts import Tables
-from gateway.predict.calibrate import Calibration, scopes
-from gateway.predict.features import PromptView, cut, prompt_key, template_key
+from gateway.predict.calibrate import Calibration
 from gateway.predict.forecast import (
     STAGE0,
     Money,
@@ -27,6 +26,8 @@ from gateway.predict.forecast import (
 from gateway.predict.lengths import LengthModel
 from gateway.predict.prices import Price
 from gateway.predict.quantiles import shifted
+from gateway.predict.scopes import scopes
+from gateway.predict.view import PromptView, cut, prompt_key, template_key
 from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
 

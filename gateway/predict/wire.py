@@ -15,8 +15,8 @@ from msgspec import Struct
 
 from gateway.predict.backend import About, BackendGone, Setup
 from gateway.predict.calibrate import Changes
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 

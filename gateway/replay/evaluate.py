@@ -23,7 +23,7 @@ import numpy as np
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoders import exported_in
-from gateway.predict.features import cut
+from gateway.predict.view import cut
 from gateway.replay import evaluate_plots as plots
 from gateway.replay import evaluate_report as reports
 from gateway.replay.evaluate_markdown import markdown

@@ -25,7 +25,7 @@ from gateway.errors import SettingsError
 from gateway.predict.artefacts import ArtefactError, Folder
 from gateway.predict.encoder import Vector
 from gateway.predict.encoder import unpack as unpack_vector
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 from gateway.replay.split import groups, is_fit, last_user_text, normalise, row_keys
 from gateway.replay.split import unpack as unpack_keys
 from gateway.store import store

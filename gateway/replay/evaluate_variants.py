@@ -32,10 +32,11 @@ from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts, LengthModel, Tables
 from gateway.predict.encoder import Encoder
-from gateway.predict.features import NAMES, PromptView
+from gateway.predict.features import NAMES
 from gateway.predict.foresight import Foresight, Lesson, Money, workload_of
 from gateway.predict.head import Head
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, SCATTER, Grid, Z, rearranged
+from gateway.predict.view import PromptView
 from gateway.predict.warm import Warm
 from gateway.replay.evaluate_rows import Case
 from gateway.settings.schema import Predict

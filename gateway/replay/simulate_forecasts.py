@@ -22,8 +22,8 @@ import numpy as np
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.features import cut
 from gateway.predict.forecast import UNCALIBRATED
+from gateway.predict.view import cut
 from gateway.replay.evaluate_replay import RUNGS, Bench, Forecasts, Kind, Task, begin, work
 from gateway.replay.evaluate_rows import Case, Chosen, choose, fit_keys, read, read_history
 from gateway.replay.evaluate_vectors import Known, Prompt, encoder_id, prompt_key, vectors_of

@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import token_ids
-from gateway.predict.features import cut
+from gateway.predict.view import cut
 from gateway.replay.evaluate_figures import MEDIAN, kendall_tau
 from gateway.replay.evaluate_replay import replay
 from gateway.replay.evaluate_rows import Case, choose, fit_keys, read

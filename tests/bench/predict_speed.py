@@ -21,10 +21,11 @@ import numpy as np
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
-from gateway.predict.features import PromptView, features, prompt_key
+from gateway.predict.features import features
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.predictor import Predictor
 from gateway.predict.refit import refit
+from gateway.predict.view import PromptView, prompt_key
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow

@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 
 from gateway.api.schemas import ChatRequest, decode
 from gateway.api.view import view_of
-from gateway.predict.features import PromptView, cut
+from gateway.predict.view import PromptView, cut
 from gateway.replay.evaluate_rows import choose, fit_keys, read
 from gateway.replay.seed import rows as seed_rows
 from gateway.shipped import shipped

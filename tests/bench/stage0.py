@@ -27,9 +27,9 @@ import numpy as np
 import uvloop
 from msgspec import structs
 
-from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.predict.remote import Remote
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import Workload

@@ -10,7 +10,7 @@ import pytest
 from gateway.api.schemas import ChatRequest, Generation, ResponsesRequest, decode
 from gateway.api.shape import DIGEST_BYTES, Shape, shape_of
 from gateway.api.view import view_of
-from gateway.predict.features import PromptView, prompt_key, template_key
+from gateway.predict.view import PromptView, prompt_key, template_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}

@@ -11,7 +11,7 @@ import pytest
 from msgspec import Raw
 
 from gateway.api.tools import HEAD_BYTES, Tools, tools_of
-from gateway.predict.features import TOOL_NAMES
+from gateway.predict.view import TOOL_NAMES
 
 MEGABYTE = 1_000_000
 

@@ -20,7 +20,7 @@ from gateway.api.schemas import (
     decode,
 )
 from gateway.api.view import view_of
-from gateway.predict.features import TOOL_NAMES, PromptView, prompt_key
+from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 GARBAGE: list[Any] = [

@@ -7,25 +7,20 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.predict.fair import FairTable, tenant_of
+from gateway.predict.fair import FairTable
 
 
 def key(tenant: str, name: object) -> str:
-    return f"p\x1f{tenant}\x1fm\x1f{name}"
+    return f"{tenant}/{name}"
 
 
-def test_tenant_is_read_from_every_kind_of_key() -> None:
-    """Tenant, family, model, template; those of scripts have it third."""
-    for one in ("t\x1fa", "f\x1fa\x1fgpt", "m\x1fa\x1fgpt-5", "p\x1fa\x1fgpt-5\x1fhash"):
-        assert tenant_of(one) == "a"
-    for one in ("b\x1fgpt\x1fa\x1flatin", "c\x1fgpt-5\x1fa\x1flatin"):
-        assert tenant_of(one) == "a"
-    assert tenant_of("odd") == ""
+def owner(key: str) -> str:
+    return key.split("/")[0]
 
 
 def test_fair_table_lets_a_flood_push_out_its_own() -> None:
     """A tenant within its share keeps all it has, however long unused."""
-    table: FairTable[int] = FairTable(100)
+    table: FairTable[int] = FairTable(100, owner)
     for number in range(50):
         table.put(key("small", number), number)
     dropped = [table.put(key("flood", number), number) for number in range(1000)]
@@ -36,18 +31,18 @@ def test_fair_table_lets_a_flood_push_out_its_own() -> None:
 
 def test_fair_table_takes_back_what_was_beyond_a_share() -> None:
     """Alone it may have all of it; who comes later gets as much as it has."""
-    table: FairTable[int] = FairTable(100)
+    table: FairTable[int] = FairTable(100, owner)
     for number in range(100):
         table.put(key("first", number), number)
     for number in range(100):
         table.put(key("second", number), number)
-    assert Counter(map(tenant_of, table)) == {"first": 50, "second": 50}
+    assert Counter(map(owner, table)) == {"first": 50, "second": 50}
     assert key("first", 99) in table, "the longest unused go first"
 
 
 def test_fair_table_of_one_entry_each_drops_the_longest_unused() -> None:
     """With more tenants than room; one used again is not it."""
-    table: FairTable[int] = FairTable(3)
+    table: FairTable[int] = FairTable(3, owner)
     for tenant in "abc":
         table.put(key(tenant, 1), 1)
     table.put(key("a", 1), 2)
@@ -61,14 +56,14 @@ def test_fair_table_never_takes_from_a_tenant_within_its_share(
     steps: list[tuple[str, int]],
 ) -> None:
     """What is dropped is always of a tenant that has the most; the table is full by then."""
-    table: FairTable[int] = FairTable(12)
+    table: FairTable[int] = FairTable(12, owner)
     for tenant, number in steps:
         before = dict(table)
         dropped = table.put(key(tenant, number), number)
         assert set(table) == (set(before) | {key(tenant, number)}) - {dropped}
         assert len(table) <= 12
         if dropped is not None:
-            counts = Counter(map(tenant_of, [*table, dropped]))
-            assert counts[tenant_of(dropped)] == max(counts.values())
-        again: FairTable[int] = FairTable(12, table.items())
+            counts = Counter(map(owner, [*table, dropped]))
+            assert counts[owner(dropped)] == max(counts.values())
+        again: FairTable[int] = FairTable(12, owner, table.items())
         assert dict(again) == dict(table)

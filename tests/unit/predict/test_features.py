@@ -1,101 +1,20 @@
-"""What the predictor reads of a request."""
+"""The cheap features."""
 
 from __future__ import annotations
 
-import time
 from math import isnan
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct, structs
 
-from gateway.predict.features import (
-    MAX_CHARS,
-    NAMES,
-    PromptView,
-    cut,
-    features,
-    prompt_key,
-    template_key,
-)
+from gateway.predict.features import NAMES, features
+from gateway.predict.view import PromptView
 
 
 def view(text: object, **more: Any) -> PromptView:
     return PromptView.of_prompt(text, tenant="t", model="m", **more)
-
-
-class Part(Struct):
-    type: str = "text"
-    text: str | None = None
-
-
-class Message(Struct):
-    role: str
-    content: str | list[Part] | None = None
-
-
-def test_view_takes_the_last_user_text_and_counts_the_rest() -> None:
-    """Text is the last user message; system, answers and tools are counted."""
-    seen = PromptView.of_chat(
-        [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Hello there"},
-            {"role": "tool", "content": "42"},
-            {"role": "user", "content": "And now?"},
-        ],
-        tenant="t",
-        model="m",
-        tools=2,
-        response_format="json_schema",
-    )
-    assert (seen.text, seen.system, seen.messages, seen.turns) == ("And now?", "Be brief.", 5, 2)
-    assert (seen.answers, seen.prior_chars, seen.tool_results) == (1, 11, 1)
-    assert (seen.tools, seen.json_format, seen.chars) == (2, 2, 9 + 2 + 11 + 2 + 8)
-
-
-def test_view_reads_structs_and_parts_like_dicts_and_strings() -> None:
-    """Decoded structs, dicts, one string or several parts give the same view."""
-    plain = view("one\ntwo")
-    parts = [Part(text="one"), Part(type="image_url"), Part(text="two")]
-    struct = PromptView.of_chat([Message("user", parts)], tenant="t", model="m")
-    dicts = PromptView.of_chat(
-        [{"role": "user", "content": [{"text": "one"}, {"image": 1}, "two"]}],
-        tenant="t",
-        model="m",
-    )
-    assert struct.text == dicts.text == plain.text
-
-
-@pytest.mark.parametrize(
-    "messages",
-    [
-        None,
-        "text",
-        17,
-        [],
-        [None, 3, "x", []],
-        [{"role": 5, "content": "x"}],
-        [{"content": "x"}],
-        [{"role": "user"}],
-        [{"role": "user", "content": {"a": 1}}],
-        [{"role": "user", "content": [None, 7, {"text": 9}, {"text": None}]}],
-        [{"role": "user", "content": b"\xff\x00\xfe" * 9000}],
-        [{"role": "user", "content": "\ud800 lone \udfff surrogates"}],
-        [{"role": "user", "content": "\x00\x01\x02"}],
-        [{"role": "user", "content": "😀" * 9000}],
-        [{"role": "user", "content": "请写一首诗" * 2000}],
-    ],
-)
-def test_view_of_garbage_is_a_view(messages: object) -> None:
-    """Whatever comes in, a view, its features and its hash come out."""
-    seen = PromptView.of_chat(messages, tenant="t", model="m", n=0, max_tokens=-3)
-    assert len(features(seen)) == len(NAMES)
-    assert len(prompt_key(seen, b"k")) == 16
-    assert seen.prompt_tokens >= 0
-    assert (seen.n, seen.max_tokens) == (1, None)
 
 
 @given(st.text(alphabet=st.characters(), max_size=300))
@@ -104,54 +23,6 @@ def test_features_are_numbers_for_any_text(text: str) -> None:
     row = features(view(text))
     assert len(row) == len(NAMES)
     assert all(isnan(value) or abs(value) < 1e9 for value in row)
-
-
-def test_view_of_a_megabyte_costs_what_a_kilobyte_does() -> None:
-    """Nothing after the cut grows with the prompt; its true length is kept."""
-    large = "word " * 200_000
-    begin = time.process_time()
-    for _ in range(200):
-        seen = view(large)
-        features(seen)
-        prompt_key(seen, b"k")
-    assert time.process_time() - begin < 1.0  # reading all of it 200 times takes some 20 s
-    assert len(seen.text) == MAX_CHARS
-    assert seen.text_chars == len(large)
-
-
-def test_cut_keeps_head_and_tail() -> None:
-    """Of a long text the beginning and the end remain; a short one is whole."""
-    text = "a" * 5000 + "z" * 5000
-    short = cut(text, 100)
-    assert (len(short), short[0], short[-1]) == (100, "a", "z")
-    assert cut("short", 100) == "short"
-
-
-def test_prompt_key_is_blind_to_case_and_space_and_needs_the_key() -> None:
-    """Equal up to case and white space; other for another text, system or key."""
-    first = prompt_key(view("Hello  World"), b"k")
-    assert first == prompt_key(view(" hello world\n"), b"k")
-    assert first != prompt_key(view("hello worlds"), b"k")
-    assert first != prompt_key(view("Hello  World"), b"other")
-    system = PromptView.of_chat(
-        [{"role": "system", "content": "x"}, {"role": "user", "content": "Hello World"}],
-        tenant="t",
-        model="m",
-    )
-    assert first != prompt_key(system, b"k")
-
-
-def test_prompt_key_tells_long_prompts_apart_that_share_both_ends() -> None:
-    """What the cut hides still shows in the true length."""
-    ends = "a" * 3000, "z" * 3000
-    one, two = (prompt_key(view(ends[0] + "m" * n + ends[1]), b"k") for n in (10, 11))
-    assert one != two
-
-
-def test_prompt_tokens_estimate_follows_the_script() -> None:
-    """ASCII counts a quarter of its characters, Chinese more than half."""
-    assert 250 <= view("a" * 1000).prompt_tokens <= 260
-    assert 600 <= view("字" * 1000).prompt_tokens <= 800
 
 
 @pytest.mark.parametrize(
@@ -192,53 +63,3 @@ def test_names_of_the_first_models_stay_where_they_were() -> None:
     assert NAMES[:2] == ("text", "text_bytes")
     assert NAMES[69:71] == ("model_mean", "task_mean")
     assert len(set(NAMES)) == len(NAMES)
-
-
-@pytest.mark.parametrize(
-    ("text", "script", "size"),
-    [
-        ("plain words", "latin", 11),
-        ("请写一首关于大海的诗", "cjk", 30),
-        ("привет мир", "other", 19),
-    ],
-)
-def test_view_knows_script_and_bytes(text: str, script: str, size: int) -> None:
-    """Bytes in UTF-8, and which script most of them are."""
-    seen = PromptView.of_prompt(text, tenant="t", model="m")
-    assert (seen.script, seen.bytes) == (script, size)
-    assert seen.tokens_by(0.5) == round(size * 0.5) + 7
-
-
-def test_view_weighs_a_cut_text_in_proportion() -> None:
-    """A long text is counted whole though only its ends are read; tools count too."""
-    seen = PromptView.of_prompt("字" * 100_000, tenant="t", model="m", tools_bytes=500)
-    assert seen.bytes == pytest.approx(300_500, rel=0.01)
-    assert seen.script == "cjk"
-
-
-def test_template_is_the_application_not_the_question() -> None:
-    """Same system prompt and tools, another question or date: the same template."""
-
-    def key(system: str, text: str, **more: Any) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-        return template_key(PromptView.of_chat(messages, tenant="t", model="m", **more), b"key")
-
-    base = key("You sort mail. Today is 2026-03-01.", "one")
-    assert base == key("You sort mail. Today is 2026-11-24.", "two")
-    assert base != key("You write mail. Today is 2026-03-01.", "one")
-    assert base != key("You sort mail. Today is 2026-03-01.", "one", tool_names=["move"], tools=1)
-    bare = PromptView.of_prompt("one", tenant="t", model="m")
-    assert template_key(bare, b"key") == ""
-    assert template_key(structs.replace(bare, tools=2), b"key") != ""
-    assert "mail" not in base
-
-
-def test_keys_of_requests_without_a_shape_are_as_they_were() -> None:
-    """What history was kept under before shapes were read still matches."""
-    seen = PromptView.of_chat(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
-        tenant="t",
-        model="m",
-    )
-    assert prompt_key(seen, b"k").hex() == "22d16518ab42697a57c73f144ce27f67"
-    assert template_key(seen, b"k") == "b8065b18453d1131"

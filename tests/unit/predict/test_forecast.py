@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Channel, Residuals, scopes
-from gateway.predict.features import PromptView
+from gateway.predict.calibrate import Channel
 from gateway.predict.forecast import (
     FULL,
     Money,
@@ -23,6 +22,9 @@ from gateway.predict.forecast import (
     workload_of,
 )
 from gateway.predict.prices import Price
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import scopes
+from gateway.predict.view import PromptView
 from gateway.types import JobClass, Rung
 
 

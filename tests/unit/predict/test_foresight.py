@@ -12,10 +12,10 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import scopes
-from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.prices import Price
+from gateway.predict.scopes import scopes
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung, SizeBucket

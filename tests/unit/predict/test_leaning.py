@@ -10,9 +10,9 @@ from msgspec import structs
 
 from gateway.predict import leaning
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Scopes, scopes
 from gateway.predict.leaning import FAR, UPRIGHT, Columns, Leanings, Seen
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
+from gateway.predict.scopes import Scopes, scopes
 
 COLUMNS = Columns(["text", "digits"], [4.0, 0.1], [2.0, 0.2], [0.5, 0.5, 0.5])
 NEAR = [nan] * len(NEIGHBOUR_NAMES)

@@ -13,11 +13,11 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import scopes
-from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight
 from gateway.predict.refit import Report, next_version, refit, write
 from gateway.predict.refits import CURRENT, current_version
+from gateway.predict.scopes import scopes
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
 from tests.unit.predict.rows import ruled_rows

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.backend import BackendError, BackendGone, Local, Setup
-from gateway.predict.features import PromptView
 from gateway.predict.lesson import Lesson
 from gateway.predict.remote import ENVIRONMENT, Remote
+from gateway.predict.view import PromptView
 from gateway.predict.worker import NICE
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped

@@ -14,16 +14,16 @@ import pytest
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import Backend, Local, Setup
 from gateway.predict.calibrate import Calibration
-from gateway.predict.features import PromptView
 from gateway.predict.predictor import Predictor
 from gateway.predict.refit import refit
 from gateway.predict.refits import CURRENT, Refits
 from gateway.predict.remote import Remote
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung, Workload
+from tests.unit.predict.asking import always, learned, refined, view
 from tests.unit.predict.rows import ruled_rows
-from tests.unit.predict.test_predictor import always, learned, refined, view
 
 WAIT_S = 60.0
 Open = Callable[[Setup], Backend]

@@ -11,9 +11,9 @@ from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import Vector
-from gateway.predict.features import PromptView
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex
+from gateway.predict.view import PromptView
 from gateway.predict.warm import Warm
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.predict.features import PromptView
+from gateway.predict.view import PromptView
 from gateway.replay.evaluate_replay import Forecasts
 from gateway.replay.evaluate_rows import Case
 

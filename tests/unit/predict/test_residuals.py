@@ -1,0 +1,203 @@
+"""What answers teach: running means, levels, and what a changed source does."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gateway.predict.calibrate import Channel, Mirror
+from gateway.predict.residuals import LARGEST, MODELS, TEMPLATES, Residuals
+from gateway.predict.scopes import scopes
+from gateway.types import JobClass
+
+M = scopes("gpt-5.4-mini", "a")
+
+
+def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
+    residuals = Residuals()
+    for _ in range(count):
+        residuals.learn(M, 5.0 + residual, stage0=5.0, full=5.0, censored=censored)
+    return residuals
+
+
+def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
+    """What one reports, true or not, leaves bias, tokens per byte and levels of others alone."""
+    residuals, other = taught(100, 2.0), scopes("gpt-5.4-mini", "b")
+    for _ in range(100):
+        residuals.learn_tokens("gpt-5.4-mini", "a", "latin", 100, 9000)
+        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+    table, fresh = residuals.table, Residuals().table
+    assert table.stage0(M) > 1.0
+    for seen in (table, fresh):
+        assert (seen.stage0(other), seen.full(other)) == (0.0, 0.0)
+        assert seen.tokens_per_byte("gpt-5.4-mini", "b", "latin") == 0.25
+        assert seen.level("full", JobClass.HEAVY, other).high == 0.1
+
+
+def test_residuals_approach_the_true_bias() -> None:
+    """Few answers move the bias a little, many move it there."""
+    few, many = taught(2, 0.7).table.stage0(M), taught(2000, 0.7).table.stage0(M)
+    assert 0.0 < few < 0.3
+    assert many == pytest.approx(0.7, rel=0.06)
+
+
+def test_residuals_forget_an_old_bias() -> None:
+    """After a change the new bias takes over within a few hundred answers."""
+    residuals = taught(1000, 1.0)
+    for _ in range(600):
+        residuals.learn(M, 4.0, stage0=5.0, full=5.0, censored=False)
+    assert residuals.table.stage0(M) < -0.8
+
+
+def test_residuals_take_a_cut_answer_as_a_lower_bound() -> None:
+    """Cut below the forecast it says nothing; cut above it says too short."""
+    assert taught(50, -1.0, censored=True).table.stage0(M) == 0.0
+    assert taught(50, +1.0, censored=True).table.stage0(M) > 0.5
+
+
+def test_a_cut_answer_never_lowers_a_raised_bias() -> None:
+    """Above the boosters but below the corrected forecast, a bound is no evidence."""
+    residuals = taught(200, 1.5)
+    before = residuals.table.stage0(M)
+    for _ in range(50):
+        residuals.learn(M, 5.5, stage0=5.0, full=5.0, censored=True)
+    assert residuals.table.stage0(M) == before
+    residuals.learn(M, 5.5, stage0=5.0, full=5.0, censored=False)
+    assert residuals.table.stage0(M) < before
+
+
+def test_residuals_bound_one_answer() -> None:
+    """One absurd length moves the bias no more than the largest residual allows."""
+    assert taught(1, 99.0).table.stage0(M) == taught(1, LARGEST).table.stage0(M) < 0.6
+
+
+def test_residuals_keep_the_two_forecasts_apart() -> None:
+    """Stage 0 and the full model each have their own bias; no full forecast, no lesson."""
+    residuals = Residuals()
+    residuals.learn(M, 6.0, stage0=5.0, full=None, censored=False)
+    assert residuals.table.stage0(M) > 0
+    assert residuals.table.full(M) == 0.0
+
+
+def test_tokens_per_byte_are_learned_by_model_and_script() -> None:
+    """The provider's counts move the ratio of their model and script; a family is a start."""
+    residuals = Residuals()
+    before = residuals.table.tokens_per_byte("gpt-5", "a", "cjk")
+    for _ in range(100):
+        residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
+    table = residuals.table
+    assert table.tokens_per_byte("gpt-5", "a", "cjk") == pytest.approx(0.15, rel=0.05)
+    assert table.tokens_per_byte("gpt-6", "a", "cjk") == pytest.approx(0.16, rel=0.15)
+    assert table.tokens_per_byte("gpt-5", "a", "latin") == 0.25
+    assert table.tokens_per_byte("glm-4", "a", "cjk") == before
+
+
+def test_shares_start_at_nothing_and_follow_usage() -> None:
+    """Cached and reasoning tokens are expected as they were seen lately."""
+    residuals = Residuals()
+    assert residuals.table.mean(M, Channel.CACHED) == 0.0
+    for _ in range(300):
+        residuals.learn_share(M, Channel.CACHED, 0.8)
+    assert residuals.table.mean(M, Channel.CACHED) == pytest.approx(0.8, rel=0.05)
+    assert residuals.table.mean(M, Channel.REASONING) == 0.0
+
+
+@pytest.mark.parametrize("scatter", [0.5, 1.0, 2.0])
+def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
+    """Whatever the true scatter, p90 as read by the levels covers 0.9, the median 0.5."""
+    residuals, rng = Residuals(), random.Random(1)
+    missed = []
+    for _ in range(4000):
+        levels = residuals.table.level("full", JobClass.HEAVY, M)
+        y = rng.gauss(0.3, scatter)
+        miss = (y > levels.z[0], y > levels.z[1])
+        residuals.cover("full", JobClass.HEAVY, miss, censored=False, of=M)
+        missed.append(miss)
+    late = missed[1000:]
+    assert sum(m for m, _ in late) / len(late) == pytest.approx(0.5, abs=0.03)
+    assert sum(h for _, h in late) / len(late) == pytest.approx(0.1, abs=0.02)
+
+
+def test_levels_take_a_bound_below_the_quantile_as_no_evidence() -> None:
+    """A cut answer under p90 does not narrow it; one above widens it."""
+    residuals = Residuals()
+    residuals.cover("full", JobClass.HEAVY, (False, False), censored=True, of=M)
+    assert residuals.table.level("full", JobClass.HEAVY, M).high == 0.1
+    residuals.cover("full", JobClass.HEAVY, (True, True), censored=True, of=M)
+    assert residuals.table.level("full", JobClass.HEAVY, M).high < 0.1
+
+
+def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
+    """Answers that lie high again and again are an alarm within some twenty; noise is none."""
+    residuals, rng = taught(1000, 0.0), random.Random(3)
+    assert not any(residuals.watch(M, rng.random(), censored=False) for _ in range(5000))
+    alarms = [residuals.watch(M, 0.97, censored=False) for _ in range(25)]
+    assert any(alarms)
+    assert residuals.drifts == sum(alarms)
+    for _ in range(20):
+        residuals.learn(M, 6.0, stage0=5.0, full=5.0, censored=False)
+    slow = taught(1000, 0.0)
+    for _ in range(20):
+        slow.learn(M, 6.0, stage0=5.0, full=5.0, censored=False)
+    assert residuals.table.stage0(M) > 1.5 * slow.table.stage0(M)
+
+
+def test_scopes_are_bounded() -> None:
+    """Scopes longest without an answer are forgotten first; templates do not push out models."""
+    residuals = taught(1, 1.0)
+    for i in range(TEMPLATES + 1):
+        of = scopes("gpt-5.4-mini", "b", f"template {i}")
+        residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
+    assert len(residuals.table.templates) == TEMPLATES
+    assert residuals.table.models.keys() >= set(M.models)
+    for i in range(MODELS):
+        residuals.learn(scopes("m-1", f"c{i}"), 6.0, stage0=5.0, full=5.0, censored=False)
+    assert len(residuals.table.models) == MODELS
+    assert M.source not in residuals.table.models
+
+
+def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
+    """A schema made per request, for ever: the other tenant's template is corrected as before,
+    also in a mirror and after a restart."""
+    residuals, mirror = Residuals(), Mirror()
+    of = scopes("m-1", "a", "template")
+    for _ in range(50):
+        residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
+    before = residuals.table.stage0(of)
+    for i in range(2 * TEMPLATES):
+        flood = scopes("m-1", "b", f"template {i}")
+        residuals.learn(flood, 2.0, stage0=5.0, full=5.0, censored=False)
+        if i % 500 == 0:
+            mirror.apply(residuals.changes())
+    mirror.apply(residuals.changes())
+    again = Residuals()
+    assert again.restore(residuals.table.dump())
+    for table in (residuals.table, mirror.table, again.table):
+        assert len(table.templates) == TEMPLATES
+        assert table.stage0(of) == before
+
+
+def test_state_comes_back_as_it_was_kept() -> None:
+    """What `dump` gave is restored whole; anything else changes nothing."""
+    residuals = taught(30, 1.0)
+    residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
+    residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+    other = Residuals()
+    assert other.restore(residuals.table.dump())
+    assert other.table == residuals.table
+    for broken in (b"", b"\xff", b"\x80", residuals.table.dump()[:-3]):
+        assert not other.restore(broken)
+    assert other.table == residuals.table
+
+
+def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
+    """After a refit biases are gone; lengths, levels and tokens per byte stay."""
+    residuals = taught(30, 1.0)
+    residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
+    before = residuals.table
+    residuals.forget_models()
+    after = residuals.table
+    assert (after.stage0(M), after.full(M)) == (0.0, 0.0)
+    assert after.running(M)[0] == before.running(M)[0]
+    assert after.tokens_per_byte("gpt-5", "a", "cjk") == before.tokens_per_byte("gpt-5", "a", "cjk")
