@@ -222,7 +222,10 @@ class Relay:
                     try:
                         await self._serve(call, permit, trip, watch, send)
                     except asyncio.CancelledError:
-                        permit.end(_OUTCOMES[watch.ended], Verdict.IGNORED)
+                        # What was counted of a cut stream. The time of one that its client
+                        # did not take is no measure of the provider's pace.
+                        counted = None if watch.ended is Ended.STALLED else trip.usage
+                        permit.end(_OUTCOMES[watch.ended], Verdict.IGNORED, counted)
                         raise
         except GatewayError as error:
             await self._answer_error(call, permit, trip, error, send)
