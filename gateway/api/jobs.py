@@ -23,8 +23,8 @@ import msgspec
 from gateway.api.openai import Asked, DataPlane
 from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
 from gateway.api.web import from_thread
+from gateway.engine.call import Call
 from gateway.engine.engine import Engine
-from gateway.engine.relay import Call
 from gateway.errors import Conflict, GatewayError, Gone, InvalidRequest, NotFound, Unavailable
 from gateway.predict.features import PromptView
 from gateway.settings.schema import Tenant

@@ -36,8 +36,10 @@ from gateway.api.schemas import (
     decode,
 )
 from gateway.api.view import view_of
+from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine, Permit
-from gateway.engine.relay import BrokenAnswer, Call, Ending, Relay
+from gateway.engine.relay import Relay
+from gateway.engine.reply import BrokenAnswer
 from gateway.engine.scope import Receive, Send
 from gateway.errors import (
     BodyTooLarge,

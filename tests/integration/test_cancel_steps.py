@@ -17,8 +17,9 @@ import pytest
 
 from gateway.api.problems import send_problem
 from gateway.app import fresh_core
+from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine
-from gateway.engine.relay import Call, Ending, Relay
+from gateway.engine.relay import Relay
 from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.routes import routes
 from gateway.settings.load import build
