@@ -7,6 +7,8 @@ its call. Between the two lies the connection's write buffer (see api/listener.p
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from types import TracebackType
 
 from gateway.engine.reply import Reply
 from gateway.engine.scope import StreamClock
@@ -17,9 +19,14 @@ from gateway.upstream.providers import Target
 
 
 class Passage:
-    """A context manager: the two clocks run inside it."""
+    """A context manager: inside it the two clocks run, and an answer that one of them broke off
+    fails as one that was too slow.
 
-    __slots__ = ("_clock", "_reply", "_server", "_silent", "answer", "target", "trip")
+    `read` and `write` are called for every chunk: they hand on what is to be awaited, and put no
+    coroutine of their own around it.
+    """
+
+    __slots__ = ("_clock", "_reply", "_server", "_silent", "_wrote", "answer", "target", "trip")
 
     def __init__(
         self, answer: Answer, target: Target, trip: Trip, reply: Reply, server: Server
@@ -30,6 +37,7 @@ class Passage:
         self._reply = reply
         self._server = server
         self._silent = False
+        self._wrote = False
 
     def __enter__(self) -> Passage:
         self._clock = StreamClock(
@@ -41,23 +49,28 @@ class Passage:
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._clock.stop()
+        if self._silent and isinstance(error, AttemptFailed):
+            raise AttemptFailed(SLOW_NEXT_BYTE) from None
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next bytes, b"" at the end. Raises AttemptFailed."""
-        try:
-            return await self.answer.read_some()
-        except AttemptFailed:
-            if self._silent:
-                raise AttemptFailed(SLOW_NEXT_BYTE) from None
-            raise
+        if self._wrote:
+            self._wrote = False
+            self._clock.reading()
+        return self.answer.read_some()
 
-    async def write(self, body: bytes) -> None:
-        """On to the client: more will come."""
+    def write(self, body: bytes) -> Awaitable[None]:
+        """On to the client; more will come. To be awaited before the next `read`."""
+        self._wrote = True
         self._clock.writing()
-        await self._reply.part(body)
-        self._clock.reading()
+        return self._reply.part(body)
 
     def _fell_silent(self) -> None:
         self._silent = True

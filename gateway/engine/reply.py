@@ -56,10 +56,10 @@ class Reply:
             {"type": "http.response.start", "status": answer.status, "headers": headers}
         )
 
-    async def part(self, body: bytes) -> None:
-        """Some of the body; more will come."""
+    def part(self, body: bytes) -> Awaitable[None]:
+        """Some of the body; more will come. To be awaited."""
         self._trip.bytes_out += len(body)
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        return self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def last(self, body: bytes) -> None:
         """The end of the body. From here on the client may leave as it likes."""
