@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.api.problems import send_problem
 from gateway.app import fresh_core
@@ -234,6 +235,31 @@ def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: fl
         assert record.outcome is (Outcome.CANCELLED if leaves else Outcome.OK)
         house.check_empty()
         assert charged(house) == pytest.approx(owed)
+        house.engine.close()
+
+    asyncio.run(main())
+
+
+def test_stream_that_stalls_teaches_no_pace() -> None:
+    """Its time was its client's, not the provider's: nothing of it is counted, and the tenant
+    that held the slot pays what was forecast."""
+
+    async def main() -> None:
+        house = House(True, [])
+        house.relay.server = replace(house.settings.server, write_timeout_s=0.01)
+        stays, _ = client_that_leaves()
+
+        async def send(message: dict[str, Any]) -> None:
+            if message.get("body"):
+                await asyncio.Event().wait()
+
+        record = await house.relay.run(house.call("one"), stays, send)
+        assert record.outcome is Outcome.STALLED
+        assert record.usage is not None  # known all the same
+        house.check_empty()
+        (pool,) = house.engine.core.pools.values()
+        assert pool.pace.completions == 0
+        assert charged(house) == 50 + int(PROMPT_RATIO * WORKLOAD.prompt_tokens)
         house.engine.close()
 
     asyncio.run(main())
