@@ -22,9 +22,10 @@ from litestar import Litestar, asgi
 from gateway import __version__
 from gateway.api.admin import Admin
 from gateway.api.auth import AdminToken, Tenants
+from gateway.api.directory import Directory
 from gateway.api.jobs import Jobs
 from gateway.api.listener import Buffers
-from gateway.api.openai import DataPlane, Directory
+from gateway.api.openai import DataPlane
 from gateway.api.predict import Forecasts
 from gateway.api.problems import send_problem
 from gateway.api.submit import submit_handlers

@@ -144,7 +144,7 @@ class Forecasts:
         return PromptView.of_chat(
             messages,
             tenant=tenant.name,
-            model=asked.model or self._plane.default_model(tenant),
+            model=asked.model or self._plane.directory.default_model(tenant),
             max_tokens=asked.max_tokens,
             task_type=asked.task_type,
         )

@@ -12,7 +12,8 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from gateway.api.openai import ClientGone, DataPlane, read_body
+from gateway.api.body import ClientGone, read_body
+from gateway.api.openai import DataPlane
 from gateway.api.problems import internal, problem
 from gateway.api.schemas import decode
 from gateway.errors import (

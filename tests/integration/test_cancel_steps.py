@@ -14,11 +14,14 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.api.problems import send_problem
 from gateway.app import fresh_core
+from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine
-from gateway.engine.relay import Call, Ending, Relay
+from gateway.engine.relay import Relay
+from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.routes import routes
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
@@ -200,6 +203,66 @@ def test_leaving_at_any_step_leaves_nothing(stream: bool, statuses: list[int], h
             break
         step += 1
     assert step > 10  # the call really had steps to leave at
+
+
+def charged(house: House) -> float:
+    """What the one tenant owes for its work, in tokens."""
+    core = house.engine.core
+    (pool,) = core.pools.values()
+    return sum(share.counter for share in pool.shares_of(core.tenant("t")))
+
+
+@pytest.mark.parametrize(
+    ("leaves", "owed"),
+    [
+        (True, 1 + PROMPT_RATIO * WORKLOAD.prompt_tokens),  # the one event it was sent
+        (False, 2 + PROMPT_RATIO * WORKLOAD.prompt_tokens),  # the twin: the forecast was 50
+    ],
+)
+def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: float) -> None:
+    """A tenant's share pays for the tokens that came, not for those that were forecast."""
+
+    async def main() -> None:
+        house = House(True, [])
+        receive, leave = client_that_leaves()
+
+        async def send(message: dict[str, Any]) -> None:
+            if leaves and message.get("body"):
+                leave()
+                await asyncio.Event().wait()  # takes no more, until it is noticed to be gone
+
+        record = await house.relay.run(house.call("one"), receive, send)
+        assert record.outcome is (Outcome.CANCELLED if leaves else Outcome.OK)
+        house.check_empty()
+        assert charged(house) == pytest.approx(owed)
+        house.engine.close()
+
+    asyncio.run(main())
+
+
+def test_stream_that_stalls_teaches_no_pace() -> None:
+    """Its time was its client's, not the provider's: nothing of it is counted, and the tenant
+    that held the slot pays what was forecast."""
+
+    async def main() -> None:
+        house = House(True, [])
+        house.relay.server = replace(house.settings.server, write_timeout_s=0.01)
+        stays, _ = client_that_leaves()
+
+        async def send(message: dict[str, Any]) -> None:
+            if message.get("body"):
+                await asyncio.Event().wait()
+
+        record = await house.relay.run(house.call("one"), stays, send)
+        assert record.outcome is Outcome.STALLED
+        assert record.usage is not None  # known all the same
+        house.check_empty()
+        (pool,) = house.engine.core.pools.values()
+        assert pool.pace.completions == 0
+        assert charged(house) == 50 + int(PROMPT_RATIO * WORKLOAD.prompt_tokens)
+        house.engine.close()
+
+    asyncio.run(main())
 
 
 def test_lost_stream_would_be_seen() -> None:

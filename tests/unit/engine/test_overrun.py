@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from gateway.engine.relay import Overrun
+from gateway.engine.overrun import Overrun
 
 
 def told_of(p90: float, n: int, tokens: range) -> list[int]:

@@ -1,0 +1,86 @@
+"""Reading a request's body: whole, in time, within bounds of its own and of all bodies together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.engine.scope import Receive
+from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
+from gateway.settings.schema import Server
+
+
+class BodyMemory:
+    """Bytes of request bodies held at once, bounded."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def take(self, size: int, limit: int) -> None:
+        """Raises Unavailable when the bound is reached."""
+        if self.held + size > limit:
+            raise Unavailable(
+                "Too many request bodies are held; try again shortly.",
+                code="body_memory",
+                retry_after_s=1.0,
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        self.held -= size
+
+
+class Hold:
+    """One body's share of the memory, given back once."""
+
+    __slots__ = ("_memory", "_size")
+
+    def __init__(self, memory: BodyMemory, size: int) -> None:
+        self._memory = memory
+        self._size = size
+
+    def release(self) -> None:
+        size, self._size = self._size, 0
+        self._memory.give_back(size)
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole."""
+
+
+async def read_body(
+    headers: list[tuple[bytes, bytes]], receive: Receive, server: Server, memory: BodyMemory
+) -> bytes:
+    """The whole request body. What it takes of `memory` is the caller's to give back.
+
+    Raises BodyTooLarge, RequestTimeout, Unavailable, ClientGone.
+    """
+    announced = next((v for k, v in headers if k == b"content-length"), None)
+    if announced is not None and announced.isdigit() and int(announced) > server.max_body_bytes:
+        raise _too_large(server)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(server.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                if part:
+                    if size + len(part) > server.max_body_bytes:
+                        raise _too_large(server)
+                    memory.take(len(part), server.body_memory_bytes)
+                    size += len(part)
+                    parts.append(part)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+    except TimeoutError:
+        memory.give_back(size)
+        raise RequestTimeout("The request body did not arrive in time.") from None
+    except BaseException:
+        memory.give_back(size)
+        raise
+
+
+def _too_large(server: Server) -> BodyTooLarge:
+    return BodyTooLarge(f"The request body is larger than {server.max_body_bytes} bytes.")

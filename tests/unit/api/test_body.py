@@ -1,0 +1,76 @@
+"""Reading bodies, and the memory they share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.api.body import BodyMemory, ClientGone, Hold, read_body
+from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
+from tests.unit.settings.trees import valid
+
+SERVER = replace(valid().server, max_body_bytes=10, body_memory_bytes=15)
+GONE = {"type": "http.disconnect"}
+
+
+def part(body: bytes, more: bool) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def read(memory: BodyMemory, *messages: dict[str, Any], announced: bytes | None = None) -> bytes:
+    """What `read_body` gives or raises for these messages."""
+    rest = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        if rest:
+            return rest.pop(0)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    headers = [] if announced is None else [(b"content-length", announced)]
+    server = SERVER if rest else replace(SERVER, body_timeout_s=0.001)
+    return asyncio.run(read_body(headers, receive, server, memory))
+
+
+def test_body_is_whole_and_held() -> None:
+    """In one part or several; what it takes is the caller's to give back, once."""
+    memory = BodyMemory()
+    assert read(memory, part(b"abc", False)) == b"abc"
+    assert read(memory, part(b"ab", True), part(b"", True), part(b"cd", False)) == b"abcd"
+    assert memory.held == 7
+    hold = Hold(memory, 7)
+    hold.release()
+    hold.release()
+    assert memory.held == 0
+
+
+@pytest.mark.parametrize(
+    ("messages", "announced", "error"),
+    [
+        ([part(b"x", False)], b"11", BodyTooLarge),
+        ([part(b"x" * 6, True), part(b"x" * 5, False)], None, BodyTooLarge),
+        ([part(b"x" * 6, True), GONE], None, ClientGone),
+        ([], None, RequestTimeout),
+    ],
+)
+def test_body_that_is_not_read_gives_its_memory_back(
+    messages: list[dict[str, Any]], announced: bytes | None, error: type[Exception]
+) -> None:
+    """Whatever ended it."""
+    memory = BodyMemory()
+    with pytest.raises(error):
+        read(memory, *messages, announced=announced)
+    assert memory.held == 0
+
+
+def test_body_beyond_the_shared_memory_is_sent_away() -> None:
+    """Others' bodies count; 503, to come again."""
+    memory = BodyMemory()
+    memory.take(8, 15)
+    with pytest.raises(Unavailable) as caught:
+        read(memory, part(b"x" * 7, True), part(b"x", False))
+    assert caught.value.code == "body_memory"
+    assert memory.held == 8
