@@ -9,13 +9,12 @@ and 4 by `check` after every event and `check_start` before every start; 5
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 from random import Random
 from typing import Any
 
 import pytest
-
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -32,7 +31,6 @@ from gateway.balance.pool import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.allocation import Allocation
 from gateway.schedule.budget import Budget
-from gateway.schedule.entry import Entry
 from gateway.schedule.events import (
     Action,
     Adopted,
@@ -51,10 +49,18 @@ from gateway.schedule.events import (
     Woke,
 )
 from gateway.schedule.pool import Pool
-from gateway.schedule.rounds import Turn
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import AccountSnapshot, Job, JobClass, Outcome, RateLimits, Rung, Verdict
+from gateway.types import (
+    AccountSnapshot,
+    Blocked,
+    Job,
+    JobClass,
+    Outcome,
+    RateLimits,
+    Rung,
+    Verdict,
+)
 from tests.unit.schedule.build import Judged, job, settings, workload
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "150"))
@@ -195,8 +201,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.told: list[tuple[Event, float, list[Any]]] = []
         self.draining = False
 
-    def build(self, given: Settings, accounts: Accounts) -> Scheduler:
-        return Judged(given, accounts, Random(self.seed))
+    core: type[Judged] = Judged
+    accounts_of: type[Accounts] = Accounts
 
     @initialize(
         data=st.data(),
@@ -214,9 +220,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.seed, self.tenants = seed, tenants
         self.some_settings = some_settings(shapes, tenants)
         self.first = self.settings = given = data.draw(self.some_settings)
-        self.accounts = Accounts(given.accounts, given.balance)
-        self.scheduler = self.build(given, self.accounts)
+        self.accounts = self.accounts_of(given.accounts, given.balance)
+        self.scheduler = self.core(given, self.accounts, Random(seed))
         self.model_of: dict[str, str] = {}
+        for tokens in data.draw(st.lists(TOKENS, max_size=4)):
+            self.adopt(data, tokens)
+
+    def adopt(self, data: st.DataObject, tokens: int) -> None:
+        """A job that ran when the core was built: no budget, cap or window is asked."""
+        account = data.draw(st.sampled_from(self.settings.accounts))
+        model = data.draw(st.sampled_from(sorted(account.model_map)))
+        new = self.new_job(tokens, model, at=self.now, tenant="t")
+        self.live[new.id] = Known(new, running=True, dispatches=2, account=account.name)
+        self.tell(Adopted(new, new.workload, account.name, 2))
 
     # ---- what happens
 
@@ -230,7 +246,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         retries=st.sampled_from([0, 0, 2]),
         earlier=st.sampled_from([0.0, 0.0, 2.0]),
         cls=st.sampled_from([None, None, None, JobClass.BACKGROUND]),
-        count=st.sampled_from([1, 1, 1, 4]),
+        count=st.sampled_from([1, 1, 3, 7]),
     )
     def submit(
         self,
@@ -259,21 +275,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             self.live[new.id] = Known(new)
             self.tell(Submitted(new, body_bytes=100))
-
-    @rule(
-        data=st.data(),
-        tokens=TOKENS,
-        tenant=st.sampled_from(["t", "t", "small"]),
-        attempts=st.sampled_from([1, 1, 3]),
-    )
-    def adopt(self, data: st.DataObject, tokens: int, tenant: str, attempts: int) -> None:
-        """A job that runs already: no budget, cap or window is asked."""
-        account = data.draw(st.sampled_from(self.settings.accounts))
-        model = data.draw(st.sampled_from(sorted(account.model_map)))
-        new = self.new_job(tokens, model, at=self.now, tenant=tenant)
-        self.live[new.id] = Known(new, running=True, dispatches=attempts, account=account.name)
-        self.tell(Adopted(new, new.workload, account.name, attempts))
-        self.live[new.id].cuts = self.limits()[account.name].cuts
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), tokens=TOKENS, rung=st.sampled_from(list(Rung)))
@@ -311,6 +312,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         job_id = data.draw(st.sampled_from(self.running))
         self.end(job_id, end[0])
         self.tell(Finished(job_id, *end, output))
+
+    @precondition(lambda self: self.running)
+    @rule(count=st.integers(1, 6), step=st.sampled_from([0.1, 1.0, 4.0]))
+    def serve(self, count: int, step: float) -> None:
+        """Nothing but work: what has run longest ends, and time goes on."""
+        for _ in range(count):
+            running = self.running
+            if not running:
+                return
+            job_id = min(running, key=lambda j: int(j[1:]))
+            self.now += step
+            self.end(job_id, Outcome.OK)
+            self.tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, 20.0))
 
     @precondition(lambda self: self.running)
     @rule(
@@ -433,7 +447,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def groups(self) -> list[set[str]]:
         """Models that shared an account under any of the settings there were."""
-        every = [self.first, *(e.settings for e, _, _ in self.told if isinstance(e, SettingsChanged))]
+        every = [
+            self.first,
+            *(e.settings for e, _, _ in self.told if isinstance(e, SettingsChanged)),
+        ]
         served: dict[str, set[str]] = {}
         for given in every:
             for account in given.accounts:
@@ -465,8 +482,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     # ---- plumbing
 
     def twin(self) -> Scheduler:
-        first = self.first
-        return Scheduler(first, Accounts(first.accounts, first.balance), Random(self.seed))
+        accounts = self.accounts_of(self.first.accounts, self.first.balance)
+        twin = self.core(self.first, accounts, Random(self.seed))
+        twin.judging = False
+        return twin
 
     def limits(self) -> dict[str, AccountSnapshot]:
         return {shot.name: shot for shot in self.accounts.snapshot(self.now)}
@@ -515,3 +534,112 @@ class SchedulerMachine(RuleBasedStateMachine):
 def test_scheduler_keeps_its_properties_whatever_happens() -> None:
     """One outcome per job, sums agree, nothing waits that fits, same events same actions."""
     run_state_machine_as_test(SchedulerMachine, settings=QUICK)  # type: ignore[no-untyped-call]
+
+
+class EndlessBudget(Budget):
+    """Hard budgets lend."""
+
+    @property
+    def lends(self) -> bool:
+        return True
+
+
+class Stale(Allocation):
+    """A line that was shut stays so."""
+
+    def place(self, pool: Pool, line: Any, now: float) -> Any:
+        answer = super().place(pool, line, now)
+        if isinstance(answer, Blocked):
+            line.shut_s = float("inf")
+        return answer
+
+
+def with_budget(kind: type[Budget]) -> type[Judged]:
+    class Broken(Judged):
+        def pool(self, name: str) -> Pool:
+            new = name not in self.pools
+            pool = super().pool(name)
+            if new:
+                pool.budget = kind(self.settings.schedule)
+            return pool
+
+    return Broken
+
+
+def with_allocation(kind: type[Allocation]) -> type[Judged]:
+    class Broken(Judged):
+        def configure(self, settings: Settings) -> None:
+            super().configure(settings)
+            self.allocation = kind(settings.schedule, self.accounts)
+
+    return Broken
+
+
+class Coupled(Judged):
+    """Turns newcomers away by the number of all jobs, whatever their pool."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        drains = self.draining
+        self.draining = drains or len(self.jobs) > 4
+        actions = super().handle(event, now)
+        self.draining = drains or isinstance(event, DrainStarted)
+        return actions
+
+
+class Moody(Judged):
+    """Every third event finds it refusing what it would have taken."""
+
+    moods = cycle([False, False, True])
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        self.draining = next(Moody.moods)
+        return super().handle(event, now)
+
+
+class Greedy(Accounts):
+    """A limit grows by what says nothing."""
+
+    def give_back(self, lease: int, verdict: Verdict, **how: Any) -> bool:
+        limit = self._leases[lease].account.limit
+        wide = super().give_back(lease, verdict, **how)
+        if verdict is Verdict.IGNORED:
+            limit.value = min(limit.value + 0.5, limit.bounds[1])
+        return wide
+
+
+class Forgiving(Accounts):
+    """A drop cuts nothing."""
+
+    def give_back(self, lease: int, verdict: Verdict, **how: Any) -> bool:
+        said = Verdict.SERVER_ERROR if verdict is Verdict.TIMEOUT else verdict
+        return super().give_back(lease, said, **how)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"core": with_budget(EndlessBudget)},
+        {"core": with_allocation(Stale)},
+        {"core": Coupled},
+        {"core": Moody},
+        {"accounts_of": Greedy},
+        {"accounts_of": Forgiving},
+    ],
+    ids=["2", "4", "10", "5", "6 up", "6 down"],
+)
+def test_machine_sees_a_scheduler_that_breaks_a_property(broken: dict[str, Any]) -> None:
+    """The twin: each broken in turn is found (those of 3, and 2 to the token, by
+    tests/unit/schedule/test_check.py: they need a state that is rarely met)."""
+    machine = type("Broken", (SchedulerMachine,), broken)
+    found = hypothesis_settings(
+        max_examples=400,
+        stateful_step_count=50,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(machine, settings=found)  # type: ignore[no-untyped-call]

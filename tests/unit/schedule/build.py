@@ -110,13 +110,13 @@ def job(
 class Judged(Scheduler):
     """A scheduler whose starts are judged one by one, by the state just before each."""
 
-    judged = 0
+    judging = True
 
     def _dispatch(
         self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
     ) -> None:
-        check_start(self, pool, entry, account, turn, now)
-        self.judged += 1
+        if self.judging:
+            check_start(self, pool, entry, account, turn, now)
         super()._dispatch(pool, entry, account, turn, now)
 
 
