@@ -19,7 +19,8 @@ says for each shape of congestion where that is; evidence.py, how it is known). 
    knee the curve looks like a straight line. What went better than expected is tried again at
    once: so capacity that came back is found, and slow start begins anew.
 5. Its size has a price (curve.py), for a burst gains by what it holds back. A backlog that
-   stays gains by throughput alone: the longer a window is full, the lower its price.
+   stays gains by throughput alone: the longer a window is full, the lower its price and the
+   faster it goes up.
 6. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
@@ -44,14 +45,14 @@ FIRST_BATCH = 10  # the same in slow start
 LEAP = 2.5  # at most so much wider makes a look in slow start
 ARRIVED = 1.05  # × the window: slow start ends where the best N is not above
 FAR = 2.0  # × what was seen: the best N is not looked for further out, but in slow start
-CLIMB = 1.25  # a look, after slow start
+CLIMB = 1.25  # a look, after slow start; up to LEAP under a backlog that stays
 DROP = 0.6  # at most so much of the window is left by one look
 GUARDED = 0.9  # what the guard leaves
 WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
 ANCHOR_AFTER = 60.0  # rounds without having seen it so
-PATIENT = 1000.0  # answers under a full window, after which its price is halved
+PATIENT = 1000.0  # answers under a full window, after which its price is half and CLIMB twice
 LEAST_PRICE = 0.06  # of log throughput per e-fold, however long it is full
 RELAXED = 0.9  # what a look that was not full leaves of them
 WIDER = 1.4
@@ -224,10 +225,11 @@ class Window:
         known = self._evidence.known
         assert known is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
-        far, step = (LEAP, LEAP) if self._slow_start else (FAR, CLIMB)
-        reach = max(far * self._evidence.explored(), self.base)
         self._pressed = self._pressed + answers if full else self._pressed * RELAXED
-        price = max(PRICE / (1.0 + self._pressed / PATIENT), LEAST_PRICE)
+        urgency = 1.0 + self._pressed / PATIENT
+        price = max(PRICE / urgency, LEAST_PRICE)
+        far, step = (LEAP, LEAP) if self._slow_start else (FAR, min(CLIMB * urgency, LEAP))
+        reach = max(far * self._evidence.explored(), self.base)
         best = known.best(self._low, min(self._high, reach), price)
         if best < ARRIVED * self.base:
             self._slow_start = False

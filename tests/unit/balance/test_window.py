@@ -199,6 +199,28 @@ def test_window_under_a_backlog_that_stays_pays_less_for_its_size() -> None:
     assert middle(it.trace[-1000:]) > 110
 
 
+@pytest.mark.parametrize(("answers", "low", "high"), [(200, 1.2, 1.6), (1600, 1.7, LEAP)])
+def test_window_climbs_faster_the_longer_it_has_been_full(
+    answers: int, low: float, high: float
+) -> None:
+    """One that its bound had held back on a straight line for so many answers: its first step
+    once the bound is lifted."""
+    it, made = window(20), provider("linear", 5)[0]
+    made.slowdown = SHAPES["linear"](10)
+    it.configure(1, 20)
+    sizes: list[float] = []
+
+    def at(n: int) -> None:
+        if n == answers:
+            it.configure(1, 500)
+        if n > answers:
+            sizes.append(it.base)
+
+    run(made, Windowed(it), 5, answers + 120, at=at)
+    first = next(size for size in sizes if size > 20)
+    assert low <= first / 20 <= high
+
+
 def test_window_that_the_load_never_crowds_stays_wide() -> None:
     """The twin: the same window over a load that stays below the knee."""
     it, made = window(200), provider("saturating", 7)[0]
