@@ -344,6 +344,18 @@ class WindowSnapshot(Struct, frozen=True):
     tpm: int = 0
 
 
+class LimitSnapshot(Struct, frozen=True):
+    """What a provider's headers said of one (account, model), as far as it holds now."""
+
+    model: str  # the provider's name
+    kind: str  # "requests", "tokens"
+    limit: int  # a minute; 0: none was told
+    remaining: float | None  # by the last word, less what was sent since; None: never told
+    reset_s: float  # until all of it is there again
+    wait_s: float  # until it lets another request start
+    believed: bool  # False: it said "nothing left" for ever, and was served all the same
+
+
 class AccountSnapshot(Struct, frozen=True):
     name: str
     limit: float
@@ -356,6 +368,7 @@ class AccountSnapshot(Struct, frozen=True):
     rpm: int
     tpm: int
     windows: tuple[WindowSnapshot, ...] = ()
+    limits: tuple[LimitSnapshot, ...] = ()
 
 
 class SchedulerSnapshot(Struct, frozen=True):

@@ -198,6 +198,7 @@ class Account:
             rpm=least(self.settings.rpm, rpm),
             tpm=least(self.settings.tpm, tpm),
             windows=tuple(map(self._window, self.windows.values())) if self.window_of else (),
+            limits=self.allowances.snapshot(now),
         )
 
     def _window(self, window: Window) -> WindowSnapshot:

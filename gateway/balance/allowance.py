@@ -18,12 +18,17 @@ weighs as much as it was found true:
 3. A request sent after such a word and served all the same contradicts it: each contradiction
    halves the hold, below `LEAST_HOLD_S` the header is not listened to. One that says nothing
    else may thus stop an account that serves for 2 × its longest hold in all, 4 s when it never
-   earned trust. (One that says both in turn is taken for a bucket that refills.)
+   earned trust.
 4. Answers to what had been sent before the word neither contradict it nor prolong its hold.
 5. At the pace of a limit that was told, being served contradicts nothing, and yet the limit may
    be invented. After `PATIENCE` rounds of "nothing left" it is tried at `TRIAL` × its pace, and
    so on, until the header says that something is left, or a 429 comes. Each trial that a 429
    ended doubles the patience: a header that is right costs a few 429s an hour.
+6. One that says 50 and 0 in turn, and serves all, is taken for a bucket that refills: nothing
+   contradicts it, for as long as it goes on. With several requests under way it costs nothing,
+   the next answer's 50 lifts the hold. One at a time, every second request waits: one request's
+   time at the limit that was told (1 s at 60 a minute); with none 2 × `FIRST_HOLD_S`,
+   up to `MAX_HOLD_S` where it says 50 several times in a row; never longer than its reset.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from collections.abc import Iterable
 
 from gateway.balance.learned import LearnedAllowance
 from gateway.balance.pacer import NEVER, Meter
-from gateway.types import RateLimits
+from gateway.types import LimitSnapshot, RateLimits
 
 LEARNED_BURST_S = 60.0
 """What may be spent at once of a learned limit, in seconds of its rate: all of a minute's, what
@@ -50,6 +55,8 @@ TRIAL = 4.0
 MOST_TRIAL = 4.0**10
 ROUND_S = 4.0
 """A round that takes longer counts as several."""
+RESET_S = 60.0
+"""When all of a limit a minute is there again, where the header does not say."""
 
 
 class Told:
@@ -66,10 +73,13 @@ class Told:
         "_hold_spent",
         "_judged",
         "_judged_s",
+        "_last",
+        "_last_spent",
         "_least",
         "_meter",
         "_patience",
         "_refused",
+        "_reset_s",
         "_rounds",
         "_trial",
         "_wait_s",
@@ -91,6 +101,9 @@ class Told:
         self._judged_s = NEVER
         self._wait_s = 0.0  # how long that word would stop traffic, were it believed
         self._refused = NEVER  # spent when the last 429 came
+        self._last: int | None = None  # the last word, for people: what was left, ...
+        self._last_spent = NEVER  # ... when so much had been spent, ...
+        self._reset_s = NEVER  # ... and when it is out of date: all is there again
         self.learned = 0
         self.spent = 0.0
         self.free_s = NEVER
@@ -123,6 +136,9 @@ class Told:
             self._update()
         if remaining is None:
             return
+        if spent >= self._last_spent:  # none that was sent later has answered yet
+            self._last, self._last_spent = remaining, spent
+            self._reset_s = now + (RESET_S if reset_s is None else reset_s)
         if remaining <= 0:
             if spent <= self._judged:  # case 4
                 return
@@ -150,6 +166,26 @@ class Told:
     def restore(self, learned: int) -> None:
         self.learned = learned
         self._update()
+
+    def snapshot(self, model: str, kind: str, now: float) -> LimitSnapshot | None:
+        """What headers said, for people; None where they said nothing. Once its reset has
+        passed a word is out of date: all of the limit is there, less nothing known."""
+        if self._last is None and not self.learned:
+            return None
+        left: float | None = None
+        if self._last is not None and now < self._reset_s:
+            left = max(0.0, self._last - (self.spent - self._last_spent))
+        elif self._last is not None:
+            left = float(max(self._last, self.learned))
+        return LimitSnapshot(
+            model=model,
+            kind=kind,
+            limit=self.learned,
+            remaining=left,
+            reset_s=max(0.0, self._reset_s - now),
+            wait_s=max(0.0, self.free_s - now),
+            believed=self.believed,
+        )
 
     def _counts(self) -> None:
         """Something is left: the header is one that counts, the more so the oftener."""
@@ -290,6 +326,15 @@ class Allowances:
         """The same of one model, by the provider's name."""
         one = self._named.get(name)
         return (one.requests.learned, one.tokens.learned) if one else (0, 0)
+
+    def snapshot(self, now: float) -> tuple[LimitSnapshot, ...]:
+        """What headers said of each model: at most two for each that is served."""
+        both = [
+            told.snapshot(name, kind, now)
+            for name, one in self._named.items()
+            for kind, told in (("requests", one.requests), ("tokens", one.tokens))
+        ]
+        return tuple(shot for shot in both if shot is not None)
 
     def learned(self) -> tuple[LearnedAllowance, ...]:
         told = [LearnedAllowance(name, *self.limits_of(name)) for name in self._named]

@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from gateway.types import (
     AccountSnapshot,
     ClassSnapshot,
+    LimitSnapshot,
     Mode,
     Outcome,
     PoolSnapshot,
@@ -65,6 +66,7 @@ def state_metrics(taken: Snapshots) -> Iterator[Metric]:
     yield from _pools(taken.scheduler.pools)
     yield from _accounts(taken.scheduler.accounts)
     yield from _windows(taken.scheduler.accounts)
+    yield from _limits(taken.scheduler.accounts)
     yield from _scheduler(taken.scheduler)
     yield from _shell(taken.shell)
     if taken.predictor is not None:
@@ -258,6 +260,51 @@ def _windows(accounts: tuple[AccountSnapshot, ...]) -> Iterator[Metric]:
             for name, window in known
             for part in ("base", "prompt_token", "output_token")
         ],
+    )
+
+
+def _limits(accounts: tuple[AccountSnapshot, ...]) -> Iterator[Metric]:
+    """What providers' headers said, per account and model by the provider's name: a series
+    only where something was said, of what stands in the settings."""
+    told = [(account.name, limit) for account in accounts for limit in account.limits]
+
+    def of(read: Callable[[LimitSnapshot], float | None]) -> Samples:
+        return [
+            ((name, limit.model, limit.kind), float(value))
+            for name, limit in told
+            if (value := read(limit)) is not None
+        ]
+
+    label = ("account", "model", "kind")
+    yield _gauge(
+        "ratelimit_limit",
+        "Requests or tokens a minute, by the provider's headers.",
+        label,
+        of(lambda limit: limit.limit or None),
+    )
+    yield _gauge(
+        "ratelimit_remaining",
+        "Left of it: by the last header, less what was sent since; all once it was reset.",
+        label,
+        of(lambda limit: limit.remaining),
+    )
+    yield _gauge(
+        "ratelimit_reset_seconds",
+        "Until all of it is there again.",
+        label,
+        of(lambda limit: None if limit.remaining is None else limit.reset_s),
+    )
+    yield _gauge(
+        "ratelimit_wait_seconds",
+        "Until it lets another request start.",
+        label,
+        of(lambda limit: limit.wait_s),
+    )
+    yield _gauge(
+        "ratelimit_believed",
+        "0 where the header says that nothing is left and requests are served all the same.",
+        label,
+        of(lambda limit: float(limit.believed)),
     )
 
 

@@ -1,18 +1,30 @@
-"""Every invariant of the scheduler, recomputed from the live jobs. For tests: linear in them."""
+"""Every invariant of the scheduler, recomputed from the live jobs. For tests: linear in them.
+
+`check` judges a state, between two events. `check_start` judges one start, by the state just
+before it: bounds that a state alone cannot show. A class may be over its budget (a forecast was
+corrected, a job taken over, the settings changed, a retry holds what it held), but nothing may
+start in it then; so what a class holds is less than its budget and at most one job more, but
+for those corrections. Both count anew and remember nothing: what the scheduler remembers of
+its accounts, heads and sums is what they are to find wrong.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import ceil
 from typing import TYPE_CHECKING
 
+from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Lane
-from gateway.schedule.rounds import TURN_OF
-from gateway.types import Fit, JobClass, SizeBucket
+from gateway.schedule.rounds import TURN_OF, Turn
+from gateway.types import Blocked, Fit, JobClass, Reason, SizeBucket
 
 if TYPE_CHECKING:
     from gateway.schedule.scheduler import Scheduler
+
+INTERACTIVE, HEAVY, BACKGROUND = JobClass.INTERACTIVE, JobClass.HEAVY, JobClass.BACKGROUND
 
 
 def check(scheduler: Scheduler, now: float | None) -> None:
@@ -30,6 +42,145 @@ def check(scheduler: Scheduler, now: float | None) -> None:
             fit = scheduler.fits(job_id, now)
             assert not isinstance(fit, Fit), f"{job_id} waits although it fits"
             assert entry.stage is Stage.RUNNING or now < entry.expire_s, f"{job_id} is overdue"
+        for name, pool in scheduler.pools.items():
+            for entry in Start(scheduler, pool, now).able():
+                raise AssertionError(f"{entry.job.id} waits in {name} although it could start")
+
+
+def check_start(
+    scheduler: Scheduler, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+) -> None:
+    """Raises AssertionError where `entry` must not start on `account` now: no room in its
+    budget (its own, or lent while nobody who owns some could start), its tenant's or its size's
+    cap, the account's limit or window; or another's turn, or another's place in it. `turn` is
+    None for a retry, and for a newcomer that nothing else in the queue was asked beside."""
+    start = Start(scheduler, pool, now)
+    _check_account(scheduler, entry, account, now)
+    assert isinstance(start.place(entry, (account,)), Fit), f"{account} takes no {entry.job.id}"
+    if entry.stage is Stage.RETRYING:
+        return
+    cls = entry.cls
+    assert start.owns_room(cls) or start.lends, f"{cls} has no room for {entry.job.id}"
+    assert start.has_places(entry), f"{entry.job.id} is beyond a cap"
+    others = [e for e in start.able() if e is not entry and e.stage is Stage.WAITING]
+    if turn is None:
+        assert not others, f"{entry.job.id} starts unasked before {others[0].job.id}"
+        return
+    bound_s = scheduler.settings.schedule.max_overtake_s
+    starving = [t for e in others if now - pool.served_s[t := _turn(pool, e)] >= bound_s > 0.0]
+    for other in starving:
+        assert pool.served_s[turn] <= pool.served_s[other], f"{other} starves while {turn} starts"
+    starved = bound_s > 0.0 and now - pool.served_s[turn] >= bound_s
+    if not start.owns_room(cls) and not starved and turn is not Turn.DEFERRED:
+        for e in others:
+            deferred = _turn(pool, e) is Turn.DEFERRED
+            assert deferred or not start.owns_room(e.cls), f"{cls} borrows before {e.job.id}"
+    if not scheduler.settings.schedule.drain_longest_first:
+        latest_s = entry.job.arrived_s - bound_s
+        for e in others:
+            same = e.tenant is entry.tenant and _turn(pool, e) is turn
+            passed = same and e.job.arrived_s < latest_s
+            assert not passed, f"{entry.job.id} passes {e.job.id}, which came long before"
+
+
+class Start:
+    """What could start in one pool at this moment, counted from the live jobs alone."""
+
+    def __init__(self, scheduler: Scheduler, pool: Pool, now: float) -> None:
+        self._scheduler, self._pool, self._now = scheduler, pool, now
+        self._settings = scheduler.settings.schedule
+        mine = [e for e in scheduler.jobs.values() if e.pool == pool.name]
+        self._waiting = [e for e in mine if e.stage in (Stage.WAITING, Stage.RETRYING)]
+        held = dict.fromkeys(JobClass, 0)
+        self._sizes = dict.fromkeys(SizeBucket, 0)
+        for e in mine:
+            if e.stage is not Stage.WAITING:
+                held[e.cls] += e.reserve
+                self._sizes[e.bucket] += 1
+        self._running = Counter(
+            e.tenant.name for e in scheduler.jobs.values() if e.stage is not Stage.WAITING
+        )
+        self._rooms(held)
+        self._placed: dict[tuple[str, tuple[str, ...], frozenset[str], bool], Fit | Blocked] = {}
+
+    def _rooms(self, held: dict[JobClass, int]) -> None:
+        """Which class holds less than its budget, and whether the pool lends."""
+        settings = self._settings
+        if settings.policy == "dual_budget":
+            short, long = settings.interactive_inflight_tokens, settings.heavy_inflight_tokens
+            heavy = held[HEAVY] + held[BACKGROUND] < long
+            self._owns = {INTERACTIVE: held[INTERACTIVE] < short, HEAVY: heavy, BACKGROUND: heavy}
+            self.lends = bool(settings.borrow) and sum(held.values()) < short + long
+        else:
+            limits = self._pool.budget.limits
+            self._owns = {cls: held[cls] < limits[cls] for cls in JobClass}
+            self.lends = settings.borrow is not False
+
+    def owns_room(self, cls: JobClass) -> bool:
+        return self._owns[cls]
+
+    def has_places(self, entry: Entry) -> bool:
+        """Under its tenant's cap and under its size's, as the settings and the mode have them."""
+        mine = self._scheduler.settings.tenants
+        most = next((t.max_inflight for t in mine if t.name == entry.tenant.name), 0)
+        cap = tier_cap(self._settings, entry.bucket, self._pool.mode)
+        return (not most or self._running[entry.tenant.name] < most) and (
+            not cap or self._sizes[entry.bucket] < cap
+        )
+
+    def place(self, entry: Entry, accounts: tuple[str, ...]) -> Fit | Blocked:
+        """The accounts' own answer at this moment, the slots above the window included."""
+        avoid = entry.failed if entry.stage is Stage.RETRYING else frozenset()
+        express = (
+            entry.stage is Stage.WAITING
+            and entry.place.express
+            and self._settings.policy == "adaptive"
+        )
+        key = entry.job.model, accounts, avoid, express
+        if key not in self._placed:
+            place = self._scheduler.accounts.place
+            answer = place(entry.job.model, accounts, self._now, avoid)
+            if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
+                answer = place(entry.job.model, accounts, self._now, avoid, express=True)
+            self._placed[key] = answer
+        return self._placed[key]
+
+    def able(self) -> list[Entry]:
+        """All that could start now, whoever's turn it is."""
+        return [
+            e
+            for e in self._waiting
+            if (
+                e.stage is Stage.RETRYING
+                or ((self._owns[e.cls] or self.lends) and self.has_places(e))
+            )
+            and isinstance(self.place(e, e.accounts), Fit)
+        ]
+
+
+def _turn(pool: Pool, entry: Entry) -> Turn:
+    return Turn.DEFERRED if entry.place.grade >= pool.deferred else TURN_OF[entry.cls]
+
+
+def _check_account(scheduler: Scheduler, entry: Entry, account: str, now: float) -> None:
+    """The account serves the model, if the settings name it, and has room for what runs there."""
+    balance = scheduler.settings.balance
+    given = next(a for a in scheduler.settings.accounts if a.name == account)
+    shot = next(a for a in scheduler.accounts.snapshot(now) if a.name == account)
+    model = given.model_map.get(entry.job.model)
+    assert model or not entry.routed, f"{account} does not serve {entry.job.model}"
+    assert account in entry.accounts, f"{account} is not {entry.job.id}'s"
+    if balance.window == "watch":
+        return
+    running = [
+        e for e in scheduler.jobs.values() if e.stage is Stage.RUNNING and e.account == account
+    ]
+    assert shot.state in ("open", "half_open"), f"{account} is {shot.state}"
+    assert len(running) < shot.limit, f"{account} is full"
+    for window in shot.windows:
+        if window.model == model:
+            extra = ceil(balance.express_ratio * window.window) if entry.place.express else 0
+            assert window.inflight + 1 <= window.window + extra, f"{account}'s window is full"
 
 
 def _check_pool(pool: Pool, entries: list[Entry]) -> None:

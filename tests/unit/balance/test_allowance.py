@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 
 from gateway.balance.allowance import (
@@ -116,10 +118,18 @@ def test_told_does_not_believe_absurd_limits() -> None:
 
 
 class Provider:
-    """Serves all, `latency_s` each, and says of every answer that nothing is left."""
+    """Serves all, `latency_s` each, and says of every answer that nothing is left, or of each
+    in turn what `says` has."""
 
-    def __init__(self, limit: int | None, reset_s: float | None, latency_s: float) -> None:
+    def __init__(
+        self,
+        limit: int | None,
+        reset_s: float | None,
+        latency_s: float,
+        says: tuple[int, ...] = (0,),
+    ) -> None:
         self.limit, self.reset_s, self.latency_s = limit, reset_s, latency_s
+        self.says = cycle(says)
         self.one = told()
         self.under_way: list[tuple[float, float]] = []  # when its header comes, spent
         self.served = 0
@@ -143,7 +153,7 @@ class Provider:
             now = at
             del self.under_way[0]
             self.served += 1
-            one.told(self.limit, 0, self.reset_s, spent, now)
+            one.told(self.limit, next(self.says), self.reset_s, spent, now)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 10**9])
@@ -168,6 +178,30 @@ def test_told_an_invented_limit_paces_for_less_than_a_minute(limit: int, amount:
     provider.run(600.0, 1, amount)
     assert provider.stopped_s < 60.0
     assert provider.served > 10_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "reset_s", "hold_s"), [(None, None, 4.0), (None, 1.0, 1.0), (60, 60.0, 1.0)]
+)
+def test_told_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
+    limit: int | None, reset_s: float | None, hold_s: float
+) -> None:
+    """Case 6: for ever, but only where nothing else is under way; sixteen at a time lose
+    nothing, for the later word holds."""
+    alone = Provider(limit, reset_s, 0.01, says=(50, 0))
+    alone.run(600.0, window=1)
+    assert alone.stopped_s / (alone.served / 2) == pytest.approx(hold_s, rel=0.05)
+    several = Provider(limit, reset_s, 0.01, says=(50, 0))
+    several.run(60.0, window=16)
+    assert several.stopped_s == 0.0
+    assert several.served > 0.9 * 16 * 60.0 / 0.01
+
+
+def test_told_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() -> None:
+    """Case 6: MAX_HOLD_S, and no longer."""
+    alone = Provider(None, None, 0.01, says=(50, 50, 50, 50, 50, 0))
+    alone.run(600.0, window=1)
+    assert alone.stopped_s / (alone.served / 6) == pytest.approx(MAX_HOLD_S, rel=0.1)
 
 
 def test_told_goes_on_heeding_a_word_that_429s_bear_out() -> None:
@@ -355,3 +389,55 @@ def test_told_ends_a_hold_where_a_later_request_finds_something_left() -> None:
         assert it.free_s == 2.5
         it.told(None, 50, None, spent, 0.6)
         assert it.free_s == free_s, spent
+
+
+def test_told_says_what_is_left_until_its_reset() -> None:
+    """The last word less what was sent since, never below 0; of answers that come out of order
+    the one to the later request. Once reset, all of the limit."""
+    one = told()
+    assert one.snapshot("m", "requests", 0.0) is None
+    for _ in range(3):
+        one.charge(1.0, 0.0)
+    one.told(60, 5, 20.0, spent=2.0, now=1.0)
+    one.told(60, 9, 50.0, spent=1.0, now=1.5)  # sent before that one
+    shot = one.snapshot("m", "requests", 11.0)
+    assert shot is not None
+    assert (shot.limit, shot.remaining, shot.reset_s) == (60, 4.0, 10.0)
+    assert (shot.wait_s, shot.believed) == (0.0, True)
+    one.charge(20.0, 11.0)
+    shot = one.snapshot("m", "requests", 11.0)
+    assert shot is not None
+    assert shot.remaining == 0.0
+    assert shot.wait_s == pytest.approx(one.free_s - 11.0)
+    assert shot.wait_s > 0.0
+    shot = one.snapshot("m", "requests", 21.0)
+    assert shot is not None
+    assert (shot.remaining, shot.reset_s) == (60.0, 0.0)
+
+
+def test_told_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() -> None:
+    """Then as much is left as was said; a limit alone says nothing of what is left."""
+    one = told()
+    one.told(None, 7, None, 0.0, 0.0)
+    for now, reset_s in ((0.0, 60.0), (59.0, 1.0), (61.0, 0.0)):
+        shot = one.snapshot("m", "tokens", now)
+        assert shot is not None
+        assert (shot.limit, shot.remaining, shot.reset_s) == (0, 7.0, reset_s)
+    one = told()
+    one.told(600, None, None, 0.0, 0.0)
+    shot = one.snapshot("m", "tokens", 0.0)
+    assert shot is not None
+    assert (shot.limit, shot.remaining) == (600, None)
+
+
+def test_allowances_tell_of_models_that_are_served_alone() -> None:
+    """At most two a model, by the provider's name; a model that left is told of no more."""
+    every = Allowances({"a": "x", "b": "y"})
+    for model in ("a", "b"):
+        one = every.open(model)
+        assert one is not None
+        one.told(RateLimits(600, 5, 1.0, 6000, 50, 1.0), 0.0, 0.0, 0.0)
+    told_of = [(shot.model, shot.kind) for shot in every.snapshot(0.0)]
+    assert told_of == [("x", "requests"), ("x", "tokens"), ("y", "requests"), ("y", "tokens")]
+    every.configure({"b": "y"})
+    assert {shot.model for shot in every.snapshot(0.0)} == {"y"}

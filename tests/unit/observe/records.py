@@ -11,6 +11,7 @@ from gateway.types import (
     Job,
     JobClass,
     JobRecord,
+    LimitSnapshot,
     Mode,
     Outcome,
     PoolSnapshot,
@@ -137,6 +138,10 @@ def snapshots(**more: Any) -> Snapshots:
                 curve={"turn": 15.0, "sharp": 32.0, "steep": 1.0},
                 slowdown=1.1,
             ),
+        ),
+        limits=(
+            LimitSnapshot("m", "requests", 600, 120.0, 9.5, 1.5, True),
+            LimitSnapshot("m", "tokens", 0, None, 0.0, 0.0, False),
         ),
     )
     fields: dict[str, Any] = {

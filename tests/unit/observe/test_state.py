@@ -113,3 +113,14 @@ def test_state_window_tells_what_was_found_and_the_curve_behind_it() -> None:
     assert regimes == {("a", "m", name): float(name == "saturating") for name in REGIMES}
     assert of(shown, "sagesched_window_curve")["a", "m", "turn"] == 15.0
     assert of(shown, "sagesched_window_unloaded_seconds")["a", "m", "output_token"] == 0.012
+
+
+def test_state_tells_what_headers_left_where_they_said_so() -> None:
+    """Per account, model and kind; what was never told has no series, which is not 0."""
+    shown = page()
+    requests, tokens = ("a", "requests", "m"), ("a", "tokens", "m")
+    assert of(shown, "sagesched_ratelimit_limit") == {requests: 600}
+    assert of(shown, "sagesched_ratelimit_remaining") == {requests: 120}
+    assert of(shown, "sagesched_ratelimit_reset_seconds") == {requests: 9.5}
+    assert of(shown, "sagesched_ratelimit_wait_seconds") == {requests: 1.5, tokens: 0}
+    assert of(shown, "sagesched_ratelimit_believed") == {requests: 1, tokens: 0}

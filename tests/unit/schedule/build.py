@@ -9,6 +9,8 @@ import msgspec
 
 from gateway.balance.pool import Accounts
 from gateway.errors import UpstreamFailed
+from gateway.schedule.check import check_start
+from gateway.schedule.entry import Entry
 from gateway.schedule.events import (
     Action,
     AttemptFailed,
@@ -17,6 +19,8 @@ from gateway.schedule.events import (
     Refuse,
     Submitted,
 )
+from gateway.schedule.pool import Pool
+from gateway.schedule.rounds import Turn
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.types import Blocked, Job, Outcome, Reason, Rung, Verdict, Workload
@@ -103,13 +107,26 @@ def job(
     )
 
 
+class Judged(Scheduler):
+    """A scheduler whose starts are judged one by one, by the state just before each."""
+
+    judging = True
+
+    def _dispatch(
+        self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+    ) -> None:
+        if self.judging:
+            check_start(self, pool, entry, account, turn, now)
+        super()._dispatch(pool, entry, account, turn, now)
+
+
 class World:
-    """A scheduler with the real accounts, checked after every event."""
+    """A scheduler with the real accounts, checked after every event and before every start."""
 
     def __init__(self, given: Settings | None = None) -> None:
         self.settings = given or settings()
         self.accounts = Accounts(self.settings.accounts, self.settings.balance)
-        self.scheduler = Scheduler(self.settings, self.accounts, Random(0))
+        self.scheduler = Judged(self.settings, self.accounts, Random(0))
         self.now = 0.0
 
     def tell(self, event: Any, *, at: float | None = None) -> list[Action]:
