@@ -112,12 +112,12 @@ class Judged(Scheduler):
 
     judging = True
 
-    def _dispatch(
+    def dispatch(
         self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
     ) -> None:
         if self.judging:
             check_start(self, pool, entry, account, turn, now)
-        super()._dispatch(pool, entry, account, turn, now)
+        super().dispatch(pool, entry, account, turn, now)
 
 
 class World:
@@ -126,7 +126,7 @@ class World:
     def __init__(self, given: Settings | None = None) -> None:
         self.settings = given or settings()
         self.accounts = Accounts(self.settings.accounts, self.settings.balance)
-        self.scheduler = Judged(self.settings, self.accounts, Random(0))
+        self.scheduler: Scheduler = Judged(self.settings, self.accounts, Random(0))
         self.now = 0.0
 
     def tell(self, event: Any, *, at: float | None = None) -> list[Action]:
