@@ -80,6 +80,7 @@ class Journal:
             job_class=job.job_class,
             p50=forecast.p50,
             p90=forecast.p90,
+            p_short=forecast.p_short,
             rung=forecast.rung,
             prompt_tokens=forecast.prompt_tokens,
             n=job.n,
@@ -93,6 +94,7 @@ class Journal:
             p50_before=job.workload.p50,
             p50=workload.p50,
             p90=workload.p90,
+            p_short=workload.p_short,
             rung=workload.rung,
             job_class=job.class_override or workload.job_class,
         )

@@ -125,7 +125,9 @@ class Run:
         used = (state["cpu_s"] - before_cpu_s) / volley.wall_s
         late_s = max(hit.late_s for hit in volley.hits) * self._scale
         self._watch.add({"load": volley.cpu_share, "provider": used}, late_s)
-        return Played(figures(self._results(part, volley)))
+        found = figures(self._results(part, volley))
+        found["short_by_forecast_p95_s"] = float("nan")  # naive knows no forecast
+        return Played(found)
 
     async def _prepare(self, part: Part) -> float:
         """Tell the provider; its CPU seconds so far. Waits for the last run's streams."""

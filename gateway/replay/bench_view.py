@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.replay.evaluate_figures import Floats, kendall_tau
+from gateway.replay.evaluate_figures import Floats, auc, kendall_tau
 from gateway.replay.simulate_metrics import percentile
 from gateway.types import SHORT_TOKENS
 
@@ -20,6 +20,7 @@ def seen(events: Sequence[Mapping[str, Any]], account: Mapping[str, Any]) -> dic
     the `account` (GET /_stats) they ran on. Seconds are the wall's."""
     first: dict[str, float] = {}
     last: dict[str, float] = {}
+    p_short: dict[str, float] = {}
     truth: dict[str, float] = {}
     waits: dict[str, float] = {}
     for event in events:
@@ -29,23 +30,29 @@ def seen(events: Sequence[Mapping[str, Any]], account: Mapping[str, Any]) -> dic
         match event["event"]:
             case "submitted":
                 first[job] = last[job] = detail["p50"]
+                p_short[job] = detail["p_short"]
             case "reforecast":
-                last[job] = detail["p50"]
+                last[job], p_short[job] = detail["p50"], detail["p_short"]
             case "finished" if detail.get("output_tokens"):
                 truth[job] = detail["output_tokens"]
                 waits[job] = detail["queue_s"]
     known = [job for job in truth if job in first]
     tokens = np.array([truth[job] for job in known], float)
-    short_waits = np.array([waits[job] for job in known if truth[job] <= SHORT_TOKENS])
+    short = tokens <= SHORT_TOKENS
+    short_waits = np.array([waits[job] for job in known])[short]
     windows = account.get("windows") or [{}]
     return {
         "forecast_tau": _tau([last[job] for job in known], tokens),
         "first_forecast_tau": _tau([first[job] for job in known], tokens),
+        "short_auc": _or_nan(auc(np.array([p_short[job] for job in known], float), short)),
         "short_queue_p50_s": percentile(short_waits, 50),
         "window_end": float(windows[0].get("window", float("nan"))),
     }
 
 
 def _tau(said: Sequence[float], truth: Floats) -> float:
-    tau = kendall_tau(np.array(said, float), truth)
-    return float("nan") if tau is None else tau
+    return _or_nan(kendall_tau(np.array(said, float), truth))
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value

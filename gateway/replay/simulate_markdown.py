@@ -41,6 +41,7 @@ OTHERS = (
     ("window", "window"),
     ("forecast_tau", "τ"),
     ("first_forecast_tau", "τ at once"),
+    ("short_auc", "AUC(short)"),
     ("short_queue_p50_s", "short queued P50 s (wall)"),
     ("window_end", "window at the end"),
     ("best_window", "best window"),

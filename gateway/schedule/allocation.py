@@ -34,8 +34,9 @@ from collections.abc import Iterable
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Place
+from gateway.schedule.openings import Openings
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import NEVER, Best, Lane, Line, Rank, Tier
+from gateway.schedule.queue import Best, Lane, Line, Rank, Tier
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import Blocked, Fit, JobClass, Mode, Reason, SizeBucket
@@ -44,7 +45,6 @@ TENANT_CAP = Blocked(Reason.TENANT_CAP)
 CLASS_BUDGET = Blocked(Reason.CLASS_BUDGET)
 TIER_CAP = Blocked(Reason.TIER_CAP)
 
-OUT_OF_SERVICE = frozenset({Reason.HEALTH, Reason.ACCOUNT_BACKOFF})
 TAIL_P_SHORT = 0.1  # who may be short keeps its place in the tail
 TAIL_JOBS = 128
 INF = float("inf")
@@ -63,7 +63,7 @@ class Allocation:
             for mode in Mode
         }
         self._capped = any(max(caps.values()) for caps in self._caps.values())
-        self._express = settings.policy == "adaptive"
+        self.openings = Openings(accounts, express=settings.policy == "adaptive")
         self._overtake_s = settings.max_overtake_s
         self._tail = settings.drain_longest_first
         self._accounts = accounts
@@ -76,7 +76,7 @@ class Allocation:
         line, lane = entry.line, entry.lane
         assert line is not None
         if lane is None:
-            return self._accounts.place(line.model, line.accounts, now, line.avoid)
+            return self.openings.anew(line, now, express=False)
         is_open = self.is_open(pool, entry.cls, now)
         return self.lane_fits(pool, lane, self.tier_fits(pool, lane.tier, is_open, now))
 
@@ -87,11 +87,7 @@ class Allocation:
             return CLASS_BUDGET
         if self._is_full(pool, tier.place):
             return TIER_CAP
-        line, express = tier.line, tier.place.express and self._express
-        answer = self._accounts.place(line.model, line.accounts, now, line.avoid)
-        if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
-            answer = self._accounts.place(line.model, line.accounts, now, line.avoid, express=True)
-        return answer
+        return self.openings.anew(tier.line, now, express=tier.place.express)
 
     def lane_fits(self, pool: Pool, lane: Lane, of_tier: Fit | Blocked) -> Fit | Blocked:
         """`fits` for every job of the lane at once. A deferred lane that nothing else blocks
@@ -109,7 +105,7 @@ class Allocation:
             return CLASS_BUDGET
         if self._is_full(pool, entry.place):
             return TIER_CAP
-        return self._line_place(pool, line, entry.place, now)
+        return self.openings.of_place(pool, line, entry.place, now)
 
     def is_open(self, pool: Pool, cls: JobClass, now: float) -> bool:
         """May this class start a job? Below its budget, or on what the others leave idle."""
@@ -125,66 +121,6 @@ class Allocation:
         return (
             bucket is not None and 0 < self._caps[pool.mode][bucket] <= pool.budget.buckets[bucket]
         )
-
-    def place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        """The accounts' answer: a no as long as it holds, a yes at this moment."""
-        if now < line.shut_s:
-            return line.placement
-        at = (pool.version, now)
-        if line.asked_at != at:
-            line.asked_at = at
-            line.placement = self._accounts.place(line.model, line.accounts, now, line.avoid)
-            line.shut_s = _holds_until(line.placement)
-        return line.placement
-
-    def _line_place(self, pool: Pool, line: Line, place: Place, now: float) -> Fit | Blocked:
-        """`place`, where the window is full with the slots above it for those who may."""
-        answer = self.place(pool, line, now)
-        if (
-            not place.express
-            or not self._express
-            or isinstance(answer, Fit)
-            or answer.reason is not Reason.WINDOW
-        ):
-            return answer
-        return self._express_place(pool, line, now)
-
-    def _express_place(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        if now < line.express_shut_s:
-            return line.express
-        at = (pool.version, now)
-        if line.express_asked_at != at:
-            line.express_asked_at = at
-            line.express = self._accounts.place(
-                line.model, line.accounts, now, line.avoid, express=True
-            )
-            line.express_shut_s = _holds_until(line.express)
-        return line.express
-
-    # ---- time
-
-    def horizon_s(self, pool: Pool, line: Line, now: float) -> float:
-        """Waits on these accounts that end by then end in vain: `now`, or the time at which
-        the first account can be back in service where none is."""
-        answer = self.place(pool, line, now)
-        if isinstance(answer, Fit) or answer.reason not in OUT_OF_SERVICE:
-            return now
-        return max(now, self._accounts.heals_s(line.accounts, now))
-
-    def wake_s(self, pool: Pool, now: float) -> float:
-        """When time alone will change something for a job that waits; infinity: never."""
-        wake_s = pool.closed_s if pool.closed_s > now else INF
-        for line in pool.lines.values():
-            if not line.size:
-                continue
-            first = line.expiry.top()
-            if first is not None and first.expire_s < wake_s:
-                wake_s = first.expire_s
-            if now < line.shut_s < wake_s:
-                wake_s = line.shut_s
-            if now < line.express_shut_s < wake_s:
-                wake_s = line.express_shut_s
-        return wake_s
 
     # ---- the choice
 
@@ -226,41 +162,35 @@ class Allocation:
         its account; `fits` over many lanes, cheapest question first: a line whose best are not
         the pool's best so far need not ask the accounts."""
         heads: dict[Turn, Head] = {}
-        if len(pool.lines) > 1 and self._is_closed(pool, now):
+        openings = self.openings
+        if len(pool.lines) > 1 and openings.is_closed(pool, now):
             return heads
         ranks: dict[Turn, Rank] = {}
         for line in pool.lines.values():
             if not line.waiting:
                 continue
-            answer: Fit | Blocked | None = line.placement if now < line.shut_s else None
+            reply = line.reply
+            answer: Fit | Blocked | None = reply.answer if now < reply.shut_s else None
             if answer is None:
                 for turn, (rank, lane) in self._best(pool, line).items():
                     if turn not in ranks or rank < ranks[turn]:
                         if answer is None:
-                            answer = self.place(pool, line, now)
+                            answer = openings.of_line(pool, line, now)
                         if isinstance(answer, Blocked):
                             break
                         ranks[turn] = rank
                         heads[turn] = (lane, answer.account)
-            if isinstance(answer, Blocked) and answer.reason is Reason.WINDOW and self._express:
+            if answer is not None and openings.leads_above(answer):
                 tiers = [tier for tier in line.express_tiers if tier.size]
                 if not tiers:
                     continue
-                answer = self._express_place(pool, line, now)
+                answer = openings.above(pool, line, now)
                 if isinstance(answer, Fit):
                     for turn, (rank, lane) in self._best_of(pool, tiers).items():
                         if turn not in ranks or rank < ranks[turn]:
                             ranks[turn] = rank
                             heads[turn] = (lane, answer.account)
         return heads
-
-    def _is_closed(self, pool: Pool, now: float) -> bool:
-        """No account of the pool takes anything, whatever its model; until `pool.closed_s`
-        unless they have news before. Asked for a model without a window, of no name."""
-        if now < pool.closed_s:
-            return True
-        pool.closed_s = _holds_until(self._accounts.place("", pool.accounts, now))
-        return now < pool.closed_s
 
     def _best(self, pool: Pool, line: Line) -> Best:
         """The best lane of each turn, remembered while nothing moves in the line; not where it
@@ -322,7 +252,7 @@ class Allocation:
                     continue
                 if not pool.budget.admits(tier.cls):
                     continue
-                answer = self._line_place(pool, tier.line, tier.place, now)
+                answer = self.openings.of_place(pool, tier.line, tier.place, now)
                 if isinstance(answer, Blocked) or self._is_full(pool, tier.place):
                     continue
                 latest = oldest.came
@@ -346,7 +276,7 @@ class Allocation:
             tier = entry.lane.tier
             if not borrowing and not pool.budget.owns_room(entry.cls):
                 continue
-            answer = self._line_place(pool, tier.line, tier.place, now)
+            answer = self.openings.of_place(pool, tier.line, tier.place, now)
             if isinstance(answer, Fit) and not self._is_full(pool, tier.place):
                 turn = Turn.DEFERRED if tier.grade >= pool.deferred else tier.turn
                 found = (entry, answer.account, turn)
@@ -363,14 +293,7 @@ class Allocation:
             rank = (head.job.arrived_s, head.seq)
             if best is not None and (best.job.arrived_s, best.seq) < rank:
                 continue
-            answer = self.place(pool, line, now)
+            answer = self.openings.of_line(pool, line, now)
             if isinstance(answer, Fit):
                 best, account = head, answer.account
         return None if best is None else (best, account)
-
-
-def _holds_until(answer: Fit | Blocked) -> float:
-    """A no, until time or news change it. A yes, not a moment."""
-    if isinstance(answer, Fit):
-        return NEVER
-    return INF if answer.until_s is None else answer.until_s

@@ -36,7 +36,7 @@ def reforecast(scheduler: Scheduler, event: Reforecast, now: float) -> None:
         entry.bound_wait(settings, admission.service_s(pool, entry))
         pool.add_waiting(entry)
         assert entry.line is not None
-        horizon_s = scheduler.allocation.horizon_s(pool, entry.line, now)
+        horizon_s = scheduler.allocation.openings.horizon_s(pool, entry.line, now)
         pool.due |= entry.expire_s <= horizon_s  # its time may be over
         scheduler.touch(pool.name)
 

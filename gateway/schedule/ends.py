@@ -150,7 +150,7 @@ def expire(scheduler: Scheduler, pool: Pool, now: float) -> None:
     for line in tuple(pool.lines.values()):
         if not line.size:
             continue
-        horizon_s = scheduler.allocation.horizon_s(pool, line, now)
+        horizon_s = scheduler.allocation.openings.horizon_s(pool, line, now)
         while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
             if entry.error is not None:
                 refuse(scheduler, entry, entry.error, entry.outcome)

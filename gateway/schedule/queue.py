@@ -21,59 +21,18 @@ have news: most of what a drain asks has been asked before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
-
 from gateway.schedule.entry import Entry, Place, Tenant
+from gateway.schedule.lazy_heap import LazyHeap
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
 from gateway.types import Blocked, Fit, Reason
 
-K = TypeVar("K", float, tuple[int, float])
-T = TypeVar("T")
 INF = float("inf")
 NEVER = -INF
 
 Rank = tuple[int, float, int]
 """Of a lane among others: its tenant's rank, its head's key, the head's number."""
-
-
-class LazyHeap(Generic[K, T]):
-    """A heap whose items may die inside it.
-
-    `alive(key, seq, item)` says whether an item still stands where it was pushed; `seq` orders
-    equal keys, and is never that of two items. Amortised O(log n); swept when it has doubled
-    since the last sweep.
-    """
-
-    __slots__ = ("_alive", "_heap", "_sweep_at")
-
-    def __init__(self, alive: Callable[[K, int, T], bool]) -> None:
-        self._alive: Callable[[K, int, T], bool] = alive
-        self._heap: list[tuple[K, int, T]] = []
-        self._sweep_at = 64
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def push(self, key: K, seq: int, item: T) -> None:
-        heappush(self._heap, (key, seq, item))
-        if len(self._heap) > self._sweep_at:
-            alive = self._alive
-            self._heap = [e for e in self._heap if alive(*e)]
-            heapify(self._heap)
-            self._sweep_at = max(64, 2 * len(self._heap))
-
-    def top(self) -> T | None:
-        heap, alive = self._heap, self._alive
-        while heap:
-            top = heap[0]
-            if alive(*top):
-                return top[2]
-            heappop(heap)
-        return None
 
 
 class Lane:
@@ -220,30 +179,35 @@ Best = dict[Turn, tuple[Rank, Lane]]
 """The best lane of each turn, with its rank."""
 
 
-class Line:
-    """`avoid` is not empty only for retries: where these jobs failed before.
+class Reply:
+    """The accounts' last answer to a line, kept by openings.py: a no holds until `shut_s`, a yes
+    for the pool's version and the moment it was `asked_at`. `express`: with the slots above the
+    window."""
 
-    Of the accounts' answer: a Fit is asked for anew at each moment and change, a Blocked holds
-    until `shut_s` unless one of the accounts has news for this line before (`forget`). The
-    answer with the slots above the window, `express`, is kept apart in the same way.
-    """
+    __slots__ = ("answer", "asked_at", "express", "shut_s")
+
+    def __init__(self, *, express: bool) -> None:
+        self.express = express
+        self.answer: Fit | Blocked = Blocked(Reason.HEALTH)
+        self.asked_at: tuple[int, float] | None = None
+        self.shut_s = NEVER
+
+
+class Line:
+    """`avoid` is not empty only for retries: where these jobs failed before."""
 
     __slots__ = (
+        "above",
         "accounts",
-        "asked_at",
         "avoid",
         "best",
         "deferred",
         "expiry",
-        "express",
-        "express_asked_at",
-        "express_shut_s",
         "express_tiers",
         "model",
-        "placement",
         "pool",
+        "reply",
         "retrying",
-        "shut_s",
         "size",
         "tiers",
         "waiting",
@@ -264,15 +228,11 @@ class Line:
         self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
         self.size = 0  # jobs here, retrying ones included
         self.waiting = 0  # jobs in tiers
-        self.placement: Fit | Blocked = Blocked(Reason.HEALTH)
-        self.express: Fit | Blocked = self.placement
-        self.asked_at: tuple[int, float] | None = None
-        self.express_asked_at: tuple[int, float] | None = None
-        self.shut_s = self.express_shut_s = NEVER
+        self.reply, self.above = Reply(express=False), Reply(express=True)
 
     def forget(self) -> None:
         """One of the accounts may take a job of this line again."""
-        self.shut_s = self.express_shut_s = NEVER
+        self.reply.shut_s = self.above.shut_s = NEVER
 
     def _holds(self, key: float, seq: int, entry: Entry) -> bool:
         return entry.line is self

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gateway.schedule import admission, adopt, check, corrections, ends, overload, reload, view
+from gateway.schedule import adopt, arrivals, check, corrections, ends, reload, view
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.allocation import Allocation
 from gateway.schedule.assess import assess
@@ -51,7 +51,6 @@ from gateway.schedule.events import (
 from gateway.schedule.ordering import ln_short
 from gateway.schedule.overload import Chance
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import Line
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.routes import Directory
 from gateway.schedule.wakes import Wakes
@@ -91,15 +90,15 @@ class Scheduler:
         """Tells the scheduler what happened; returns what to do, in order."""
         out = self.out = []
         HANDLERS[type(event)](self, event, now)
-        if self._wakes.next_s() <= now:
-            for name in self._wakes.due(now):
+        if self.wakes.next_s() <= now:
+            for name in self.wakes.due(now):
                 self.touch(name)
-        self._drain_touched(now)
+        self.drain_touched(now)
         return out
 
     def next_wake(self, now: float) -> float | None:
         """When time alone will change something: send `Woke` then. None: only an event will."""
-        wake_s = self._wakes.next_s()
+        wake_s = self.wakes.next_s()
         return None if wake_s == INF else max(wake_s, now)
 
     def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
@@ -143,7 +142,7 @@ class Scheduler:
                 given.weight,
             )
         self.pools = {}
-        self._wakes = Wakes()
+        self.wakes = Wakes()
         for name in self.directory.pools:
             pool = self.pool(name)
             pool.models = self.directory.models(name)
@@ -166,65 +165,6 @@ class Scheduler:
     def _drain_started(self, event: DrainStarted, now: float) -> None:
         self.draining = True
 
-    def _submit(self, event: Submitted, now: float) -> None:
-        job = event.job
-        if job.id in self.jobs:
-            return
-        self.submitted += 1
-        entry = Entry(job, event.body_bytes, self.submitted, self.tenant(job.tenant))
-        home = self.directory.home(job.model, job.accounts)
-        if home is None:
-            ends.refuse_new(self, entry, overload.no_account(INF))
-            return
-        entry.pool, entry.accounts = home
-        route = self.directory.routes.get(job.model)
-        entry.routed = route is not None
-        entry.bound = route is None or route.accounts != entry.accounts
-        pool = self.pools[entry.pool]
-        if self.draining:
-            ends.refuse_new(self, entry, overload.draining(admission.retry_s(pool, self.chance)))
-            return
-        settings = self.settings.schedule
-        entry.weigh(settings, pool.order)
-        entry.start_wait(settings, now, admission.service_s(pool, entry))
-        line = pool.line(job.model, entry.accounts)
-        if entry.expire_s <= self.allocation.horizon_s(pool, line, now):
-            if entry.deadline_s is not None and entry.expire_s <= now < entry.deadline_s:
-                pool.pace.doubted()
-            ends.refuse_new(self, entry, ends.expired(self, pool, entry, now))
-            return
-        self.jobs[job.id] = entry
-        pool.last_arrival_s = now
-        self._enter(pool, line, entry, now)  # what can start is never refused for what waits
-        if entry.stage is Stage.WAITING:
-            error = admission.refusal(pool, entry, settings, self.chance, now)
-            if error is not None:
-                ends.refuse(self, entry, error, Outcome.REJECTED)
-
-    def _enter(self, pool: Pool, line: Line, entry: Entry, now: float) -> None:
-        """Starts a new job, or lets it wait. Nothing else that waits fits, or would have been
-        started before: so if no time has run out since, the newcomer alone is to be asked."""
-        if pool.wake_s <= now or pool.due or not pool.budget.steady:
-            pool.add_waiting(entry)
-            self.touch(pool.name)
-            self._drain_touched(now)
-            return
-        answer = self.allocation.alone(pool, line, entry, now)
-        if isinstance(answer, Fit):
-            self._dispatch(pool, entry, answer.account, None, now)
-        else:
-            pool.add_waiting(entry)
-            if entry.tenant.capped and entry.lane is not None and not entry.lane.parked:
-                entry.lane.park()  # so that the cap's end, in whatever pool, finds it
-            wake_s = min(pool.wake_s, entry.expire_s)
-            if answer.until_s is not None:
-                wake_s = min(wake_s, answer.until_s)
-            self._wakes.set(pool, wake_s)
-        mode = pool.mode
-        assess(pool, self.accounts, self.settings.schedule, self.trust, now)
-        if pool.mode is not mode:  # and with it the tier caps
-            self.touch(pool.name)
-
     def _answered(self, event: Answered, now: float) -> None:
         entry = self.jobs.get(event.job_id)
         if entry is not None and entry.stage is Stage.RUNNING:
@@ -239,7 +179,7 @@ class Scheduler:
 
     # ---- the drain
 
-    def _drain_touched(self, now: float) -> None:
+    def drain_touched(self, now: float) -> None:
         """Until no pool is touched: ending a job in one may free its tenant's cap in another.
         Where a freed cap is wanted in several pools, the best key decides."""
         dirty = self._dirty
@@ -254,11 +194,11 @@ class Scheduler:
             ends.expire(self, pool, now)
         assess(pool, self.accounts, self.settings.schedule, self.trust, now)
         while found := self.allocation.next(pool, now):
-            self._dispatch(pool, *found, now)
+            self.dispatch(pool, *found, now)
         busy = pool.queued or pool.retrying
-        self._wakes.set(pool, self.allocation.wake_s(pool, now) if busy else INF)
+        self.wakes.set(pool, self.allocation.openings.wake_s(pool, now) if busy else INF)
 
-    def _dispatch(
+    def dispatch(
         self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
     ) -> None:
         self.start(pool, entry, account, now, turn)
@@ -312,7 +252,7 @@ def _nothing(scheduler: Scheduler, event: Event, now: float) -> None:
 
 
 HANDLERS: dict[type[Event], Callable[[Scheduler, Any, float], None]] = {
-    Submitted: Scheduler._submit,
+    Submitted: arrivals.submitted,
     Reforecast: corrections.reforecast,
     Outgrown: corrections.outgrown,
     Answered: Scheduler._answered,

@@ -9,9 +9,11 @@ from gateway.replay.bench_view import seen
 
 
 def life(job: str, first: float, last: float | None, tokens: int, queue_s: float) -> list[Any]:
-    events = [{"event": "submitted", "job": job, "detail": {"p50": first}}]
+    said = {"p50": first, "p_short": 1.0 / first}
+    events = [{"event": "submitted", "job": job, "detail": said}]
     if last is not None:
-        events.append({"event": "reforecast", "job": job, "detail": {"p50": last}})
+        said = {"p50": last, "p_short": 1.0 / last}
+        events.append({"event": "reforecast", "job": job, "detail": said})
     detail = {"output_tokens": tokens, "queue_s": queue_s}
     return [*events, {"event": "finished", "job": job, "detail": detail}]
 
@@ -27,6 +29,7 @@ def test_seen_tells_the_first_forecasts_from_the_last() -> None:
     found = seen(events, {"windows": [{"window": 12.0}]})
     assert found["first_forecast_tau"] == -1.0
     assert found["forecast_tau"] == 1.0
+    assert found["short_auc"] == 1.0  # the last chance of being short, too
     assert found["short_queue_p50_s"] == 0.25  # the heavy one's wait is not a short's
     assert found["window_end"] == 12.0
 

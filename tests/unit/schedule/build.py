@@ -19,7 +19,7 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, Rung, Verdict, Workload
+from gateway.types import Blocked, Job, Outcome, Reason, Rung, Verdict, Workload
 
 
 def settings(
@@ -161,3 +161,10 @@ def places(actions: list[Action]) -> dict[str, str]:
 def refused(actions: list[Action]) -> dict[str, tuple[str | None, Outcome]]:
     """Job → the error's code and the outcome."""
     return {a.job_id: (a.error.code, a.outcome) for a in actions if isinstance(a, Refuse)}
+
+
+def reason(it: World, job_id: str) -> Reason:
+    """Why it waits, of a job that does."""
+    answer = it.scheduler.fits(job_id, it.now)
+    assert isinstance(answer, Blocked)
+    return answer.reason

@@ -4,21 +4,13 @@ from typing import Any
 
 import pytest
 
-from gateway.balance.pool import Accounts
 from gateway.schedule.events import Finished, Reforecast, Submitted, Woke
-from gateway.schedule.scheduler import Scheduler
-from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Rung, Verdict
-from tests.unit.schedule.build import World, job, settings, started, workload
+from gateway.types import Fit, JobClass, Outcome, Reason, Rung, Verdict
+from tests.unit.schedule.build import World, job, reason, settings, started, workload
 
 
 def world(accounts: dict[str, dict[str, Any]] | None = None, **schedule: Any) -> World:
     return World(settings(accounts, {"t": {}, "small": {"max_inflight": 1}}, schedule=schedule))
-
-
-def reason(it: World, job_id: str) -> Reason:
-    answer = it.scheduler.fits(job_id, it.now)
-    assert isinstance(answer, Blocked)
-    return answer.reason
 
 
 def test_fits_names_the_first_reason_in_order() -> None:
@@ -143,19 +135,6 @@ def test_line_of_other_accounts_is_not_hidden() -> None:
     assert started(it.submit("k1", 4000, model="k", accounts=("a", "b"))) == ["k1"]
 
 
-def test_wake_is_when_an_account_has_rested_or_a_wait_ends() -> None:
-    """The earliest moment at which time alone changes something."""
-    it = world(max_wait_s=50.0)
-    assert it.scheduler.next_wake(0.0) is None
-    it.submit("j1")
-    assert it.scheduler.next_wake(0.0) is None, "running jobs have no timer here"
-    it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=7.0)
-    it.submit("j2", at=1.0)
-    assert it.scheduler.next_wake(1.0) == 7.0
-    it.fail("j1", at=2.0)
-    assert it.scheduler.next_wake(2.0) == 7.0
-
-
 def test_fits_is_none_for_a_job_that_does_not_wait() -> None:
     """Running, ended, or never known."""
     it = world()
@@ -213,52 +192,6 @@ def test_turns_share_what_was_used_not_what_was_forecast() -> None:
         (running,) = started(it.scheduler.handle(end, n / 10))
     it.scheduler.check(70.0)
     assert work["h"] / work["b"] == pytest.approx(4.0, rel=0.1)
-
-
-class Windowed(Accounts):
-    """Accounts with one window for all: `window` slots, `above` of them for the express."""
-
-    window, above = 1, 1
-
-    def place(
-        self,
-        model: str,
-        accounts: tuple[str, ...],
-        now: float,
-        avoid: frozenset[str] = frozenset(),
-        *,
-        express: bool = False,
-    ) -> Fit | Blocked:
-        if self.leases >= self.window + self.above * express:
-            return Blocked(Reason.WINDOW)
-        return super().place(model, accounts, now, avoid)
-
-
-def windowed(**schedule: Any) -> World:
-    it = world(**schedule)
-    it.accounts = Windowed(it.settings.accounts, it.settings.balance)
-    it.scheduler = Scheduler(it.settings, it.accounts)
-    return it
-
-
-def test_express_lets_what_may_be_short_start_above_the_window() -> None:
-    """By its forecast, not by a class that was asked for; and no more than there are slots."""
-    it = windowed()
-    assert started(it.submit("h1", 300)) == ["h1"]
-    assert started(it.submit("h2", 300)) == []
-    asked = it.submit("asked", 300, class_override=JobClass.INTERACTIVE)
-    assert started(asked) == []
-    assert started(it.submit("s1", 20)) == ["s1"]
-    assert started(it.submit("s2", 20)) == []
-    assert {reason(it, name) for name in it.waiting} == {Reason.WINDOW}
-    assert started(it.finish("s1", 20)) == ["s2"]
-
-
-def test_express_is_of_the_adaptive_policy() -> None:
-    """The seed's policy has none."""
-    it = windowed(policy="dual_budget")
-    it.submit("h1", 300)
-    assert started(it.submit("s1", 20)) == []
 
 
 def test_tail_of_a_burst_goes_longest_first_where_it_is_wanted() -> None:
