@@ -195,7 +195,8 @@ class Failsafe:
     ) -> tuple[list[Action], str | None]:
         """Every live job into the fresh core; what it starts, and the job that made it raise."""
         actions: list[Action] = []
-        for job_id, live in list(self._ledger.items()):
+        running_first = sorted(self._ledger.items(), key=lambda one: one[1].account is None)
+        for job_id, live in running_first:
             if job_id in without or job_id in self.around:
                 continue
             try:

@@ -26,7 +26,7 @@ from gateway.schedule.events import (
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.types import Job, Outcome, Verdict, Workload
-from tests.unit.schedule.build import job, settings, workload
+from tests.unit.schedule.build import job, settings, started, workload
 
 QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
 
@@ -174,3 +174,25 @@ def test_failsafe_counters_never_fall() -> None:
     assert after.submitted >= before.submitted - len(world.ledger)
     assert sum(after.ended.values()) >= sum(before.ended.values())
     assert after.rebuilds > before.rebuilds
+
+
+def test_failsafe_counts_what_runs_before_it_starts_what_waits() -> None:
+    """A job that came first and waits does not take the slot of one that runs."""
+    given = settings({"a": {"initial_concurrency": 1}})
+    broken = [True]
+
+    class Once(Scheduler):
+        def handle(self, event: Event, now: float) -> list[Action]:
+            if broken and isinstance(event, Woke):
+                broken.clear()
+                raise RuntimeError("once")
+            return super().handle(event, now)
+
+    def core(given: Settings, old: Scheduler | None) -> Scheduler:
+        return Once(given, Accounts(given.accounts, given.balance))
+
+    first, second = job("waits"), job("runs")
+    ledger = {"waits": Live(first, first.workload), "runs": Live(second, second.workload, "a", 1)}
+    safe = Failsafe(core(given, None), core, ledger, lambda text: None)
+    assert started(safe.handle(Woke(), 0.0)) == []
+    assert safe.snapshot(0.0).accounts[0].inflight == 1
