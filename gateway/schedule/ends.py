@@ -33,9 +33,10 @@ def finished(scheduler: Scheduler, event: Finished, now: float) -> None:
         tokens = entry.reserve if output is None else output
         waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
         pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
-    if output is not None and entry.turn is not None:
+    made = _made_by_now(pool, entry, now) if _left_uncounted(event) else output
+    if made is not None and entry.turn is not None:
         prompt = event.prompt_tokens or entry.workload.prompt_tokens
-        pool.correct(entry, output + PROMPT_RATIO * prompt)
+        pool.correct(entry, made + PROMPT_RATIO * prompt)
     if entry.stage is Stage.RUNNING:
         used = None if output is None else (output, event.prompt_tokens)
         unserved = event.outcome is Outcome.CLIENT_ERROR
@@ -164,6 +165,21 @@ def expired(scheduler: Scheduler, pool: Pool, entry: Entry, now: float) -> Gatew
     if entry.expire_s <= now:
         return admission.too_late(pool, entry, scheduler.chance, now)
     return overload.no_account(scheduler.accounts.heals_s(entry.accounts, now) - now)
+
+
+def _left_uncounted(event: Finished) -> bool:
+    return event.outcome is Outcome.CANCELLED and event.output_tokens is None
+
+
+def _made_by_now(pool: Pool, entry: Entry, now: float) -> float | None:
+    """What a job that nobody counted can have made until its client left, at the pool's pace: it
+    is charged for the time it had, no more than its forecast. None where no pace is known."""
+    token_s = pool.pace.token_s
+    if token_s is None or not entry.job.generates:
+        return None
+    if entry.stage is not Stage.RUNNING:  # between two attempts: none is left to answer
+        return 0.0
+    return min(entry.job.n * (now - entry.since_s) / token_s, float(entry.reserve))
 
 
 def _believable(entry: Entry, output_tokens: float | None) -> float | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.balance.pool import Accounts
-from gateway.schedule.events import Answered, Finished, Reforecast
+from gateway.schedule.entry import PROMPT_RATIO
+from gateway.schedule.events import Answered, Finished, Reforecast, Withdrawn
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Blocked, Fit, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import World, settings, started, workload
@@ -95,3 +96,47 @@ def test_first_byte_starts_what_waits_only_where_headers_open_the_account(
     assert 0 < len(waiting) < 5
     said = RateLimits(limit_requests=60, remaining_requests=remaining)
     assert started(it.tell(Answered("r2", said))) == (waiting if opens else [])
+
+
+def owed(it: World) -> float:
+    return sum(
+        share.counter for share in it.scheduler.pools["m"].shares_of(it.scheduler.tenant("t"))
+    )
+
+
+def measured() -> World:
+    """A pool that knows its pace: a tenth of a second a token."""
+    it = World(settings({"a": {"initial_concurrency": 8}}))
+    it.submit("known", 100)
+    it.finish("known", 100.0, at=10.0)
+    return it
+
+
+@pytest.mark.parametrize(
+    ("left_after_s", "made"), [(0.0, 0.0), (2.0, 4 * 20.0), (1000.0, 4 * 100.0)]
+)
+def test_uncounted_job_that_is_withdrawn_is_charged_for_its_time(
+    left_after_s: float, made: float
+) -> None:
+    """What its choices can have made at the pool's pace, at most the forecast, and the prompt."""
+    it = measured()
+    before = owed(it)
+    it.submit("batch", 100, n=4)
+    it.tell(Withdrawn("batch"), at=it.now + left_after_s)
+    assert owed(it) - before == pytest.approx(made + PROMPT_RATIO * 10)
+
+
+def test_uncounted_job_is_charged_its_forecast_where_nothing_tells_better() -> None:
+    """Before anything was measured; for work that makes no text, whose pace nobody knows; and
+    for an answer that came but told no usage."""
+    it = World(settings({"a": {"initial_concurrency": 8}}))
+    it.submit("first", 100)
+    it.tell(Withdrawn("first"))
+    assert owed(it) == 102
+    it = measured()
+    before = owed(it)
+    it.submit("embeddings", 1, generates=False)
+    it.tell(Withdrawn("embeddings"))
+    it.submit("untold", 100)
+    it.finish("untold")
+    assert owed(it) - before == 3 + 102
