@@ -55,7 +55,9 @@ class Passage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._clock.stop()
+        clock = self._clock
+        del self._clock  # it calls back here: as a circle, both would wait for the collector
+        clock.stop()
         if self._silent and isinstance(error, AttemptFailed):
             raise AttemptFailed(SLOW_NEXT_BYTE) from None
 

@@ -69,6 +69,7 @@ class ClientWatch:
     ) -> bool:
         self._open = False
         self._listener.cancel()
+        del self._listener  # its end holds this scope: a circle, else
         if self.ended is None:
             return False
         # Take back our own cancellation; one from elsewhere goes on its way.
