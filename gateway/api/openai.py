@@ -141,10 +141,11 @@ class DataPlane:
         if view is None:
             return await self._relay.run(call, receive, send)
 
+        engine, job_id = self._engine, call.job.id  # not the call: it holds `outgrown`
+
         def refine(permit: Permit) -> None:
             if permit.account is not None or permit.settled:
                 return  # it runs, or is refused: no better forecast would change that
-            engine, job_id = self._engine, call.job.id
 
             def home(workload: Workload) -> None:
                 engine.loop.call_soon_threadsafe(engine.reforecast, job_id, workload)
@@ -153,7 +154,7 @@ class DataPlane:
 
         def outgrown(tokens: int) -> None:
             self._predictor.observe(view, tokens)
-            self._engine.outgrown(call.job.id, tokens)
+            engine.outgrown(job_id, tokens)
 
         call.outgrown = outgrown
         record = await self._relay.run(call, receive, send, submitted=refine)

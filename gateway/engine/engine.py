@@ -142,6 +142,7 @@ class Permit:
     ) -> None:
         gone = kind is not None and issubclass(kind, asyncio.CancelledError)
         self.end(Outcome.CANCELLED if gone else Outcome.FAILED, Verdict.IGNORED)
+        self._refusal = None  # its traceback holds this permit
 
     def _dispatch(self, account: str, now: float) -> None:
         self.account = account

@@ -177,10 +177,10 @@ class Relay:
 
 def _failed(permit: Permit, failure: Failure) -> None:
     """The attempt brought nothing. Raises where no other may be made."""
-    error = error_of(failure)
     if failure.retryable:
+        error = error_of(failure)
         permit.failed(failure.verdict, failure.retry_after_s, error, retryable=True)
         return
     permit.end(failure.outcome, failure.verdict)
     permit.outcome = failure.outcome
-    raise error
+    raise error_of(failure)  # in no variable: its traceback holds this frame
