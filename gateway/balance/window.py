@@ -19,8 +19,8 @@ says for each shape of congestion where that is; evidence.py, how it is known). 
    knee the curve looks like a straight line. What went better than expected is tried again at
    once: so capacity that came back is found, and slow start begins anew.
 5. Its size has a price (curve.py), for a burst gains by what it holds back. A backlog that
-   stays gains by throughput alone: the longer a window is full, the lower its price and the
-   faster it goes up.
+   stays gains by throughput alone: the longer a window is full, the lower its price, and the
+   faster it goes up until it has to shrink: then it is near its place.
 6. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
@@ -52,7 +52,7 @@ WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
 ANCHOR_AFTER = 60.0  # rounds without having seen it so
-PATIENT = 1000.0  # answers under a full window, after which its price is half and CLIMB twice
+PATIENT = 1000.0  # answers under a full window, after which its price is half and CLIMB double
 LEAST_PRICE = 0.06  # of log throughput per e-fold, however long it is full
 RELAXED = 0.9  # what a look that was not full leaves of them
 WIDER = 1.4
@@ -98,6 +98,7 @@ class Window:
         "_squares",
         "_strained",
         "_unprobed",
+        "_unshrunk",
         "_upward",
         "alone_s",
         "base",
@@ -123,6 +124,7 @@ class Window:
         self._changed = 0  # the first lease under it
         self._pressed = 0.0  # answers of late under a full window
         self._unprobed = 0.0  # rounds since the last probe
+        self._unshrunk = 0.0  # of those answers, since it last shrank
         self._strained = 0.0  # rounds since it was last seen at ease
         self._probing = False
         self._upward = False  # the last probe's direction
@@ -226,9 +228,10 @@ class Window:
         assert known is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
         self._pressed = self._pressed + answers if full else self._pressed * RELAXED
-        urgency = 1.0 + self._pressed / PATIENT
-        price = max(PRICE / urgency, LEAST_PRICE)
-        far, step = (LEAP, LEAP) if self._slow_start else (FAR, min(CLIMB * urgency, LEAP))
+        self._unshrunk = self._unshrunk + answers if full else self._unshrunk * RELAXED
+        price = max(PRICE / (1.0 + self._pressed / PATIENT), LEAST_PRICE)
+        climb = min(CLIMB * (1.0 + self._unshrunk / PATIENT), LEAP)
+        far, step = (LEAP, LEAP) if self._slow_start else (FAR, climb)
         reach = max(far * self._evidence.explored(), self.base)
         best = known.best(self._low, min(self._high, reach), price)
         if best < ARRIVED * self.base:
@@ -290,6 +293,8 @@ class Window:
         return True
 
     def _move(self, to: float, next_lease: int) -> None:
+        if to < self.base:
+            self._unshrunk = 0.0
         self.base = self.value = min(max(math.floor(to + 0.5), self._low), self._high)
         self._fresh, self._changed = 0, next_lease
 

@@ -221,6 +221,24 @@ def test_window_climbs_faster_the_longer_it_has_been_full(
     assert low <= first / 20 <= high
 
 
+def test_window_that_had_to_shrink_does_not_climb_by_leaps() -> None:
+    """Half the capacity after a backlog of thousands of answers: 0.87 of what is then possible
+    at every knee. What patience it had earned is not spent on leaping over the new one."""
+    shares = []
+    for number in range(16):
+        knee, seed = 8 + 4 * number, 400 + number
+        made, _ = provider("usl", seed)
+        made.slowdown, half = SHAPES["usl"](knee), SHAPES["usl"](knee / 2)
+
+        def halve(n: int, made=made, half=half) -> None:  # type: ignore[no-untyped-def]
+            if n == 3000:
+                made.slowdown = half
+
+        result = run(made, Windowed(window()), seed, 4000, at=halve)
+        shares.append(result.throughput(3000, 4000) / best_window(half)[1])
+    assert min(shares) >= 0.87, shares
+
+
 def test_window_that_the_load_never_crowds_stays_wide() -> None:
     """The twin: the same window over a load that stays below the knee."""
     it, made = window(200), provider("saturating", 7)[0]
