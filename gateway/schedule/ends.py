@@ -29,16 +29,17 @@ def finished(scheduler: Scheduler, event: Finished, now: float) -> None:
         return
     output = _believable(entry, event.output_tokens)
     pool = scheduler.pools[entry.pool]
-    if entry.job.generates and (output or event.outcome is Outcome.OK):
+    left = event.outcome is Outcome.CANCELLED and event.prompt_tokens is None
+    if entry.job.generates and not left and (output or event.outcome is Outcome.OK):
         tokens = entry.reserve if output is None else output
         waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
         pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
-    made = _made_by_now(pool, entry, now) if _left_uncounted(event) else output
+    made = _made_by_now(pool, entry, output, now) if left else output
     if made is not None and entry.turn is not None:
         prompt = event.prompt_tokens or entry.workload.prompt_tokens
         pool.correct(entry, made + PROMPT_RATIO * prompt)
     if entry.stage is Stage.RUNNING:
-        used = None if output is None else (output, event.prompt_tokens)
+        used = None if output is None or made is None else (made, event.prompt_tokens)
         unserved = event.outcome is Outcome.CLIENT_ERROR
         end_attempt(scheduler, entry, event.verdict, now, used=used, unserved=unserved)
     end(scheduler, entry, event.outcome)
@@ -167,19 +168,18 @@ def expired(scheduler: Scheduler, pool: Pool, entry: Entry, now: float) -> Gatew
     return overload.no_account(scheduler.accounts.heals_s(entry.accounts, now) - now)
 
 
-def _left_uncounted(event: Finished) -> bool:
-    return event.outcome is Outcome.CANCELLED and event.output_tokens is None
-
-
-def _made_by_now(pool: Pool, entry: Entry, now: float) -> float | None:
-    """What a job that nobody counted can have made until its client left, at the pool's pace: it
-    is charged for the time it had, no more than its forecast. None where no pace is known."""
+def _made_by_now(pool: Pool, entry: Entry, counted: float | None, now: float) -> float | None:
+    """What a job can have made until its client left, where the provider told no usage: what
+    its time gives at the pool's pace, no more than its forecast; or what was `counted`, if that
+    is more. Less it may be: an event carries any number of tokens, and a hidden thought comes in
+    none. None where nothing was counted and no pace is known."""
     token_s = pool.pace.token_s
     if token_s is None or not entry.job.generates:
-        return None
+        return counted
     if entry.stage is not Stage.RUNNING:  # between two attempts: none is left to answer
         return 0.0
-    return min(entry.job.n * (now - entry.since_s) / token_s, float(entry.reserve))
+    by_time = min(entry.job.n * (now - entry.since_s) / token_s, float(entry.reserve))
+    return by_time if counted is None else max(counted, by_time)
 
 
 def _believable(entry: Entry, output_tokens: float | None) -> float | None:

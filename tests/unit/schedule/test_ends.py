@@ -140,3 +140,32 @@ def test_uncounted_job_is_charged_its_forecast_where_nothing_tells_better() -> N
     it.submit("untold", 100)
     it.finish("untold")
     assert owed(it) - before == 3 + 102
+
+
+@pytest.mark.parametrize(
+    ("counted", "prompt", "made"),
+    [
+        (2.0, None, 50.0),  # events of 25 tokens each, or thoughts that came in none
+        (70.0, None, 70.0),  # a stream faster than the pool
+        (2.0, 10.0, 2.0),  # the twin: the provider's own word stands
+    ],
+)
+def test_stream_that_is_left_is_charged_no_less_than_its_time(
+    counted: float, prompt: float | None, made: float
+) -> None:
+    """Events are a lower bound of tokens: who hangs up just before the end does not go free."""
+    it = measured()
+    before = owed(it)
+    it.submit("stream", 100)
+    end = Finished("stream", Outcome.CANCELLED, Verdict.IGNORED, counted, prompt)
+    it.tell(end, at=it.now + 5.0)
+    assert owed(it) - before == pytest.approx(made + PROMPT_RATIO * 10)
+
+
+@pytest.mark.parametrize(("outcome", "token_s"), [(Outcome.CANCELLED, 0.1), (Outcome.OK, 0.198)])
+def test_stream_that_is_left_teaches_no_pace(outcome: Outcome, token_s: float) -> None:
+    """Who hangs up at the first event would make everyone's answers look slow; the twin ends."""
+    it = measured()
+    it.submit("stream", 100)
+    it.tell(Finished("stream", outcome, Verdict.IGNORED, 1.0), at=it.now + 10.0)
+    assert it.scheduler.pools["m"].pace.token_s == pytest.approx(token_s, rel=0.02)
