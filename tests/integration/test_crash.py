@@ -139,6 +139,7 @@ def made(directory: Path, provider: ScriptedProvider) -> GatewayProcess:
     return GatewayProcess(directory, accounts=[account(provider)], predict=PREDICT)
 
 
+@pytest.mark.timeout(300)  # thirty starts, with whatever else the machine does
 def test_gateway_killed_under_load_keeps_what_it_acknowledged(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:

@@ -48,7 +48,7 @@ def serve(
     return starts
 
 
-def one_slot(**schedule: object) -> World:
+def one_slot(*, judged: bool = True, **schedule: object) -> World:
     return World(
         settings(
             {"a": {"initial_concurrency": 1}},
@@ -58,7 +58,8 @@ def one_slot(**schedule: object) -> World:
                 "shed": False,
                 **schedule,
             },
-        )
+        ),
+        judged=judged,
     )
 
 
@@ -190,6 +191,7 @@ def test_scheduler_shares_work_between_classes_by_their_weights() -> None:
     """Both have work for ever: tokens as 1 : 1 when free, as 2 : 1 under pressure, whatever the
     sizes; the background gets its small part."""
     world = one_slot(
+        judged=False,
         max_overtake_s=3600.0,
         interactive_weight=4.0,
         heavy_weight=4.0,
@@ -275,7 +277,8 @@ def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
                 "max_overtake_s": OVERTAKE_S,
                 "shed": False,
             },
-        )
+        ),
+        judged=False,
     )
     shorts = [job(f"s{n}", 50, at=n * 0.1) for n in range(1500)]
     heavies = [job(f"h{n}", 300, at=10.0 * n) for n in range(10)]

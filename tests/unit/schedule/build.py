@@ -121,12 +121,14 @@ class Judged(Scheduler):
 
 
 class World:
-    """A scheduler with the real accounts, checked after every event and before every start."""
+    """A scheduler with the real accounts, checked after every event and, unless it is told not
+    to for the length of a run, before every start."""
 
-    def __init__(self, given: Settings | None = None) -> None:
+    def __init__(self, given: Settings | None = None, *, judged: bool = True) -> None:
         self.settings = given or settings()
         self.accounts = Accounts(self.settings.accounts, self.settings.balance)
-        self.scheduler: Scheduler = Judged(self.settings, self.accounts, Random(0))
+        kind = Judged if judged else Scheduler
+        self.scheduler: Scheduler = kind(self.settings, self.accounts, Random(0))
         self.now = 0.0
 
     def tell(self, event: Any, *, at: float | None = None) -> list[Action]:
