@@ -19,6 +19,7 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.overload import Grade
 from gateway.schedule.pool import Pool
 from gateway.types import JobClass, Mode, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started, workload
@@ -596,6 +597,27 @@ def test_scheduler_deferred_of_a_class_with_room_are_not_hidden_by_one_without(
         it.submit(name, 1500, at=31.0)
     it.submit("i1", 1500, at=60.0, class_override=quick)
     assert started(it.finish("i0", 2000, at=70.0)) == ["i1"]
+
+
+@pytest.mark.parametrize(("overtake_s", "first"), [(20.0, "old"), (3600.0, "small")])
+def test_scheduler_deferred_wait_in_one_order_whatever_their_class(
+    overtake_s: float, first: str
+) -> None:
+    """The bound on overtaking is the deferred turn's own: a smaller job of another class does not
+    pass one of its tenant that came so long before; within the bound it does."""
+    it = world(
+        {"a": {"initial_concurrency": 1}},
+        ordering="sjf", defer_above=0.001, reject_above=90.0, clear_s=30.0,
+        max_wait_s=86_400.0, max_overtake_s=overtake_s,
+    )  # fmt: skip
+    for n in range(20):
+        it.submit(f"p{n}", 100)
+        it.finish(f"p{n}", 100, at=it.now + 10.0)
+    it.submit("run", 100)
+    it.submit("old", 6000)
+    it.submit("small", 5000, at=it.now + 60.0, class_override=JobClass.INTERACTIVE)
+    assert it.scheduler.pools["m"].deferred <= Grade.HUGE
+    assert started(it.finish("run", 100)) == [first]
 
 
 def test_scheduler_forgets_who_had_no_room_when_room_is_lent_again() -> None:
