@@ -195,6 +195,7 @@ class Failsafe:
     ) -> tuple[list[Action], str | None]:
         """Every live job into the fresh core; what it starts, and the job that made it raise."""
         actions: list[Action] = []
+        # What waits is started where there seems to be room: what runs is counted before.
         running_first = sorted(self._ledger.items(), key=lambda one: one[1].account is None)
         for job_id, live in running_first:
             if job_id in without or job_id in self.around:

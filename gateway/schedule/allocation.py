@@ -169,8 +169,8 @@ class Allocation:
         for line in pool.lines.values():
             if not line.waiting:
                 continue
-            reply = line.reply
-            answer: Fit | Blocked | None = reply.answer if now < reply.shut_s else None
+            placed = line.placement
+            answer: Fit | Blocked | None = placed.answer if now < placed.shut_s else None
             if answer is None:
                 for turn, (rank, lane) in self._best(pool, line).items():
                     if turn not in ranks or rank < ranks[turn]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.entry import Place
 from gateway.schedule.pool import Pool
-from gateway.schedule.queue import NEVER, Line, Reply
+from gateway.schedule.queue import NEVER, Line, Placement
 from gateway.types import Blocked, Fit, Reason
 
 OUT_OF_SERVICE = frozenset({Reason.HEALTH, Reason.ACCOUNT_BACKOFF})
@@ -26,7 +26,7 @@ class Openings:
         self.express = express
 
     def of_line(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        return self._of(pool, line, line.reply, now)
+        return self._of(pool, line, line.placement, now)
 
     def above(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
         """With the slots above the window."""
@@ -34,7 +34,7 @@ class Openings:
 
     def of_place(self, pool: Pool, line: Line, place: Place, now: float) -> Fit | Blocked:
         """`of_line`, and where the window is full `above` for those who may."""
-        answer = self._of(pool, line, line.reply, now)
+        answer = self._of(pool, line, line.placement, now)
         if place.express and self.leads_above(answer):
             return self._of(pool, line, line.above, now)
         return answer
@@ -43,17 +43,17 @@ class Openings:
         """A no of the window alone."""
         return self.express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW
 
-    def _of(self, pool: Pool, line: Line, reply: Reply, now: float) -> Fit | Blocked:
-        if now < reply.shut_s:
-            return reply.answer
+    def _of(self, pool: Pool, line: Line, placed: Placement, now: float) -> Fit | Blocked:
+        if now < placed.shut_s:
+            return placed.answer
         at = (pool.version, now)
-        if reply.asked_at != at:
-            reply.asked_at = at
-            reply.answer = self._accounts.place(
-                line.model, line.accounts, now, line.avoid, express=reply.express
+        if placed.asked_at != at:
+            placed.asked_at = at
+            placed.answer = self._accounts.place(
+                line.model, line.accounts, now, line.avoid, express=placed.express
             )
-            reply.shut_s = _holds_until(reply.answer)
-        return reply.answer
+            placed.shut_s = _holds_until(placed.answer)
+        return placed.answer
 
     def anew(self, line: Line, now: float, *, express: bool) -> Fit | Blocked:
         """`of_place`, nothing remembered: for people and tests."""
@@ -91,8 +91,8 @@ class Openings:
             first = line.expiry.top()
             if first is not None and first.expire_s < wake_s:
                 wake_s = first.expire_s
-            if now < line.reply.shut_s < wake_s:
-                wake_s = line.reply.shut_s
+            if now < line.placement.shut_s < wake_s:
+                wake_s = line.placement.shut_s
             if now < line.above.shut_s < wake_s:
                 wake_s = line.above.shut_s
         return wake_s

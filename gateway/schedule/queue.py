@@ -179,7 +179,7 @@ Best = dict[Turn, tuple[Rank, Lane]]
 """The best lane of each turn, with its rank."""
 
 
-class Reply:
+class Placement:
     """The accounts' last answer to a line, kept by openings.py: a no holds until `shut_s`, a yes
     for the pool's version and the moment it was `asked_at`. `express`: with the slots above the
     window."""
@@ -205,8 +205,8 @@ class Line:
         "expiry",
         "express_tiers",
         "model",
+        "placement",
         "pool",
-        "reply",
         "retrying",
         "size",
         "tiers",
@@ -228,11 +228,11 @@ class Line:
         self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
         self.size = 0  # jobs here, retrying ones included
         self.waiting = 0  # jobs in tiers
-        self.reply, self.above = Reply(express=False), Reply(express=True)
+        self.placement, self.above = Placement(express=False), Placement(express=True)
 
     def forget(self) -> None:
         """One of the accounts may take a job of this line again."""
-        self.reply.shut_s = self.above.shut_s = NEVER
+        self.placement.shut_s = self.above.shut_s = NEVER
 
     def _holds(self, key: float, seq: int, entry: Entry) -> bool:
         return entry.line is self
