@@ -83,19 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         command("simulate", "simulate", "play the scheduler against providers on a virtual clock")
     )
 
-    history = commands.add_parser("history", help="work on the stored history")
-    history_commands = history.add_subparsers(required=True, metavar="COMMAND")
-    sub = history_commands.add_parser("seed", help="fill the history with demo rows")
-    sub.set_defaults(run=lambda args: _run("history_seed", args))
-    config(sub)
-    sub.add_argument("--count", type=int, default=300)
-    sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--tenant", default=None, help="default: the first tenant")
-    sub = history_commands.add_parser("import", help="learn finished requests from a file")
-    sub.set_defaults(run=lambda args: _run("history_import", args))
-    sub.add_argument("file", help="JSON lines with the fields of POST /ingest, .gz or not")
-    config(sub)
-    sub.add_argument("--tenant", default=None, help="default: the first tenant")
+    from gateway.workbench import history
+
+    sub = commands.add_parser("history", help="work on the stored history")
+    sub.set_defaults(run=history.run)
+    history.add_arguments(sub)
     sub = command(
         "refit", "refit", "fit the length models to the stored history, as the gateway does"
     )

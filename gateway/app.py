@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,13 +43,11 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
 from gateway.observe.state import Shell, Snapshots
-from gateway.predict.jsonl import Example
 from gateway.predict.predictor import Predictor
 from gateway.predict.prices import Price, load_prices
-from gateway.predict.refits import Refits
+from gateway.predict.refit.due import Refits
 from gateway.predict.remote import Remote
 from gateway.predict.view import PromptView
-from gateway.replay.seed import rows as seed_rows
 from gateway.schedule import events
 from gateway.schedule.routes import routes
 from gateway.schedule.scheduler import Scheduler
@@ -68,7 +65,6 @@ logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
 KEEP_PERIOD_S = 30.0
-IN_WORK = 64  # examples taught at once
 LAST_WORDS_S = 2.0
 
 _LEARNED = frozenset(
@@ -130,8 +126,8 @@ class Gateway:
             shipped("models"),
             history=self._history,
             prices=self._prices,
-            key=_prompt_secret(store),
-            private=_private(settings),
+            key=prompt_secret(store),
+            private=private_tenants(settings),
             state=store.get_state("calibration"),
             keep=lambda state: store.put_state("calibration", state),
             refits=Refits(
@@ -250,7 +246,7 @@ class Gateway:
             self.journal.resize(settings.observe.events)
             self.logs.apply(settings.observe, secrets)
             self.store.apply(settings.store)
-            self.predictor.reconfigure(settings.predict, _private(settings))
+            self.predictor.reconfigure(settings.predict, private_tenants(settings))
             self.engine.feed(events.SettingsChanged(settings=effective(settings)))
             self._observe(settings)
 
@@ -474,7 +470,7 @@ def _names(settings: Settings) -> Names:
     )
 
 
-def _private(settings: Settings) -> frozenset[str]:
+def private_tenants(settings: Settings) -> frozenset[str]:
     return frozenset(t.name for t in settings.tenants if not t.share_history)
 
 
@@ -487,85 +483,10 @@ def _prices() -> dict[str, Price]:
         return {}
 
 
-def _prompt_secret(store: Store) -> bytes:
+def prompt_secret(store: Store) -> bytes:
     """What prompts are hashed with: made once a store, so that its rows go on matching."""
     secret_key = store.get_state("prompt_secret")
     if secret_key is None:
         secret_key = os.urandom(32)
         store.put_state("prompt_secret", secret_key)
     return secret_key
-
-
-def seed_history(settings: Settings, count: int, seed: int, tenant: str | None) -> int:
-    """Teach a store demo history without a running gateway; how many rows it took."""
-    name = tenant or settings.tenants[0].name
-
-    def examples() -> Iterator[Example]:
-        for row in seed_rows(count, seed):
-            limit = row["max_tokens"] or None
-            yield Example(
-                view=PromptView.of_prompt(
-                    row["prompt"],
-                    tenant=name,
-                    model=row["model"],
-                    max_tokens=limit,
-                    task_type=row["task_type"],
-                ),
-                output_tokens=row["output_tokens"],
-                prompt_tokens=row["prompt_tokens"],
-                censored=limit is not None and row["output_tokens"] >= limit,
-                success=row["success"],
-                wall_s=time.time(),
-            )
-
-    return teach(settings, examples())
-
-
-def teach(settings: Settings, examples: Iterable[Example]) -> int:
-    """Learn finished requests into the store of the settings; how many rows it took.
-
-    A gateway that runs on the same store learns them at its next start.
-    """
-    store = Store(Path(settings.store.path), settings.store)
-    store.start()
-    predictor = Predictor(
-        settings.predict,
-        shipped("models"),
-        key=_prompt_secret(store),
-        private=_private(settings),
-        state=store.get_state("calibration"),
-        keep=lambda state: store.put_state("calibration", state),
-    )
-    predictor.start()
-    room = threading.BoundedSemaphore(IN_WORK)
-    stored = 0
-
-    def committed(error: Exception | None) -> None:
-        nonlocal stored
-        stored += error is None
-        room.release()
-
-    def learned(row: HistoryRow | Exception) -> None:
-        if isinstance(row, Exception) or not store.append_history(row, committed):
-            room.release()
-
-    try:
-        for example in examples:
-            room.acquire()
-            taken = predictor.learn(
-                example.view,
-                output_tokens=example.output_tokens,
-                prompt_tokens=example.prompt_tokens,
-                censored=example.censored,
-                success=example.success,
-                wall_s=example.wall_s,
-                done=learned,
-            )
-            if not taken:
-                room.release()
-        for _ in range(IN_WORK):  # until the last is committed
-            room.acquire()
-    finally:
-        predictor.stop(5.0)
-        store.stop(10.0)
-    return stored

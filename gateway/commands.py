@@ -32,7 +32,7 @@ def new_key(args: argparse.Namespace) -> int:
 
 
 def demo_provider(args: argparse.Namespace) -> int:
-    from gateway.replay import demo
+    from gateway.demo import provider as demo
     from gateway.settings.schema import Demo
 
     settings = msgspec.convert(
@@ -176,45 +176,9 @@ def _show_headers(response: httpx.Response) -> None:
             print(f"{name}: {value}", file=sys.stderr)
 
 
-def history_seed(args: argparse.Namespace) -> int:
-    """Learn demo rows as the running gateway would, into the store of the settings."""
-    from gateway.app import seed_history
-    from gateway.settings import load
-
-    settings = load.load(Path(args.config))
-    started = time.monotonic()
-    count = seed_history(settings, args.count, args.seed, args.tenant)
-    print(f"{count} rows in {time.monotonic() - started:.1f} s, in {settings.store.path}")
-    return 0
-
-
-def history_import(args: argparse.Namespace) -> int:
-    """Learn a file of finished requests into the store of the settings."""
-    from gateway.app import teach
-    from gateway.predict.jsonl import Reading
-    from gateway.settings import load
-
-    settings = load.load(Path(args.config))
-    tenants = [tenant.name for tenant in settings.tenants]
-    if args.tenant is not None and args.tenant not in tenants:
-        raise SettingsError(f"there is no tenant {args.tenant!r}; there are: {', '.join(tenants)}")
-    reading = Reading(
-        Path(args.file),
-        tenant=args.tenant or tenants[0],
-        model=next(iter(settings.accounts[0].model_map)),
-        wall_s=time.time(),
-        max_chars=settings.predict.max_chars,
-    )
-    count = teach(settings, reading)
-    print(f"{count} rows learned into {settings.store.path}, {reading.bad} lines left out")
-    for problem in reading.problems:
-        print(f"  {problem}", file=sys.stderr)
-    return 0 if count or not reading.bad else 1
-
-
 def refit(args: argparse.Namespace) -> int:
     """Fit the length models to the history; 0: better ones are in force, 3: kept."""
-    from gateway.predict import refit as fitting
+    from gateway.predict.refit import refit as fitting
     from gateway.settings import load
     from gateway.shipped import shipped
     from gateway.store.store import read_history
@@ -232,10 +196,10 @@ def refit(args: argparse.Namespace) -> int:
 def models_export(args: argparse.Namespace) -> int:
     """Make an encoder of a local folder, where the gateway of the settings finds it."""
     from gateway.predict.encoders import exported_in
-    from gateway.predict.export import export
     from gateway.settings import load
     from gateway.settings.schema import Predict
     from gateway.shipped import shipped
+    from gateway.workbench.encoders.export import export
 
     config = Path(args.config)
     settings = load.load(config).predict if config.exists() else Predict()
@@ -260,8 +224,8 @@ def predictor(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    from gateway.replay import evaluate as replay
     from gateway.settings import load
+    from gateway.workbench.evaluate import evaluator as replay
 
     settings = load.load(Path(args.config)) if Path(args.config).exists() else None
     history = None
@@ -287,9 +251,9 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def simulate(args: argparse.Namespace) -> int:
-    from gateway.replay.simulate import Options
-    from gateway.replay.simulate import simulate as play
     from gateway.settings import load
+    from gateway.workbench.simulate.simulator import Options
+    from gateway.workbench.simulate.simulator import simulate as play
 
     history = args.history
     if history == "":
@@ -334,7 +298,7 @@ def _number(text: str) -> float:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from gateway.replay import bench as replay
+    from gateway.workbench.bench import http_bench as replay
 
     return replay.bench(
         replay.Options(
@@ -361,14 +325,14 @@ def bench(args: argparse.Namespace) -> int:
 
 def bench_provider(args: argparse.Namespace) -> int:
     """The bench's provider, a process of its own."""
-    from gateway.replay import bench_provider as provider
+    from gateway.workbench.bench import http_provider as provider
 
     return provider.run()
 
 
 def load(args: argparse.Namespace) -> int:
     """Its key comes from the environment: a command line can be read by others."""
-    from gateway.replay import load as replay
+    from gateway.workbench import load as replay
 
     return replay.load(
         replay.Options(
@@ -390,8 +354,8 @@ def load(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """A gateway that runs on the same store is not disturbed."""
-    from gateway.replay import report as replay
     from gateway.settings import load
+    from gateway.workbench.report import observed_report as replay
 
     settings = load.load(Path(args.config)) if Path(args.config).exists() else None
     if args.history is None and settings is None:

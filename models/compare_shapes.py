@@ -48,7 +48,7 @@ from gateway.predict.boosters import Booster
 from gateway.predict.encoder import Encoder
 from gateway.predict.head import Head
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
-from gateway.replay.split import groups, is_fit, row_keys
+from gateway.workbench.split import groups, is_fit, row_keys
 
 UNSEEN = 0  # the fold
 SEVEN = FULL | {

@@ -26,10 +26,10 @@ from length_rows import MAX_TOKENS
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
-from gateway.predict.bert import Weights
-from gateway.predict.bert_graph import Graph
 from gateway.predict.encoder import token_ids
-from gateway.predict.quantise import CALIBRATE, Encode, lines_of, quantise
+from gateway.workbench.encoders.bert import Weights
+from gateway.workbench.encoders.bert_graph import Graph
+from gateway.workbench.encoders.quantise import CALIBRATE, Encode, lines_of, quantise
 
 NAME = "minilm-l6-length-1"
 

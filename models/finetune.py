@@ -50,8 +50,8 @@ from length_rows import (  # noqa: E402
 from train_quantiles import FOLDS, LEVELS, STAGE0, fit  # noqa: E402
 from training_rows import NAMES, PERMITTED, cheap, hide, means, read, view_of  # noqa: E402
 
-from gateway.predict.bert import read_safetensors  # noqa: E402
-from gateway.replay.split import groups, is_fit, row_keys  # noqa: E402
+from gateway.workbench.encoders.bert import read_safetensors  # noqa: E402
+from gateway.workbench.split import groups, is_fit, row_keys  # noqa: E402
 
 HEADS = 12
 FROZEN = 2

@@ -2,7 +2,7 @@
 
     .venv-models/bin/python models/train_quantiles.py CONVERSATIONS.jsonl.gz
 
-Only rows whose licence permits it, only the fit side of gateway/replay/split.py. What is
+Only rows whose licence permits it, only the fit side of gateway/workbench/split.py. What is
 written holds no text: the boosters' trees, tables of means and residual quantiles, a
 projection, and 8-byte hashes of the fitted conversations and prompts, by which a test
 shows that what is evaluated was never fitted.
@@ -61,8 +61,8 @@ from gateway.predict.features import NAMES, UNKNOWN_RUNNING
 from gateway.predict.index import NO_NEIGHBOURS
 from gateway.predict.lengths import NARROWEST, WIDEST
 from gateway.predict.view import PromptView
-from gateway.replay.split import groups, is_fit, pack, row_keys
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
+from gateway.workbench.split import groups, is_fit, pack, row_keys
 
 FOLDS = 5
 COMPONENTS = 32

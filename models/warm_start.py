@@ -19,7 +19,7 @@ from train_quantiles import FOLDS
 from training_rows import HERE, PERMITTED, Array, read, vectors_of, view_of
 
 from gateway.predict.encoder import Encoder
-from gateway.replay.split import groups, is_fit, row_keys
+from gateway.workbench.split import groups, is_fit, row_keys
 
 ROWS = 6000
 ALIKE = 0.9

@@ -25,7 +25,7 @@ from gateway.predict.calibrate import Calibration
 from gateway.predict.faults import Faults
 from gateway.predict.kept import Kept
 from gateway.predict.prices import Price
-from gateway.predict.refits import Refits
+from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0, Trees
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow

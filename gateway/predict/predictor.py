@@ -36,7 +36,7 @@ from gateway.predict.kept import Kept
 from gateway.predict.learner import Learner
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
-from gateway.predict.refits import Refits
+from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
 from gateway.predict.thread import PredictorThread
 from gateway.predict.view import PromptView

@@ -39,14 +39,14 @@ from tokenizers import Tokenizer
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import token_ids
 from gateway.predict.view import cut
-from gateway.replay.evaluate_figures import MEDIAN, kendall_tau
-from gateway.replay.evaluate_replay import replay
-from gateway.replay.evaluate_rows import Case, choose, fit_keys, read
-from gateway.replay.evaluate_variants import forecaster
-from gateway.replay.evaluate_vectors import Known, Prompt, Recalled, prompt_key
-from gateway.replay.split import last_user_text, row_keys
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
+from gateway.workbench.evaluate.judged_rows import Case, choose, fit_keys, read
+from gateway.workbench.evaluate.row_replay import replay
+from gateway.workbench.evaluate.variants import forecaster
+from gateway.workbench.evaluate.vectors import Known, Prompt, Recalled, prompt_key
+from gateway.workbench.figures import MEDIAN, kendall_tau
+from gateway.workbench.split import last_user_text, row_keys
 
 MODELS = shipped("models")
 CAPS = (16, 32, 64, 128)
@@ -101,8 +101,8 @@ def models_of(weights: Path | None, texts: Sequence[str], build: Path) -> dict[s
     from build_encoder import HEADS  # type: ignore[import-not-found]
     from export_length import LengthGraph  # type: ignore[import-not-found]
 
-    from gateway.predict.quantise import CALIBRATE as LINES
-    from gateway.predict.quantise import lines_of, smoothed
+    from gateway.workbench.encoders.quantise import CALIBRATE as LINES
+    from gateway.workbench.encoders.quantise import lines_of, smoothed
 
     tokenizer = Tokenizer.from_file(str(MODELS / "tokenizer.json"))
     encoder = dict(np.load(weights / "encoder_weights.npz"))
@@ -120,7 +120,7 @@ def static(model: Any, texts: Sequence[str], tokenizer: Any, build: Path) -> Non
     import onnx
     from onnxruntime import quantization as q
 
-    from gateway.predict.bert_graph import products
+    from gateway.workbench.encoders.bert_graph import products
 
     chosen = products(model)
     for node in chosen:  # the tool quantises what it knows the type of

@@ -20,14 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from gateway.replay import bench, report
-from gateway.replay.bench_gateway import BenchGateway, Spawned
-from gateway.replay.bench_run import Plot, Run, Watch
-from gateway.replay.bench_texts import texts
-from gateway.replay.evaluate_work import Progress
-from gateway.replay.simulate_worlds import Cell
 from gateway.settings import load
 from gateway.store.store import read_observed
+from gateway.workbench.bench import http_bench
+from gateway.workbench.bench.bench_processes import BenchGateway, Spawned
+from gateway.workbench.bench.bench_seed import Plot, Run, Watch
+from gateway.workbench.progress import Progress
+from gateway.workbench.report import observed_report
+from gateway.workbench.request_texts import texts
+from gateway.workbench.simulate.worlds import Cell
 
 FIGURES = ("short_p50_s", "short_p95_s", "heavy_p95_s", "p95_s", "mean_s")
 REQUESTS = 300
@@ -51,7 +52,7 @@ async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> F
 
         observed = await through("observe", 'schedule.mode="observe"')
         settings = load.load(there / "observe" / "gateway.toml", {})
-        told = report.tree(read_observed(there / "observe" / "bench.db", 10_000), settings)
+        told = observed_report.tree(read_observed(there / "observe" / "bench.db", 10_000), settings)
         scheduled = await through("schedule")
     return {
         name: (
@@ -64,12 +65,12 @@ async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> F
 
 
 async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
-    plan = bench.Options(
+    plan = http_bench.Options(
         out=Path(), data=Path(options.data) if options.data else None, warm_up=0, requests=REQUESTS
     )
     known = texts(plan.data)
     cells = [
-        Cell("burst", shape, RHO, bench.REAL, REQUESTS, seed)
+        Cell("burst", shape, RHO, http_bench.REAL, REQUESTS, seed)
         for shape in options.shapes.split(",")
         for seed in range(options.first_seed, options.first_seed + options.seeds)
     ]
@@ -81,7 +82,7 @@ async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
         with Spawned.provider() as provider:
             while waiting:
                 cell = waiting.pop()
-                own = bench.plot(plan, cell, known)
+                own = http_bench.plot(plan, cell, known)
                 found.append((cell, await compare(own, provider, options.time_scale, watch)))
 
     async with asyncio.TaskGroup() as group:

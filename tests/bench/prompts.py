@@ -16,10 +16,10 @@ from msgspec import Struct, structs
 
 from gateway.api.schemas import ChatRequest, decode
 from gateway.api.view import view_of
+from gateway.demo.history_rows import rows as seed_rows
 from gateway.predict.view import PromptView, cut
-from gateway.replay.evaluate_rows import choose, fit_keys, read
-from gateway.replay.seed import rows as seed_rows
 from gateway.shipped import shipped
+from gateway.workbench.evaluate.judged_rows import choose, fit_keys, read
 
 TRUTH = re.compile(rb'"user":\s?"truth-(\d+)-([01])"')
 ASKED = ("max_tokens", "temperature", "reasoning_effort", "enable_thinking", "thinking_budget")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 import time
 
-from gateway.replay.simulate_cells import play
-from gateway.replay.simulate_rows import generated, noisy
-from gateway.replay.simulate_worlds import Cell, Plan
+from gateway.workbench.simulate.cells import play
+from gateway.workbench.simulate.request_rows import generated, noisy
+from gateway.workbench.simulate.worlds import Cell, Plan
 
 POLICIES = ("naive", "fifo", "sjf", "quota", "fair", "short_first", "dual_budget", "ours", "true")
 

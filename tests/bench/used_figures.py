@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from gateway.replay.evaluate_figures import kendall_tau
+from gateway.workbench.figures import kendall_tau
 from tests.bench.prompts import Prompt
 from tests.bench.tables import table as table_of
 

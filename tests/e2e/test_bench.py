@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.replay.demo import MODELS
+from gateway.demo.provider import MODELS
 from tests.kit.gateway import ROOT, TENANT_KEY, GatewayProcess, account, tenant
 from tests.kit.provider import ScriptedProvider
 

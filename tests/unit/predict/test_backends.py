@@ -13,8 +13,8 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import BackendGone, Local
 from gateway.predict.calibrate import Calibration
 from gateway.predict.predictor import Predictor
-from gateway.predict.refit import refit
-from gateway.predict.refits import CURRENT, Refits
+from gateway.predict.refit.due import CURRENT, Refits
+from gateway.predict.refit.refit import refit
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung

@@ -13,15 +13,15 @@ from gateway.predict import encoders
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import Local, Setup
 from gateway.predict.encoder import pack
-from gateway.predict.export import export
-from gateway.predict.fitting import full_data, stage0_data
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.manifest import ArtefactError, Folder
-from gateway.predict.refit import refit
+from gateway.predict.refit.fitting import full_data, stage0_data
+from gateway.predict.refit.refit import refit
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung
+from gateway.workbench.encoders.export import export
 from tests.kit.tiny_bert import write_bert
 from tests.unit.predict.conftest import NAME
 

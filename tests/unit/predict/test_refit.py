@@ -14,8 +14,8 @@ from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.foresight import Foresight
-from gateway.predict.refit import Report, next_version, refit, write
-from gateway.predict.refits import CURRENT, current_version
+from gateway.predict.refit.due import CURRENT, current_version
+from gateway.predict.refit.refit import Report, next_version, refit, write
 from gateway.predict.scopes import scopes
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
@@ -220,7 +220,7 @@ def test_refit_command_says_what_it_did(
     script = (
         "import os, sys; from pathlib import Path;"
         "from gateway.predict.artefacts import Artefacts;"
-        "from gateway.predict.refit import run; from gateway.shipped import shipped;"
+        "from gateway.predict.refit.refit import run; from gateway.shipped import shipped;"
         "from tests.unit.predict.conftest import NAME;"
         "from tests.unit.predict.rows import ruled_rows;"
         "rows = ruled_rows(Artefacts(shipped('models'), NAME, 64), 400);"

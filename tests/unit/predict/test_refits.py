@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.predict.refits import CURRENT, LONGEST_S, Refits, current_version
+from gateway.predict.refit.due import CURRENT, LONGEST_S, Refits, current_version
 from gateway.settings.schema import Predict
 
 SETTINGS = Predict(refit_every_s=1000.0, refit_min_rows=100)

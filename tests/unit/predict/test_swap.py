@@ -15,8 +15,8 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.backend import Backend, Local, Setup
 from gateway.predict.calibrate import Calibration
 from gateway.predict.predictor import Predictor
-from gateway.predict.refit import refit
-from gateway.predict.refits import CURRENT, Refits
+from gateway.predict.refit.due import CURRENT, Refits
+from gateway.predict.refit.refit import refit
 from gateway.predict.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict

@@ -11,8 +11,8 @@ from pathlib import Path
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.refit import next_version, write
-from gateway.predict.refits import current_version
+from gateway.predict.refit.due import current_version
+from gateway.predict.refit.refit import next_version, write
 from gateway.shipped import shipped
 from tests.unit.predict.conftest import NAME
 

@@ -1,0 +1,96 @@
+"""One request of the demo provider, over raw ASGI: read it, answer it, notice when it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from gateway.demo.requests import Json
+from gateway.errors import BodyTooLarge, GatewayError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MAX_BODY_BYTES = 32 * 2**20
+
+
+class Client:
+    """One request's other side: its body, whether it is still there, what it is sent."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[str, str] = {
+            k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]
+        }
+        self.started_s = time.monotonic()
+        self.extra: dict[str, str] = {}  # headers of the answer
+        self.begun = False
+        self._receive, self._send = receive, send
+        self._gone: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> str:
+        return self.headers.get("authorization", "").removeprefix("Bearer ").strip()
+
+    async def body(self) -> bytes:
+        """The whole body. Raises BodyTooLarge."""
+        out = bytearray()
+        while True:
+            message = await self._receive()
+            out += message.get("body", b"")
+            if len(out) > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+            if not message.get("more_body"):
+                return bytes(out)
+
+    async def stays(self, seconds: float) -> bool:
+        """Wait so long; False at once when the client leaves (or has left)."""
+        if self._gone is None:
+            self._gone = asyncio.ensure_future(self._leave())
+        await asyncio.wait({self._gone}, timeout=seconds)
+        return not self._gone.done()
+
+    def forget(self) -> None:
+        if self._gone is not None:
+            self._gone.cancel()
+
+    async def begin(self, status: int, headers: dict[str, str]) -> None:
+        spent_ms = round((time.monotonic() - self.started_s) * 1000)
+        fields = {
+            "x-request-id": f"req_{uuid.uuid4().hex}",
+            "openai-processing-ms": str(spent_ms),
+            "openai-version": "2020-10-01",
+            **self.extra,
+            **headers,
+        }
+        raw = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in fields.items()]
+        self.begun = True
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def json(self, status: int, tree: Json, headers: dict[str, str] | None = None) -> None:
+        body = msgspec.json.encode(tree)
+        length = {"content-type": "application/json", "content-length": str(len(body))}
+        await self.begin(status, {**length, **(headers or {})})
+        await self.write(body, more=False)
+
+    async def error(self, error: GatewayError) -> None:
+        headers = {}
+        if error.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+            headers["retry-after-ms"] = str(max(1, round(error.retry_after_s * 1000)))
+        await self.json(error.status, error.wire(), headers)
+
+    async def _leave(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,1 @@
+"""Refits of the length models to the gateway's own history, in a process of their own."""

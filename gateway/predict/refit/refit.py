@@ -1,0 +1,279 @@
+"""Models fitted anew on the gateway's own history: `sagesched refit --store PATH --out FOLDER`.
+
+Runs in a process of its own (refits.py spawns it), one thread, nice 19. Each of the two
+models is judged apart on the latest rows, which none of the judged has seen: the newest
+fifth, later than what the models in use were fitted on. Judged as served, with the running
+bias that calibration would have had; by pinball loss on log length. Only what is better is
+taken; where neither is, nothing changes.
+
+A version is a folder with one file of corrections and a manifest that names its hash and the
+shipped models it corrects. It is written aside, synced, renamed into its number; then the
+file `current` is replaced. Killed at any moment, either the old version is in force or the
+new one, whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from math import isnan
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from gateway.predict.artefacts import Artefacts, Corrections, TailRow
+from gateway.predict.calibrate import Channel
+from gateway.predict.encoders import exported_in
+from gateway.predict.features import NAMES
+from gateway.predict.lengths import MEDIAN, Residual, spread
+from gateway.predict.quantiles import NEIGHBOUR_NAMES
+from gateway.predict.refit.due import ACCEPTED, CURRENT, KEPT, current_version
+from gateway.predict.refit.fitting import (
+    Array,
+    Data,
+    correction,
+    full_data,
+    out_of_fold,
+    predicted,
+    residual_table,
+    stage0_data,
+)
+from gateway.predict.residuals import Residuals
+from gateway.predict.scopes import Scopes, scopes
+from gateway.types import QUANTILE_LEVELS, HistoryRow
+
+JUDGED_SHARE = 0.2
+JUDGED_ROWS = 50  # fewer cannot judge
+GAIN = 0.002  # of pinball loss that a change is worth
+TAIL_ROWS = 500
+VERSIONS = 3  # kept on disk
+NICE = 19
+_LEVELS = np.array(QUANTILE_LEVELS)
+
+
+class Judgement(Struct, frozen=True):
+    """One model's pinball loss on the latest rows, log1p tokens; None: not judged."""
+
+    fitted_rows: int
+    judged_rows: int
+    old: float | None = None
+    new: float | None = None
+
+    @property
+    def better(self) -> bool:
+        return self.new is not None and self.old is not None and self.new < self.old * (1 - GAIN)
+
+
+class Report(Struct, frozen=True):
+    """What a refit did."""
+
+    stage0: Judgement
+    full: Judgement
+    version: int  # in force afterwards; 0: as shipped
+    accepted: bool
+    seconds: float
+
+
+class _Fit(Struct, frozen=True):
+    """A model to go on with, and how far off it is for rows it did not see."""
+
+    text: str
+    table: Residual
+    data: Data
+    location: Array
+
+
+def run(
+    rows: Sequence[HistoryRow],
+    models: Path,
+    out: Path,
+    encoder: str,
+    say: Callable[[str], object] = print,
+) -> int:
+    """The command: lowers its priority, refits, says what came of it as JSON.
+
+    Args:
+        rows: of the store, oldest first.
+        models: the shipped artefacts' folder.
+        out: where versions lie.
+        encoder: `predict.embedding_model_name`.
+
+    Returns:
+        the exit status: 0 a new version is in force, 3 the old models were kept.
+    """
+    os.nice(NICE)
+    report = refit(rows, Artefacts(models, encoder, 64, exported=exported_in(out)), out)
+    say(json.dumps(msgspec.to_builtins(report)))
+    return ACCEPTED if report.accepted else KEPT
+
+
+def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
+    """Fit, judge, and put in force what is better."""
+    began_s = time.monotonic()
+    now = shipped.refitted(current_version(out))
+    old, tables = now.corrections, now.tables
+    if old is not None and (old.cheap, old.near) != (len(NAMES), len(NEIGHBOUR_NAMES)):
+        old = None  # of an earlier release, which read fewer features: judged as shipped
+    if tables is None or shipped.tables is None:
+        raise ValueError("there are no shipped models to correct: " + "; ".join(shipped.problems))
+    until_s = 0.0 if old is None else old.until_wall_s
+    cheap, whole = stage0_data(rows, shipped), full_data(rows, shipped)
+    base0, base1 = shipped.tables.stage0, shipped.tables.full
+    kept0 = ("" if old is None else old.stage0, base0 if old is None else tables.stage0)
+    kept1 = ("" if old is None else old.full, base1 if old is None else tables.full)
+    judged0 = judge(cheap, kept0, base0, Channel.STAGE0, until_s)
+    judged1 = judge(whole, kept1, base1, Channel.FULL, until_s)
+    accepted, version = judged0.better or judged1.better, now.version
+    if accepted:
+        fit0 = _fitted(cheap, base0) if judged0.better else _as_it_was(cheap, kept0)
+        fit1 = _fitted(whole, base1) if judged1.better else _as_it_was(whole, kept1)
+        new = Corrections(
+            version=next_version(out),
+            tables=msgspec.structs.replace(tables, stage0=fit0.table, full=fit1.table),
+            stage0=fit0.text,
+            full=fit1.text,
+            cheap=len(NAMES),
+            near=len(NEIGHBOUR_NAMES),
+            tail=_tail(fit0, fit1),
+            until_wall_s=max(row.wall_s for row in cheap.rows),
+        )
+        version = new.version
+        write(new, shipped.base, out)
+    return Report(judged0, judged1, version, accepted, round(time.monotonic() - began_s, 1))
+
+
+def judge(
+    data: Data, kept: tuple[str, Residual], base: Residual, channel: Channel, until_s: float
+) -> Judgement:
+    """Old model against new on the latest rows, the new one fitted on those before.
+
+    Args:
+        kept: the correction in use ("" for none) and its residual table.
+        base: the shipped residual table.
+        until_s: rows up to this time were fitted on by the model in use.
+    """
+    latest = np.zeros(len(data), bool)
+    latest[int(len(data) * (1 - JUDGED_SHARE)) :] = True
+    latest &= np.array([row.wall_s > until_s for row in data.rows], bool)
+    latest &= ~np.array([row.censored for row in data.rows], bool)
+    if latest.sum() < JUDGED_ROWS:
+        return Judgement(len(data), int(latest.sum()))
+    first = int(np.flatnonzero(latest)[0])
+    before, after = data.take(np.arange(first)), data.take(latest)
+    if len(before) < JUDGED_ROWS:
+        return Judgement(len(before), len(after))
+    text, table = kept
+    old = after.prior + (predicted(text, after.x) if text else 0.0)
+    new_table = residual_table(base, out_of_fold(before), before.scale, before.y)
+    new = after.prior + predicted(correction(before), after.x)
+    return Judgement(
+        fitted_rows=len(before),
+        judged_rows=len(after),
+        old=_loss(after, old, table, channel),
+        new=_loss(after, new, new_table, channel),
+    )
+
+
+def write(new: Corrections, base: dict[str, str], out: Path) -> Path:
+    """Put a version in force; its folder. See the head of the file."""
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for left in out.glob(".new-*"):  # of refits that were killed
+        shutil.rmtree(left, ignore_errors=True)
+    aside = out / f".new-{os.getpid()}"
+    aside.mkdir()
+    data = msgspec.json.encode(new)
+    _put(aside / "corrections.json", data)
+    hashes = ", ".join(f'{name} = "{sha}"' for name, sha in sorted(base.items()))
+    manifest = (
+        f'[corrections]\nfile = "corrections.json"\n'
+        f'sha256 = "{hashlib.sha256(data).hexdigest()}"\n'
+        f"base = {{ {hashes} }}\nuntil_wall_s = {new.until_wall_s}\n"
+    )
+    _put(aside / "manifest.toml", manifest.encode())
+    folder = out / str(new.version)
+    aside.rename(folder)
+    _sync(out)
+    pointer = out / f".{CURRENT}-{os.getpid()}"
+    _put(pointer, f"{new.version}\n".encode())
+    pointer.replace(out / CURRENT)
+    _sync(out)
+    for path in sorted(_versions(out), key=lambda p: int(p.name))[:-VERSIONS]:
+        shutil.rmtree(path, ignore_errors=True)
+    return folder
+
+
+def _loss(data: Data, location: Array, table: Residual, channel: Channel) -> float:
+    """Pinball loss as served: a running bias by scope is learned on the way."""
+    running, total = Residuals(), 0.0
+    heads = [None if isnan(grid[MEDIAN]) else tuple(grid) for grid in data.head.tolist()]
+    columns = (location.tolist(), data.scale.tolist(), data.y.tolist())
+    for row, head, centre, scale, y in zip(data.rows, heads, *columns, strict=True):
+        of = _scopes(row)
+        grid = np.array(spread(centre, scale, table, head)) + running.mean(of, channel)
+        error = y - grid
+        total += float(np.maximum(_LEVELS * error, (_LEVELS - 1) * error).mean())
+        running.learn_residuals(of, y - centre, y - centre)
+    return round(total / len(data), 5)
+
+
+def _fitted(data: Data, base: Residual) -> _Fit:
+    location = out_of_fold(data)
+    table = residual_table(base, location, data.scale, data.y)
+    return _Fit(correction(data), table, data, location)
+
+
+def _as_it_was(data: Data, kept: tuple[str, Residual]) -> _Fit:
+    text, table = kept
+    more = predicted(text, data.x) if text and len(data) else 0.0
+    return _Fit(text, table, data, data.prior + more)
+
+
+def _tail(stage0: _Fit, full: _Fit) -> tuple[TailRow, ...]:
+    """Residuals of the last rows, for the calibration to begin with."""
+    of_full = {
+        id(row): residual
+        for row, residual in zip(
+            full.data.rows, (full.data.y - full.location).tolist(), strict=True
+        )
+    }
+    pairs = zip(stage0.data.rows, (stage0.data.y - stage0.location).tolist(), strict=True)
+    found = [
+        TailRow(row.model, row.tenant, row.template, residual, of_full.get(id(row)))
+        for row, residual in pairs
+        if not row.censored
+    ]
+    return tuple(found[-TAIL_ROWS:])
+
+
+def _scopes(row: HistoryRow) -> Scopes:
+    return scopes(row.model, row.tenant, row.template)
+
+
+def _versions(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if path.name.isdigit()] if out.is_dir() else []
+
+
+def next_version(out: Path) -> int:
+    """A number no folder has, not even one that a killed refit left behind."""
+    return max((int(path.name) for path in _versions(out)), default=0) + 1
+
+
+def _put(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

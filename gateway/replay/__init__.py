@@ -1,1 +1,0 @@
-"""Offline tools on the same rooms: demo provider, data split, history seeding."""

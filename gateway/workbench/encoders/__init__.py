@@ -1,0 +1,1 @@
+"""Make an encoder of a local BERT-type folder."""

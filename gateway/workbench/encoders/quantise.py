@@ -1,0 +1,111 @@
+"""From an encoder's fp32 graph to its int8 one, and how near the two are.
+
+The weights of the matrix products become unsigned 8 bit by onnxruntime's own tool, the
+activations are quantised as they come (dynamic), after smoothing: the head of bert_graph.py
+has why. What calibrates the smoothing are lines of our own (models/sentences.txt: the first
+`CALIBRATE`); the rest of them judge.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from gateway.predict.encoder import Marks, marks_of, token_ids
+from gateway.workbench.encoders.bert_graph import Model, products, smooth, with_taps
+
+Floats = npt.NDArray[np.float32]
+
+CALIBRATE = 32  # lines
+TOKENS = 64  # read of a line
+
+
+def lines_of(models: Path) -> list[str]:
+    """Our own lines, of many kinds and languages. Raises OSError."""
+    text = (models / "sentences.txt").read_text(encoding="utf-8")
+    return [line.replace("\\n", "\n") for line in text.splitlines()]
+
+
+class Encode:
+    """Vectors by one ONNX model, one thread.
+
+    Args:
+        model: a file, or its bytes.
+        most: tokens of a text, special ones included.
+    """
+
+    def __init__(self, model: bytes | str, tokenizer: Any, most: int = TOKENS) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        self.session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
+        self.tokenizer, self.most = tokenizer, most
+        self._marks: Marks = marks_of(tokenizer)
+
+    def feed(self, text: str) -> dict[str, npt.NDArray[np.int64]]:
+        ids = np.array([token_ids(self.tokenizer, text, "", self.most, self._marks)], np.int64)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """Unit vectors, a row each."""
+        found = [self.session.run(["vector"], self.feed(text))[0][0] for text in texts]
+        return np.array(found, np.float32)
+
+
+def agreement(one: Floats, other: Floats) -> tuple[float, float]:
+    """Least and mean cosine, row by row, of unit vectors."""
+    cosine = (one * other).sum(axis=1)
+    return round(float(cosine.min()), 4), round(float(cosine.mean()), 4)
+
+
+def smoothed(model: Model, lines: Sequence[str], tokenizer: Any, most: int = TOKENS) -> None:
+    """Even out the products' inputs over what these lines bring forth, in place."""
+    tapped, taps = with_taps(model)
+    encode = Encode(tapped.SerializeToString(), tokenizer, most)
+    peaks = {name: np.zeros(1, np.float32) for name in taps}
+    for line in lines:
+        for name, value in zip(taps, encode.session.run(taps, encode.feed(line)), strict=True):
+            top = np.abs(value).reshape(-1, value.shape[-1]).max(axis=0)
+            peaks[name] = np.maximum(peaks[name], top)
+    smooth(model, peaks)
+
+
+def quantise(
+    model: Model, lines: Sequence[str], tokenizer: Any, build: Path, most: int = TOKENS
+) -> bytes:
+    """The int8 model; `lines` calibrate. Leaves smooth.onnx and int8.onnx in `build`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    smoothed(model, lines, tokenizer, most)
+    onnx.save(model, str(build / "smooth.onnx"))
+    with _quiet():
+        quantize_dynamic(
+            build / "smooth.onnx",
+            build / "int8.onnx",
+            nodes_to_quantize=[node.name for node in products(model)],
+            per_channel=True,
+            weight_type=QuantType.QUInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+    return (build / "int8.onnx").read_bytes()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The tool advises on the root logger to preprocess, which this graph does not need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

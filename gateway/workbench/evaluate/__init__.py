@@ -1,0 +1,1 @@
+"""Judge the forecasts on rows that the models never saw."""

@@ -1,0 +1,321 @@
+"""`sagesched evaluate`: how good the forecasts are, on rows the models never saw.
+
+The rows go through the serving predictor in order: forecast first, learn after. Beside it go
+baselines and the predictor with parts taken away, over the same rows in the same run, so
+that every figure has something to be compared with. What comes out is one tree of figures
+(`evaluate_report`), as JSON, as Markdown, and three pictures.
+
+Two things make up the time: one vector for each distinct prompt (some 15 ms, kept in
+DIR/vectors.npz for the next run), and some 2 ms a row and variant. Both are spread over
+`workers` processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.errors import SettingsError
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoders import exported_in
+from gateway.predict.view import cut
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+from gateway.workbench.evaluate import evaluation_report as reports
+from gateway.workbench.evaluate import forecast_charts as plots
+from gateway.workbench.evaluate.evaluation_tables import markdown
+from gateway.workbench.evaluate.judged_rows import (
+    Case,
+    Chosen,
+    Side,
+    choose,
+    counts,
+    fit_keys,
+    read,
+)
+from gateway.workbench.evaluate.judged_rows import read_history as read_store
+from gateway.workbench.evaluate.row_replay import (
+    DRIFT_ROWS,
+    Bench,
+    Forecasts,
+    Task,
+    begin,
+    drifting,
+    work,
+)
+from gateway.workbench.evaluate.variants import BASELINES, OF_HISTORY, VARIANTS
+from gateway.workbench.evaluate.vectors import Known, Prompt, prompt_key, vectors_of
+from gateway.workbench.progress import Progress, spread
+
+OF_SCENARIOS = ("stage0", "static", "full")
+DRIFT_SOURCES = 5
+DRIFT_LEAST = DRIFT_ROWS + 50  # rows a source must have to be doubled
+PLOTTED = ("full", "static", "stage0")
+
+
+def evaluate(
+    data: Path | None,
+    history: Path | None,
+    out: Path,
+    strict_replay: bool,
+    *,
+    in_flight: int = 64,
+    limit: int | None = None,
+    side: Side = "auto",
+    variants: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    apart_rows: int = 1000,
+    scenarios: bool = True,
+    workers: int = 2,
+    settings: Predict | None = None,
+    models: Path | None = None,
+) -> int:
+    """Judge the forecasts and write OUT/report.json, report.md and three .svg.
+
+    Args:
+        data: a file of conversations, .jsonl or .jsonl.gz; or else
+        history: a gateway's store.
+        strict_replay: learn each row before the next is forecast; otherwise a row is learned
+            after `in_flight` later ones were forecast, as where answers take their time.
+        limit: the first rows only (of history: the newest).
+        side: `held` judges the test side of the split, `unfitted` every row not fitted,
+            `auto` the first where FILE is what the models were trained from.
+        variants: of VARIANTS; empty for all.
+        leave_out: sources never fitted that are also replayed alone; empty for all there are.
+        apart_rows: of each of them at most.
+        scenarios: False leaves them and the drift out.
+        workers: processes.
+
+    Returns:
+        0.
+
+    Raises:
+        SettingsError: an option, the file or the models are unusable.
+    """
+    started = time.monotonic()
+    settings, models = settings or Predict(), models or shipped("models")
+    if (data is None) == (history is None):
+        raise SettingsError("evaluate: expected --data FILE or --history, and not both")
+    names = _names(variants, VARIANTS if history is None else OF_HISTORY)
+    whole = Artefacts(
+        *(models, settings.embedding_model_name, settings.max_encoder_tokens),
+        exported=exported_in(settings.models_path),
+    )
+    if whole.encoder is None:
+        raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
+    chosen = _chosen(data, history, models, whole, side, limit, apart_rows)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{out}: cannot be made: {error.strerror}") from None
+    apart = _apart(chosen, leave_out) if scenarios else {}
+    known = _known(chosen, apart, out, models, settings, workers)
+    bench = Bench(
+        cases=chosen.cases,
+        apart=apart,
+        models=models,
+        settings=settings,
+        known=known,
+        width=whole.encoder.width,
+        has_text=history is None,
+        in_flight=0 if strict_replay else in_flight,
+    )
+    tasks = _tasks(names, bench, scenarios=scenarios and history is None)
+    bar = Progress("replays", sum(_size(bench, task) for task in tasks))
+    said = spread(work, tasks, begin, (bench,), workers, lambda t: bar.step(_size(bench, t)))
+    truth = reports.Truth(chosen.cases, None if history is not None else chosen.never_fitted)
+    report = _report(bench, truth, dict(zip(tasks, said, strict=True)), known)
+    report["about"] = _about(chosen, bench, data or history, whole.problems)
+    report["about"]["seconds"] = round(time.monotonic() - started, 1)
+    _write(out, report, truth, dict(zip(tasks, said, strict=True)))
+    print(
+        f"{len(chosen.cases)} of {chosen.rows_read} rows judged ({chosen.side}),"
+        f" {_fitted(chosen)}; {report['about']['seconds']} s; see {out / 'report.md'}"
+    )
+    return 0
+
+
+def _fitted(chosen: Chosen) -> str:
+    if chosen.fitted_rows is None:
+        return "whether the models saw them cannot be known"
+    return f"{chosen.fitted_rows} dropped because the models saw them"
+
+
+def _names(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+    for name in wanted:
+        if name not in known:
+            raise SettingsError(f"evaluate: no variant {name!r}; there are {', '.join(known)}")
+    return [name for name in known if not wanted or name in wanted]
+
+
+def _chosen(
+    data: Path | None,
+    history: Path | None,
+    models: Path,
+    whole: Artefacts,
+    side: Side,
+    limit: int | None,
+    apart_rows: int,
+) -> Chosen:
+    if data is not None:
+        chosen = choose(read(data), fit_keys(models), side, limit, apart_rows)
+    else:
+        assert history is not None and whole.encoder is not None
+        chosen = read_store(history, whole.encoder_name, whole.encoder.width, limit)
+    if not chosen.cases:
+        raise SettingsError(
+            f"{data or history}: no row to judge ({chosen.rows_read} read,"
+            f" {chosen.fitted_rows or 0} fitted)"
+        )
+    return chosen
+
+
+def _apart(chosen: Chosen, leave_out: Sequence[str]) -> dict[str, tuple[Case, ...]]:
+    """Sources to replay alone: long enough, and never fitted."""
+    for name in leave_out:
+        if name not in chosen.never_fitted:
+            known = ", ".join(chosen.never_fitted) or "none"
+            raise SettingsError(
+                f"evaluate: the shipped models were fitted on {name!r}, or it is not in the"
+                f" file; never fitted: {known}"
+            )
+    names = leave_out or list(chosen.never_fitted)
+    rows = {name: chosen.never_fitted[name] for name in names}
+    return {name: own for name, own in rows.items() if len(own) >= reports.FIRST_ROWS + 50}
+
+
+def _known(
+    chosen: Chosen,
+    apart: Mapping[str, tuple[Case, ...]],
+    out: Path,
+    models: Path,
+    settings: Predict,
+    workers: int,
+) -> dict[bytes, Known]:
+    if chosen.vectors:
+        return {prompt_key(Prompt(text)): Known(v, 0.0) for text, v in chosen.vectors.items()}
+    cases = [*chosen.cases, *(case for own in apart.values() for case in own)]
+    views = [case.view for case in cases if case.view.text.strip()]
+    prompts = [Prompt(cut(view.text, settings.max_chars), view.system) for view in views]
+    return vectors_of(prompts, models, settings, out / "vectors.npz", workers)
+
+
+def _tasks(names: Sequence[str], bench: Bench, *, scenarios: bool) -> list[Task]:
+    """In an order that lets the processes end together: the long ones first."""
+    tasks = [Task(name) for name in names]
+    few = [name for name in OF_SCENARIOS if name in names]
+    if scenarios:
+        large = [s for s, n in counts(bench.cases).items() if n >= DRIFT_LEAST][:DRIFT_SOURCES]
+        tasks += [Task(name, "apart", source) for source in bench.apart for name in few]
+        tasks += [
+            Task(name, kind, source)
+            for source in large
+            for name in few
+            for kind in ("drift", "no drift")
+        ]
+    return sorted(tasks, key=lambda task: (task.variant in BASELINES, -_size(bench, task)))
+
+
+def _size(bench: Bench, task: Task) -> int:
+    return len(bench.rows(task))
+
+
+def _report(
+    bench: Bench,
+    truth: reports.Truth,
+    said: Mapping[Task, Forecasts],
+    known: Mapping[bytes, Known],
+) -> dict[str, Any]:
+    variants = {name: said[Task(name)] for name in VARIANTS if Task(name) in said}
+    everything = np.ones(len(truth), bool)
+    report: dict[str, Any] = {"about": {}}
+    report |= reports.tree(truth, variants, everything)
+    report["first_seen"] = reports.tree(truth, variants, truth.first_seen)
+    report["apart"] = {
+        source: reports.apart(cases, own)
+        for source, cases in bench.apart.items()
+        if (own := _scenario(said, "apart", source))
+    }
+    report["drift"] = {
+        source: reports.drift(
+            drifting(bench.cases, source, drifts=False), own, _scenario(said, "no drift", source)
+        )
+        for source in dict.fromkeys(task.source for task in said if task.kind == "drift")
+        if (own := _scenario(said, "drift", source))
+    }
+    for scenario in ("apart", "drift"):
+        if report[scenario]:
+            report[scenario]["mean"] = reports.mean_of(report[scenario])
+    report["over_time"] = {n: reports.over_time(truth, f) for n, f in variants.items()}
+    report["timing"] = _timing(variants, known)
+    return report
+
+
+def _scenario(said: Mapping[Task, Forecasts], kind: str, source: str) -> dict[str, Forecasts]:
+    return {t.variant: f for t, f in said.items() if (t.kind, t.source) == (kind, source)}
+
+
+def _timing(variants: Mapping[str, Forecasts], known: Mapping[bytes, Known]) -> dict[str, Any]:
+    """Of the encoder on new texts, and of a forecast without it."""
+    encoded = np.array([item.ms for item in known.values() if item.ms > 0])
+    found: dict[str, Any] = {"encoder, a new text": reports.timing(encoded)}
+    for name in ("stage0", "full"):
+        if name in variants:
+            found[f"{name}, without encoder"] = reports.timing(1000 * variants[name].seconds)
+    return found
+
+
+def _about(
+    chosen: Chosen, bench: Bench, path: Path | None, problems: Sequence[str]
+) -> dict[str, Any]:
+    cases = chosen.cases
+    late = bench.in_flight
+    return {
+        "file": path.name if path else "",
+        "rows_read": chosen.rows_read,
+        "fitted_rows": chosen.fitted_rows,
+        "side": chosen.side,
+        "rows": len(cases),
+        "first_seen_rows": sum(case.first_seen for case in cases),
+        "censored_rows": sum(case.censored for case in cases),
+        "sources": counts(cases),
+        "never_fitted": sorted(chosen.never_fitted),
+        "apart_after_rows": reports.FIRST_ROWS,
+        "strict_replay": late == 0,
+        "replay": "each learned before the next is forecast (strict)"
+        if late == 0
+        else f"each learned after {late} later ones were forecast",
+        "encoder": bench.settings.embedding_model_name,
+        "settings": msgspec.to_builtins(bench.settings),
+        "tenant": "one for all rows, but by source in full_tenants"
+        if bench.has_text
+        else "as stored",
+        "task_type": "not told, but in full_task",
+        "problems": list(problems),
+    }
+
+
+def _write(
+    out: Path, report: dict[str, Any], truth: reports.Truth, said: Mapping[Task, Forecasts]
+) -> None:
+    report = reports.rounded(report)
+    shown = [name for name in PLOTTED if Task(name) in said] or list(report["overall"])[:3]
+    files = {
+        "report.json": msgspec.json.format(msgspec.json.encode(report), indent=1).decode(),
+        "report.md": markdown(report),
+        "calibration.svg": plots.calibration(
+            {name: report["overall"][name]["calibration"] for name in shown}
+        ),
+        "predicted.svg": plots.predicted(truth, said[Task(shown[0])], shown[0]),
+        "tau_over_time.svg": plots.tau_over_time({n: report["over_time"][n] for n in shown}),
+    }
+    for name, text in files.items():
+        try:
+            (out / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{out / name}: cannot be written: {error.strerror}") from None

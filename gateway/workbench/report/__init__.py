@@ -1,0 +1,1 @@
+"""Tell from observed traffic what scheduling would have gained."""

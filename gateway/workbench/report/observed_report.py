@@ -1,0 +1,213 @@
+"""`sagesched report`: what scheduling would have gained on the traffic that was observed.
+
+The journal of `mode = "observe"` is played again twice on a provider fitted to it
+(report_fit.py): as it was, everything at once, and through the gateway's own scheduler. Beside
+both stand the times that were observed: where the first column differs from them, so far is the
+fitted provider from the real one, and no conclusion should lean on less than that. What neither
+size nor load explains stays with each request as its noise; much of it is told, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from gateway.errors import SettingsError
+from gateway.settings.schema import Account, Settings
+from gateway.store.store import read_observed
+from gateway.types import ObservedRow
+from gateway.workbench.report.provider_fit import Fit, fitted
+from gateway.workbench.simulate import policies
+from gateway.workbench.simulate.run_figures import figures
+from gateway.workbench.simulate.simulated_provider import Provider
+from gateway.workbench.simulate.virtual_loop import Policy, Request, Result, run
+
+FIGURES = (
+    ("short_p50_s", "short P50 s"),
+    ("short_p95_s", "short P95 s"),
+    ("heavy_p95_s", "heavy P95 s"),
+    ("p95_s", "P95 s"),
+    ("mean_s", "mean s"),
+    ("deadline_misses", "deadlines missed"),
+)
+FAR_OFF = 0.25  # of a played figure from the observed one
+MUCH_NOISE = 0.6  # sigma of log latencies that neither size nor load explains
+MOST_ROWS = 100_000
+
+
+class Options(Struct, kw_only=True):
+    history: Path
+    out: Path | None = None
+    rows: int = MOST_ROWS
+    settings: Settings | None = None  # whose scheduler is played; None: the defaults
+
+
+def report(options: Options) -> int:
+    """Print the table, write OUT/report.json and OUT/report.md where asked; 0.
+
+    Raises:
+        SettingsError: no store, or too little was observed.
+    """
+    rows = read_observed(options.history, options.rows)
+    found = tree(rows, options.settings)
+    text = markdown(found)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        encoded = msgspec.json.format(msgspec.json.encode(found), indent=1)
+        (options.out / "report.json").write_bytes(encoded)
+        (options.out / "report.md").write_text(text)
+    print(text)
+    return 0
+
+
+def tree(rows: Sequence[ObservedRow], settings: Settings | None) -> dict[str, Any]:
+    """Everything that is told. Raises SettingsError where too little was observed."""
+    if not rows:
+        raise SettingsError('report: nothing was observed: [schedule] mode = "observe" notes it')
+    journal = fitted(rows)
+    fits, requests = journal.fits, journal.requests
+    naive = _play(policies.plain("naive", 1), fits, requests)
+    ours = _play(policies.Core(_settings(fits, requests, settings)), fits, requests)
+    observed = [_seen(*pair) for pair in zip(requests, journal.rows, strict=True)]
+    return {
+        "requests": len(rows),
+        "played": len(requests),
+        "hours": (max(r.arrived_wall_s for r in rows) - rows[0].arrived_wall_s) / 3600,
+        "outcomes": dict(Counter(row.outcome.value for row in rows)),
+        "would": dict(Counter(row.would for row in rows)),
+        "accounts": {name: _account(fit) for name, fit in fits.items()},
+        "observed": figures(observed),
+        "naive": figures(naive),
+        "scheduled": figures(ours),
+    }
+
+
+def _account(fit: Fit) -> dict[str, Any]:
+    nature = fit.nature
+    return {
+        "requests": fit.requests,
+        "regime": fit.curve.regime,
+        "knee": fit.curve.knee,
+        "best_window": nature.best_window if fit.curve.regime != "unknown" else None,
+        "most_inflight": fit.most_inflight,
+        "base_s": nature.base_s,
+        "prompt_token_s": nature.prompt_token_s,
+        "output_token_s": nature.output_token_s,
+        "noise": nature.noise,
+    }
+
+
+def _settings(
+    fits: Mapping[str, Fit], requests: Sequence[Request], given: Settings | None
+) -> Settings:
+    models = {name: sorted({r.model for r in requests if r.accounts == (name,)}) for name in fits}
+    tenants = sorted({request.tenant for request in requests})
+    plain = policies.settings_of(models, tenants)
+    if given is None:
+        return plain
+    schedule = msgspec.structs.replace(given.schedule, mode="schedule", bypass=False)
+    return msgspec.structs.replace(
+        plain,
+        schedule=schedule,
+        balance=given.balance,
+        accounts=[_named(account, given) for account in plain.accounts],
+    )
+
+
+def _named(account: Account, given: Settings) -> Account:
+    """With the provider's names for its models where the settings know the account: clients'
+    names of one model share its window."""
+    names = next((known.model_map for known in given.accounts if known.name == account.name), {})
+    models = {client: names.get(client, client) for client in account.model_map}
+    return msgspec.structs.replace(account, models=models)
+
+
+def _play(policy: Policy, fits: Mapping[str, Fit], requests: Sequence[Request]) -> Sequence[Result]:
+    providers = {name: Provider(fit.nature) for name, fit in fits.items()}
+    return run(policy, providers, requests).results
+
+
+def _seen(request: Request, row: ObservedRow) -> Result:
+    """The request as it really went."""
+    started_s = request.arrived_s + row.queue_s
+    return Result(request, started_s, started_s + row.upstream_s, completed=True)
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """For a person."""
+    lines = [
+        "# What scheduling would have gained",
+        "",
+        f"{found['requests']} requests in {found['hours']:.1f} h were observed"
+        f" ({_counts(found['outcomes'])}); {found['played']} answered ones are played again.",
+        f"At their arrival the scheduler would have: {_counts(found['would'])}.",
+        "",
+        "| account | requests | regime | best window | most in flight | alone: base + output |",
+        "|---|---:|---|---:|---:|---|",
+    ]
+    for name, own in found["accounts"].items():
+        window = "–" if own["best_window"] is None else own["best_window"]
+        lines.append(
+            f"| {name} | {own['requests']} | {own['regime']} | {window} | {own['most_inflight']} |"
+            f" {own['base_s']:.2f} s + {1000 * own['output_token_s']:.1f} ms/token |"
+        )
+    lines += [
+        "",
+        "| | observed | played as it was | scheduled | change |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    far = False
+    for name, title in FIGURES:
+        seen, naive, ours = (found[kind][name] for kind in ("observed", "naive", "scheduled"))
+        far = far or (name.endswith("_s") and _differs(seen, naive))
+        lines.append(
+            f"| {title} | {_n(seen)} | {_n(naive)} | {_n(ours)} | {_change(ours, naive)} |"
+        )
+    lines += ["", "Short is ≤ 64 output tokens, heavy > 256. Deadline: 1 s + 4 × alone."]
+    noisy = [name for name, own in found["accounts"].items() if own["noise"] > MUCH_NOISE]
+    if noisy:
+        lines += [
+            "",
+            f"**On {', '.join(noisy)} neither a request's size nor the load explains most of its"
+            " time: what is said here about them is worth little.**",
+        ]
+    if far:
+        lines += [
+            "",
+            "**Played as it was, a figure differs from what was observed by more than"
+            f" {FAR_OFF:.0%}: the fitted provider is not yours. Observe longer, or under more"
+            " varied load, before you rely on this.**",
+        ]
+    if all(own["regime"] == "unknown" for own in found["accounts"].values()):
+        lines += [
+            "",
+            "No account was loaded enough to show where it slows down: there is little to gain at"
+            " this load, and this report cannot say what a higher one would bring.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _differs(seen: float, played: float) -> bool:
+    return bool(np.isfinite([seen, played]).all()) and abs(played - seen) > FAR_OFF * max(
+        seen, 0.05
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _n(value: float) -> str:
+    return f"{value:.3g}" if np.isfinite(value) else "–"
+
+
+def _change(ours: float, naive: float) -> str:
+    if not np.isfinite([ours, naive]).all() or naive <= 0:
+        return "–"
+    return f"{ours / naive - 1:+.0%}"

@@ -1,0 +1,156 @@
+"""From an observed journal to a provider that can be played again.
+
+What is known of each request: when it began and ended at the provider, its tokens. From the
+beginnings and ends of all of them comes how many were in flight over its life; from that, with
+the same fits that the live windows use (balance/curve.py, balance/unloaded.py), how long it
+would have taken alone and how the provider slows down. Here they see the whole journal at once
+instead of a fading memory.
+
+What is left over after both fits is the request's own noise. It is kept with the request, so
+that playing the journal again as it was gives back, nearly, the times that were observed; how
+nearly is told, since nothing else says what the counterfactual is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from gateway.balance.curve import Bins, Curve, Floats
+from gateway.balance.unloaded import Unloaded
+from gateway.errors import SettingsError
+from gateway.types import ObservedRow, Outcome, Workload
+from gateway.workbench.simulate.request_rows import Row
+from gateway.workbench.simulate.simulated_provider import Nature
+from gateway.workbench.simulate.virtual_loop import Request
+
+LEAST = 50  # answered requests, for a fit
+ROUNDS = 6
+NOISE = 0.3  # sigma of log latencies, for the fit
+LEAST_NOISE = 0.02
+
+_workload = msgspec.msgpack.Decoder(Workload).decode
+
+
+class Fit(Struct, frozen=True):
+    """One account as it was seen."""
+
+    account: str
+    nature: Nature
+    curve: Curve
+    requests: int
+    most_inflight: int
+
+
+class Journal(Struct, frozen=True):
+    """A provider per account, and requests in order of arrival beside what was seen of each."""
+
+    fits: dict[str, Fit]
+    requests: list[Request]
+    rows: list[ObservedRow]
+
+
+def fitted(rows: Sequence[ObservedRow]) -> Journal:
+    """What can be played again; requests that no account answered in full are left out.
+
+    Raises:
+        SettingsError: too few were answered, or there is not one account with enough.
+    """
+    whole = [row for row in rows if _usable(row)]
+    by_account: dict[str, list[ObservedRow]] = {}
+    for row in whole:
+        by_account.setdefault(row.account, []).append(row)
+    enough = {name: own for name, own in by_account.items() if len(own) >= LEAST}
+    if not enough:
+        raise SettingsError(
+            f"report: {len(whole)} answered requests were observed; {LEAST} on one account are"
+            " needed"
+        )
+    start_s = min(row.arrived_wall_s for own in enough.values() for row in own)
+    fits: dict[str, Fit] = {}
+    pairs: list[tuple[Request, ObservedRow]] = []
+    for name, own in sorted(enough.items()):
+        fit, noise = _fit(name, own)
+        fits[name] = fit
+        pairs += [
+            (_request(row, number, z, fit, start_s), row)
+            for number, (row, z) in enumerate(zip(own, noise.tolist(), strict=True))
+        ]
+    pairs.sort(key=lambda pair: pair[0].arrived_s)
+    return Journal(fits, [request for request, _ in pairs], [row for _, row in pairs])
+
+
+def _usable(row: ObservedRow) -> bool:
+    return row.outcome is Outcome.OK and row.upstream_s > 0 and row.output_tokens > 0
+
+
+def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
+    began = np.array([row.arrived_wall_s + row.queue_s for row in rows])
+    took = np.array([row.upstream_s for row in rows])
+    inflight = mean_inflight(began, began + took)
+    sizes = np.array([(1.0, row.prompt_tokens, row.output_tokens / row.n) for row in rows])
+    ln_n = np.log(np.maximum(inflight, 1.0))
+    expected = np.zeros(len(rows))
+    ones = np.ones(len(rows))
+    for _ in range(ROUNDS):  # size and curve, each given the other
+        unloaded, bins = Unloaded(), Bins()
+        for _ in range(3):  # its weights are those of the fit before
+            unloaded.learn(sizes, took / np.exp(expected), 0.0)
+        logs = np.log(took / unloaded.of(sizes))
+        flat = np.zeros_like(bins.weights)
+        bins.add(ln_n, logs, ones, flat, np.ones_like(bins.weights))
+        known = bins.posterior(NOISE**2)
+        expected = known.slowdown_at(ln_n) + known.scale
+    curve = known.curve(bins.explored())
+    residual = np.log(took / unloaded.of(sizes)) - known.slowdown_at(ln_n) - known.scale
+    noise = max(float(residual.std()), LEAST_NOISE)
+    base_s, prompt_s, output_s = (unloaded.theta * np.exp(known.scale)).tolist()
+    nature = Nature(
+        shape="fitted",
+        knee=curve.turn or 10.0 * float(inflight.max()),
+        sharp=curve.sharp or 4.0,
+        power=curve.steep or 1.0,
+        base_s=base_s,
+        prompt_token_s=prompt_s,
+        output_token_s=output_s,
+        noise=noise,
+    )
+    return Fit(name, nature, curve, len(rows), int(inflight.max())), residual / noise
+
+
+def mean_inflight(began_s: Floats, ended_s: Floats) -> Floats:
+    """How many were in flight over each one's life, on average, itself included."""
+    times = np.concatenate([began_s, ended_s])
+    order = np.argsort(times, kind="stable")
+    steps = np.concatenate([np.ones(len(began_s)), -np.ones(len(ended_s))])[order]
+    times = times[order]
+    level = np.cumsum(steps)
+    area = np.concatenate([[0.0], np.cumsum(level[:-1] * np.diff(times))])
+
+    def until(at_s: Floats) -> Floats:
+        value: Floats = np.interp(at_s, times, area)
+        return value
+
+    life = np.maximum(ended_s - began_s, 1e-9)
+    mean: Floats = (until(ended_s) - until(began_s)) / life
+    return mean
+
+
+def _request(row: ObservedRow, number: int, z: float, fit: Fit, start_s: float) -> Request:
+    first = _workload(row.first)
+    last = _workload(row.last)
+    output = max(1, round(row.output_tokens / row.n))
+    known = Row(row.prompt_tokens, output, first, last if last != first else None)
+    return Request(
+        id=f"{fit.account}/{number}",
+        arrived_s=row.arrived_wall_s - start_s,
+        row=known,
+        z=z,
+        alone_s=fit.nature.alone_s(row.prompt_tokens, output, z),
+        tenant=row.tenant,
+        model=row.model,
+        accounts=(fit.account,),
+    )

@@ -1,0 +1,1 @@
+"""Play the deciding rooms on a virtual clock against providers of every shape."""

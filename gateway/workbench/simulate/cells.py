@@ -1,0 +1,182 @@
+"""One cell played by every policy.
+
+`ours` has served the world's warm-up requests to their end before; `cold` has not. `true` is
+ours told the true lengths: what it misses, no predictor mends. `static` is the core with a
+fixed window, the best of SEARCHED chosen afterwards: what a controller that finds the window
+by itself is held against. In flood and isolation what matters is the quiet side, so it is
+played a second time, alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from msgspec import Struct, structs
+
+from gateway.settings.schema import Schedule
+from gateway.workbench.simulate import policies
+from gateway.workbench.simulate.request_rows import truth
+from gateway.workbench.simulate.run_figures import figures, tenants_p95
+from gateway.workbench.simulate.virtual_loop import Policy, Request, Result, Run, run
+from gateway.workbench.simulate.worlds import QUIET_RHO, STEADY, Cell, Plan, World, world_of
+
+BASELINES = ("naive", "fifo", "sjf", "quota", "fair", "short_first", "dual_budget")
+ORDERINGS = ("boost", "gittins", "sjf", "fcfs", "slowdown")
+OTHERS = [name for name in ORDERINGS if name != Schedule().ordering]
+OURS = ("ours", "cold", *(f"ours:{name}" for name in OTHERS), "true", "static")
+POLICIES = (*BASELINES, *OURS)
+TWO_SIDED = ("naive", "fifo", "dual_budget", "ours", "cold")  # of flood and isolation
+
+DROPPED = 0.2  # of a steady run
+SEARCHED = (0.1, 0.15, 0.22, 0.35, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.8, 4.0, 6.0)
+"""Static windows that hindsight chooses from, × the provider's best. (The small ones for linear
+providers, whose 95 % lie at 19 × where shorts are served best.)"""
+
+
+class Played(Struct, frozen=True):
+    """One policy in one cell."""
+
+    figures: dict[str, float]
+    refused: dict[str, int] = {}  # by the code of the refusal
+    latencies: list[float] = []
+    waits: list[float] = []
+    tokens: list[int] = []
+    trace: list[tuple[float, float, int]] = []  # (time, room, in flight)
+
+
+def play(plan: Plan, cell: Cell) -> dict[str, Played]:
+    """Every policy of the plan through the cell."""
+    world = world_of(plan, cell)
+    names = plan.policies or POLICIES
+    if cell.scenario in QUIET_RHO:
+        return {n: _two_sided(plan, cell, world, n) for n in names if n in TWO_SIDED}
+    if cell.scenario in STEADY:  # it warms up by itself: cold is ours
+        names = [n for n in names if n != "cold"]
+    return {n: _one(plan, cell, world, n) for n in names}
+
+
+def _one(plan: Plan, cell: Cell, world: World, name: str) -> Played:
+    if name == "static":
+        return _hindsight(plan, cell, world)
+    if name == "true":
+        world = structs.replace(
+            world, requests=_knowing(world.requests), warm_up=_knowing(world.warm_up)
+        )
+    return _played(cell, _run(plan, world, name), plan)
+
+
+def _run(plan: Plan, world: World, name: str, window: int | None = None) -> Run:
+    policy = _policy(plan, world, name, window)
+    providers = world.providers()
+    start_s = 0.0
+    warm = name not in ("cold", "static", *BASELINES)
+    if warm and world.warm_up:
+        start_s = run(policy, providers, world.warm_up).ended_s + 1.0
+    found = run(policy, providers, world.requests, world.changes, start_s)
+    if isinstance(policy, policies.Core):
+        policy.scheduler.check(found.ended_s)
+    return found
+
+
+def _policy(plan: Plan, world: World, name: str, window: int | None) -> Policy:
+    def core(*sections: policies.Overrides, **account: int) -> policies.Core:
+        return policies.Core(
+            policies.settings_of(
+                world.models, world.tenants, plan.overrides, *sections, account=account
+            )
+        )
+
+    if window is not None:
+        sections, account = policies.fixed_window(window)
+        return core(sections, **account)
+    if name == "dual_budget":
+        return core(policies.DUAL_BUDGET)
+    if name in BASELINES:
+        return policies.plain(name, world.best_window)
+    if ":" in name:
+        return core({"schedule": {"ordering": name.split(":")[1]}})
+    return core()
+
+
+def _hindsight(plan: Plan, cell: Cell, world: World) -> Played:
+    """The static window with the least short P95 × mean, of all that were tried."""
+    best: Played | None = None
+    for window in sorted({max(1, round(times * world.best_window)) for times in SEARCHED}):
+        played = _played(cell, _run(plan, world, "static", window), plan)
+        played.figures["window"] = float(window)
+        if best is None or _pain(played) < _pain(best):
+            best = played
+    assert best is not None
+    return best
+
+
+def _pain(played: Played) -> float:
+    found = played.figures
+    short_s = found["short_p95_s"] if found["short_p95_s"] == found["short_p95_s"] else 1.0
+    return found["mean_s"] * short_s / found["completed"] ** 2
+
+
+def _played(cell: Cell, found: Run, plan: Plan) -> Played:
+    results = found.results
+    if cell.scenario in STEADY:
+        results = results[int(DROPPED * len(results)) :]
+    numbers, refused = figures(results), _refused(results)
+    place = cell.seed - plan.first_seed
+    if place >= plan.sampled_seeds:
+        return Played(numbers, refused)
+    done = [r for r in results if r.completed]
+    return Played(
+        numbers,
+        refused,
+        [round(r.latency_s, 4) for r in done],
+        [round(r.wait_s, 4) for r in done],
+        [r.request.row.output_tokens for r in done],
+        [(round(t, 3), room, n) for t, room, n in found.trace] if place == 0 else [],
+    )
+
+
+def _two_sided(plan: Plan, cell: Cell, world: World, name: str) -> Played:
+    """The quiet side with the loud one and alone."""
+    quiet = [r for r in world.requests if r.tenant == "quiet"]
+    both = _run(plan, world, name).results
+    alone = _run(plan, structs.replace(world, requests=quiet), name).results
+    beside = [r for r in both if r.request.tenant == "quiet"]
+    numbers = figures(both) | {
+        "quiet_p95_s": tenants_p95(beside)["quiet"],
+        "quiet_alone_p95_s": tenants_p95(alone)["quiet"],
+        "loud_p95_s": tenants_p95(both)["loud"],
+        "quiet_completed": sum(r.completed for r in beside) / len(beside),
+        "quiet_added_wait_s": _added_wait(beside, alone),
+    }
+    return Played(numbers, _refused(both))
+
+
+def _refused(results: Sequence[Result]) -> dict[str, int]:
+    return dict(Counter(r.refused for r in results if r.refused))
+
+
+def _added_wait(beside: Sequence[Result], alone: Sequence[Result]) -> float:
+    """The most any quiet request waited longer in the queue than when alone."""
+    return max(b.wait_s - a.wait_s for b, a in zip(beside, alone, strict=True))
+
+
+def _knowing(requests: Sequence[Request]) -> list[Request]:
+    return [structs.replace(r, row=truth(r.row)) for r in requests]
+
+
+# --- in a process of its own ------------------------------------------------------------
+
+_plan: Plan | None = None
+
+
+def begin(plan: Plan) -> None:
+    """Prepare this process for `work`."""
+    global _plan
+    _plan = plan
+
+
+def work(cell: Cell) -> dict[str, Played]:
+    """One cell, in a process that was prepared."""
+    assert _plan is not None
+    return play(_plan, cell)

@@ -1,0 +1,286 @@
+"""`sagesched simulate`: the gateway's own deciding rooms on a virtual clock.
+
+A day of traffic in seconds, twenty times over with other seeds, against providers of every
+shape, beside what people do without a gateway. What it leaves out: HTTP, the event loop, the
+predictor's own load. So it says whether a *decision* is good; `sagesched bench` says whether
+the *gateway* is.
+
+Options are an `Options`; the report is one tree (simulate_report), as JSON, as Markdown, and
+pictures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.errors import SettingsError
+from gateway.shipped import shipped
+from gateway.workbench.figures import Floats
+from gateway.workbench.progress import Progress, spread
+from gateway.workbench.simulate import arrival_gaps as arrivals
+from gateway.workbench.simulate import latency_charts as plots
+from gateway.workbench.simulate import simulation_report as reports
+from gateway.workbench.simulate.cells import POLICIES, Played, begin, work
+from gateway.workbench.simulate.forecast_rows import real_rows
+from gateway.workbench.simulate.policies import settings_of
+from gateway.workbench.simulate.request_rows import MIXES, Row, generated, noisy
+from gateway.workbench.simulate.simulated_provider import SHAPES, Shape
+from gateway.workbench.simulate.simulation_tables import markdown
+from gateway.workbench.simulate.worlds import SCENARIOS, Cell, Plan, Scenario, world_of
+
+GENERATED_ROWS = 4000
+TAU = 0.55
+REAL = "real"
+RHO_NAMES = {"medium": 1.2, "high": 2.0}
+
+DEFAULTS: dict[Scenario, tuple[tuple[float, ...], int]] = {
+    "burst": ((2.0,), 200),
+    "steady": ((0.7, 0.9, 1.1), 5000),
+    "drop": ((0.8,), 2000),
+    "drift": ((0.65,), 2000),
+    "limits": ((2.0,), 200),
+    "flood": ((2.0,), 600),
+    "isolation": ((2.0,), 400),
+}
+"""Loads and numbers of requests, by scenario."""
+
+
+class Options(Struct, kw_only=True):
+    """As on the command line; empty is the default of each."""
+
+    out: Path
+    data: Path | None = None
+    history: Path | None = None
+    kept: Path | None = None  # the file of forecasts; None: OUT/forecasts.npz
+    learned: int = 0  # rows the forecaster of each row had learned; 0: all before it
+    taus: Sequence[float] = ()
+    scenarios: Sequence[str] = ("burst",)
+    shapes: Sequence[str] = ("knee", "power", "quadratic", "linear")
+    rhos: Sequence[str] = ()
+    requests: int = 0
+    seeds: int = 20
+    first_seed: int = 0
+    mix: str = "published"
+    arrivals: str = "poisson"  # or burst, or a file
+    speed: float = 0.0
+    policies: Sequence[str] = ()
+    warm_up: int = 300
+    provider: Sequence[str] = ()  # KEY=NUMBER
+    settings: Sequence[str] = ()  # SECTION.KEY=VALUE
+    jobs: int = 2
+    command: str = "sagesched simulate"
+
+
+def simulate(options: Options) -> int:
+    """Play everything and write OUT/report.json, report.md and pictures.
+
+    Returns:
+        0; a goal that is not met is a finding, no error.
+
+    Raises:
+        SettingsError: an option or a file is unusable.
+    """
+    started = time.monotonic()
+    plan, cells = prepare(options)
+    bar = Progress("cells", len(cells))
+    played = spread(work, cells, begin, (plan,), options.jobs, lambda cell: bar.step())
+    groups = reports.tree(cells, played)
+    report: dict[str, Any] = {
+        "about": {
+            "command": options.command,
+            "rows_from": (options.data or options.history or Path("generated")).name,
+            "mix": plan.mix,
+            "arrivals": options.arrivals,
+            "speed": options.speed,
+            "seeds": options.seeds,
+            "first_seed": options.first_seed,
+            "warm_up": options.warm_up,
+            "provider": plan.fixed,
+            "settings": plan.overrides,
+            "seconds": round(time.monotonic() - started, 1),
+        },
+        "workload": reports.workload(plan.rows),
+        "groups": groups,
+    }
+    _write(options.out, report, plan, cells, played)
+    rows = [row for group in groups for row in (*group["checks"], *group["goals"].get("ours", ()))]
+    met = sum(row["met"] for row in rows)
+    print(
+        f"{len(cells)} cells, {met} of {len(rows)} goals and checks met by ours;"
+        f" {report['about']['seconds']} s; see {options.out / 'report.md'}"
+    )
+    return 0
+
+
+def prepare(options: Options) -> tuple[Plan, list[Cell]]:
+    """The plan and its cells, every option checked before any time is spent."""
+    if options.data is not None and options.history is not None:
+        raise SettingsError("simulate: expected --data or --history, not both")
+    _known("scenario", options.scenarios, SCENARIOS)
+    _known("shape", options.shapes, SHAPES)
+    _known("policy", options.policies, POLICIES)
+    _known("mix", [options.mix], tuple(MIXES))
+    if options.seeds < 1 or options.jobs < 1:
+        raise SettingsError("simulate: seeds and jobs cannot be less than 1")
+    if min(options.requests, options.warm_up, options.learned, options.first_seed) < 0:
+        raise SettingsError("simulate: requests, warm-up and first seed cannot be less than 0")
+    for tau in options.taus:
+        if not 0.02 <= tau <= 0.98:
+            raise SettingsError(f"simulate: τ {tau:g} is out of range: 0.02 to 0.98")
+    overrides = _overrides(options.settings)
+    settings_of({"a": ("m",)}, ("one",), overrides)
+    gaps = _gaps(options)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"{options.out}: cannot be made: {error.strerror}") from None
+    plan = Plan(
+        rows=_rows(options),
+        warm_up=options.warm_up,
+        first_seed=options.first_seed,
+        mix=options.mix,
+        gaps=gaps,
+        speed=options.speed,
+        policies=options.policies,
+        fixed=_numbers(options.provider),
+        overrides=overrides,
+    )
+    cells = _cells(options, tuple(plan.rows))
+    world_of(plan, cells[0])  # says what is wrong with a provider's parameter or a mix
+    return plan, cells
+
+
+def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"simulate: no {what} {name!r}; there are {', '.join(known)}")
+
+
+def _cells(options: Options, forecasts: Sequence[str]) -> list[Cell]:
+    found = []
+    for name in options.scenarios:
+        scenario = msgspec.convert(name, Scenario)
+        rhos, requests = DEFAULTS[scenario]
+        rhos = tuple(_rho(text) for text in options.rhos) or rhos
+        found += [
+            Cell(
+                scenario=scenario,
+                shape=msgspec.convert(shape, Shape),
+                rho=rho,
+                forecast=forecast,
+                requests=options.requests or requests,
+                seed=seed,
+            )
+            for shape in options.shapes
+            for rho in rhos
+            for forecast in forecasts
+            for seed in range(options.first_seed, options.first_seed + options.seeds)
+        ]
+    if not found:
+        raise SettingsError("simulate: nothing to play")
+    return found
+
+
+def _rho(text: str) -> float:
+    try:
+        rho = RHO_NAMES.get(text) or float(text)
+    except ValueError:
+        rho = 0.0
+    if not 0 < rho <= 100:
+        raise SettingsError(f"simulate: load {text!r}: expected medium, high or a number above 0")
+    return rho
+
+
+def _rows(options: Options) -> dict[str, Sequence[Row]]:
+    """By kind of forecast; all over the same sizes, so that the same places can be drawn."""
+    found: dict[str, Sequence[Row]] = {}
+    if options.data is not None or options.history is not None:
+        kept = options.kept or options.out / "forecasts.npz"
+        rows = real_rows(
+            options.data, options.history, kept, shipped("models"), options.jobs, options.learned
+        )
+        sizes = [(row.prompt_tokens, row.output_tokens) for row in rows]
+        if not options.taus:
+            found[REAL] = rows
+    else:
+        sizes = generated(GENERATED_ROWS, 0)
+    for tau in options.taus or (() if found else (TAU,)):
+        found[f"τ {tau:.2f}"] = noisy(sizes, tau, 1)
+    return found
+
+
+def _gaps(options: Options) -> Any:
+    if options.arrivals in ("poisson", "burst"):
+        if options.speed:
+            raise SettingsError("simulate: --speed is for a file of arrivals")
+        return options.arrivals
+    gaps: Floats = arrivals.read(Path(options.arrivals))
+    return gaps
+
+
+def _numbers(pairs: Sequence[str]) -> dict[str, float]:
+    """KEY=NUMBER."""
+    found = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise SettingsError(f"simulate: {pair!r}: expected KEY=NUMBER") from None
+    return found
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """SECTION.KEY=VALUE; the value as JSON, else as the text it is. `account` is a section."""
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        section, dot, key = path.partition(".")
+        if not equals or not dot:
+            raise SettingsError(f"simulate: {pair!r}: expected SECTION.KEY=VALUE")
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            value = text
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def _write(
+    out: Path,
+    report: Mapping[str, Any],
+    plan: Plan,
+    cells: Sequence[Cell],
+    played: Sequence[dict[str, Played]],
+) -> None:
+    text = msgspec.json.format(msgspec.json.encode(report), indent=1)
+    (out / "report.json").write_bytes(text)
+    (out / "report.md").write_text(markdown(report), encoding="utf-8")
+    for members in reports.groups(cells, played):
+        _draw(out, plan, members[0][0], [found for _, found in members])
+
+
+def _draw(out: Path, plan: Plan, cell: Cell, found: Sequence[Mapping[str, Played]]) -> None:
+    """Four pictures of a group; of scenarios that keep no latencies, none."""
+    by_policy = {name: [one[name] for one in found if one[name].latencies] for name in found[0]}
+    if not any(by_policy.values()):
+        return
+    forecast = cell.forecast.replace("τ ", "tau-")
+    name = f"{cell.scenario}-{cell.shape}-{cell.rho:g}-{forecast}.svg"
+    title = f"{cell.scenario}, {cell.shape}, ρ {cell.rho:g}"
+    pictures = {
+        "all": plots.latencies(title, by_policy, short=False),
+        "short": plots.latencies(title, by_policy, short=True),
+    }
+    if "ours" in by_policy:
+        best = world_of(plan, cell).best_window
+        pictures["waits"] = plots.waits(title, by_policy["ours"])
+        pictures["window"] = plots.window(title, found[0]["ours"], best)
+    for kind, picture in pictures.items():
+        (out / f"{kind}-{name}").write_text(picture, encoding="utf-8")

@@ -1,0 +1,138 @@
+"""The figures, each against a plain way of counting or a case worked by hand."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import sqrt
+
+import numpy as np
+import pytest
+
+from gateway.workbench import figures
+from tests.unit.workbench.evaluate_cases import flat
+
+
+def naive_tau(x: list[float], y: list[float]) -> float:
+    """τ-b by looking at every pair."""
+    agree = tied_x = tied_y = 0
+    pairs = list(combinations(range(len(x)), 2))
+    for i, j in pairs:
+        dx, dy = np.sign(x[i] - x[j]), np.sign(y[i] - y[j])
+        agree += int(dx * dy)
+        tied_x += dx == 0
+        tied_y += dy == 0
+    return agree / sqrt((len(pairs) - tied_x) * (len(pairs) - tied_y))
+
+
+@pytest.mark.parametrize("values", [2, 5, 40, 10_000])
+@pytest.mark.parametrize("count", [2, 3, 17, 64, 129])
+def test_tau_is_what_counting_pairs_gives(count: int, values: int) -> None:
+    """Fast and naive τ-b agree, with many ties and with few, at sizes around powers of two."""
+    chance = np.random.default_rng(count * values)
+    for _ in range(5):
+        x, y = chance.integers(0, values, (2, count)).astype(float)
+        if len(set(x)) == 1 or len(set(y)) == 1:
+            continue
+        assert figures.kendall_tau(x, y) == pytest.approx(naive_tau(x.tolist(), y.tolist()))
+
+
+def test_tau_ends() -> None:
+    """Same order 1, reversed −1, a constant forecast 0, a constant truth has none."""
+    y = np.arange(100.0)
+    assert figures.kendall_tau(y**3, y) == 1.0
+    assert figures.kendall_tau(-y, y) == -1.0
+    assert figures.kendall_tau(np.ones(100), y) == 0.0
+    assert figures.kendall_tau(y, np.ones(100)) is None
+    assert figures.kendall_tau(y[:1], y[:1]) is None
+
+
+def test_tau_stays_fast_on_many_rows() -> None:
+    """200,000 rows, 2 × 10¹⁰ pairs, are no matter: counting them would not end."""
+    y = np.random.default_rng(1).permutation(200_000).astype(float)
+    assert figures.kendall_tau(y, y) == 1.0
+
+
+def test_auc_counts_ties_half() -> None:
+    """The chance that a positive is above a negative, by hand: 2 pairs won, 1 tied, of 4."""
+    score = np.array([0.9, 0.5, 0.5, 0.1])
+    positive = np.array([True, True, False, False])
+    assert figures.auc(score, positive) == pytest.approx(3.5 / 4)
+    assert figures.auc(score, np.ones(4, bool)) is None
+
+
+def test_recall_takes_the_best_scored() -> None:
+    """Of 100 rows 35 are taken; positives among them count."""
+    score = np.arange(100.0)
+    positive = np.zeros(100, bool)
+    positive[[99, 70, 65, 64, 0]] = True
+    assert figures.recall_in_top(score, positive) == pytest.approx(3 / 5)
+
+
+def test_recall_of_one_score_for_all_is_the_share() -> None:
+    """Without an order the top 35 % hold 35 % of the positives, wherever these stand."""
+    positive = np.zeros(200, bool)
+    positive[:10] = True
+    assert figures.recall_in_top(np.ones(200), positive) == pytest.approx(0.35)
+
+
+def test_pinball_prefers_the_right_quantiles() -> None:
+    """Quantiles of the true distribution lose less than wider, narrower or shifted ones."""
+    chance = np.random.default_rng(3)
+    truth = np.exp(chance.normal(5, 0.7, 20_000))
+    z = np.array([-1.6449, -1.2816, -0.6745, 0, 0.6745, 1.2816, 1.6449])
+
+    def loss(centre: float, spread: float) -> float:
+        grid = np.exp(centre + spread * z)[None, :].repeat(len(truth), axis=0)
+        value = figures.pinball(grid, truth)
+        assert value is not None
+        return value
+
+    right = loss(5, 0.7)
+    assert right < min(loss(5, 1.0), loss(5, 0.4), loss(5.3, 0.7), loss(4.7, 0.7))
+
+
+def test_rolling_finds_the_worst_stretch() -> None:
+    """A hole of half a window shows as one half, whatever the mean."""
+    covered = np.ones(1000, bool)
+    covered[500:550] = False
+    found = figures.rolling(covered, 100)
+    assert found == {"window": 100, "min": 0.5, "max": 1.0, "last": 1.0}
+    assert figures.rolling(covered[:0], 100) is None
+
+
+def test_judged_leaves_censored_lengths_out_of_what_needs_the_truth() -> None:
+    """A cut answer is no part of τ, MAE, pinball and coverage, but known not to be short."""
+    said = flat([10.0, 100.0, 1000.0, 30.0])
+    truth = np.array([10.0, 100.0, 1000.0, 300.0])
+    cut = np.array([False, False, False, True])
+    found = figures.judged(said.grid, said.p_short, truth, cut)
+    assert found["n"] == 4
+    assert found["kendall_tau"] == 1.0
+    assert found["mae"] == pytest.approx(0.0)
+    assert found["coverage_p90"] == 1.0
+    assert found["bucket_accuracy"] == pytest.approx(3 / 4)  # it is long: said short is wrong
+    assert found["auc_short"] == pytest.approx(2.5 / 3)
+
+
+def test_judged_would_be_misled_by_a_censored_length() -> None:
+    """The twin: the same row taken as exact costs τ and MAE."""
+    said = flat([10.0, 100.0, 1000.0, 30.0])
+    truth = np.array([10.0, 100.0, 1000.0, 300.0])
+    found = figures.judged(said.grid, said.p_short, truth, np.zeros(4, bool))
+    assert found["kendall_tau"] != 1.0
+    assert found["mae"] == pytest.approx(270 / 4)
+
+
+def test_judged_of_no_rows_is_empty() -> None:
+    """A group without rows has no figures, and is no error."""
+    said = flat([1.0])
+    none = np.zeros(1, bool)
+    found = figures.judged(said.grid[none], said.p_short[none], np.empty(0), np.empty(0, bool))
+    assert found.pop("n") == 0
+    assert set(found.values()) == {None}
+
+
+def test_mean_skips_what_is_missing() -> None:
+    """A source without a figure does not lower the mean."""
+    assert figures.mean([0.2, None, 0.4]) == pytest.approx(0.3)
+    assert figures.mean([None]) is None

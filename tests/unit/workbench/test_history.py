@@ -1,0 +1,91 @@
+"""Finished requests from a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.errors import SettingsError
+from gateway.workbench.history import MAX_LINE_BYTES, Reading
+
+GOOD = {"prompt": "Hello", "output_tokens": 5}
+
+
+def reading(path: Path, *lines: object) -> Reading:
+    data = b"\n".join(
+        line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
+    )
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return Reading(path, tenant="t", model="default", wall_s=100.0)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_reading_gives_examples_in_order(tmp_path: Path, name: str) -> None:
+    """Prompts and messages, plain and compressed, what is not given by default."""
+    chat = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
+    full: dict[str, Any] = {
+        "messages": chat,
+        "model": "m",
+        "output_tokens": 50,
+        "prompt_tokens": 12,
+        "max_tokens": 50,
+        "task_type": "chat",
+        "timestamp": "2026-01-02T00:00:00Z",
+        "licence": "not ours to read",
+    }
+    one, two, three = reading(tmp_path / name, GOOD, b"", full, GOOD | {"timestamp": 7})
+    assert (one.view.text, one.view.model, one.view.tenant) == ("Hello", "default", "t")
+    assert (one.wall_s, one.censored, one.prompt_tokens) == (100.0, False, None)
+    assert (two.view.system, two.view.model, two.view.task_type) == ("Be brief", "m", "chat")
+    assert (two.censored, two.prompt_tokens, two.wall_s) == (True, 12, 1767312000.0)
+    assert three.wall_s == 7.0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        {"prompt": "x"},
+        {"output_tokens": 5},
+        {"prompt": "x", "output_tokens": -1},
+        {"prompt": "x", "output_tokens": "5"},
+        {"messages": ["secret"], "output_tokens": 5},
+        GOOD | {"timestamp": "soon"},
+        b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'", "output_tokens": 5}',
+    ],
+)
+def test_reading_counts_a_bad_line_and_goes_on(tmp_path: Path, line: object) -> None:
+    """Said by its number, without its content; the lines around it are read."""
+    found = reading(tmp_path / "a.jsonl", GOOD, line, GOOD)
+    assert [example.output_tokens for example in found] == [5, 5]
+    assert (found.good, found.bad) == (2, 1)
+    assert found.problems[0].startswith("line 2: ")
+    assert "secret" not in found.problems[0]
+
+
+def test_reading_takes_failed_answers_as_bounds(tmp_path: Path) -> None:
+    """success = false is censored unless the line says otherwise."""
+    failed, told = reading(
+        tmp_path / "a.jsonl",
+        GOOD | {"success": False},
+        GOOD | {"success": False, "censored": False},
+    )
+    assert (failed.success, failed.censored) == (False, True)
+    assert (told.success, told.censored) == (False, False)
+
+
+def test_reading_says_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    """Missing, and compressed but cut short."""
+    with pytest.raises(SettingsError, match="cannot be read"):
+        list(Reading(tmp_path / "none.jsonl", tenant="t", model="m", wall_s=0.0))
+    found = reading(tmp_path / "a.jsonl.gz", *[GOOD] * 1000)
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SettingsError, match="cannot be read"):
+        list(found)

@@ -1,0 +1,34 @@
+"""The pictures: well-formed, with a line for each policy."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from gateway.workbench.simulate import latency_charts as plots
+from gateway.workbench.simulate.cells import Played
+
+SVG = "{http://www.w3.org/2000/svg}"
+PLAYED = Played({}, {}, [0.5, 2.0, 30.0], [0.0, 0.0, 0.0], [10, 100, 900], [(0.5, 8.0, 3)] * 3)
+
+
+def lines(text: str) -> int:
+    return len(ElementTree.fromstring(text).findall(f"{SVG}polyline"))
+
+
+def test_latencies_draw_each_shown_policy() -> None:
+    """Those that were played of SHOWN, and no other."""
+    found = plots.latencies("a<b", {"naive": [PLAYED], "ours": [PLAYED], "quota": []}, short=False)
+    assert lines(found) == 2
+
+
+def test_no_wait_and_no_latency_can_be_drawn() -> None:
+    """Zeros on a logarithmic axis, and a policy without any answer."""
+    assert lines(plots.waits("t", [PLAYED])) == 3
+    assert lines(plots.waits("t", [])) == 3
+    assert lines(plots.latencies("t", {"ours": [PLAYED]}, short=True)) == 1
+
+
+def test_window_draws_what_was_and_what_is_best() -> None:
+    """In flight, the window, and the provider's best; an empty trace is no error."""
+    assert lines(plots.window("t", PLAYED, 16)) == 3
+    assert lines(plots.window("t", Played({}), 16)) == 3

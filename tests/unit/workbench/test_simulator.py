@@ -1,0 +1,125 @@
+"""The command end to end, small; and every option that cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.__main__ import main
+from gateway.errors import SettingsError
+from gateway.workbench.simulate.simulator import Options, prepare
+
+SMALL = ["--seeds", "2", "--requests", "40", "--warm-up", "20", "--jobs", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("simulate") / "out"
+    scenarios = "burst,drop,isolation"
+    argv = ["simulate", "--out", str(out), "--scenarios", scenarios, "--shapes", "knee,linear"]
+    assert main([*argv, *SMALL]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def test_report_has_a_group_for_each_scenario_and_shape(report: dict[str, Any]) -> None:
+    """With goals for the burst, checks for all, every seed's figure."""
+    titles = [(group["scenario"], group["shape"]) for group in report["groups"]]
+    assert titles == [(s, f) for s in ("burst", "drop", "isolation") for f in ("knee", "linear")]
+    burst = report["groups"][0]
+    assert {"ours", "cold"} == set(burst["goals"])
+    assert len(burst["by_seed"]["ours"]["mean_s"]) == 2
+    assert all(group["checks"] for group in report["groups"])
+
+
+def test_report_says_how_it_was_made(report: dict[str, Any], folder: Path) -> None:
+    """Command, workload, and in the Markdown what was missed."""
+    assert report["about"]["rows_from"] == "generated"
+    assert report["about"]["command"].startswith("sagesched")
+    assert report["workload"]["forecasts"]["τ 0.55"]["kendall_tau"] == pytest.approx(0.55, abs=0.05)
+    assert "## Not met" in (folder / "report.md").read_text()
+
+
+def test_pictures_are_drawn(folder: Path) -> None:
+    """Latencies, waits and the window of each group that keeps them."""
+    names = {path.name for path in folder.glob("*.svg")}
+    for kind in ("all", "short", "waits", "window"):
+        assert f"{kind}-burst-knee-2-tau-0.55.svg" in names
+    assert not [name for name in names if "isolation" in name]
+
+
+def test_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
+    """Two of them find what one finds."""
+    out = tmp_path / "out"
+    argv = ["simulate", "--out", str(out), "--shapes", "knee,linear"]
+    assert main([*argv, *SMALL[:-1], "2"]) == 0
+    groups = json.loads((out / "report.json").read_text())["groups"]
+    assert groups == json.loads((folder / "report.json").read_text())["groups"][:2]
+
+
+def test_first_seed_plays_the_same_world_alone(report: dict[str, Any], tmp_path: Path) -> None:
+    """From seed 1 on: the second of two, with its picture of the window."""
+    out = tmp_path / "out"
+    argv = ["simulate", "--out", str(out), "--shapes", "knee", "--first-seed", "1"]
+    assert main([*argv, "--seeds", "1", *SMALL[2:]]) == 0
+    one = json.loads((out / "report.json").read_text())
+    assert one["about"]["first_seed"] == 1
+    for name, found in one["groups"][0]["by_seed"].items():
+        assert found["mean_s"] == report["groups"][0]["by_seed"][name]["mean_s"][1:]
+    assert (out / "window-burst-knee-2-tau-0.55.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"shapes": ["round"]}, "no shape 'round'"),
+        ({"scenarios": ["war"]}, "no scenario 'war'"),
+        ({"policies": ["hope"]}, "no policy 'hope'"),
+        ({"mix": "odd"}, "no mix 'odd'"),
+        ({"seeds": 0}, "seeds"),
+        ({"first_seed": -1}, "first seed"),
+        ({"taus": [1.0]}, "out of range"),
+        ({"rhos": ["huge"]}, "load 'huge'"),
+        ({"rhos": ["0"]}, "load '0'"),
+        ({"provider": ["knee"]}, "expected KEY=NUMBER"),
+        ({"provider": ["colour=1"]}, "no provider parameter 'colour'"),
+        ({"settings": ["shed=false"]}, "expected SECTION.KEY=VALUE"),
+        ({"settings": ["schedule.nothing=1"]}, "unknown field"),
+        ({"arrivals": "nowhere.csv"}, "cannot be read"),
+        ({"speed": 2.0}, "--speed is for a file"),
+        ({"data": Path("a"), "history": Path("b")}, "not both"),
+        ({"data": Path("nowhere.jsonl")}, "cannot be read"),
+        ({"scenarios": []}, "nothing to play"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    """Before anything is played."""
+    with pytest.raises(SettingsError, match=said):
+        prepare(Options(out=tmp_path / "out", **changed))
+
+
+def test_loads_have_names(tmp_path: Path) -> None:
+    """The paper's medium and high."""
+    _, cells = prepare(Options(out=tmp_path, rhos=["medium", "high", "0.5"], shapes=["knee"]))
+    assert list(dict.fromkeys(cell.rho for cell in cells)) == [1.2, 2.0, 0.5]
+
+
+def test_settings_reach_the_core(tmp_path: Path) -> None:
+    """As JSON where it is, else as text."""
+    given = ["schedule.ordering=sjf", "balance.min_window=3", "account.max_concurrency=99"]
+    plan, _ = prepare(Options(out=tmp_path, settings=given))
+    assert plan.overrides == {
+        "schedule": {"ordering": "sjf"},
+        "balance": {"min_window": 3},
+        "account": {"max_concurrency": 99},
+    }

@@ -1,0 +1,132 @@
+"""The clock: what happens when, and that nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from gateway.schedule.events import Action, Event
+from gateway.workbench.simulate.policies import Core, Plain, plain, settings_of
+from gateway.workbench.simulate.simulated_provider import Provider
+from gateway.workbench.simulate.virtual_loop import Change, Request, Run, run
+from tests.unit.workbench.simulate_cases import PLAIN, request
+
+REQUESTS = [request(f"r{i}", 0.1 * i, 20 + 40 * (i % 7)) for i in range(40)]
+
+
+def core() -> Core:
+    return Core(settings_of({"a": ("m",)}, ("one",)))
+
+
+def played(name: str, requests: list[Request] = REQUESTS) -> Run:
+    policy = core() if name == "ours" else plain(name, 4)
+    return run(policy, {"a": Provider(PLAIN)}, requests)
+
+
+def test_naive_is_the_provider_alone() -> None:
+    """Every request starts as it arrives."""
+    found = played("naive")
+    assert [r.started_s for r in found.results] == [r.arrived_s for r in REQUESTS]
+    assert all(r.completed for r in found.results)
+
+
+def test_a_lone_request_takes_its_time_alone() -> None:
+    """No policy makes it slower."""
+    for name in ("naive", "fifo", "ours"):
+        (result,) = played(name, [request("r", 3.0, 150)]).results
+        assert result.latency_s == pytest.approx(result.request.alone_s)
+
+
+@pytest.mark.parametrize("name", ["naive", "fifo", "sjf", "fair", "quota", "short_first", "ours"])
+def test_the_same_run_is_the_same(name: str) -> None:
+    """To the last digit, under every policy."""
+    one, two = played(name), played(name)
+    assert [(r.started_s, r.ended_s) for r in one.results] == [
+        (r.started_s, r.ended_s) for r in two.results
+    ]
+    assert one.trace == two.trace
+
+
+def test_a_window_is_kept() -> None:
+    """Never more in flight than it, and full while there is a queue."""
+    found = played("fifo")
+    starts = sorted((r.started_s, r.ended_s) for r in found.results)
+    running = [sum(s <= begun < e for s, e in starts) for begun, _ in starts]
+    assert max(running) == 4
+    waited = [r for r in found.results if r.wait_s > 0]
+    assert waited
+    ends = {r.ended_s for r in found.results}
+    assert all(r.started_s in ends for r in waited)
+
+
+def test_noise_belongs_to_the_request() -> None:
+    """Its work is the same under every policy, so the provider's sum of work is."""
+    noisy = structs.replace(PLAIN, noise=0.5)
+    requests = [request(f"r{i}", 0.1 * i, 50, noisy, z=(-1) ** i * 0.7) for i in range(20)]
+    sums = []
+    for policy in (plain("naive", 4), plain("sjf", 4), core()):
+        provider = Provider(noisy)
+        run(policy, {"a": provider}, requests)
+        sums.append(provider.done_s)
+    assert sums == pytest.approx([sums[0]] * 3)
+
+
+def test_a_run_may_begin_later() -> None:
+    """A second run on the same policy and provider is counted from its own start."""
+    policy, provider = plain("fifo", 4), Provider(PLAIN)
+    first = run(policy, {"a": provider}, REQUESTS)
+    again = [structs.replace(r, id=f"again {r.id}") for r in REQUESTS]
+    second = run(policy, {"a": provider}, again, start_s=first.ended_s + 1)
+    assert [r.latency_s for r in second.results] == pytest.approx(
+        [r.latency_s for r in first.results]
+    )
+
+
+def test_changes_come_at_their_time() -> None:
+    """With a quarter of the machines, four streams on a knee of four run at a quarter's speed."""
+    requests = [request(f"r{i}", 0.0, 100) for i in range(4)]
+    found = run(plain("naive", 4), {"a": Provider(PLAIN)}, requests, [Change(0.5, "a", 0.25)])
+    assert [r.ended_s for r in found.results] == pytest.approx([0.5 + 0.5 * 4] * 4)
+
+
+def test_rejected_requests_come_again() -> None:
+    """A burst on a provider that takes two at once: the core finds out, and all are answered."""
+    tight = structs.replace(PLAIN, max_concurrency=2)
+    requests = [request(f"r{i}", 0.0, 30) for i in range(30)]
+    found = run(core(), {"a": Provider(tight)}, requests)
+    assert all(r.completed for r in found.results)
+    assert sum(r.rejections for r in found.results) > 0
+
+
+def test_a_client_gives_up_after_three_rejections() -> None:
+    """Without a gateway some of the same burst are lost; each told three times."""
+    tight = structs.replace(PLAIN, max_concurrency=1)
+    requests = [request(f"r{i}", 0.0, 900) for i in range(10)]
+    found = run(plain("naive", 1), {"a": Provider(tight)}, requests)
+    lost = [r for r in found.results if not r.completed]
+    assert lost
+    assert {(r.rejections, r.refused) for r in lost} == {(3, "overloaded")}
+
+
+class Forgetful(Plain):
+    """Starts nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([1], lambda held, served: (0.0,))
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        return []
+
+
+class Restless(Forgetful):
+    """Wants to be woken, for nothing."""
+
+    def next_wake(self, now: float) -> float | None:
+        return now
+
+
+@pytest.mark.parametrize("policy", [Forgetful(), Restless()])
+def test_a_policy_that_loses_requests_is_found_out(policy: Plain) -> None:
+    """The run ends with an error, not with a hole, and ends."""
+    with pytest.raises(RuntimeError, match="1 requests are lost"):
+        run(policy, {"a": Provider(PLAIN)}, [request("r", 0.0, 10)])
