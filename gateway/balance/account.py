@@ -19,7 +19,8 @@ from gateway.balance.pacer import Pacer
 from gateway.balance.window import Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
-from gateway.types import AccountSnapshot, Blocked, Reason, Verdict, WindowSnapshot
+from gateway.snapshots import AccountSnapshot, WindowSnapshot
+from gateway.types import Blocked, Reason, Verdict
 
 CUTS = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED, Verdict.TIMEOUT})
 FAULTS = frozenset({Verdict.SERVER_ERROR, Verdict.UNREACHABLE})

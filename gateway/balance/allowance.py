@@ -37,7 +37,8 @@ from collections.abc import Iterable
 
 from gateway.balance.learned import LearnedAllowance
 from gateway.balance.pacer import NEVER, Meter
-from gateway.types import LimitSnapshot, RateLimits
+from gateway.snapshots import LimitSnapshot
+from gateway.types import RateLimits
 
 LEARNED_BURST_S = 60.0
 """What may be spent at once of a learned limit, in seconds of its rate: all of a minute's, what

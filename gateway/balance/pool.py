@@ -20,7 +20,8 @@ from gateway.balance.learned import MAX_AGE_S, Learned
 from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
-from gateway.types import AccountSnapshot, Blocked, Fit, RateLimits, Reason, Verdict
+from gateway.snapshots import AccountSnapshot
+from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
 
 NEAREST = {
     Reason.WINDOW: 0,

@@ -38,7 +38,7 @@ from gateway.balance.curve import MAX_WINDOW, PRICE, Posterior
 from gateway.balance.evidence import Evidence, Sample
 from gateway.balance.guard import Guard
 from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
-from gateway.types import WindowSnapshot
+from gateway.snapshots import WindowSnapshot
 
 BATCH = (8, 64)  # completions between two looks: half a window, within these
 FIRST_BATCH = 10  # the same in slow start

@@ -22,17 +22,8 @@ from gateway.engine.failsafe import Build, Failsafe
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import (
-    Job,
-    JobRecord,
-    Outcome,
-    RateLimits,
-    SchedulerSnapshot,
-    Standing,
-    Usage,
-    Verdict,
-    Workload,
-)
+from gateway.snapshots import SchedulerSnapshot, Standing
+from gateway.types import Job, JobRecord, Outcome, RateLimits, Usage, Verdict, Workload
 
 
 class Listener(Protocol):

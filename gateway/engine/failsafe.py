@@ -47,7 +47,8 @@ from gateway.schedule.retry import outcome_of
 from gateway.schedule.scheduler import Scheduler
 from gateway.schedule.standing import standing
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, SchedulerSnapshot, Standing, Workload
+from gateway.snapshots import SchedulerSnapshot, Standing
+from gateway.types import Job, Outcome, Workload
 
 logger = logging.getLogger("gateway.engine")
 STORM, STORM_S = 10, 60.0

@@ -43,16 +43,8 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import (
-    AccountSnapshot,
-    Blocked,
-    Job,
-    JobRecord,
-    ObservedRow,
-    Outcome,
-    Verdict,
-    Workload,
-)
+from gateway.snapshots import AccountSnapshot
+from gateway.types import Blocked, Job, JobRecord, ObservedRow, Outcome, Verdict, Workload
 
 logger = logging.getLogger("gateway.engine")
 FOLLOW_S = 5.0

@@ -12,21 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from msgspec import Struct
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gateway.types import (
+from gateway.snapshots import (
     AccountSnapshot,
     ClassSnapshot,
     LimitSnapshot,
-    Mode,
-    Outcome,
     PoolSnapshot,
     PredictorSnapshot,
-    Reason,
-    Rung,
     SchedulerSnapshot,
     StoreSnapshot,
-    Verdict,
     WindowSnapshot,
 )
+from gateway.types import Mode, Outcome, Reason, Rung, Verdict
 
 REGIMES = ("unknown", "linear", "saturating", "peaked")
 ACCOUNT_STATES = ("open", "backoff", "ejected", "half_open", "dead_key", "draining")

@@ -41,7 +41,8 @@ from gateway.predict.stage0 import Stage0
 from gateway.predict.thread import PredictorThread
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
-from gateway.types import HistoryRow, PredictorSnapshot, Rung, Workload
+from gateway.snapshots import PredictorSnapshot
+from gateway.types import HistoryRow, Rung, Workload
 
 
 def _no_history(encoder: str) -> Iterable[Sequence[HistoryRow]]:

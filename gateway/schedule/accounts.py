@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from gateway.settings.schema import Account, Balance
-from gateway.types import AccountSnapshot, Blocked, Fit, RateLimits, Verdict
+from gateway.snapshots import AccountSnapshot
+from gateway.types import Blocked, Fit, RateLimits, Verdict
 
 
 class AccountPool(Protocol):

@@ -55,7 +55,8 @@ from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.routes import Directory
 from gateway.schedule.wakes import Wakes
 from gateway.settings.schema import Settings
-from gateway.types import Blocked, Fit, Outcome, SchedulerSnapshot
+from gateway.snapshots import SchedulerSnapshot
+from gateway.types import Blocked, Fit, Outcome
 
 INF = float("inf")
 

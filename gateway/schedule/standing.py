@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gateway.schedule.admission import wait_s
 from gateway.schedule.entry import Entry, Stage
-from gateway.types import Standing
+from gateway.snapshots import Standing
 
 if TYPE_CHECKING:
     from gateway.schedule.scheduler import Scheduler

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from gateway.schedule.assess import saturation
 from gateway.schedule.entry import Stage
 from gateway.schedule.pool import Pool
-from gateway.types import Blocked, ClassSnapshot, JobClass, PoolSnapshot, Reason, SchedulerSnapshot
+from gateway.snapshots import ClassSnapshot, PoolSnapshot, SchedulerSnapshot
+from gateway.types import Blocked, JobClass, Reason
 
 if TYPE_CHECKING:
     from gateway.schedule.scheduler import Scheduler

@@ -22,12 +22,13 @@ from typing import Any, TypeVar
 
 from gateway.errors import NotFound, Unavailable
 from gateway.settings.schema import Store as StoreSettings
+from gateway.snapshots import StoreSnapshot
 from gateway.store import rows, window
 from gateway.store.retention import SLICE_ROWS, Retention
 from gateway.store.rows import JobRow, Status
 from gateway.store.schema import read_only
 from gateway.store.writer import Done, Writer
-from gateway.types import HistoryRow, ObservedRow, StoreSnapshot
+from gateway.types import HistoryRow, ObservedRow
 
 OBSERVED_SLICE = 256  # rows between two trims
 TOMBSTONE_S = 7 * 86_400.0

@@ -52,17 +52,8 @@ from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Line
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import (
-    AccountSnapshot,
-    Blocked,
-    Fit,
-    Job,
-    JobClass,
-    Outcome,
-    RateLimits,
-    Rung,
-    Verdict,
-)
+from gateway.snapshots import AccountSnapshot
+from gateway.types import Blocked, Fit, Job, JobClass, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import Judged, job, settings, workload
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "150"))

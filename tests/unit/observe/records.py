@@ -5,24 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.observe.state import Shell, Snapshots
-from gateway.types import (
+from gateway.snapshots import (
     AccountSnapshot,
     ClassSnapshot,
+    LimitSnapshot,
+    PoolSnapshot,
+    PredictorSnapshot,
+    SchedulerSnapshot,
+    StoreSnapshot,
+    WindowSnapshot,
+)
+from gateway.types import (
     Job,
     JobClass,
     JobRecord,
-    LimitSnapshot,
     Mode,
     Outcome,
-    PoolSnapshot,
-    PredictorSnapshot,
     Reason,
     Rung,
-    SchedulerSnapshot,
-    StoreSnapshot,
     Usage,
     Verdict,
-    WindowSnapshot,
     Workload,
 )
 

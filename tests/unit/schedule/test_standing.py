@@ -5,7 +5,8 @@ import pytest
 from gateway.schedule.rounds import Turn
 from gateway.schedule.shares import SLACK_TOKENS
 from gateway.schedule.standing import standing
-from gateway.types import JobClass, Standing, Verdict
+from gateway.snapshots import Standing
+from gateway.types import JobClass, Verdict
 from tests.unit.schedule.build import World, settings
 
 

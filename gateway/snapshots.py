@@ -1,0 +1,130 @@
+"""Frozen pictures of live state, for people and scrapes. Nothing decides by them.
+
+Each room makes its own (`snapshot()`); the admin routes and the metrics read them. Units are
+those of `gateway.types`.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from gateway.types import JobClass, Mode, Outcome, Reason, Rung, Verdict
+
+
+class Standing(Struct, frozen=True):
+    """Where a waiting job stands in its class and pool."""
+
+    position: int  # 1: the next
+    waiting: int  # jobs of the pool, all classes
+    waited_s: float
+    expected_wait_s: float  # from now, by what is ahead and the rate of late
+
+
+class ClassSnapshot(Struct, frozen=True):
+    budget_tokens: int
+    inflight_tokens: float
+    borrowed_tokens: float
+    running: int
+    waiting: int
+    waiting_tokens: float
+    oldest_wait_s: float
+    blocked: dict[Reason, int]  # waiting jobs by reason
+
+
+class PoolSnapshot(Struct, frozen=True):
+    name: str
+    models: tuple[str, ...]
+    mode: Mode
+    saturation: float
+    classes: dict[JobClass, ClassSnapshot]
+    retrying: int
+    waiting_bytes: int
+    severity: float = 0.0  # of overload: from defer_above on the dearest are deferred
+    clear_s: float = 0.0  # predicted: until what waits has been served; 0 where not known
+
+
+class WindowSnapshot(Struct, frozen=True):
+    """One (account, model): what it is given at once, and the curve that was fitted."""
+
+    model: str  # the provider's name
+    window: float
+    inflight: int
+    regime: str  # "unknown", "linear", "saturating", "peaked"
+    knee: float  # requests in flight at the fitted knee or peak, 0 where there is none
+    base_s: float  # fitted: seconds of an empty request when unloaded
+    prompt_token_s: float
+    output_token_s: float
+    curve: dict[str, float]  # the fitted parameters of latency over in flight
+    slowdown: float  # recent latency / unloaded latency of requests of that size
+    rpm: int = 0  # limits a minute that the provider's headers told of this model; 0: none
+    tpm: int = 0
+
+
+class LimitSnapshot(Struct, frozen=True):
+    """What a provider's headers said of one (account, model), as far as it holds now."""
+
+    model: str  # the provider's name
+    kind: str  # "requests", "tokens"
+    limit: int  # a minute; 0: none was told
+    remaining: float | None  # by the last word, less what was sent since; None: never told
+    reset_s: float  # until all of it is there again
+    wait_s: float  # until it lets another request start
+    believed: bool  # False: it said "nothing left" for ever, and was served all the same
+
+
+class AccountSnapshot(Struct, frozen=True):
+    name: str
+    limit: float
+    inflight: int
+    state: str  # open, backoff, ejected, half_open, dead_key, draining
+    state_until_s: float  # seconds from now, 0 where the state is open
+    successes: int
+    drops: dict[Verdict, int]
+    cuts: int
+    rpm: int
+    tpm: int
+    windows: tuple[WindowSnapshot, ...] = ()
+    limits: tuple[LimitSnapshot, ...] = ()
+
+
+class SchedulerSnapshot(Struct, frozen=True):
+    pools: tuple[PoolSnapshot, ...]
+    accounts: tuple[AccountSnapshot, ...]
+    submitted: int
+    dispatched: int
+    ended: dict[Outcome, int]
+    draining: bool
+    rebuilds: int = 0  # of the core, after it raised
+    degraded: bool = False  # first come, first served, since such a fault
+    around: int = 0  # jobs under way that the core knows nothing of
+
+
+class PredictorSnapshot(Struct, frozen=True):
+    ready: bool  # its process lives and its artefacts are loaded
+    state: str  # "ready", "starting", "degraded: …", "off"
+    encoder: str
+    index_rows: int
+    forecast_queue: int
+    learn_queue: int
+    forecasts: dict[Rung, int]
+    skipped_late: int
+    dropped_full: int
+    learn_lost: int
+    cache_hits: int
+    seconds: float  # that the predictor's process was at work, so far
+    drifts: int = 0  # sources whose lengths changed, so far
+    version: int = 0  # of the refitted models in use; 0: as shipped
+    refit: str = ""  # "off", "waiting", "running", or how the last one ended
+    learned_briefly: int = 0  # lessons in a flood, which left the index out
+    restarts: int = 0  # of the predictor's process, after it ended or hung
+
+
+class StoreSnapshot(Struct, frozen=True):
+    ok: bool
+    queue: int
+    committed: int
+    lost: int
+    last_commit_s: float  # duration of the last group commit
+    rows: int
+    errors: int = 0  # group commits that failed
+    reason: str = ""  # why `ok` is False
