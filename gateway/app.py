@@ -57,7 +57,7 @@ from gateway.settings.load import secret
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.store.store import Store
-from gateway.types import HistoryRow, Job, JobRecord, Outcome, Usage
+from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Outcome, Usage
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -314,7 +314,7 @@ class Gateway:
         if usage is None or record.outcome not in _LEARNED or usage.output_tokens <= 0:
             return
         whole = record.outcome is Outcome.OK
-        cut = record.finish_reason in ("length", "incomplete", "max_output_tokens")
+        cut = record.finish_reason in CUT_FINISH_REASONS
 
         def learned(row: HistoryRow | Exception) -> None:
             if isinstance(row, HistoryRow):

@@ -18,6 +18,17 @@ MEDIUM_TOKENS = 256
 INTERACTIVE_P_SHORT = 0.3
 
 
+CUT_FINISH_REASONS = frozenset(
+    {
+        "length",  # chat completions, completions
+        "max_tokens",  # messages
+        "incomplete",  # responses: the status of an answer that was cut
+        "max_output_tokens",  # responses: the reason inside `incomplete_details`
+    }
+)
+"""Finish reasons of an answer cut at a bound: its natural length is at least what came."""
+
+
 class JobClass(StrEnum):
     INTERACTIVE = "interactive"
     HEAVY = "heavy"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.types import Job, JobRecord, Outcome, Verdict, Workload
+from gateway.types import CUT_FINISH_REASONS, Job, JobRecord, Outcome, Verdict, Workload
 
 MEMORY = 200.0  # answers
 SURE = 50.0
@@ -22,8 +22,6 @@ WANTED = 0.9
 TOLERATED = 0.07  # off the wanted share, without any loss of trust
 LOST = 0.35  # off it: no trust at all
 STEP = 0.1  # a smaller change is not told
-
-CUT = frozenset({"length", "incomplete", "max_output_tokens"})
 
 
 class Trust:
@@ -39,7 +37,9 @@ class Trust:
         forecast, usage = record.workload, record.usage
         if forecast is None or usage is None or usage.estimated or not record.generates:
             return
-        if record.outcome is not Outcome.OK or record.finish_reason in CUT or record.n < 1:
+        if record.outcome is not Outcome.OK or record.n < 1:
+            return
+        if record.finish_reason in CUT_FINISH_REASONS:
             return
         keep = 1.0 - 1.0 / MEMORY
         self._answers = self._answers * keep + 1.0

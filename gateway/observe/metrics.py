@@ -31,13 +31,12 @@ from gateway import __version__
 from gateway.observe.families import Families
 from gateway.observe.series import Bins, Count, Counter
 from gateway.observe.state import Snapshots, state_metrics
-from gateway.types import JobRecord, Outcome, Usage, Workload
+from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Usage, Workload
 
 log = logging.getLogger("sagesched.observe")
 
 NONE = "none"  # no account was reached, no class was decided
 OTHER = "other"  # not in the settings
-CUT = frozenset({"length", "max_tokens", "max_output_tokens"})  # finish reasons
 MAX_TENANTS = 200  # with a label of their own
 LAG_WINDOW_S = 60.0
 
@@ -255,7 +254,7 @@ class Metrics:
         series.used.total += 1
         if record.outcome is not Outcome.OK or record.usage is None:
             return
-        if record.finish_reason in CUT:  # its natural length is not known
+        if record.finish_reason in CUT_FINISH_REASONS:  # its natural length is not known
             series.censored.total += 1
             return
         actual = record.usage.output_tokens / max(record.n, 1)

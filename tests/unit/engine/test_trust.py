@@ -12,7 +12,7 @@ from gateway.engine.engine import Engine
 from gateway.engine.trust import SURE, Trust
 from gateway.schedule.events import Recalibrated
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import JobRecord, Outcome, Usage
+from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Usage
 from tests.unit.schedule.build import job, settings, workload
 
 
@@ -53,7 +53,7 @@ def test_trust_falls_with_coverage(covered: float, low: float, high: float) -> N
     "more",
     [
         {"outcome": Outcome.CANCELLED},
-        {"finish_reason": "length"},
+        *({"finish_reason": reason} for reason in sorted(CUT_FINISH_REASONS)),
         {"usage": Usage(10, 500, estimated=True)},
         {"usage": None},
         {"workload": None},

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_pla
 
 from gateway.observe.metrics import MAX_TENANTS, Metrics, Names
 from gateway.observe.state import Snapshots
-from gateway.types import JobRecord, Outcome, Rung, Usage
+from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Rung, Usage
 from tests.unit.observe.records import record, snapshots, workload
 
 NAMES = Names(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"}))
@@ -247,6 +247,17 @@ def test_metrics_leave_out_answers_whose_length_is_not_known() -> None:
         ("heuristic",): 1,
     }
     assert series(metrics, "sagesched_forecast_censored_total")[("model_only",)] == 1
+    assert set(series(metrics, "sagesched_forecast_covered_total").values()) == {0}
+
+
+@pytest.mark.parametrize("reason", sorted(CUT_FINISH_REASONS))
+def test_metrics_count_no_cut_answer_as_a_natural_length(reason: str) -> None:
+    """Every dialect's word for an answer cut at its bound counts as censored, nowhere else."""
+    metrics = made()
+    metrics.ended(record(finish_reason=reason))
+    assert series(metrics, "sagesched_forecast_censored_total") == {("model_only",): 1}
+    assert series(metrics, "sagesched_forecast_error_ratio_count") == {("model_only",): 0}
+    assert series(metrics, "sagesched_actual_tokens_total") == {("model_only",): 0}
     assert set(series(metrics, "sagesched_forecast_covered_total").values()) == {0}
 
 

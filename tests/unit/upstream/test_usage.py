@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.predict.prices import Price
-from gateway.types import Usage
+from gateway.types import CUT_FINISH_REASONS, Usage
 from gateway.upstream.usage import MAX_TOKENS, StreamMeter, answer_usage
 
 COUNTS = {"prompt_tokens": 7, "completion_tokens": 3}
@@ -61,6 +61,18 @@ def test_answer_usage_reads_every_route(
 ) -> None:
     """Chat, completions, embeddings and responses name their counts differently."""
     assert answer_usage(json.dumps(body).encode()) == (usage, finish)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [{"finish_reason": "length"}]},
+        {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+    ],
+)
+def test_answer_usage_gives_a_cut_answer_a_cut_finish_reason(answer: dict[str, Any]) -> None:
+    """The finish reason read of each dialect's cut answer is one of CUT_FINISH_REASONS."""
+    assert answer_usage(json.dumps(answer).encode())[1] in CUT_FINISH_REASONS
 
 
 def test_answer_usage_reads_cached_and_reasoning_tokens() -> None:
