@@ -40,8 +40,10 @@ LAST_WORDS_S = 2.0
 ENVIRONMENT = frozenset(
     {"PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR"}
     | {"LANG", "LC_ALL", "TZ", "SYSTEMROOT"}
+    | {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_CORETYPE"}
 )
-"""What the child sees of the environment: no key of anybody."""
+"""Variables of the environment that the child gets: no secrets, but the numeric libraries'
+choices, or the same sums would end in other last bits than here."""
 
 
 class Remote:

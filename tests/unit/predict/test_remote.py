@@ -170,6 +170,18 @@ def test_remote_child_is_nice_and_sees_no_keys() -> None:
         remote.close()
 
 
+def test_remote_child_computes_with_the_same_kernels() -> None:
+    """The BLAS kernels and threads chosen for the gateway are the child's, too: other kernels
+    round sums differently, and a processor may need the choice."""
+    chosen = {"OPENBLAS_CORETYPE": "Prescott", "OMP_NUM_THREADS": "1"}
+    remote = Remote(own_command("predictor"), SETUP, {**own_environ(), **chosen})
+    try:
+        seen = Path(f"/proc/{remote.pid}/environ").read_bytes().decode().split("\0")
+        assert {f"{name}={value}" for name, value in chosen.items()} <= set(seen)
+    finally:
+        remote.close()
+
+
 def test_remote_command_that_does_not_start_is_gone() -> None:
     """A missing program, or one that ends at once, is no different from a dead child."""
     for command in (["/nonexistent/program"], ["true"]):
