@@ -21,12 +21,12 @@ from litestar import Litestar, asgi
 from gateway import __version__
 from gateway.api.admin import Admin
 from gateway.api.auth import AdminToken, Tenants
-from gateway.api.directory import Directory
+from gateway.api.control import Forecasts
 from gateway.api.jobs import Jobs
-from gateway.api.listener import Buffers
-from gateway.api.openai import DataPlane
-from gateway.api.predict import Forecasts
+from gateway.api.plane import DataPlane
 from gateway.api.problems import send_problem
+from gateway.api.protocol import Buffers
+from gateway.api.routing import Directory
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.learned import Learned

@@ -20,7 +20,7 @@ from typing import Any
 import uvicorn
 
 from gateway import __version__
-from gateway.api.listener import protocol_for
+from gateway.api.protocol import protocol_for
 from gateway.app import Gateway, fresh_core, secrets_of, targets
 from gateway.engine.failsafe import Build
 from gateway.engine.supervise import Child

@@ -12,7 +12,7 @@ from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
 from gateway.api.auth import AdminToken
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.engine.engine import Engine
 from gateway.errors import InvalidRequest, SettingsError

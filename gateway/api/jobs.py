@@ -20,8 +20,8 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.asked import Asked
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
+from gateway.api.request import Asked
 from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
 from gateway.api.web import from_thread
 from gateway.engine.call import Call

@@ -6,7 +6,7 @@ from litestar import delete, get, post
 from litestar.handlers import HTTPRouteHandler
 
 from gateway.api.jobs import Jobs
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
 from gateway.api.schemas import PredictRequest
 from gateway.api.web import AnyRequest, AnyResponse, answer, raw_headers, read_json
 

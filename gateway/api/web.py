@@ -13,7 +13,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from gateway.api.body import ClientGone, read_body
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
 from gateway.api.problems import internal, problem
 from gateway.api.schemas import decode
 from gateway.errors import (

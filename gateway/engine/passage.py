@@ -1,7 +1,7 @@
 """One answer's bytes on their way from the provider to the client, and how long each may take.
 
 A provider that falls silent in mid-answer fails the attempt; a client that takes nothing ends
-its call. Between the two lies the connection's write buffer (see api/listener.py).
+its call. Between the two lies the connection's write buffer (see api/protocol.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Rules:
    and a failure is one final `data: {"error": …}` event without `[DONE]`, or a broken
    connection where the answer is no event stream.
 2. Permit and lease end when the *provider* is done, not when the client has read: between
-   them lies the connection's write buffer, about a megabyte (see api/listener.py).
+   them lies the connection's write buffer, about a megabyte (see api/protocol.py).
 3. Every way out settles once. Dropping the provider's socket is synchronous.
 
     call.py     what is asked                    attempt.py  one account is called

@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct, structs
 
+from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, decode
-from gateway.api.view import view_of
 from gateway.demo.history_rows import rows as seed_rows
 from gateway.predict.view import PromptView, cut
 from gateway.shipped import shipped

@@ -19,9 +19,9 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.api.auth import Tenants
-from gateway.api.directory import Directory
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
 from gateway.api.problems import send_problem
+from gateway.api.routing import Directory
 from gateway.app import fresh_core
 from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine

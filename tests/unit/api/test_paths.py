@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.api.asked import GENERATING
 from gateway.api.auth import Tenants
 from gateway.api.paths import STATELESS, canonical, check_route, label
+from gateway.api.request import GENERATING
 from gateway.errors import Forbidden, GatewayError, MethodNotAllowed, NotFound
 from tests.unit.settings.trees import valid
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.api.asked import Asked, parse
 from gateway.api.auth import Tenants
-from gateway.api.directory import Directory
+from gateway.api.request import Asked, parse
+from gateway.api.routing import Directory
 from gateway.engine.call import Ending
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
 from gateway.schedule.routes import routes

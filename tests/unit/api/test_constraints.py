@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.api.constraints import DIGEST_BYTES, Shape, shape_of
+from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, Generation, ResponsesRequest, decode
-from gateway.api.shape import DIGEST_BYTES, Shape, shape_of
-from gateway.api.view import view_of
 from gateway.predict.view import PromptView, prompt_key, template_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -11,7 +11,7 @@ from litestar.handlers import HTTPRouteHandler
 
 from gateway.api import auth
 from gateway.api.jobs import messages_of
-from gateway.api.openai import DataPlane
+from gateway.api.plane import DataPlane
 from gateway.api.schemas import IngestRequest, PredictRequest, forecast_body, positive
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.errors import InvalidRequest

@@ -26,6 +26,7 @@ from typing import Any
 from msgspec import Raw, structs
 
 from gateway.api.batch import batch_of
+from gateway.api.constraints import shape_of
 from gateway.api.schemas import (
     MAX_TOKENS,
     NULL,
@@ -39,7 +40,6 @@ from gateway.api.schemas import (
     read_option,
     word_of,
 )
-from gateway.api.shape import shape_of
 from gateway.api.tools import tools_of
 from gateway.predict.view import PromptView
 

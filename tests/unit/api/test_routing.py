@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.api.auth import Tenants
-from gateway.api.directory import Directory
+from gateway.api.routing import Directory
 from gateway.errors import ModelNotFound
 from gateway.schedule.routes import routes
 from gateway.settings.schema import Tenant

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from queue import SimpleQueue
 
-from gateway.api.predict import _Asker
+from gateway.api.control import _Asker
 from gateway.settings.schema import Store as StoreSettings
 from gateway.store.store import Store
 from gateway.types import HistoryRow

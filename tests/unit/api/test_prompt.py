@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gateway.api.prompt import view_of
 from gateway.api.schemas import (
     OPTION_BYTES,
     ChatRequest,
@@ -19,7 +20,6 @@ from gateway.api.schemas import (
     check_generation,
     decode,
 )
-from gateway.api.view import view_of
 from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from msgspec import Struct
 
 from gateway.api.batch import batch_of
-from gateway.api.directory import Directory
 from gateway.api.headers import header
 from gateway.api.paths import STATELESS
+from gateway.api.prompt import view_of
+from gateway.api.routing import Directory
 from gateway.api.schemas import (
     AnyRequest,
     ChatRequest,
@@ -22,7 +23,6 @@ from gateway.api.schemas import (
     check_messages,
     decode,
 )
-from gateway.api.view import view_of
 from gateway.engine.call import Ending
 from gateway.errors import InvalidRequest, UnsupportedMedia
 from gateway.predict.calibrate import TOKENS_PER_BYTE

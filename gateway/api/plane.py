@@ -14,14 +14,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.asked import Asked, parse
 from gateway.api.body import BodyMemory, ClientGone, Hold, read_body
-from gateway.api.directory import Directory
 from gateway.api.early import Early
 from gateway.api.headers import class_header, retry_count
 from gateway.api.paths import Scope, canonical, check_route, only
 from gateway.api.patience import ENDLESS, Patience, patience
 from gateway.api.problems import internal, send_problem
+from gateway.api.request import Asked, parse
+from gateway.api.routing import Directory
 from gateway.engine.call import Call
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.relay import Relay
