@@ -34,6 +34,9 @@ stop: ## drain and end a gateway started by `make run` in this folder
 test: $(VENV)/dev-ready ## set up and run the tests
 	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
+test-long: $(VENV)/dev-ready ## run the tests with all repetitions, examples and seeds
+	@SAGESCHED_LONG_TESTS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
 check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -84,4 +87,4 @@ lock: ## resolve the locks again, with a cool-down of 8 days (needs uv)
 clean: ## remove the environment and what runs leave behind
 	rm -rf $(VENV) .venv-models .venv-mutants mutants var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help run stop test check bench bench-overhead bench-predict mutants models image lock clean
+.PHONY: help run stop test test-long check bench bench-overhead bench-predict mutants models image lock clean

@@ -1,10 +1,10 @@
 """The whole gateway, killed under load and on a full disk.
 
-`kill -9` thirty times, each at a moment of chance, with rows being taught by `/ingest` and
-learned from relayed answers: whatever was acknowledged is in the store of the next life, and
-its index holds exactly the history that can be searched. Then a disk that takes no more
-(RLIMIT_FSIZE set on the running process): what must be stored is refused with a reason, what
-need not be goes on.
+`kill -9` six times (thirty in the long form), each at a random moment, while rows are taught by
+`/ingest` and learned from relayed answers: what was acknowledged is in the store of the next life,
+and its index holds exactly the history that can be searched. Then a disk that takes no more
+(RLIMIT_FSIZE set on the running process): what must be stored is refused with a reason, the rest
+goes on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import httpx
 import pytest
 
 from tests.kit.gateway import GatewayProcess, account
+from tests.kit.length import short_or_long
 from tests.kit.provider import ScriptedProvider
 
 Start = Callable[..., GatewayProcess]
-LANES, KILLS = 2, 15  # gateways side by side, lives of each
+LANES, KILLS = 2, short_or_long(3, 15)  # gateways side by side, lives of each
 CLIENTS = 3
 FIRST_ID = 1_000_000  # ids stand in prompt_tokens, above what the provider counts
 PREDICT = {"enabled": True, "predict_wait_s": 5.0}  # as long as its start may take
