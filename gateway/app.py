@@ -26,7 +26,7 @@ from gateway.api.jobs import Jobs
 from gateway.api.plane import DataPlane
 from gateway.api.problems import send_problem
 from gateway.api.protocol import Buffers
-from gateway.api.routing import Directory
+from gateway.api.routing import RoutingTable
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.learned import Learned
@@ -152,7 +152,7 @@ class Gateway:
             *(self.engine, self.client, targets(settings, environ), settings.server, send_problem),
             cost=self._cost,
         )
-        self.plane = DataPlane(_directory(settings), self.engine, self.relay, self.predictor)
+        self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
         at_end = AtEnd(self.metrics.ended, self.spend.ended, logs.request_line)
@@ -234,13 +234,13 @@ class Gateway:
     def _prepare(self, settings: Settings) -> Apply:
         new_targets = targets(settings, self._environ)
         admin_token = AdminToken(secret(settings.admin.token, "admin.token", self._environ))
-        directory = _directory(settings)
+        routing = _routing_table(settings)
         secrets = secrets_of(settings, self._environ)
 
         def apply() -> None:
             self.relay.targets = new_targets
             self.relay.server = self.buffers.server = settings.server
-            self.plane.directory = directory
+            self.plane.routing = routing
             self._admin_token = admin_token
             self.metrics.rename(_names(settings))
             self.journal.resize(settings.observe.events)
@@ -369,7 +369,7 @@ class Gateway:
                 "accounts": list(route.accounts),
                 **self.predictor.profile(model),
             }
-            for model, route in self.plane.directory.routes.items()
+            for model, route in self.plane.routing.routes.items()
         ]
 
     def _snapshots(self) -> Snapshots:
@@ -455,8 +455,8 @@ class Gateway:
         )
 
 
-def _directory(settings: Settings) -> Directory:
-    return Directory(
+def _routing_table(settings: Settings) -> RoutingTable:
+    return RoutingTable(
         Tenants(settings), routes(settings.accounts), settings.server, settings.predict.max_chars
     )
 

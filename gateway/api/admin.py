@@ -91,7 +91,7 @@ class Admin:
 
         @get("/models")
         async def models(request: AnyRequest) -> AnyResponse:
-            tenant = self._plane.directory.tenants.authenticate(raw_headers(request))
+            tenant = self._plane.routing.tenants.authenticate(raw_headers(request))
             profiles = [
                 p for p in self._health.profiles() if not tenant.models or p["id"] in tenant.models
             ]

@@ -76,7 +76,7 @@ class Tenants:
         return self.only_one if tenant.stateful is None else tenant.stateful
 
 
-def allowed(tenant: Tenant, model: str) -> None:
+def check_model(tenant: Tenant, model: str) -> None:
     """Raises ModelNotFound when the tenant may not use the model: to it, it does not exist."""
     if tenant.models and model not in tenant.models:
         raise model_not_found(model)
@@ -107,7 +107,7 @@ class AdminToken:
             )
 
 
-def forbidden_stateful(path: str) -> Forbidden:
+def stateful_forbidden(path: str) -> Forbidden:
     return Forbidden(
         f"`/v1{path}` keeps its objects at the provider, where tenants share an account; "
         "set `stateful = true` for this tenant to relay it.",

@@ -134,17 +134,17 @@ class Forecasts:
             asker.waits = False
 
     def _tenant(self, request: AnyRequest) -> Tenant:
-        return self._plane.directory.tenants.authenticate(raw_headers(request))
+        return self._plane.routing.tenants.authenticate(raw_headers(request))
 
     def _view(self, tenant: Tenant, asked: PredictRequest) -> PromptView:
         messages = messages_of(asked)
         positive(asked.max_tokens, "max_tokens", MAX_TOKENS)
         if asked.model is not None:
-            auth.allowed(tenant, asked.model)
+            auth.check_model(tenant, asked.model)
         return PromptView.of_chat(
             messages,
             tenant=tenant.name,
-            model=asked.model or self._plane.directory.default_model(tenant),
+            model=asked.model or self._plane.routing.default_model(tenant),
             max_tokens=asked.max_tokens,
             task_type=asked.task_type,
         )

@@ -6,7 +6,7 @@ import random
 import secrets
 import time
 
-from gateway.api.paths import label
+from gateway.api.routing import route_label
 from gateway.types import JobRecord, Outcome
 
 _ids = random.Random(secrets.randbits(256))
@@ -26,7 +26,7 @@ class Early:
         """`path` is canonical, `arrived_s` of the engine's clock."""
         self.id = new_id()
         self.arrived_s = arrived_s
-        self.route = label(path)
+        self.route = route_label(path)
         self.tenant = "other"
         self.model = "other"
 

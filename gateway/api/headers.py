@@ -1,24 +1,54 @@
-"""What a client asks by a request's headers (how long it will wait: patience.py).
+"""Request headers that the gateway reads: a class, a deadline, earlier tries.
 
-Names are in lower case, as ASGI gives them.
+    X-SageSched-Class           the class to schedule the request in
+    X-Request-Deadline-Ms       milliseconds from arrival within which the whole answer is wanted.
+                                Set by the client itself, so it goes before an SDK's time-out
+    X-Stainless-Read-Timeout    the official SDKs' read time-out in seconds: the longest silence
+                                they accept. A stream is silent until its first byte, any other
+                                answer until it is complete
+    X-Stainless-Retry-Count     how often an SDK has tried the same request before
+
+Only a class that does not exist fails a request: the other headers advise, and a value that
+makes no sense is ignored. A deadline of a day or more is none. Header names are in lower case,
+as ASGI gives them.
 """
 
 from __future__ import annotations
 
+from math import isfinite
+
+from msgspec import Struct
+
 from gateway.errors import InvalidRequest
 from gateway.types import JobClass
+from gateway.upstream.providers import Headers
+
+DEADLINE = b"x-request-deadline-ms"
+READ_TIMEOUT = b"x-stainless-read-timeout"
+DAY_S = 86_400.0
 
 
-def header(headers: list[tuple[bytes, bytes]], name: bytes) -> bytes | None:
-    """The first of that name."""
+class ClientDeadline(Struct, frozen=True):
+    """Time a client allows, in seconds from arrival; `within_s` is None without a limit."""
+
+    within_s: float | None = None
+    first_byte: bool = False  # for the first byte; False: for the whole answer
+
+
+NO_DEADLINE = ClientDeadline()
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first header of that name; None where there is none."""
     for key, value in headers:
         if key == name:
             return value
     return None
 
 
-def class_header(headers: list[tuple[bytes, bytes]]) -> JobClass | None:
-    """`X-SageSched-Class`. Raises InvalidRequest: who asks for a class means it."""
+def class_header(headers: Headers) -> JobClass | None:
+    """The class the client asks for; None without the header. Raises InvalidRequest for an
+    unknown one: ignoring it would serve the request in a class nobody asked for."""
     value = header(headers, b"x-sagesched-class")
     if value is None:
         return None
@@ -32,7 +62,29 @@ def class_header(headers: list[tuple[bytes, bytes]]) -> JobClass | None:
         ) from None
 
 
-def retry_count(headers: list[tuple[bytes, bytes]]) -> int:
-    """`X-Stainless-Retry-Count`, which the official SDKs send: how often this was tried before."""
+def retry_count(headers: Headers) -> int:
+    """Tries before this one, as an SDK counts them; 0 where the header is absent or malformed."""
     value = header(headers, b"x-stainless-retry-count")
     return int(value) if value is not None and value.isdigit() and len(value) < 4 else 0
+
+
+def client_deadline(headers: Headers, *, stream: bool) -> ClientDeadline:
+    """The deadline in the headers, of an answer that is streamed or is not."""
+    deadline_s = read_s = None
+    for name, value in headers:
+        if name == DEADLINE:
+            deadline_s = _seconds(value, 1000.0)
+        elif name == READ_TIMEOUT:
+            read_s = _seconds(value, 1.0)
+    if deadline_s is not None:
+        return ClientDeadline(deadline_s)
+    return NO_DEADLINE if read_s is None else ClientDeadline(read_s, first_byte=stream)
+
+
+def _seconds(value: bytes, per_second: float) -> float | None:
+    """A positive number of less than a day; None for anything else."""
+    try:
+        seconds = float(value) / per_second
+    except ValueError:
+        return None
+    return seconds if isfinite(seconds) and 0.0 < seconds < DAY_S else None

@@ -138,7 +138,7 @@ class Jobs:
         if self._engine.draining:
             raise Unavailable("The gateway is draining.", code="draining", retry_after_s=5.0)
         messages_of(request)
-        self._plane.directory.route(tenant, self._model(tenant, request))
+        self._plane.routing.route(tenant, self._model(tenant, request))
         row = JobRow(
             id="job_" + secrets.token_hex(12),
             tenant=tenant.name,
@@ -216,7 +216,7 @@ class Jobs:
     # -- running -----------------------------------------------------------------------------
 
     def _model(self, tenant: Tenant, request: PredictRequest) -> str:
-        return request.model or self._plane.directory.default_model(tenant)
+        return request.model or self._plane.routing.default_model(tenant)
 
     def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
         call, view = self._call(row, tenant, request)
@@ -245,7 +245,7 @@ class Jobs:
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
         asked = Asked(model=model, max_tokens=request.max_tokens, view=view)
-        route = self._plane.directory.route(tenant, model)
+        route = self._plane.routing.route(tenant, model)
         job = self._plane.job(
             row.id,
             tenant,

@@ -2,7 +2,7 @@
 
 Decodes only the fields the gateway owns or forecasts by, keeps the body's bytes, and hands
 a `Call` to the relay. What comes before that has files of its own, in the order of a request:
-early.py (it has a name), directory.py (who asks, who serves), paths.py, body.py, asked.py,
+early.py (it has a name), routing.py (who asks, who serves), paths.py, body.py, asked.py,
 headers.py and patience.py.
 """
 
@@ -16,12 +16,16 @@ import msgspec
 
 from gateway.api.body import BodyMemory, ClientGone, Hold, read_body
 from gateway.api.early import Early
-from gateway.api.headers import class_header, retry_count
-from gateway.api.paths import Scope, canonical, check_route, only
-from gateway.api.patience import ENDLESS, Patience, patience
+from gateway.api.headers import (
+    NO_DEADLINE,
+    ClientDeadline,
+    class_header,
+    client_deadline,
+    retry_count,
+)
 from gateway.api.problems import internal, send_problem
 from gateway.api.request import Asked, parse
-from gateway.api.routing import Directory
+from gateway.api.routing import RoutingTable, Scope, canonical_path, check_route, require_method
 from gateway.engine.call import Call
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.relay import Relay
@@ -55,9 +59,9 @@ class DataPlane:
     """ASGI application of `/v1/*`."""
 
     def __init__(
-        self, directory: Directory, engine: Engine, relay: Relay, predictor: Predictor
+        self, routing: RoutingTable, engine: Engine, relay: Relay, predictor: Predictor
     ) -> None:
-        self.directory = directory
+        self.routing = routing
         self._engine = engine
         self._relay = relay
         self._predictor = predictor
@@ -68,7 +72,7 @@ class DataPlane:
         if scope["type"] != "http":
             return
         arrived_s = self._engine.clock()
-        path = canonical(scope)
+        path = canonical_path(scope)
         early = Early(path, arrived_s)
         try:
             await self._serve(scope, receive, send, path, early)
@@ -85,18 +89,18 @@ class DataPlane:
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, path: str, early: Early
     ) -> None:
-        directory, method, headers = self.directory, scope["method"], scope["headers"]
-        tenant = directory.tenants.authenticate(headers)
+        routing, method, headers = self.routing, scope["method"], scope["headers"]
+        tenant = routing.tenants.authenticate(headers)
         early.tenant = tenant.name
         if path == "/models" or path.startswith("/models/"):
-            only(method, "GET")
-            await _send_json(send, 200, directory.models(tenant, path), early.id)
+            require_method(method, "GET")
+            await _send_json(send, 200, routing.models(tenant, path), early.id)
             return
-        check_route(directory.tenants, tenant, method, path)
-        body = await read_body(headers, receive, directory.server, self.memory)
+        check_route(routing.tenants, tenant, method, path)
+        body = await read_body(headers, receive, routing.server, self.memory)
         hold = Hold(self.memory, len(body))
         try:
-            asked = parse(self.directory, tenant, method, path, headers, body)
+            asked = parse(self.routing, tenant, method, path, headers, body)
             call = self._call(scope, tenant, path, body, asked, early)
             call.release = hold.release
             del body
@@ -108,7 +112,7 @@ class DataPlane:
         self, scope: Scope, tenant: Tenant, path: str, body: bytes, asked: Asked, early: Early
     ) -> Call:
         headers = scope["headers"]
-        route = self.directory.route(tenant, asked.model)
+        route = self.routing.route(tenant, asked.model)
         early.model = asked.model
         job = self.job(
             early.id,
@@ -117,7 +121,7 @@ class DataPlane:
             asked,
             early.arrived_s,
             class_override=class_header(headers),
-            patience=patience(headers, stream=asked.stream),
+            deadline=client_deadline(headers, stream=asked.stream),
             client_retries=retry_count(headers),
         )
         return Call(
@@ -173,7 +177,7 @@ class DataPlane:
         arrived_s: float,
         *,
         class_override: JobClass | None = None,
-        patience: Patience = ENDLESS,
+        deadline: ClientDeadline = NO_DEADLINE,
         client_retries: int = 0,
     ) -> Job:
         view = asked.view
@@ -189,8 +193,8 @@ class DataPlane:
             n=asked.n,
             max_tokens=asked.max_tokens,
             class_override=class_override or tenant.job_class,
-            deadline_s=None if patience.within_s is None else arrived_s + patience.within_s,
-            deadline_first_byte=patience.first_byte,
+            deadline_s=None if deadline.within_s is None else arrived_s + deadline.within_s,
+            deadline_first_byte=deadline.first_byte,
             client_retries=client_retries,
         )
 

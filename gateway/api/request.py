@@ -9,9 +9,8 @@ from msgspec import Struct
 
 from gateway.api.batch import batch_of
 from gateway.api.headers import header
-from gateway.api.paths import STATELESS
 from gateway.api.prompt import view_of
-from gateway.api.routing import Directory
+from gateway.api.routing import STATELESS, RoutingTable
 from gateway.api.schemas import (
     AnyRequest,
     ChatRequest,
@@ -52,7 +51,7 @@ class Asked(Struct):
 
 
 def parse(
-    directory: Directory,
+    routing: RoutingTable,
     tenant: Tenant,
     method: str,
     path: str,
@@ -68,8 +67,8 @@ def parse(
         check_complexity(body)
         request = decode(body, kind)
         check_generation(request)
-        return _generation(tenant.name, path, request, directory.max_chars)
-    return _routed_only(path, headers, body, directory.default_model(tenant))
+        return _generation(tenant.name, path, request, routing.max_chars)
+    return _routed_only(path, headers, body, routing.default_model(tenant))
 
 
 def _generation(tenant: str, path: str, request: Generation, max_chars: int) -> Asked:

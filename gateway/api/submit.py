@@ -16,19 +16,19 @@ def submit_handlers(jobs: Jobs, plane: DataPlane) -> list[HTTPRouteHandler]:
 
     @post("/submit", status_code=200)
     async def submit(request: AnyRequest) -> AnyResponse:
-        tenant = plane.directory.tenants.authenticate(raw_headers(request))
+        tenant = plane.routing.tenants.authenticate(raw_headers(request))
         asked = await read_json(request, PredictRequest, plane)
         job_id = await jobs.submit(tenant, asked)
         return answer({"request_id": job_id, "status": "queued"})
 
     @get("/status/{job_id:str}")
     async def status(request: AnyRequest, job_id: str) -> AnyResponse:
-        tenant = plane.directory.tenants.authenticate(raw_headers(request))
+        tenant = plane.routing.tenants.authenticate(raw_headers(request))
         return answer(await jobs.status(tenant, job_id))
 
     @delete("/status/{job_id:str}", status_code=200)
     async def cancel(request: AnyRequest, job_id: str) -> AnyResponse:
-        tenant = plane.directory.tenants.authenticate(raw_headers(request))
+        tenant = plane.routing.tenants.authenticate(raw_headers(request))
         return answer(await jobs.cancel(tenant, job_id))
 
     return [submit, status, cancel]

@@ -42,7 +42,7 @@ async def read_json(request: AnyRequest, kind: type[T], plane: DataPlane) -> T:
 
     Raises InvalidRequest, BodyTooLarge, RequestTimeout, Unavailable.
     """
-    server = plane.directory.server
+    server = plane.routing.server
     try:
         receive: Any = request.receive
         body = await read_body(raw_headers(request), receive, server, plane.memory)

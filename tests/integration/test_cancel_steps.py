@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from gateway.api.auth import Tenants
 from gateway.api.plane import DataPlane
 from gateway.api.problems import send_problem
-from gateway.api.routing import Directory
+from gateway.api.routing import RoutingTable
 from gateway.app import fresh_core
 from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine
@@ -300,8 +300,8 @@ def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
         if end == "refused here":
             house.engine.drain()
         settings, predictor = house.settings, Predictor(house.settings.predict, Path("nowhere"))
-        directory = Directory(Tenants(settings), routes(settings.accounts), settings.server, 100)
-        plane = DataPlane(directory, house.engine, house.relay, predictor)
+        routing = RoutingTable(Tenants(settings), routes(settings.accounts), settings.server, 100)
+        plane = DataPlane(routing, house.engine, house.relay, predictor)
         plane.learn = holds_itself if spoiled else None
 
         async def one() -> None:

@@ -10,12 +10,12 @@ import pytest
 from gateway.api.auth import (
     AdminToken,
     Tenants,
-    allowed,
     bearer,
+    check_model,
     digest,
-    forbidden_stateful,
     model_not_found,
     presented_key,
+    stateful_forbidden,
 )
 from gateway.errors import ModelNotFound, Unauthorized
 from gateway.settings.schema import Tenant
@@ -142,7 +142,7 @@ def test_stateful_routes_are_for_lone_tenants() -> None:
 
 def test_forbidden_stateful_says_what_to_set() -> None:
     """The operator finds the setting in the message."""
-    error = forbidden_stateful("/files")
+    error = stateful_forbidden("/files")
     assert (error.status, error.code) == (403, "stateful_route")
     assert "`/v1/files`" in error.message
     assert "stateful = true" in error.message
@@ -153,11 +153,11 @@ def test_forbidden_stateful_says_what_to_set() -> None:
 
 def test_allowed_models_are_all_or_the_listed() -> None:
     """To a tenant that may not use it, a model does not exist: 404, as for a misspelt one."""
-    allowed(tenant(), "whatever")
-    allowed(tenant(models=["m"]), "m")
+    check_model(tenant(), "whatever")
+    check_model(tenant(models=["m"]), "m")
     for model in ("m2", "M", "m ", ""):
         with pytest.raises(ModelNotFound) as caught:
-            allowed(tenant(models=["m"]), model)
+            check_model(tenant(models=["m"]), model)
         assert caught.value.wire() == model_not_found(model).wire()
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from gateway.api.auth import Tenants
 from gateway.api.request import Asked, parse
-from gateway.api.routing import Directory
+from gateway.api.routing import RoutingTable
 from gateway.engine.call import Ending
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
 from gateway.schedule.routes import routes
 from tests.unit.settings.trees import valid
 
 SETTINGS = valid(tenants=[{"name": "t", "anonymous": True, "models": ["m2", "m"]}])
-DIRECTORY = Directory(Tenants(SETTINGS), routes(SETTINGS.accounts), SETTINGS.server, 1000)
+DIRECTORY = RoutingTable(Tenants(SETTINGS), routes(SETTINGS.accounts), SETTINGS.server, 1000)
 JSON = (b"content-type", b"application/json")
 MESSAGES = [{"role": "user", "content": "hi"}]
 
