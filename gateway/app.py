@@ -51,9 +51,10 @@ from gateway.predict.view import PromptView
 from gateway.schedule import events
 from gateway.schedule.routes import routes
 from gateway.schedule.scheduler import Scheduler
+from gateway.settings import load
 from gateway.settings.effective import effective
 from gateway.settings.live import Apply, LiveSettings
-from gateway.settings.load import secret
+from gateway.settings.load import Secrets
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.store.store import Store
@@ -72,20 +73,12 @@ _LEARNED = frozenset(
 )
 
 
-def targets(settings: Settings, environ: Mapping[str, str] = os.environ) -> dict[str, Target]:
-    """Every account with its key. Raises SettingsError for a secret that does not resolve."""
+def targets(settings: Settings, secrets: Secrets) -> dict[str, Target]:
+    """Every account with its key."""
     return {
-        account.name: target(
-            account, secret(account.api_key, f"accounts ({account.name}).api_key", environ)
-        )
+        account.name: target(account, secrets.accounts[account.name])
         for account in settings.accounts
     }
-
-
-def secrets_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Every secret in force, for the log's redaction."""
-    keys = [t.key for t in targets(settings, environ).values()]
-    return [*keys, secret(settings.admin.token, "admin.token", environ)]
 
 
 def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
@@ -119,6 +112,7 @@ class Gateway:
         self.live = live
         self.store = store
         self._environ = environ
+        self._secrets = load.secrets(settings, environ)
         self._started_wall_s = time.time()
         self._prices = _prices()
         self.predictor = Predictor(
@@ -149,7 +143,11 @@ class Gateway:
         self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
-            *(self.engine, self.client, targets(settings, environ), settings.server, send_problem),
+            self.engine,
+            self.client,
+            targets(settings, self._secrets),
+            settings.server,
+            send_problem,
             cost=self._cost,
         )
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
@@ -160,7 +158,7 @@ class Gateway:
         self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end, self._trust)
         self._shadow: Shadow | None = None
         self._observe(settings)
-        self._admin_token = AdminToken(secret(settings.admin.token, "admin.token", environ))
+        self._admin_token = AdminToken(self._secrets.admin)
         self.app = self._litestar()
         self._lag_timer: asyncio.TimerHandle | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -215,7 +213,7 @@ class Gateway:
     def reload(self) -> None:
         """SIGHUP. A file that is not valid changes nothing."""
         try:
-            restart = self.live.reload()
+            result = self.live.reload()
         except SettingsError as error:
             logger.error("settings not reloaded: %s", error.message)
             self.journal.reloaded(self.live.state.generation, error.message)
@@ -224,31 +222,37 @@ class Gateway:
             logger.exception("settings not reloaded: a fault of the gateway")
             self.journal.reloaded(self.live.state.generation, "internal error")
             return
-        self.journal.reloaded(self.live.state.generation)
-        logger.info("settings reloaded", extra={"generation": self.live.state.generation})
-        for key in restart:
+        self.journal.reloaded(self.live.state.generation, changed=result.changed)
+        message = "settings reloaded" if result.changed else "settings unchanged"
+        logger.info(message, extra={"generation": self.live.state.generation})
+        for key in result.needs_restart:
             logger.warning("%s changed: it needs a restart", key)
 
     # -- what changes with the settings --------------------------------------------------------
 
-    def _prepare(self, settings: Settings) -> Apply:
-        new_targets = targets(settings, self._environ)
-        admin_token = AdminToken(secret(settings.admin.token, "admin.token", self._environ))
+    def _prepare(self, settings: Settings) -> Apply | None:
+        """What new settings change here; None where they and their secrets are those in force."""
+        before, secrets = self.live.current, load.secrets(settings, self._environ)
+        if settings == before and secrets == self._secrets:
+            return None
+        new_targets = targets(settings, secrets)
         routing = _routing_table(settings)
-        secrets = secrets_of(settings, self._environ)
 
         def apply() -> None:
+            self._secrets = secrets
+            self._admin_token = AdminToken(secrets.admin)
             self.relay.targets = new_targets
             self.relay.server = self.buffers.server = settings.server
             self.plane.routing = routing
-            self._admin_token = admin_token
             self.metrics.rename(_names(settings))
             self.journal.resize(settings.observe.events)
-            self.logs.apply(settings.observe, secrets)
+            self.logs.apply(settings.observe, secrets.values())
             self.store.apply(settings.store)
             self.predictor.reconfigure(settings.predict, private_tenants(settings))
+            # A secret alone, too: an account whose key was refused is tried with the new one.
             self.engine.feed(events.SettingsChanged(settings=effective(settings)))
-            self._observe(settings)
+            if settings != before:
+                self._observe(settings)
 
         return apply
 

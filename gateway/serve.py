@@ -21,7 +21,7 @@ import uvicorn
 
 from gateway import __version__
 from gateway.api.protocol import protocol_for
-from gateway.app import Gateway, fresh_core, secrets_of, targets
+from gateway.app import Gateway, fresh_core, targets
 from gateway.engine.failsafe import Build
 from gateway.engine.supervise import Child
 from gateway.errors import SettingsError
@@ -50,7 +50,7 @@ def serve(args: argparse.Namespace, core: Build = fresh_core) -> int:
     path = Path(args.config)
     settings = load.load(path)
     made_token = _fill_demo_secrets(settings)
-    logs = Logs(settings.observe, secrets_of(settings))
+    logs = Logs(settings.observe, load.secrets(settings).values())
     logs.configure()
     for name, why in load.IGNORED_ENVIRONMENT.items():
         if os.environ.get(name):
@@ -253,8 +253,7 @@ def check(args: argparse.Namespace) -> int:
     settings = load.load(Path(args.config))
     if settings.demo.enabled:
         _fill_demo_secrets(settings)
-    targets(settings)
-    secrets_of(settings)
+    targets(settings, load.secrets(settings))
     models = {m for a in settings.accounts for m in a.model_map}
     print(
         f"{args.config}: ok: {len(settings.accounts)} accounts, {len(models)} models, "

@@ -151,18 +151,20 @@ class Admin:
             self._check(request)
             patch = await read_json(request, dict[str, Any], self._plane)
             try:
-                restart = self._live.patch(patch)
+                result = self._live.patch(patch)
             except SettingsError as error:
                 logger.error("admin patch refused: %s", error.message)
                 self._journal.reloaded(self._live.state.generation, error.message)
                 raise InvalidRequest(error.message, code="invalid_settings") from None
-            logger.info("admin patch applied", extra={"generation": self._live.state.generation})
-            self._journal.reloaded(self._live.state.generation)
+            status = "applied" if result.changed else "unchanged"
+            generation = self._live.state.generation
+            logger.info(f"admin patch {status}", extra={"generation": generation})
+            self._journal.reloaded(generation, changed=result.changed)
             return answer(
                 {
-                    "status": "applied",
-                    "generation": self._live.state.generation,
-                    "needs_restart": restart,
+                    "status": status,
+                    "generation": generation,
+                    "needs_restart": result.needs_restart,
                     "overridden_by_environment": self._live.pinned(patch),
                 }
             )

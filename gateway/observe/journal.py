@@ -140,9 +140,11 @@ class Journal:
         """An account's concurrency limit was cut."""
         self.add("limited", account=name, verdict=verdict, before=before, limit=limit)
 
-    def reloaded(self, generation: int, error: str | None = None) -> None:
-        """New settings were swapped in, or (with `error`) changed nothing."""
-        self.add("reloaded", generation=generation, ok=int(error is None), error=error)
+    def reloaded(self, generation: int, error: str | None = None, *, changed: bool = True) -> None:
+        """A reload or admin patch: applied, equal to what was in force, or refused (`error`)."""
+        unchanged = None if changed else 1
+        ok = int(error is None)
+        self.add("reloaded", generation=generation, ok=ok, unchanged=unchanged, error=error)
 
     def reset(self, scope: str) -> None:
         """An operator's `POST /reset`."""

@@ -1,8 +1,12 @@
-"""The settings in force: read, validate, let every part build what may fail, swap, tell.
+"""The settings in force, and changing them: read, validate, prepare every part, swap, apply.
 
-A change (SIGHUP, an admin patch) is applied whole or not at all. Parts that can refuse
-(secrets that do not resolve, say) build in `prepare`, before anything changes; what they
-return is applied in one go afterwards, which must not fail.
+A change (SIGHUP, an admin patch) is applied whole or not at all. A part that can refuse
+(a secret does not resolve, say) does so in its `prepare`, before anything changes; the
+functions the parts return are called afterwards, and must not fail.
+
+Settings equal to those in force are no change: no part is touched and the generation stays.
+What the settings only point to, the secrets, may have changed all the same; a part that finds
+that out in `prepare` asks for the change by returning a function.
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from gateway.settings import load
 from gateway.settings.schema import Demo, Settings
 
 Apply = Callable[[], None]
-Prepare = Callable[[Settings], Apply]
-"""Builds what can fail for new settings (raises SettingsError) and returns the swap."""
+Prepare = Callable[[Settings], Apply | None]
+"""Builds what can fail for new settings (raises SettingsError) and returns the function that
+puts it in force; None where the part stays as it is."""
 
 RESTART_ONLY = (
     ("server", "host"),
@@ -37,10 +42,19 @@ RESTART_ONLY = (
 
 
 class ReloadState(Struct, frozen=True):
+    """Generation of the settings in force, and the result of the last reload."""
+
     generation: int
     ok: bool
-    success_wall_s: float  # the last change that succeeded, the start included
+    success_wall_s: float  # of the last reload that succeeded, the start included
     error: str = ""
+
+
+class ReloadResult(Struct, frozen=True):
+    """Result of a reload or patch that was accepted."""
+
+    changed: bool  # False: the settings equal those in force, nothing was touched
+    needs_restart: list[str] = []  # changed keys that only a restart puts in force
 
 
 class LiveSettings:
@@ -57,33 +71,33 @@ class LiveSettings:
         self._prepares: list[Prepare] = []
 
     def on_change(self, prepare: Prepare) -> None:
+        """Add a part that takes new settings."""
         self._prepares.append(prepare)
 
-    def reload(self) -> list[str]:
-        """Read the file again. Returns the keys that need a restart; raises SettingsError."""
+    def reload(self) -> ReloadResult:
+        """Read the file again. Raises SettingsError."""
         return self._change(self._patch)
 
-    def patch(self, patch: Mapping[str, Any]) -> list[str]:
-        """Lay a merge patch (RFC 7396) over the file, on top of earlier ones."""
+    def patch(self, patch: Mapping[str, Any]) -> ReloadResult:
+        """Lay a merge patch (RFC 7396) over the file and earlier patches. Raises SettingsError."""
         return self._change(load.merge_patches(self._patch, patch))
 
-    def _change(self, patch: dict[str, Any]) -> list[str]:
+    def _change(self, patch: dict[str, Any]) -> ReloadResult:
         try:
             settings = load.load(self.path, self._environ, patch)
-            applies = [prepare(settings) for prepare in self._prepares]
+            applies = [apply for prepare in self._prepares if (apply := prepare(settings))]
         except Exception as error:  # of a fault of ours, too: nothing has changed yet
-            said = error.message if isinstance(error, SettingsError) else type(error).__name__
-            self.state = msgspec.structs.replace(self.state, ok=False, error=said)
+            text = error.message if isinstance(error, SettingsError) else type(error).__name__
+            self.state = msgspec.structs.replace(self.state, ok=False, error=text)
             raise
-        before, self.current, self._patch = self.current, settings, patch
-        for apply in applies:
-            apply()
-        self.state = ReloadState(self.state.generation + 1, True, time.time())
-        return [
-            f"{section}.{key}"
-            for section, key in RESTART_ONLY
-            if getattr(getattr(before, section), key) != getattr(getattr(settings, section), key)
-        ]
+        self._patch = patch  # kept though it changes nothing: the file below it may change
+        before, changed = self.current, settings != self.current or bool(applies)
+        if changed:
+            self.current = settings
+            for apply in applies:
+                apply()
+        self.state = ReloadState(self.state.generation + changed, True, time.time())
+        return ReloadResult(changed, _restart_keys(before, settings))
 
     def pinned(self, patch: Mapping[str, Any]) -> list[str]:
         """Keys of `patch` that the environment overrides, as `section.key (NAME)`."""
@@ -94,3 +108,11 @@ class LiveSettings:
             and isinstance(patch.get(section), Mapping)
             and key in patch[section]
         ]
+
+
+def _restart_keys(before: Settings, after: Settings) -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section, key in RESTART_ONLY
+        if getattr(getattr(before, section), key) != getattr(getattr(after, section), key)
+    ]

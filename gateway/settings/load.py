@@ -216,3 +216,29 @@ def secret(reference: str, where: str, environ: Mapping[str, str] = os.environ) 
     if not value.isascii() or not value.isprintable():
         raise SettingsError(f"{where}: expected printable ASCII without line breaks")
     return value
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """Every secret the settings point to, resolved."""
+
+    accounts: dict[str, str]  # by the account's name
+    admin: str
+
+    def values(self) -> list[str]:
+        """All of them, for the log's redaction."""
+        return [*self.accounts.values(), self.admin]
+
+    def __repr__(self) -> str:
+        return "Secrets(…)"
+
+
+def secrets(settings: Settings, environ: Mapping[str, str] = os.environ) -> Secrets:
+    """Resolve the accounts' keys and the admin token. Raises SettingsError naming the first
+    that does not resolve."""
+    return Secrets(
+        {
+            a.name: secret(a.api_key, f"accounts ({a.name}).api_key", environ)
+            for a in settings.accounts
+        },
+        secret(settings.admin.token, "admin.token", environ),
+    )

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -132,10 +133,44 @@ def test_admin_patch_is_validated_and_applied_like_a_reload(
     assert "schedule.max_wait_s" in bad.json()["error"]["message"]
     good = httpx.post(url, json={"schedule": {"heavy_inflight_tokens": 1234}}, headers=admin)
     assert good.json()["status"] == "applied"
+    gateway.edit(schedule={"max_wait_s": 30.0})
     gateway.signal(signal.SIGHUP)
     gateway.wait_log(lambda x: x.get("msg") == "settings reloaded")
     pools = httpx.get(gateway.url("/stats"), headers=admin).json()["pools"]
     assert pools[0]["classes"]["heavy"]["budget_tokens"] == 1234
+
+
+def test_reload_of_equal_settings_is_no_change(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """The log and the admin answer say so, and the generation stays."""
+    gateway = start_gateway(provider)
+    gateway.signal(signal.SIGHUP)
+    assert gateway.wait_log(lambda x: x.get("msg") == "settings unchanged")["generation"] == 1
+    patch = {"retry": {"attempts": 3}}
+    answer = httpx.post(gateway.url("/admin/config"), json=patch, headers=gateway.admin_headers)
+    assert (answer.json()["status"], answer.json()["generation"]) == ("unchanged", 1)
+    assert httpx.get(gateway.url("/health")).json()["settings"]["generation"] == 1
+
+
+def test_reload_takes_a_new_secret_of_equal_settings(
+    start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
+) -> None:
+    """The file says the same, the key file it points to does not: the account whose key was
+    refused is tried with the new one at once."""
+    key = tmp_path / "provider-key"
+    key.write_text("sk-refused-key")
+    gateway = start_gateway(accounts=[account(provider, api_key=f"file:{key}")])
+    provider.error(401)
+    assert post(gateway).status_code == 502
+    stats = httpx.get(gateway.url("/_stats"), headers=gateway.admin_headers).json()
+    assert stats["accounts"][0]["state"] == "dead_key"
+    key.write_text("sk-another-key")
+    gateway.signal(signal.SIGHUP)
+    assert gateway.wait_log(lambda x: x.get("msg") == "settings reloaded")["generation"] == 2
+    assert post(gateway).status_code == 200
+    sent = [exchange.request.header("authorization") for exchange in provider.exchanges]
+    assert sent == ["Bearer sk-refused-key", "Bearer sk-another-key"]
 
 
 def test_restart_only_key_is_told(start_gateway: Start, provider: ScriptedProvider) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gateway.errors import SettingsError
-from gateway.settings.live import LiveSettings
+from gateway.settings.live import LiveSettings, ReloadResult
 from gateway.settings.load import build, merge, merge_patches
 from gateway.settings.schema import Account, Settings
 from gateway.upstream.providers import target, url_for
@@ -91,7 +91,7 @@ class Changes(RuleBasedStateMachine):
         self.read: dict[str, Any] = tree()
         self.write(0)
         self.live = LiveSettings(self.path, {})
-        self.told: list[Settings] = [self.live.current] * parts
+        self.in_parts: list[Settings] = [self.live.current] * parts
         self.fault: Exception | None = None
         self.accepted: list[dict[str, Any]] = []
         self.model = self.live.current
@@ -99,13 +99,15 @@ class Changes(RuleBasedStateMachine):
         for part in range(parts):
             self.live.on_change(self.part(part))
 
-    def part(self, number: int) -> Callable[[Settings], Callable[[], None]]:
-        def prepare(settings: Settings) -> Callable[[], None]:
-            if self.fault is not None and number == len(self.told) - 1:
+    def part(self, number: int) -> Callable[[Settings], Callable[[], None] | None]:
+        def prepare(settings: Settings) -> Callable[[], None] | None:
+            if self.fault is not None and number == len(self.in_parts) - 1:
                 raise self.fault  # the last one: all the others had agreed
+            if settings == self.in_parts[number]:
+                return None
 
             def apply() -> None:
-                self.told[number] = settings
+                self.in_parts[number] = settings
 
             return apply
 
@@ -137,7 +139,7 @@ class Changes(RuleBasedStateMachine):
     def patch(self, patch: dict[str, Any]) -> None:
         self.change([*self.accepted, patch], lambda: self.live.patch(patch))
 
-    def change(self, patches: list[dict[str, Any]], make: Callable[[], list[str]]) -> None:
+    def change(self, patches: list[dict[str, Any]], make: Callable[[], ReloadResult]) -> None:
         wanted = self.file
         for patch in patches:
             wanted = merge(wanted, patch)
@@ -145,10 +147,10 @@ class Changes(RuleBasedStateMachine):
             expected = build(wanted, "model")
         except SettingsError:
             expected = None
-        if self.told and self.fault is not None:
+        if self.in_parts and self.fault is not None:
             expected = None
         try:
-            make()
+            assert make().changed == (expected != self.model)
             succeeded = True
         except (SettingsError, RuntimeError):
             succeeded = False
@@ -156,13 +158,13 @@ class Changes(RuleBasedStateMachine):
         assert self.live.state.ok == succeeded
         assert bool(self.live.state.error) == (not succeeded)
         if expected is not None:
+            self.generation += expected != self.model
             self.model, self.accepted = expected, patches
-            self.generation += 1
 
     @invariant()
     def all_or_nothing(self) -> None:
         assert self.live.current == self.model
-        assert all(settings is self.live.current for settings in self.told)
+        assert all(settings is self.live.current for settings in self.in_parts)
         assert self.live.state.generation == self.generation
 
     def teardown(self) -> None:

@@ -116,16 +116,19 @@ def test_journal_words_what_the_shell_tells() -> None:
     ring.limited("a", Verdict.TIMEOUT, before=8.0, limit=6.0)
     ring.reloaded(4)
     ring.reloaded(4, "accounts: expected at least one")
+    ring.reloaded(4, changed=False)
     ring.reset("stats")
     ring.rebuilt("KeyError")
     ring.draining(running=3, waiting=2)
     events = ring.tail(20).events
     assert [event.event for event in events] == [
-        "mode", "account", "limited", "reloaded", "reloaded", "reset", "rebuilt", "draining",
+        "mode", "account", "limited", "reloaded", "reloaded", "reloaded", "reset", "rebuilt",
+        "draining",
     ]  # fmt: skip
     assert events[0].detail == {"before": "free", "mode": "congested", "saturation_ratio": 1.4}
     assert events[3].detail == {"generation": 4, "ok": 1}
     assert events[4].detail["ok"] == 0
+    assert events[5].detail == {"generation": 4, "ok": 1, "unchanged": 1}
 
 
 def test_journal_events_are_json() -> None:

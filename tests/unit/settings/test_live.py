@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.settings.live import RESTART_ONLY, LiveSettings
+from gateway.settings.live import RESTART_ONLY, LiveSettings, ReloadResult
 from gateway.settings.schema import Settings
 from tests.unit.settings.trees import SMALLEST_TOML
 
@@ -26,11 +26,20 @@ class Part:
     def __init__(self) -> None:
         self.attempts: list[int] = []
         self.refuses: Exception | None = None
+        self.given: Settings | None = None
+        self.secret_changed = False  # it has something to do, though the settings are the same
 
-    def prepare(self, settings: Settings) -> Callable[[], None]:
+    def prepare(self, settings: Settings) -> Callable[[], None] | None:
         if self.refuses is not None:
             raise self.refuses
-        return lambda: self.attempts.append(settings.retry.attempts)
+        if settings == self.given and not self.secret_changed:
+            return None
+
+        def apply() -> None:
+            self.given = settings
+            self.attempts.append(settings.retry.attempts)
+
+        return apply
 
 
 def test_live_settings_start_with_the_file(path: Path) -> None:
@@ -54,10 +63,50 @@ def test_reload_reads_the_file_and_tells_every_part(path: Path) -> None:
     for part in parts:
         live.on_change(part.prepare)
     path.write_text(SMALLEST_TOML + "[retry]\nattempts = 5\n")
-    assert live.reload() == []
+    assert live.reload() == ReloadResult(changed=True)
     assert live.current.retry.attempts == 5
     assert [part.attempts for part in parts] == [[5], [5]]
     assert (live.state.generation, live.state.ok, live.state.error) == (2, True, "")
+
+
+@pytest.mark.parametrize("change", ["reload", "patch"])
+def test_change_to_equal_settings_touches_no_part(path: Path, change: str) -> None:
+    """The generation and the settings stay; a reload that found the file well formed is good."""
+    live = LiveSettings(path, {})
+    part = Part()
+    part.given = before = live.current
+    live.on_change(part.prepare)
+    path.write_text("not toml [")
+    with pytest.raises(SettingsError):
+        live.reload()
+    path.write_text(SMALLEST_TOML + "# a remark\n")
+    result = live.reload() if change == "reload" else live.patch({"retry": {"attempts": 3}})
+    assert result == ReloadResult(changed=False)
+    assert live.current is before
+    assert part.attempts == []
+    assert (live.state.generation, live.state.ok, live.state.error) == (1, True, "")
+
+
+def test_change_of_a_secret_alone_is_a_change(path: Path) -> None:
+    """Equal settings are applied where a part finds that what they point to has changed."""
+    live = LiveSettings(path, {})
+    still, rotated = Part(), Part()
+    still.given = rotated.given = live.current
+    rotated.secret_changed = True
+    live.on_change(still.prepare)
+    live.on_change(rotated.prepare)
+    assert live.reload() == ReloadResult(changed=True)
+    assert (still.attempts, rotated.attempts) == ([], [3])
+    assert live.state.generation == 2
+
+
+def test_patch_equal_to_the_file_holds_when_the_file_changes(path: Path) -> None:
+    """A patch that changes nothing now still lies over the file that is read later."""
+    live = LiveSettings(path, {})
+    assert not live.patch({"retry": {"attempts": 3}}).changed
+    path.write_text(SMALLEST_TOML + "[retry]\nattempts = 5\n")
+    assert not live.reload().changed
+    assert live.current.retry.attempts == 3
 
 
 def test_patch_survives_a_reload_and_adds_to_earlier_ones(path: Path) -> None:
@@ -117,9 +166,12 @@ def test_change_that_a_fault_stops_changes_nothing(path: Path) -> None:
 def test_change_says_what_needs_a_restart(path: Path) -> None:
     """What was changed but is not in force yet is named, and only that."""
     live = LiveSettings(path, {})
-    assert live.patch({"server": {"port": 1234, "drain_timeout_s": 5}}) == ["server.port"]
-    assert live.patch({"demo": {"base_latency_s": 1.0}}) == ["demo.base_latency_s"]
-    assert live.patch({"retry": {"attempts": 7}, "predict": {"enabled": False}}) == []
+    for patch, keys in (
+        ({"server": {"port": 1234, "drain_timeout_s": 5}}, ["server.port"]),
+        ({"demo": {"base_latency_s": 1.0}}, ["demo.base_latency_s"]),
+        ({"retry": {"attempts": 7}, "predict": {"enabled": False}}, []),
+    ):
+        assert live.patch(patch).needs_restart == keys
 
 
 def test_restart_only_names_keys_that_exist(path: Path) -> None:

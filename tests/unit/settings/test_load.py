@@ -18,8 +18,9 @@ from gateway.settings.load import (
     overlay_environment,
     read_file,
     secret,
+    secrets,
 )
-from tests.unit.settings.trees import SMALLEST_TOML, account, tree
+from tests.unit.settings.trees import SMALLEST_TOML, account, tree, valid
 
 
 def told(**sections: Any) -> str:
@@ -318,3 +319,23 @@ def test_secret_of_a_missing_variable_is_named() -> None:
     """The commonest mistake of all names the variable."""
     with pytest.raises(SettingsError, match="environment variable KEY is not set"):
         secret("env:KEY", "x", {"OTHER": "1"})
+
+
+def test_secrets_are_every_key_and_the_admin_token(tmp_path: Path) -> None:
+    """Each account's by its name; none shows in a debugger or a log."""
+    path = tmp_path / "key"
+    path.write_text("sk-file\n")
+    settings = valid(
+        accounts=[account(name="a"), account(name="b", api_key=f"file:{path}")],
+        admin={"token": "env:ADMIN"},
+    )
+    found = secrets(settings, {"KEY": "sk-env", "ADMIN": "token"})
+    assert found.accounts == {"a": "sk-env", "b": "sk-file"}
+    assert found.values() == ["sk-env", "sk-file", "token"]
+    assert "sk-" not in repr(found)
+
+
+def test_secrets_that_do_not_resolve_are_named_by_account() -> None:
+    """The account's name says which entry of the file is meant."""
+    with pytest.raises(SettingsError, match=r"accounts \(a\)\.api_key: the environment variable"):
+        secrets(valid(), {})
