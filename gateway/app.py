@@ -31,14 +31,13 @@ from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.learned import Learned
 from gateway.balance.pool import Accounts
-from gateway.engine.engine import Engine, Listener
+from gateway.engine.engine import Engine
 from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
 from gateway.engine.shadow import Shadow
 from gateway.engine.trust import Trust
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
-from gateway.observe.listener import AtEnd
 from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
@@ -58,7 +57,7 @@ from gateway.settings.load import Secrets
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.store.store import Store
-from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Outcome, Usage
+from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome, Usage
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -140,7 +139,6 @@ class Gateway:
         first = core(effective(settings), None)
         self._restore(first)
         self.engine = Engine(first, core)
-        self.engine.alarms.append(self.journal.rebuilt)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
             self.engine,
@@ -153,9 +151,10 @@ class Gateway:
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
-        at_end = AtEnd(self.metrics.ended, self.spend.ended, logs.request_line)
         self._trust = Trust(self._recalibrated)
-        self._listeners: tuple[Listener, ...] = (self.journal, self.jobs, at_end, self._trust)
+        self._listeners: tuple[Listener, ...] = (
+            *(self.journal, self.jobs, self.metrics, self.spend, logs, self._trust),
+        )
         self._shadow: Shadow | None = None
         self._observe(settings)
         self._admin_token = AdminToken(self._secrets.admin)
@@ -295,7 +294,7 @@ class Gateway:
         shadows = (self._shadow,) if self._shadow is not None else ()
         if self._shadow is not None:
             self._shadow.recalibrated(self._trust.value)
-        self.engine.listeners = (*self._listeners, *shadows)
+        self.engine.listeners.replace((*self._listeners, *shadows))
 
     def _recalibrated(self, trust: float) -> None:
         self.engine.feed(events.Recalibrated(trust))
@@ -393,6 +392,7 @@ class Gateway:
                 connections=len(self.buffers),
                 journal_dropped=self.journal.dropped,
                 log_lines_lost=self.logs.lost,
+                listener_faults=self.engine.listeners.faults,
             ),
         )
 

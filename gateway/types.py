@@ -250,6 +250,35 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
     cost_usd: float | None = None  # of `usage`, all choices; None: no usage, or no price
 
 
+class Listener:
+    """Base of those that the engine reports each job's life to; all methods do nothing.
+
+    A subclass overrides what it wants to know. Methods are called on the loop and must be quick;
+    one that raises is counted, and the job goes on (gateway/engine/listeners.py).
+    """
+
+    def submitted(self, job: Job) -> None:
+        """A job was handed to the scheduler."""
+
+    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
+        """An attempt on `account` begins, the first `queue_s` seconds after arrival."""
+
+    def reforecast(self, job: Job, workload: Workload) -> None:
+        """A better forecast has come; `job.workload` is the first one."""
+
+    def retried(self, job: Job, account: str, verdict: Verdict) -> None:
+        """An attempt on `account` failed with `verdict`; another may follow."""
+
+    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None:
+        """The scheduler ended the job without an answer; `code` is the error's."""
+
+    def ended(self, record: JobRecord) -> None:
+        """A request is over, whether it became a job or not."""
+
+    def alarm(self, event: str, reason: str) -> None:
+        """A fault of the gateway itself: `rebuilt` (the scheduler), `listener_failed`."""
+
+
 class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
     """One line of the events journal (`GET /events`)."""
 

@@ -31,7 +31,7 @@ from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store
-from gateway.types import Job, JobClass, JobRecord, Outcome, Verdict, Workload
+from gateway.types import Job, JobClass, JobRecord, Listener, Outcome
 
 logger = logging.getLogger("gateway.jobs")
 MAX_RESULT_BYTES = 16 * 2**20
@@ -98,7 +98,7 @@ class _Client:
         return {"type": "http.disconnect"}
 
 
-class Jobs:
+class Jobs(Listener):
     """Submitted jobs that wait or run; the ended ones are the store's. An engine listener."""
 
     def __init__(
@@ -339,16 +339,6 @@ class Jobs:
             row, status="running", started_wall_s=now, forecast=told
         )
         self._store.update_job(job.id, "running", started_wall_s=now, forecast=told)
-
-    def submitted(self, job: Job) -> None: ...
-
-    def reforecast(self, job: Job, workload: Workload) -> None: ...
-
-    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
-
-    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
-
-    def ended(self, record: JobRecord) -> None: ...
 
 
 def _code(row: JobRow) -> str | None:

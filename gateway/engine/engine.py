@@ -16,30 +16,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
 
 from gateway.engine.failsafe import Build, Failsafe
+from gateway.engine.listeners import Listeners
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
 from gateway.snapshots import SchedulerSnapshot, Standing
-from gateway.types import Job, JobRecord, Outcome, RateLimits, Usage, Verdict, Workload
-
-
-class Listener(Protocol):
-    """Told of a job's life. Called on the loop; must be quick and must not raise."""
-
-    def submitted(self, job: Job) -> None: ...
-
-    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
-
-    def reforecast(self, job: Job, workload: Workload) -> None: ...
-
-    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
-
-    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
-
-    def ended(self, record: JobRecord) -> None: ...
+from gateway.types import Job, JobRecord, Listener, Outcome, RateLimits, Usage, Verdict, Workload
 
 
 class Permit:
@@ -103,8 +87,7 @@ class Permit:
         """The attempt brought nothing; `granted` gives the next account or raises `error`."""
         account, self.account = self.account, None
         assert account is not None
-        for listener in self._engine.listeners:
-            listener.retried(self.job, account, verdict)
+        self._engine.listeners.retried(self.job, account, verdict)
         self._engine.feed(
             events.AttemptFailed(
                 job_id=self.job.id,
@@ -166,10 +149,9 @@ class Engine:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
-        self.listeners = listeners
-        self.alarms: list[Callable[[str], None]] = []  # told when the core was rebuilt, and why
+        self.listeners = Listeners(clock, listeners)
         self._ledger: dict[str, Permit] = {}
-        self._core = Failsafe(core, build, self._ledger, self._alarm)
+        self._core = Failsafe(core, build, self._ledger, self._rebuilt)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = float("inf")
         self._idle: asyncio.Future[None] | None = None
@@ -179,8 +161,7 @@ class Engine:
         """Hand a job to the core. The permit must be entered as a context at once."""
         permit = Permit(self, job, body_bytes)
         self._ledger[job.id] = permit
-        for listener in self.listeners:
-            listener.submitted(job)
+        self.listeners.submitted(job)
         self.feed(events.Submitted(job=job, body_bytes=body_bytes))
         return permit
 
@@ -190,8 +171,7 @@ class Engine:
         if permit is None or permit.settled:
             return
         permit.workload = workload
-        for listener in self.listeners:
-            listener.reforecast(permit.job, workload)
+        self.listeners.reforecast(permit.job, workload)
         self.feed(events.Reforecast(job_id=job_id, workload=workload))
 
     def outgrown(self, job_id: str, output_tokens: int) -> None:
@@ -213,8 +193,7 @@ class Engine:
 
     def ended(self, record: JobRecord) -> None:
         """The whole request is over, answer sent or not: tell who listens."""
-        for listener in self.listeners:
-            listener.ended(record)
+        self.listeners.ended(record)
 
     def holds(self, job_id: str) -> bool:
         """Whether the job still waits or runs; may be asked from any thread."""
@@ -249,13 +228,13 @@ class Engine:
             if isinstance(action, events.Dispatch):
                 started += 1
                 permit._dispatch(action.account, now)
-                for listener in self.listeners:
-                    listener.dispatched(permit.job, action.account, permit.queue_s, permit.attempts)
+                self.listeners.dispatched(
+                    permit.job, action.account, permit.queue_s, permit.attempts
+                )
             else:
                 del self._ledger[action.job_id]
                 permit._refuse(action.error, action.outcome)
-                for listener in self.listeners:
-                    listener.refused(permit.job, action.outcome, action.error.code)
+                self.listeners.refused(permit.job, action.outcome, action.error.code)
                 self._tell_idle()
         self._arm(now)
         return started
@@ -274,8 +253,7 @@ class Engine:
             error = Unavailable("The queue was reset.", code="reset", retry_after_s=1.0)
             del self._ledger[permit.job.id]
             permit._refuse(error, Outcome.EVICTED)
-            for listener in self.listeners:
-                listener.refused(permit.job, Outcome.EVICTED, error.code)
+            self.listeners.refused(permit.job, Outcome.EVICTED, error.code)
             self.feed(events.Withdrawn(job_id=permit.job.id, outcome=Outcome.EVICTED))
             dropped += 1
         self._tell_idle()
@@ -300,9 +278,8 @@ class Engine:
             self._idle = self._idle or self.loop.create_future()
             await asyncio.shield(self._idle)
 
-    def _alarm(self, reason: str) -> None:
-        for told in self.alarms:
-            told(reason)
+    def _rebuilt(self, reason: str) -> None:
+        self.listeners.alarm("rebuilt", reason)
 
     def _tell_idle(self) -> None:
         if not self._ledger and self._idle is not None:

@@ -44,7 +44,7 @@ from gateway.schedule.events import (
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.snapshots import AccountSnapshot
-from gateway.types import Blocked, Job, JobRecord, ObservedRow, Outcome, Verdict, Workload
+from gateway.types import Blocked, Job, JobRecord, Listener, ObservedRow, Outcome, Verdict, Workload
 
 logger = logging.getLogger("gateway.engine")
 FOLLOW_S = 5.0
@@ -65,7 +65,7 @@ class _Seen(Struct):
     record: JobRecord | None = None
 
 
-class Shadow:
+class Shadow(Listener):
     """The scheduler as configured, deciding for nobody.
 
     Args:
@@ -116,12 +116,6 @@ class Shadow:
         """How far forecasts are trusted, as the scheduler that relays is told."""
         if not self.broken:
             self._safely(lambda now: self._tell(Recalibrated(trust), now))
-
-    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
-
-    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
-
-    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...
 
     # -- the two lives -------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.types import CUT_FINISH_REASONS, Job, JobRecord, Outcome, Verdict, Workload
+from gateway.types import CUT_FINISH_REASONS, JobRecord, Listener, Outcome
 
 MEMORY = 200.0  # answers
 SURE = 50.0
@@ -24,7 +24,7 @@ LOST = 0.35  # off it: no trust at all
 STEP = 0.1  # a smaller change is not told
 
 
-class Trust:
+class Trust(Listener):
     """`told` gets the trust, 0 to 1, whenever it has changed by `STEP`."""
 
     def __init__(self, told: Callable[[float], object]) -> None:
@@ -55,13 +55,3 @@ class Trust:
             return 1.0
         off = abs(self._covered / self._answers - WANTED)
         return min(1.0, max(0.0, 1.0 - (off - TOLERATED) / (LOST - TOLERATED)))
-
-    def submitted(self, job: Job) -> None: ...
-
-    def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None: ...
-
-    def reforecast(self, job: Job, workload: Workload) -> None: ...
-
-    def retried(self, job: Job, account: str, verdict: Verdict) -> None: ...
-
-    def refused(self, job: Job, outcome: Outcome, code: str | None) -> None: ...

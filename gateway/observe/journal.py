@@ -18,7 +18,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from gateway.types import Job, JobRecord, LifeEvent, Mode, Outcome, Verdict, Workload
+from gateway.types import Job, JobRecord, LifeEvent, Listener, Mode, Outcome, Verdict, Workload
 
 Detail = str | float | int | None
 
@@ -35,7 +35,7 @@ class Tail(Struct, frozen=True):
     dropped: int
 
 
-class Journal:
+class Journal(Listener):
     """A ring of `size` life-cycle records. `wall` gives Unix seconds."""
 
     def __init__(self, size: int, wall: Callable[[], float] = time.time) -> None:
@@ -150,9 +150,9 @@ class Journal:
         """An operator's `POST /reset`."""
         self.add("reset", scope=scope)
 
-    def rebuilt(self, reason: str) -> None:
-        """The scheduler's core failed and was built anew from the engine's ledger."""
-        self.add("rebuilt", reason=reason)
+    def alarm(self, event: str, reason: str) -> None:
+        """A fault of the gateway: `rebuilt` (the scheduler's core), `listener_failed`."""
+        self.add(event, reason=reason)
 
     def draining(self, running: int, waiting: int) -> None:
         """The stop has begun."""

@@ -20,7 +20,7 @@ from msgspec import Struct
 from gateway.observe.lines import LineWriter, encode_line, utc
 from gateway.observe.redact import Redactor
 from gateway.settings.schema import Observe
-from gateway.types import JobRecord, Outcome
+from gateway.types import JobRecord, Listener, Outcome
 
 MAX_TEXT_CHARS = 16_384  # of a message or a traceback
 
@@ -131,8 +131,8 @@ def _tail(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else "…" + text[-MAX_TEXT_CHARS:]
 
 
-class Logs:
-    """The process's log: `configure` it once, `apply` new settings, `request_line` per request."""
+class Logs(Listener):
+    """The process's log: `configure` it once, `apply` new settings. Writes a line per request."""
 
     def __init__(self, settings: Observe, secrets: Iterable[str] = (), *, fd: int = 1) -> None:
         self._handler = JsonHandler(LineWriter(fd), Redactor(secrets))
@@ -182,7 +182,7 @@ class Logs:
         for name in ("httpx", "httpcore", "aiohttp", "asyncio", "faiss"):
             logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
 
-    def request_line(self, record: JobRecord) -> None:
+    def ended(self, record: JobRecord) -> None:
         """Writes the request's line, where the access log is on and the level lets it."""
         level = _LEVELS.get(record.outcome, logging.WARNING)
         if self._settings.access_log and level >= self._level:

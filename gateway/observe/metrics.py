@@ -31,7 +31,7 @@ from gateway import __version__
 from gateway.observe.families import Families
 from gateway.observe.series import Bins, Count, Counter
 from gateway.observe.state import Snapshots, state_metrics
-from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Usage, Workload
+from gateway.types import CUT_FINISH_REASONS, JobRecord, Listener, Outcome, Usage, Workload
 
 log = logging.getLogger("sagesched.observe")
 
@@ -102,7 +102,7 @@ class _Forecast(Struct, gc=False):
     p90: tuple[Count, Count]
 
 
-class Metrics:
+class Metrics(Listener):
     """The gateway's metrics. Its methods belong to the loop, `render` to any thread.
 
     `snapshots` is called by `take`, on the caller's thread; `names` bounds the labels.

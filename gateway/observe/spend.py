@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from gateway.types import JobRecord
+from gateway.types import JobRecord, Listener
 
 MOST_NAMES = 1000  # of models, and of tenants; what comes later counts as "other"
 OTHER = "other"
 
 
-class Spend:
+class Spend(Listener):
     """US dollars by model and by tenant. Belongs to the loop."""
 
     def __init__(self) -> None:

@@ -43,6 +43,7 @@ class Shell(Struct, frozen=True):
     connections: int = 0
     journal_dropped: int = 0
     log_lines_lost: int = 0
+    listener_faults: int = 0
 
 
 class Snapshots(Struct, frozen=True):
@@ -351,6 +352,12 @@ def _shell(shell: Shell) -> Iterator[Metric]:
         "journal_dropped", "Events that fell off the journal.", (), _one(shell.journal_dropped)
     )
     yield _counter("log_lines_lost", "Log lines never written.", (), _one(shell.log_lines_lost))
+    yield _counter(
+        "listener_faults",
+        "Times a journal, metric or other listener of the engine raised.",
+        (),
+        _one(shell.listener_faults),
+    )
 
 
 def _predictor(shot: PredictorSnapshot) -> Iterator[Metric]:

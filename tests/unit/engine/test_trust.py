@@ -96,7 +96,7 @@ def test_trust_that_is_lost_widens_windows_through_the_engine() -> None:
         core = Scheduler(given, accounts)
         engine = Engine(core, lambda given, old: core, clock=lambda: 0.0)
         trust = Trust(lambda value: engine.feed(Recalibrated(value)))
-        engine.listeners = (trust,)
+        engine.listeners.replace((trust,))
         permits = [engine.submit(job(f"j{n}", 300), 0) for n in range(8)]
         assert sum(permit.account is not None for permit in permits) == 4
         for _ in range(200):

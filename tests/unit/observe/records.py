@@ -149,7 +149,10 @@ def snapshots(**more: Any) -> Snapshots:
     fields: dict[str, Any] = {
         "scheduler": SchedulerSnapshot((pool,), (account,), 50, 45, {Outcome.OK: 40}, False),
         "shell": Shell(
-            config_generation=3, config_reload_wall_s=1_700_000_000.0, journal_dropped=7
+            config_generation=3,
+            config_reload_wall_s=1_700_000_000.0,
+            journal_dropped=7,
+            listener_faults=5,
         ),
         "predictor": PredictorSnapshot(
             ready=True,

@@ -118,7 +118,7 @@ def test_journal_words_what_the_shell_tells() -> None:
     ring.reloaded(4, "accounts: expected at least one")
     ring.reloaded(4, changed=False)
     ring.reset("stats")
-    ring.rebuilt("KeyError")
+    ring.alarm("rebuilt", "KeyError")
     ring.draining(running=3, waiting=2)
     events = ring.tail(20).events
     assert [event.event for event in events] == [

@@ -105,7 +105,7 @@ def test_log_line_that_cannot_be_made_is_counted(
 def test_request_line_says_what_happened(sink: Sink) -> None:
     """The line of an answered request: forecast, truth, times in ms, account, class, outcome."""
     logs = Logs(Observe(), fd=sink.fd)
-    logs.request_line(record())
+    logs.ended(record())
     logs.flush()
     assert sink.lines() == [
         {
@@ -145,7 +145,7 @@ def test_request_line_says_what_happened(sink: Sink) -> None:
 def test_request_line_leaves_out_what_is_not_known(sink: Sink) -> None:
     """A refused request has no account, forecast or usage, and its line no nulls."""
     logs = Logs(Observe(), fd=sink.fd)
-    logs.request_line(
+    logs.ended(
         record(outcome=Outcome.REJECTED, status=429, account=None, attempts=0, workload=None,
                usage=None, ttft_s=None, upstream_s=None, job_class=None, error_code="queue_full")
     )  # fmt: skip
@@ -160,7 +160,7 @@ def test_request_line_holds_no_secret(sink: Sink) -> None:
     """A provider's code that echoes a key is masked like everything else; unmasked it shows."""
     leaky = record(error_code="sk-canary1234567", workload=workload())
     logs = Logs(Observe(), ["demo-secret"], fd=sink.fd)
-    logs.request_line(leaky)
+    logs.ended(leaky)
     logs.flush()
     assert "canary" not in sink.path.read_text()
     blind = JsonHandler(LineWriter(sink.fd), Blind())
@@ -183,7 +183,7 @@ def test_request_line_follows_the_level(sink: Sink, settings: Observe, outcomes:
     logs = Logs(Observe(), fd=sink.fd)
     logs.apply(settings)
     for outcome in (Outcome.OK, Outcome.FAILED, Outcome.EVICTED):
-        logs.request_line(record(outcome=outcome))
+        logs.ended(record(outcome=outcome))
         logs.flush()
     assert [line["outcome"] for line in sink.lines()] == outcomes
 
@@ -191,11 +191,11 @@ def test_request_line_follows_the_level(sink: Sink, settings: Observe, outcomes:
 def test_log_takes_new_secrets(sink: Sink) -> None:
     """After a reload the new account's key is masked too."""
     logs = Logs(Observe(), ["old-secret"], fd=sink.fd)
-    logs.request_line(record(error_code="new-secret"))
+    logs.ended(record(error_code="new-secret"))
     logs.flush()
     assert "new-secret" in sink.path.read_text()
     logs.apply(Observe(), ["old-secret", "new-secret"])
-    logs.request_line(record(error_code="new-secret old-secret"))
+    logs.ended(record(error_code="new-secret old-secret"))
     logs.flush()
     assert sink.lines()[1]["error_code"] == "*** ***"
 

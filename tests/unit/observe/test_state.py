@@ -85,6 +85,7 @@ def test_state_tells_budgets_queues_and_losses() -> None:
         ("sagesched_config_generation", ()): 3,
         ("sagesched_config_reload_ok", ()): 1,
         ("sagesched_journal_dropped_total", ()): 7,
+        ("sagesched_listener_faults_total", ()): 5,
         ("sagesched_predictor_skipped_total", (("reason", "late"),)): 4,
         ("sagesched_predictor_learn_lost_total", ()): 6,
         ("sagesched_predictor_queue_items", (("queue", "learn"),)): 2,
