@@ -42,10 +42,10 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
 from gateway.observe.state import Shell, Snapshots
-from gateway.predict.predictor import Predictor
 from gateway.predict.prices import Price, load_prices
+from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.remote import Remote
 from gateway.predict.refit.due import Refits
-from gateway.predict.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.schedule import events
 from gateway.schedule.routes import routes

@@ -218,7 +218,7 @@ def models_export(args: argparse.Namespace) -> int:
 
 def predictor(args: argparse.Namespace) -> int:
     """The predictor's child process."""
-    from gateway.predict import worker
+    from gateway.predict.process import worker
 
     return worker.run()
 

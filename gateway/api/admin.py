@@ -19,7 +19,7 @@ from gateway.errors import InvalidRequest, SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.metrics import Metrics
 from gateway.observe.spend import Spend
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.settings.live import LiveSettings
 from gateway.store.store import Store
 

@@ -15,8 +15,8 @@ from gateway.api.plane import DataPlane
 from gateway.api.schemas import IngestRequest, PredictRequest, forecast_body, positive
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
 from gateway.errors import InvalidRequest
-from gateway.predict.inbox import Stored
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.inbox import Stored
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store

@@ -32,7 +32,7 @@ from gateway.engine.relay import Relay
 from gateway.engine.reply import BrokenAnswer
 from gateway.engine.scope import Receive, Send
 from gateway.errors import GatewayError
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.view import PromptView
 from gateway.schedule.routes import Route
 from gateway.settings.schema import Tenant

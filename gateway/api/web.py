@@ -24,7 +24,7 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
-from gateway.predict.backend import BackendError, BackendGone
+from gateway.predict.process.backend import BackendError, BackendGone
 
 logger = logging.getLogger("gateway.api")
 T = TypeVar("T")

@@ -27,8 +27,8 @@ from msgspec import Meta, Struct, structs
 from gateway.app import private_tenants, prompt_secret
 from gateway.demo.history_rows import rows
 from gateway.errors import SettingsError
-from gateway.predict.backend import Local, Setup
 from gateway.predict.lesson import Lesson
+from gateway.predict.process.backend import Local, Setup
 from gateway.predict.view import PromptView, cut
 from gateway.settings import load
 from gateway.settings.schema import Settings

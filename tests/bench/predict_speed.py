@@ -23,7 +23,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
 from gateway.predict.features import features
 from gateway.predict.foresight import Foresight, Lesson
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.refit.refit import refit
 from gateway.predict.view import PromptView, prompt_key
 from gateway.settings.schema import Predict

@@ -27,8 +27,8 @@ import numpy as np
 import uvloop
 from msgspec import structs
 
-from gateway.predict.predictor import Predictor
-from gateway.predict.remote import Remote
+from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped

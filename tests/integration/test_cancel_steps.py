@@ -26,7 +26,7 @@ from gateway.app import fresh_core
 from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine
 from gateway.engine.relay import Relay
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.routes import routes
 from gateway.settings.load import build

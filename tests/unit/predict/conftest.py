@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
-from tests.unit.predict.asking import Make
+from tests.unit.predict.process.asking import Make
 
 NAME = "minilm-l6-length-1"
 Damage = Callable[[Path], object]

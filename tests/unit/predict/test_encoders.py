@@ -11,10 +11,10 @@ from msgspec import structs
 
 from gateway.predict import encoders
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import Local, Setup
 from gateway.predict.encoder import pack
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.process.backend import Local, Setup
 from gateway.predict.refit.fitting import full_data, stage0_data
 from gateway.predict.refit.refit import refit
 from gateway.predict.view import PromptView

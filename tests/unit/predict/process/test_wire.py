@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.predict.backend import BackendGone
-from gateway.predict.wire import Frames
-from gateway.predict.worker import Desk
+from gateway.predict.process.backend import BackendGone
+from gateway.predict.process.wire import Frames
+from gateway.predict.process.worker import Desk
 
 Ends = tuple[Frames, Frames, list[int]]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.predict.backend import BackendError, BackendGone, Local, Setup
 from gateway.predict.lesson import Lesson
-from gateway.predict.remote import ENVIRONMENT, Remote
+from gateway.predict.process.backend import BackendError, BackendGone, Local, Setup
+from gateway.predict.process.remote import ENVIRONMENT, Remote
+from gateway.predict.process.worker import NICE
 from gateway.predict.view import PromptView
-from gateway.predict.worker import NICE
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung

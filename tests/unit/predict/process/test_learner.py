@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from gateway.errors import Unavailable
-from gateway.predict.backend import Backend, BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
-from gateway.predict.inbox import Stored
-from gateway.predict.learner import KEEP_EVERY
 from gateway.predict.lesson import Lesson
-from gateway.predict.predictor import Predictor
-from gateway.predict.remote import Remote
+from gateway.predict.process.backend import Backend, BackendGone, Local, Setup
+from gateway.predict.process.inbox import Stored
+from gateway.predict.process.learner import KEEP_EVERY
+from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.remote import Remote
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ
 from gateway.types import HistoryRow, Rung
-from tests.unit.predict.asking import (
+from tests.unit.predict.process.asking import (
     WAIT_S,
     Fragile,
     Gate,

@@ -19,11 +19,11 @@ from functools import partial
 from msgspec import structs
 
 from gateway.errors import Unavailable
-from gateway.predict.backend import BackendGone
-from gateway.predict.backends import Backends
-from gateway.predict.faults import Faults
-from gateway.predict.inbox import BATCH, Result
 from gateway.predict.lesson import Lesson
+from gateway.predict.process.backend import BackendGone
+from gateway.predict.process.backends import Backends
+from gateway.predict.process.faults import Faults
+from gateway.predict.process.inbox import BATCH, Result
 from gateway.predict.stage0 import CacheKey, Stage0
 from gateway.predict.view import PromptView
 from gateway.types import HistoryRow

@@ -13,9 +13,9 @@ import time
 import msgspec
 from msgspec import Struct
 
-from gateway.predict.backend import About, BackendGone, Setup
 from gateway.predict.calibrate import Changes
 from gateway.predict.lesson import Lesson
+from gateway.predict.process.backend import About, BackendGone, Setup
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload

@@ -12,11 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from gateway.predict.backend import About, BackendError, BackendGone, Setup
 from gateway.predict.calibrate import Calibration, Mirror
 from gateway.predict.lesson import Lesson
-from gateway.predict.view import PromptView
-from gateway.predict.wire import (
+from gateway.predict.process.backend import About, BackendError, BackendGone, Setup
+from gateway.predict.process.wire import (
     Adopt,
     Answer,
     Configure,
@@ -31,6 +30,7 @@ from gateway.predict.wire import (
     answer_decoder,
     encoder,
 )
+from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.predict.faults import Faults
+from gateway.predict.process.faults import Faults
 
 
 def test_faults_are_counted_and_said_ever_more_seldom(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.predict.backend import BackendGone, Local
 from gateway.predict.calibrate import Changes
-from gateway.predict.wire import (
+from gateway.predict.process.backend import BackendGone, Local
+from gateway.predict.process.wire import (
     Adopt,
     Answer,
     Configure,

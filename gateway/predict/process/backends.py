@@ -20,11 +20,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import Backend, BackendError, BackendGone, Setup
 from gateway.predict.calibrate import Calibration
-from gateway.predict.faults import Faults
-from gateway.predict.kept import Kept
 from gateway.predict.prices import Price
+from gateway.predict.process.backend import Backend, BackendError, BackendGone, Setup
+from gateway.predict.process.faults import Faults
+from gateway.predict.process.kept import Kept
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0, Trees
 from gateway.settings.schema import Predict

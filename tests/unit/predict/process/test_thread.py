@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from gateway.predict.backend import BackendGone, Local, Setup
 from gateway.predict.calibrate import Calibration
+from gateway.predict.process.backend import BackendGone, Local, Setup
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Rung, Workload
-from tests.unit.predict.asking import (
+from tests.unit.predict.process.asking import (
     WAIT_S,
     Fragile,
     Gate,

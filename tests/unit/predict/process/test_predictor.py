@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung
-from tests.unit.predict.asking import (
+from tests.unit.predict.process.asking import (
     Gate,
     Inbox,
     Make,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from gateway.predict.inbox import BATCH, FLOOD_BATCH, LINGER_S, Inbox, Question, Result
 from gateway.predict.lesson import Lesson
+from gateway.predict.process.inbox import BATCH, FLOOD_BATCH, LINGER_S, Inbox, Question, Result
 from gateway.predict.view import PromptView
 
 VIEW = PromptView.of_prompt("x", tenant="t", model="m")

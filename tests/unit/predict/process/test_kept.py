@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.predict.calibrate import Calibration
-from gateway.predict.faults import Faults
-from gateway.predict.kept import Kept
+from gateway.predict.process.faults import Faults
+from gateway.predict.process.kept import Kept
 from gateway.predict.residuals import Residuals
 from gateway.predict.scopes import scopes
 

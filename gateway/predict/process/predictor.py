@@ -27,18 +27,18 @@ from pathlib import Path
 
 from msgspec import structs
 
-from gateway.predict.backend import Backend, Local, Setup
-from gateway.predict.backends import Backends, History
 from gateway.predict.calibrate import Calibration
-from gateway.predict.faults import Faults
-from gateway.predict.inbox import Done, Inbox, Keep, Learned, Question, Result
-from gateway.predict.kept import Kept
-from gateway.predict.learner import Learner
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
+from gateway.predict.process.backend import Backend, Local, Setup
+from gateway.predict.process.backends import Backends, History
+from gateway.predict.process.faults import Faults
+from gateway.predict.process.inbox import Done, Inbox, Keep, Learned, Question, Result
+from gateway.predict.process.kept import Kept
+from gateway.predict.process.learner import Learner
+from gateway.predict.process.thread import PredictorThread
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
-from gateway.predict.thread import PredictorThread
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.snapshots import PredictorSnapshot

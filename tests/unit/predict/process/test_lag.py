@@ -9,13 +9,13 @@ from itertools import count
 
 import pytest
 
-from gateway.predict.backend import Local, Setup
-from gateway.predict.predictor import Predictor
-from gateway.predict.remote import Remote
+from gateway.predict.process.backend import Local, Setup
+from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
-from tests.unit.predict.asking import always, refined, view
+from tests.unit.predict.process.asking import always, refined, view
 
 PERIOD_S = 0.01
 ROUNDS = 30

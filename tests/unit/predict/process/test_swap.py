@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import Backend, Local, Setup
 from gateway.predict.calibrate import Calibration
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.backend import Backend, Local, Setup
+from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.remote import Remote
 from gateway.predict.refit.due import CURRENT, Refits
 from gateway.predict.refit.refit import refit
-from gateway.predict.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow, Rung, Workload
-from tests.unit.predict.asking import always, learned, refined, view
+from tests.unit.predict.process.asking import always, learned, refined, view
 from tests.unit.predict.rows import ruled_rows
 
 WAIT_S = 60.0

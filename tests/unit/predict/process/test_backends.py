@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.backend import BackendGone, Local
 from gateway.predict.calibrate import Calibration
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.backend import BackendGone, Local
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.refit.due import CURRENT, Refits
 from gateway.predict.refit.refit import refit
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung
-from tests.unit.predict.asking import (
+from tests.unit.predict.conftest import Damage, flip, replace
+from tests.unit.predict.process.asking import (
     WAIT_S,
     Fragile,
     Inbox,
@@ -28,7 +29,6 @@ from tests.unit.predict.asking import (
     refined,
     view,
 )
-from tests.unit.predict.conftest import Damage, flip, replace
 from tests.unit.predict.rows import ruled_rows
 
 

@@ -20,11 +20,11 @@ import time
 
 from msgspec import structs
 
-from gateway.predict.backend import BackendGone
-from gateway.predict.backends import Backends
-from gateway.predict.faults import Faults
-from gateway.predict.inbox import Inbox, Question
-from gateway.predict.learner import Learner
+from gateway.predict.process.backend import BackendGone
+from gateway.predict.process.backends import Backends
+from gateway.predict.process.faults import Faults
+from gateway.predict.process.inbox import Inbox, Question
+from gateway.predict.process.learner import Learner
 from gateway.predict.stage0 import Stage0
 from gateway.settings.schema import Predict
 from gateway.types import Rung

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gateway.predict.backend import BackendGone, Local
 from gateway.predict.lesson import Lesson
-from gateway.predict.predictor import Predictor
+from gateway.predict.process.backend import BackendGone, Local
+from gateway.predict.process.predictor import Predictor
 from gateway.predict.view import PromptView
 from gateway.types import HistoryRow, Workload
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gateway.predict.calibrate import Calibration
-from gateway.predict.faults import Faults
+from gateway.predict.process.faults import Faults
 
 
 class Kept:
