@@ -224,6 +224,8 @@ class Gateway:
         self.journal.reloaded(self.live.state.generation, changed=result.changed)
         message = "settings reloaded" if result.changed else "settings unchanged"
         logger.info(message, extra={"generation": self.live.state.generation})
+        for sentence in result.ignored:
+            logger.warning(sentence)
         for key in result.needs_restart:
             logger.warning("%s changed: it needs a restart", key)
 

@@ -48,13 +48,16 @@ class Server(uvicorn.Server):
 def serve(args: argparse.Namespace, core: Build = fresh_core) -> int:
     """Runs a gateway until a signal ends it; the exit code. `core` makes its scheduler."""
     path = Path(args.config)
-    settings = load.load(path)
+    loaded = load.read_settings(path)
+    settings = loaded.settings
     made_token = _fill_demo_secrets(settings)
     logs = Logs(settings.observe, load.secrets(settings).values())
     logs.configure()
     for name, why in load.IGNORED_ENVIRONMENT.items():
         if os.environ.get(name):
             logger.warning("%s is set and ignored: %s", name, why)
+    for sentence in loaded.ignored:
+        logger.warning(sentence)
     try:
         sock = _bind(settings)
     except OSError as error:
@@ -250,11 +253,14 @@ def _what_next(settings: Settings, port: int, made_token: bool) -> str:
 
 
 def check(args: argparse.Namespace) -> int:
-    settings = load.load(Path(args.config))
+    loaded = load.read_settings(Path(args.config))
+    settings = loaded.settings
     if settings.demo.enabled:
         _fill_demo_secrets(settings)
     targets(settings, load.secrets(settings))
     models = {m for a in settings.accounts for m in a.model_map}
+    for sentence in loaded.ignored:
+        print(f"{args.config}: {sentence}", file=sys.stderr)
     print(
         f"{args.config}: ok: {len(settings.accounts)} accounts, {len(models)} models, "
         f"{len(settings.tenants)} tenants"

@@ -165,6 +165,7 @@ class Admin:
                     "status": status,
                     "generation": generation,
                     "needs_restart": result.needs_restart,
+                    "ignored": result.ignored,
                     "overridden_by_environment": self._live.pinned(patch),
                 }
             )

@@ -26,7 +26,7 @@ def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, 
     pool.drains += 1
     if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
         pool.saturation = saturation(pool, accounts)
-        pool.mode = overload.next_mode(pool.mode, pool.saturation, settings)
+        pool.mode = overload.next_mode(pool.mode, pool.saturation)
         _resize(pool, accounts, settings)
         _severity(pool, settings, now)
         _order(pool, trust)
@@ -43,7 +43,7 @@ def saturation(pool: Pool, accounts: AccountPool) -> float:
 def _resize(pool: Pool, accounts: AccountPool, settings: Schedule) -> None:
     pace = pool.pace
     if pace.starts >= SURE_STARTS:
-        pressure = overload.pressure(pool.saturation, settings)
+        pressure = overload.pressure(pool.saturation)
         room = max(1.0, accounts.room(pool.accounts))
         pool.budget.resize(room * pace.mean_reserve, pressure)
         pool.rounds.adapt(pressure, pace.mean_reserve)

@@ -22,6 +22,8 @@ from gateway.types import JobClass, Mode, SizeBucket
 
 INTERACTIVE, HEAVY, BACKGROUND = JobClass.INTERACTIVE, JobClass.HEAVY, JobClass.BACKGROUND
 SURE_STARTS = 16  # jobs started before their mean reserve is believed
+CAP_SCALES = {Mode.FREE: 1.0, Mode.MODERATE: 0.75, Mode.CONGESTED: 0.5}
+"""Scale of the tier caps by mode: the fuller the pool, the more a cap keeps for other sizes."""
 
 
 class Budget:
@@ -133,11 +135,4 @@ def tier_cap(settings: Schedule, bucket: SizeBucket, mode: Mode) -> int:
             cap = caps.medium
         case SizeBucket.LONG:
             cap = caps.long
-    match mode:
-        case Mode.FREE:
-            return cap
-        case Mode.MODERATE:
-            scale = settings.moderate_caps
-        case Mode.CONGESTED:
-            scale = settings.congested_caps
-    return max(1, int(cap * scale)) if cap else 0
+    return max(1, int(cap * CAP_SCALES[mode])) if cap else 0

@@ -14,7 +14,7 @@ Severity is the worst of three ratios, 1 where overload begins:
    on, a job that could not start at once: dearest first, and never a short one, which costs
    less than the answer that sends it away.
 3. Background work is not rejected here: nobody waits for it with a connection open.
-4. Each step is left only at (1 − hysteresis) × its entry.
+4. Each step is left only at (1 − HYSTERESIS) × its entry.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from gateway.errors import Refused, Unavailable
 from gateway.settings.schema import Schedule
 from gateway.types import Mode, SizeBucket
 
+MODERATE_ABOVE = 0.7  # saturation that enters the mode; 1 = full
+CONGESTED_ABOVE = 1.2  # more waits than runs out soon
+HYSTERESIS = 0.15  # a mode or step is left at (1 − this) × its entry, so that it does not flap
 DROP_RATIO = 0.25
 SLOWDOWN = 20.0
 LONG_TOKENS = 256  # SizeBucket's medium ends here
@@ -56,10 +59,10 @@ class Grade(IntEnum):
         return cls.LONG if reserve <= HUGE_TOKENS else cls.HUGE
 
 
-def next_mode(mode: Mode, saturation: float, settings: Schedule) -> Mode:
-    """Up at the entry, down only below (1 − hysteresis) × the entry."""
-    stay = 1.0 - settings.hysteresis
-    congested, moderate = settings.congested_above, settings.moderate_above
+def next_mode(mode: Mode, saturation: float) -> Mode:
+    """Up at the entry, down only below (1 − HYSTERESIS) × the entry."""
+    stay = 1.0 - HYSTERESIS
+    congested, moderate = CONGESTED_ABOVE, MODERATE_ABOVE
     if mode is Mode.CONGESTED:
         congested *= stay
     if mode is not Mode.FREE:
@@ -69,11 +72,10 @@ def next_mode(mode: Mode, saturation: float, settings: Schedule) -> Mode:
     return Mode.MODERATE if saturation >= moderate else Mode.FREE
 
 
-def pressure(saturation: float, settings: Schedule) -> float:
-    """How much more the interactive class gets: 1 up to `moderate_above`, 2 from
-    `congested_above` on."""
-    span = settings.congested_above - settings.moderate_above
-    return 1.0 + min(1.0, max(0.0, (saturation - settings.moderate_above) / span))
+def pressure(saturation: float) -> float:
+    """Factor of the interactive class's share: 1 up to MODERATE_ABOVE, 2 from CONGESTED_ABOVE."""
+    span = CONGESTED_ABOVE - MODERATE_ABOVE
+    return 1.0 + min(1.0, max(0.0, (saturation - MODERATE_ABOVE) / span))
 
 
 def backlog_severity(clear_s: float, settings: Schedule) -> float:
@@ -90,24 +92,24 @@ def severity(backlog: float, drop_ratio: float, slowdown: float) -> float:
 
 def deferred_from(present: Grade, level: float, settings: Schedule) -> Grade:
     """The lowest grade that is deferred at this severity; `present` is the one until now."""
-    if not settings.shed or level < settings.defer_above * (1.0 - settings.hysteresis):
+    if not settings.shed or level < settings.defer_above * (1.0 - HYSTERESIS):
         return Grade.NONE
     half = (settings.defer_above + settings.reject_above) / 2
-    return _step(present, level, {Grade.HUGE: settings.defer_above, Grade.LONG: half}, settings)
+    return _step(present, level, {Grade.HUGE: settings.defer_above, Grade.LONG: half})
 
 
 def rejected_from(present: Grade, backlog: float, settings: Schedule) -> Grade:
     """The lowest grade that is turned away at this backlog's severity."""
     first = settings.reject_above
-    if not settings.shed or backlog < first * (1.0 - settings.hysteresis):
+    if not settings.shed or backlog < first * (1.0 - HYSTERESIS):
         return Grade.NONE
     entries = {Grade.HUGE: first, Grade.LONG: 1.5 * first, Grade.MEDIUM: 2.0 * first}
-    return _step(present, backlog, entries, settings)
+    return _step(present, backlog, entries)
 
 
-def _step(present: Grade, level: float, entries: dict[Grade, float], settings: Schedule) -> Grade:
+def _step(present: Grade, level: float, entries: dict[Grade, float]) -> Grade:
     """Entries fall in grade and rise in level."""
-    stay = 1.0 - settings.hysteresis
+    stay = 1.0 - HYSTERESIS
     found = Grade.NONE
     for grade, entry in entries.items():
         if level >= (entry * stay if present <= grade else entry):

@@ -55,6 +55,7 @@ class ReloadResult(Struct, frozen=True):
 
     changed: bool  # False: the settings equal those in force, nothing was touched
     needs_restart: list[str] = []  # changed keys that only a restart puts in force
+    ignored: tuple[str, ...] = ()  # retired keys, each as a sentence
 
 
 class LiveSettings:
@@ -84,7 +85,8 @@ class LiveSettings:
 
     def _change(self, patch: dict[str, Any]) -> ReloadResult:
         try:
-            settings = load.load(self.path, self._environ, patch)
+            loaded = load.read_settings(self.path, self._environ, patch)
+            settings = loaded.settings
             applies = [apply for prepare in self._prepares if (apply := prepare(settings))]
         except Exception as error:  # of a fault of ours, too: nothing has changed yet
             text = error.message if isinstance(error, SettingsError) else type(error).__name__
@@ -97,7 +99,7 @@ class LiveSettings:
             for apply in applies:
                 apply()
         self.state = ReloadState(self.state.generation + changed, True, time.time())
-        return ReloadResult(changed, _restart_keys(before, settings))
+        return ReloadResult(changed, _restart_keys(before, settings), loaded.ignored)
 
     def pinned(self, patch: Mapping[str, Any]) -> list[str]:
         """Keys of `patch` that the environment overrides, as `section.key (NAME)`."""

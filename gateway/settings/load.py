@@ -36,6 +36,16 @@ IGNORED_ENVIRONMENT = {
     "PREDICTOR_BASE_URL": "the predictor is part of this process; there is no second service",
 }
 
+RETIRED = {
+    "schedule.moderate_above": "a constant, 0.7",
+    "schedule.congested_above": "a constant, 1.2",
+    "schedule.hysteresis": "a constant, 0.15",
+    "schedule.moderate_caps": "a constant, 0.75",
+    "schedule.congested_caps": "a constant, 0.5",
+}
+"""Keys of earlier versions, with what became of them. They are accepted and ignored, with a
+warning, so that a gateway starts after an upgrade."""
+
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _WORDS = {
     "Object missing required field": "missing key",
@@ -131,13 +141,27 @@ def build(tree: Tree, origin: str, origins: Mapping[str, str] | None = None) -> 
         raise SettingsError(f"{where}{_plain(what, path)}") from None
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings, and the retired keys that were found and ignored: each as a sentence."""
+
+    settings: Settings
+    ignored: tuple[str, ...]
+
+
 def load(
     path: Path, environ: Mapping[str, str] = os.environ, patch: Mapping[str, Any] | None = None
 ) -> Settings:
+    """The settings alone, of `read_settings`. Raises SettingsError."""
+    return read_settings(path, environ, patch).settings
+
+
+def read_settings(
+    path: Path, environ: Mapping[str, str] = os.environ, patch: Mapping[str, Any] | None = None
+) -> Loaded:
     """File, then patch, then environment, validated as one. Raises SettingsError."""
-    tree = overlay_environment(merge(read_file(path), patch or {}), environ)
-    return build(
-        tree,
+    tree, ignored = without_retired(merge(read_file(path), patch or {}))
+    settings = build(
+        overlay_environment(tree, environ),
         f"{path} with the admin patch" if patch else str(path),
         {
             f"{section}.{field}": f"environment {name}"
@@ -145,6 +169,19 @@ def load(
             if environ.get(name)
         },
     )
+    return Loaded(settings, ignored)
+
+
+def without_retired(tree: Tree) -> tuple[Tree, tuple[str, ...]]:
+    """`tree` without its retired keys, and a sentence for each of them."""
+    ignored = []
+    for name, reason in RETIRED.items():
+        section, _, key = name.partition(".")
+        table = tree.get(section)
+        if isinstance(table, dict) and key in table:
+            tree = {**tree, section: {k: v for k, v in table.items() if k != key}}
+            ignored.append(f"{name} is retired and ignored: {reason}")
+    return tree, tuple(ignored)
 
 
 def _named(tree: Tree, path: str) -> str:
@@ -162,6 +199,8 @@ def _named(tree: Tree, path: str) -> str:
 def _plain(what: str, path: str) -> str:
     """msgspec's words as an operator's, with what would have been right."""
     if unknown := _UNKNOWN.match(what):
+        if reason := RETIRED.get(f"{path}.{unknown[1]}"):
+            return f"unknown key `{unknown[1]}`, retired: {reason}"
         near = difflib.get_close_matches(unknown[1], _keys_at(path), n=1)
         hint = f", did you mean `{near[0]}`?" if near else ""
         return f"unknown key `{unknown[1]}`{hint}"

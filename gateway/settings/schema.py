@@ -3,6 +3,9 @@
 Unknown keys are errors, ranges are in the types, rules over several fields are in
 `__post_init__`. Only `decode`/`convert` validate (msgspec constructors do not), so
 settings are built by `settings.load` alone.
+
+Keys under "Advanced" have no value that an operator could choose by looking at the provider or
+the load: they are there for simulations and benches, which compare values.
 """
 
 from __future__ import annotations
@@ -148,10 +151,9 @@ class Schedule(Section, frozen=True):
     bypass: bool = False  # relay at once, decide and note nothing
     policy: Literal["adaptive", "dual_budget"] = "adaptive"  # dual_budget: fixed budgets, hard caps
     ordering: Literal["boost", "gittins", "sjf", "fcfs", "slowdown"] = "boost"
-    interactive_inflight_tokens: Tokens = 3000
+    interactive_inflight_tokens: Tokens = 3000  # adaptive: only the ratio of these two counts
     heavy_inflight_tokens: Tokens = 7000
     borrow: bool | None = None  # an idle share serves the others; None: not in dual_budget
-    reserve_quantile: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5
     tier_caps: TierCaps = TierCaps()
     max_queue_items: Count = 2000  # per pool
     max_queue_bytes: Bytes = 128 * 2**20  # request bodies waiting, per pool
@@ -161,24 +163,19 @@ class Schedule(Section, frozen=True):
     background_deadline_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     interactive_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # shares of the round-robin
     heavy_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0
-    background_weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     shed: bool = True  # defer, then reject, under overload
-    defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
-    reject_above: Annotated[float, Meta(gt=0, le=100)] = 5.0  # of the backlog alone
-    clear_s: Seconds = 60.0  # a backlog that clears within this is no overload
     drain_longest_first: bool = False  # the tail of a burst: long ones first, for the makespan
     max_wait_s: Seconds = 600.0
     max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0  # of one class and tenant:
     # nobody who comes later than this passes
-    moderate_above: Annotated[float, Meta(gt=0, le=10)] = 0.7  # saturation that enters the mode
-    congested_above: Annotated[float, Meta(gt=0, le=100)] = 1.2
-    hysteresis: Annotated[float, Meta(ge=0, lt=1)] = 0.15  # leave at (1 − this) × the entry
-    moderate_caps: Share = 0.75  # scale of the tier caps in the mode
-    congested_caps: Share = 0.5
+    # Advanced.
+    reserve_quantile: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5  # of the forecast length
+    background_weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    defer_above: Annotated[float, Meta(gt=0, le=100)] = 1.0  # severity
+    reject_above: Annotated[float, Meta(gt=0, le=100)] = 5.0  # of the backlog alone
+    clear_s: Seconds = 60.0  # a backlog that clears within this is no overload
 
     def __post_init__(self) -> None:
-        if self.moderate_above >= self.congested_above:
-            raise ValueError("congested_above: expected more than moderate_above")
         if self.defer_above >= self.reject_above:
             raise ValueError("reject_above: expected more than defer_above")
 
@@ -188,22 +185,24 @@ class Balance(Section, frozen=True):
 
     # Found at the knee; off: the ceiling alone; watch: both are learned and limit nothing.
     window: Literal["auto", "off", "watch"] = "auto"
-    min_window: Count = 2
-    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
-    min_limit: Count = 1
-    cut_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.75
     default_backoff_s: Seconds = 2.0  # a 429 without Retry-After
     max_backoff_s: Seconds = 300.0
     eject_after: Count = 5  # consecutive failures
     eject_s: Seconds = 30.0  # × the number of ejections, at most max_eject_s
     max_eject_s: Seconds = 300.0
     dead_key_s: Seconds = 300.0  # a refused key is tried again after
+    # Advanced.
+    min_window: Count = 2  # requests in flight that a window always allows
+    express_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.25  # slots above the window, for shorts
+    min_limit: Count = 1  # requests in flight that an account always may have
+    cut_ratio: Annotated[float, Meta(gt=0, lt=1)] = 0.75  # of the limit, after a refusal
 
 
 class Retry(Section, frozen=True):
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3  # in all, the first included
+    # Advanced.
     budget_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.2  # of the jobs in flight
-    budget_min: Annotated[int, Meta(ge=0, le=1000)] = 3
+    budget_min: Annotated[int, Meta(ge=0, le=1000)] = 3  # retries at once, at least
 
 
 class Predict(Section, frozen=True):
@@ -212,17 +211,18 @@ class Predict(Section, frozen=True):
     top_k_neighbors: Annotated[int, Meta(ge=1, le=64)] = 5
     similarity_threshold: Annotated[float, Meta(ge=-1, le=1)] = 0.8
     history_window_size: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
-    max_chars: Annotated[int, Meta(ge=64, le=100_000)] = 2000  # read of a prompt
-    max_encoder_tokens: Annotated[int, Meta(ge=8, le=512)] = 64
-    queue_items: Count = 256  # forecasts waiting
-    learn_items: Count = 2048  # results waiting
     predict_wait_s: Annotated[float, Meta(gt=0, le=5)] = 0.25  # POST /predict
     cost_output_ratio: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # in prompt tokens
     keep_text: bool = False  # store the last user text, cut, with each history row
     refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
+    models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
+    # Advanced.
+    max_chars: Annotated[int, Meta(ge=64, le=100_000)] = 2000  # read of a prompt
+    max_encoder_tokens: Annotated[int, Meta(ge=8, le=512)] = 64  # read of a prompt
+    queue_items: Count = 256  # forecasts waiting
+    learn_items: Count = 2048  # results waiting
     refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
     refit_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 20_000  # the newest, fitted on
-    models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
 
 
 class Store(Section, frozen=True):
@@ -231,7 +231,8 @@ class Store(Section, frozen=True):
     history_rows: Count = 100_000  # kept on disk
     history_max_age_s: Annotated[float, Meta(ge=0, le=3650 * 86_400)] = 0.0  # 0: any age
     observed_rows: Count = 100_000  # of mode = "observe", kept on disk
-    queue_items: Count = 10_000
+    # Advanced.
+    queue_items: Count = 10_000  # rows waiting to be written
 
 
 class Observe(Section, frozen=True):

@@ -39,6 +39,16 @@ def test_check_accepts_the_shipped_settings() -> None:
     assert "2 accounts" in done.stdout
 
 
+def test_check_names_retired_keys_and_accepts_them(tmp_path: Path) -> None:
+    """A file of an earlier version is valid; what it says in vain goes to stderr, with why."""
+    file = tmp_path / "gateway.toml"
+    shipped = (ROOT / "gateway.toml").read_text()
+    file.write_text(shipped.replace("[schedule]", "[schedule]\nhysteresis = 0.2"))
+    done = sagesched("check", "--config", str(file))
+    assert (done.returncode, "ok" in done.stdout) == (0, True)
+    assert "schedule.hysteresis is retired and ignored: a constant, 0.15" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

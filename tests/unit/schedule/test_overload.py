@@ -25,20 +25,13 @@ from gateway.schedule.overload import (
 from gateway.types import Mode, SizeBucket
 from tests.unit.schedule.build import settings
 
-GIVEN = settings(
-    schedule={
-        "moderate_above": 0.7,
-        "congested_above": 1.2,
-        "hysteresis": 0.15,
-        "reject_above": 2.0,
-    }
-).schedule
+GIVEN = settings(schedule={"reject_above": 2.0}).schedule
 
 
 def walk(*saturations: float) -> list[Mode]:
     mode, seen = Mode.FREE, []
     for saturation in saturations:
-        mode = next_mode(mode, saturation, GIVEN)
+        mode = next_mode(mode, saturation)
         seen.append(mode)
     return seen
 
@@ -55,7 +48,7 @@ def test_mode_rises_at_its_entry() -> None:
 
 
 def test_mode_falls_only_well_below_its_entry() -> None:
-    """(1 − hysteresis) × the entry; a number that hovers at the entry does not flap."""
+    """(1 − HYSTERESIS) × the entry; a number that hovers at the entry does not flap."""
     assert walk(1.2, 1.1, 1.03, 1.01) == [Mode.CONGESTED] * 3 + [Mode.MODERATE]
     assert walk(0.7, 0.6, 0.59) == [Mode.MODERATE, Mode.MODERATE, Mode.FREE]
     assert walk(1.5, 0.1) == [Mode.CONGESTED, Mode.FREE]
@@ -63,7 +56,7 @@ def test_mode_falls_only_well_below_its_entry() -> None:
 
 def test_pressure_grows_between_the_modes_entries() -> None:
     """1 when free, 2 when congested."""
-    found = [pressure(s, GIVEN) for s in (0.0, 0.7, 0.95, 1.2, 9.0)]
+    found = [pressure(s) for s in (0.0, 0.7, 0.95, 1.2, 9.0)]
     assert found == pytest.approx([1.0, 1.0, 1.5, 2.0, 2.0])
 
 
@@ -99,7 +92,7 @@ def test_ladder_sheds_the_dearest_first_and_shorts_never() -> None:
 
 
 def test_ladder_steps_down_only_well_below_an_entry() -> None:
-    """(1 − hysteresis) × the entry."""
+    """(1 − HYSTERESIS) × the entry."""
     assert deferred_from(Grade.HUGE, 0.86, GIVEN) is Grade.HUGE
     assert deferred_from(Grade.HUGE, 0.84, GIVEN) is Grade.NONE
     assert deferred_from(Grade.LONG, 1.3, GIVEN) is Grade.LONG

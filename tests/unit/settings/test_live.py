@@ -174,6 +174,13 @@ def test_change_says_what_needs_a_restart(path: Path) -> None:
         assert live.patch(patch).needs_restart == keys
 
 
+def test_change_names_the_retired_keys_it_ignored(path: Path) -> None:
+    """They change nothing, and whoever sent them learns why."""
+    result = LiveSettings(path, {}).patch({"schedule": {"hysteresis": 0.5}})
+    assert not result.changed
+    assert [sentence.split()[0] for sentence in result.ignored] == ["schedule.hysteresis"]
+
+
 def test_restart_only_names_keys_that_exist(path: Path) -> None:
     """A key that is renamed must not make every reload fail."""
     settings = LiveSettings(path, {}).current

@@ -10,6 +10,7 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.settings.load import (
     ENVIRONMENT,
+    RETIRED,
     Whole,
     build,
     load,
@@ -17,6 +18,7 @@ from gateway.settings.load import (
     merge_patches,
     overlay_environment,
     read_file,
+    read_settings,
     secret,
     secrets,
 )
@@ -258,6 +260,30 @@ def test_merge_patches_remembers_that_something_is_gone() -> None:
 def test_merge_patches_keeps_nulls() -> None:
     """They still remove what the file says."""
     assert merge_patches({"a": {"b": 1}}, {"a": {"b": None}}) == {"a": {"b": None}}
+
+
+# -- retired keys ------------------------------------------------------------------------------
+
+
+def test_settings_with_retired_keys_load_without_them(tmp_path: Path) -> None:
+    """A file of an earlier version, or a patch, starts a gateway; each such key is named."""
+    path = tmp_path / "gateway.toml"
+    path.write_text(SMALLEST_TOML + "[schedule]\nhysteresis = 0.2\nmax_wait_s = 5\n")
+    loaded = read_settings(path, {}, {"schedule": {"moderate_caps": "any"}})
+    assert loaded.settings == valid(schedule={"max_wait_s": 5})
+    assert loaded.ignored == (
+        "schedule.hysteresis is retired and ignored: a constant, 0.15",
+        "schedule.moderate_caps is retired and ignored: a constant, 0.75",
+    )
+    assert read_settings(path, {}, {"schedule": None}).ignored == ()
+
+
+@pytest.mark.parametrize("name", RETIRED)
+def test_retired_key_is_none_of_the_schema(name: str) -> None:
+    """Its section is, or it could not be found; a tool that compares values is told the reason."""
+    section, key = name.split(".")
+    assert key not in getattr(valid(), section).__struct_fields__
+    assert f"unknown key `{key}`, retired: " in told(**{section: {key: 1}})
 
 
 # -- secrets -----------------------------------------------------------------------------------
