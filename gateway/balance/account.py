@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from gateway.balance.allowance import Allowance, Allowances, least
 from gateway.balance.health import OPEN, Health
-from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount, LearnedAllowance
+from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
 from gateway.balance.window import Window
@@ -207,13 +207,10 @@ class Account:
         return replace(window.snapshot(), window=self._given(window), rpm=rpm, tpm=tpm)
 
     def learned(self) -> LearnedAccount:
-        rpm, tpm = self.allowances.limits
         return LearnedAccount(
             name=self.settings.name,
             limit=self.limit.value,
             ceiling=min(self.limit.ceiling, NO_CEILING),
-            rpm=rpm,
-            tpm=tpm,
             windows=tuple(w.learned() for w in self.windows.values() if w.knows),
             allowances=self.allowances.learned(),
         )
@@ -225,10 +222,7 @@ class Account:
         for one in learned.windows:
             if (window := self.windows.get(one.model)) is not None:
                 window.restore(one)
-        told, served = learned.allowances, set(self.settings.model_map.values())
-        if not told and len(served) == 1:  # stored before limits were per model
-            told = tuple(LearnedAllowance(name, learned.rpm, learned.tpm) for name in served)
-        self.allowances.restore(told)
+        self.allowances.restore(learned.allowances)
 
     def check(self) -> None:
         low, high = self.limit.bounds

@@ -34,8 +34,6 @@ class LearnedAccount(Struct, frozen=True):
     name: str
     limit: float
     ceiling: float
-    rpm: int  # the least of `allowances`; all there was before they were per model
-    tpm: int
     windows: tuple[LearnedWindow, ...] = ()
     allowances: tuple[LearnedAllowance, ...] = ()
 

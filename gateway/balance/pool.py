@@ -196,10 +196,6 @@ class Accounts:
         for account in self._accounts.values():
             account.trust(share)
 
-    @property
-    def leases(self) -> int:
-        return len(self._leases)
-
     def snapshot(self, now: float) -> tuple[AccountSnapshot, ...]:
         return tuple(account.snapshot(now) for account in self._accounts.values())
 

@@ -161,6 +161,11 @@ class World:
         return self.tell(AttemptFailed(job_id, verdict, error, retryable, retry_after_s), **at)
 
     @property
+    def leases(self) -> int:
+        """Requests in flight on all accounts."""
+        return sum(account.inflight for account in self.accounts.snapshot(self.now))
+
+    @property
     def waiting(self) -> set[str]:
         return {
             job_id

@@ -84,7 +84,7 @@ def test_adopted_job_that_is_known_is_not_taken_twice() -> None:
     it = World(settings({"a": {}}))
     adopt(it, "j1")
     adopt(it, "j1")
-    assert (it.accounts.leases, it.scheduler.submitted) == (1, 1)
+    assert (it.leases, it.scheduler.submitted) == (1, 1)
 
 
 def test_adopted_job_of_no_configured_model_belongs_to_its_accounts_pool() -> None:

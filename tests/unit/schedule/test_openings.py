@@ -30,7 +30,8 @@ class Windowed(Accounts):
         express: bool = False,
     ) -> Fit | Blocked:
         self.asked.append(express)
-        if self.leases >= self.window + self.above * express:
+        inflight = sum(account.inflight for account in self.snapshot(now))
+        if inflight >= self.window + self.above * express:
             return Blocked(Reason.WINDOW)
         return super().place(model, accounts, now, avoid)
 

@@ -49,7 +49,7 @@ def test_reload_refuses_waiting_jobs_of_a_model_that_is_gone() -> None:
         "retrying": ("upstream_failed", Outcome.RATE_LIMITED),
     }
     it.finish("running")
-    assert it.accounts.leases == 0
+    assert it.leases == 0
 
 
 def test_reload_does_not_send_a_job_to_an_account_that_lost_its_model() -> None:

@@ -90,7 +90,7 @@ def test_scheduler_forgets_a_client_that_left(where: str) -> None:
         assert it.tell(Withdrawn("j1")) == []
         assert started(it.tell(Woke(), at=9.0)) == ["j2"]
     assert it.scheduler.snapshot(it.now).ended[Outcome.CANCELLED] == 1
-    assert it.accounts.leases == (0 if where == "waiting" and not it.scheduler.jobs else 1)
+    assert it.leases == (0 if where == "waiting" and not it.scheduler.jobs else 1)
 
 
 def test_scheduler_moves_a_waiting_job_by_its_new_forecast() -> None:
