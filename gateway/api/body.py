@@ -1,4 +1,5 @@
-"""Reading a request's body: whole, in time, within bounds of its own and of all bodies together."""
+"""Bodies of requests, read whole, in time, and within two bounds: one for each body, one for all
+bodies held at once."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import asyncio
 from gateway.engine.scope import Receive
 from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
 from gateway.settings.schema import Server
+from gateway.upstream.providers import Headers
 
 
 class BodyMemory:
@@ -29,8 +31,8 @@ class BodyMemory:
         self.held -= size
 
 
-class Hold:
-    """One body's share of the memory, given back once."""
+class BodyShare:
+    """One body's bytes of a BodyMemory, given back once however often it is released."""
 
     __slots__ = ("_memory", "_size")
 
@@ -44,15 +46,15 @@ class Hold:
 
 
 class ClientGone(Exception):
-    """The client left before its request was whole."""
+    """The client left before its request was complete."""
 
 
 async def read_body(
-    headers: list[tuple[bytes, bytes]], receive: Receive, server: Server, memory: BodyMemory
+    headers: Headers, receive: Receive, server: Server, memory: BodyMemory
 ) -> bytes:
-    """The whole request body. What it takes of `memory` is the caller's to give back.
+    """The whole request body. The caller gives its bytes back to `memory`.
 
-    Raises BodyTooLarge, RequestTimeout, Unavailable, ClientGone.
+    Raises BodyTooLarge, RequestTimeout, Unavailable, ClientGone; then nothing is held.
     """
     announced = next((v for k, v in headers if k == b"content-length"), None)
     if announced is not None and announced.isdigit() and int(announced) > server.max_body_bytes:

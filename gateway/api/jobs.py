@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from gateway.api.plane import DataPlane
-from gateway.api.request import Asked
+from gateway.api.request import ParsedRequest
 from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
 from gateway.api.web import from_thread
 from gateway.engine.call import Call
@@ -244,13 +244,13 @@ class Jobs(Listener):
         body: dict[str, Any] = {"model": model, "messages": messages}
         if request.max_tokens is not None:
             body["max_tokens"] = request.max_tokens
-        asked = Asked(model=model, max_tokens=request.max_tokens, view=view)
+        parsed = ParsedRequest(model=model, max_tokens=request.max_tokens, view=view)
         route = self._plane.routing.route(tenant, model)
         job = self._plane.job(
             row.id,
             tenant,
             route,
-            asked,
+            parsed,
             self._engine.clock(),
             class_override=JobClass.BACKGROUND,
         )

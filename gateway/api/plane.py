@@ -1,9 +1,9 @@
-"""The data plane: `* /v1/*`, raw ASGI.
+"""The data plane: `/v1/*` as raw ASGI.
 
-Decodes only the fields the gateway owns or forecasts by, keeps the body's bytes, and hands
-a `Call` to the relay. What comes before that has files of its own, in the order of a request:
-early.py (it has a name), routing.py (who asks, who serves), paths.py, body.py, asked.py,
-headers.py and patience.py.
+The way of a request: RequestInfo (request.py) → tenant (auth.py) → path (routing.py) → body
+(body.py) → ParsedRequest (request.py) → route, class and deadline (routing.py, headers.py) →
+`Job` and `Call`, which the relay runs. A GatewayError on the way is answered as a problem
+(problems.py), and the engine's listeners get the record of every request, refused or not.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.body import BodyMemory, ClientGone, Hold, read_body
-from gateway.api.early import Early
+from gateway.api.body import BodyMemory, BodyShare, ClientGone, read_body
 from gateway.api.headers import (
     NO_DEADLINE,
     ClientDeadline,
@@ -24,8 +23,8 @@ from gateway.api.headers import (
     retry_count,
 )
 from gateway.api.problems import internal, send_problem
-from gateway.api.request import Asked, parse
-from gateway.api.routing import RoutingTable, Scope, canonical_path, check_route, require_method
+from gateway.api.request import ParsedRequest, RequestInfo, parse
+from gateway.api.routing import RoutingTable, Scope, check_route, require_method
 from gateway.engine.call import Call
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.relay import Relay
@@ -40,7 +39,7 @@ from gateway.types import QUANTILE_LEVELS, Job, JobClass, JobRecord, Outcome, Ru
 
 logger = logging.getLogger("gateway.api")
 
-LIGHT = Workload(
+NO_TEXT = Workload(
     prompt_tokens=1,
     p50=1.0,
     p90=1.0,
@@ -52,7 +51,7 @@ LIGHT = Workload(
     confidence=1.0,
     rung=Rung.HEURISTIC,
 )
-"""The forecast of a request that generates no text; embeddings have their prompt's cost."""
+"""The forecast of a request that generates no text. Embeddings add the cost of their prompt."""
 
 
 class DataPlane:
@@ -68,80 +67,79 @@ class DataPlane:
         self.memory = BodyMemory()
         self.learn: Callable[[PromptView, Job, JobRecord], None] | None = None
 
+    def __repr__(self) -> str:
+        return f"<DataPlane {len(self.routing.routes)} models, {self.memory.held} body bytes>"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        arrived_s = self._engine.clock()
-        path = canonical_path(scope)
-        early = Early(path, arrived_s)
+        info = RequestInfo(scope, self._engine.clock())
         try:
-            await self._serve(scope, receive, send, path, early)
+            await self._serve(scope, receive, send, info)
         except GatewayError as error:
-            await self._refuse(early, error, send)
+            await self._refuse(info, error, send)
         except ClientGone:
-            self._engine.ended(early.record(499, Outcome.CANCELLED, None, self._engine.clock()))
+            self._engine.ended(info.record(499, Outcome.CANCELLED, None, self._engine.clock()))
         except BrokenAnswer:
-            raise  # told and recorded; the server closes the connection
+            raise  # answered and recorded; the server closes the connection
         except Exception:
-            logger.exception("request failed", extra={"request_id": early.id})
-            await self._refuse(early, internal(), send)
+            logger.exception("request failed", extra={"request_id": info.id})
+            await self._refuse(info, internal(), send)
 
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, path: str, early: Early
-    ) -> None:
-        routing, method, headers = self.routing, scope["method"], scope["headers"]
-        tenant = routing.tenants.authenticate(headers)
-        early.tenant = tenant.name
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, info: RequestInfo) -> None:
+        routing, path = self.routing, info.path
+        tenant = routing.tenants.authenticate(info.headers)
+        info.tenant = tenant.name
         if path == "/models" or path.startswith("/models/"):
-            require_method(method, "GET")
-            await _send_json(send, 200, routing.models(tenant, path), early.id)
+            require_method(info.method, "GET")
+            await _send_json(send, 200, routing.models(tenant, path), info.id)
             return
-        check_route(routing.tenants, tenant, method, path)
-        body = await read_body(headers, receive, routing.server, self.memory)
-        hold = Hold(self.memory, len(body))
+        check_route(routing.tenants, tenant, info.method, path)
+        body = await read_body(info.headers, receive, routing.server, self.memory)
+        share = BodyShare(self.memory, len(body))
         try:
-            asked = parse(self.routing, tenant, method, path, headers, body)
-            call = self._call(scope, tenant, path, body, asked, early)
-            call.release = hold.release
+            parsed = parse(self.routing, tenant, info, body)
+            call = self._call(scope, tenant, info, parsed, body)
+            call.release = share.release
             del body
-            await self.relay(call, asked.view, receive, send)
+            await self.relay(call, parsed.view, receive, send)
         finally:
-            hold.release()
+            share.release()
 
     def _call(
-        self, scope: Scope, tenant: Tenant, path: str, body: bytes, asked: Asked, early: Early
+        self, scope: Scope, tenant: Tenant, info: RequestInfo, parsed: ParsedRequest, body: bytes
     ) -> Call:
-        headers = scope["headers"]
-        route = self.routing.route(tenant, asked.model)
-        early.model = asked.model
+        route = self.routing.route(tenant, parsed.model)
+        info.model = parsed.model
         job = self.job(
-            early.id,
+            info.id,
             tenant,
             route,
-            asked,
-            early.arrived_s,
-            class_override=class_header(headers),
-            deadline=client_deadline(headers, stream=asked.stream),
-            client_retries=retry_count(headers),
+            parsed,
+            info.arrived_s,
+            class_override=class_header(info.headers),
+            deadline=client_deadline(info.headers, stream=parsed.stream),
+            client_retries=retry_count(info.headers),
         )
         return Call(
             job=job,
-            route=early.route,
-            method=scope["method"],
-            path=path,
+            route=info.route,
+            method=info.method,
+            path=info.path,
             query=scope.get("query_string", b""),
-            headers=headers,
+            headers=info.headers,
             body=body,
-            stream=asked.stream,
-            wants_usage=asked.wants_usage,
-            ending=asked.ending,
+            stream=parsed.stream,
+            wants_usage=parsed.wants_usage,
+            ending=parsed.ending,
             connection=scope["state"].get("connection") if "state" in scope else None,
         )
 
     async def relay(
         self, call: Call, view: PromptView | None, receive: Receive, send: Send
     ) -> JobRecord:
-        """Run one call and learn from it. Also the way of POST /submit."""
+        """Run one call and learn from its answer. `view` is None where no text is generated.
+        Submitted jobs are run by this, too."""
         if view is None:
             return await self._relay.run(call, receive, send)
 
@@ -166,49 +164,49 @@ class DataPlane:
             self.learn(view, call.job, record)
         return record
 
-    # -- also for POST /submit ------------------------------------------------------------
-
     def job(
         self,
         job_id: str,
         tenant: Tenant,
         route: Route,
-        asked: Asked,
+        parsed: ParsedRequest,
         arrived_s: float,
         *,
         class_override: JobClass | None = None,
         deadline: ClientDeadline = NO_DEADLINE,
         client_retries: int = 0,
     ) -> Job:
-        view = asked.view
+        """A parsed request as the scheduler sees it, with its first forecast. `arrived_s` is by
+        the engine's clock."""
+        view = parsed.view
         return Job(
             id=job_id,
             tenant=tenant.name,
-            model=asked.model,
+            model=parsed.model,
             pool=route.pool,
             accounts=route.accounts,
-            workload=self._workload(asked),
+            workload=self._workload(parsed),
             generates=view is not None,
             arrived_s=arrived_s,
-            n=asked.n,
-            max_tokens=asked.max_tokens,
+            n=parsed.n,
+            max_tokens=parsed.max_tokens,
             class_override=class_override or tenant.job_class,
             deadline_s=None if deadline.within_s is None else arrived_s + deadline.within_s,
             deadline_first_byte=deadline.first_byte,
             client_retries=client_retries,
         )
 
-    def _workload(self, asked: Asked) -> Workload:
-        if asked.view is not None:
-            return self._predictor.forecast(asked.view)
-        if asked.prompt_tokens <= 1:
-            return LIGHT
-        return self._predictor.prompt_alone(LIGHT, asked.model, asked.prompt_tokens)
+    def _workload(self, parsed: ParsedRequest) -> Workload:
+        if parsed.view is not None:
+            return self._predictor.forecast(parsed.view)
+        if parsed.prompt_tokens <= 1:
+            return NO_TEXT
+        return self._predictor.prompt_alone(NO_TEXT, parsed.model, parsed.prompt_tokens)
 
-    async def _refuse(self, early: Early, error: GatewayError, send: Send) -> None:
+    async def _refuse(self, info: RequestInfo, error: GatewayError, send: Send) -> None:
         outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
-        self._engine.ended(early.record(error.status, outcome, error.code, self._engine.clock()))
-        await send_problem(send, error, [(b"x-request-id", early.id.encode())])
+        self._engine.ended(info.record(error.status, outcome, error.code, self._engine.clock()))
+        await send_problem(send, error, [(b"x-request-id", info.id.encode())])
 
 
 async def _send_json(send: Send, status: int, value: Any, request_id: str) -> None:

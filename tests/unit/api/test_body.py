@@ -1,4 +1,4 @@
-"""Reading bodies, and the memory they share."""
+"""Reading of bodies, and the memory they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.api.body import BodyMemory, ClientGone, Hold, read_body
+from gateway.api.body import BodyMemory, BodyShare, ClientGone, read_body
 from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
 from tests.unit.settings.trees import valid
 
@@ -21,7 +21,7 @@ def part(body: bytes, more: bool) -> dict[str, Any]:
 
 
 def read(memory: BodyMemory, *messages: dict[str, Any], announced: bytes | None = None) -> bytes:
-    """What `read_body` gives or raises for these messages."""
+    """The result of `read_body` for these messages."""
     rest = list(messages)
 
     async def receive() -> dict[str, Any]:
@@ -35,15 +35,15 @@ def read(memory: BodyMemory, *messages: dict[str, Any], announced: bytes | None 
     return asyncio.run(read_body(headers, receive, server, memory))
 
 
-def test_body_is_whole_and_held() -> None:
-    """In one part or several; what it takes is the caller's to give back, once."""
+def test_read_body_holds_the_bytes_it_returns() -> None:
+    """A body in one part or several is held until its share is released, and given back once."""
     memory = BodyMemory()
     assert read(memory, part(b"abc", False)) == b"abc"
     assert read(memory, part(b"ab", True), part(b"", True), part(b"cd", False)) == b"abcd"
     assert memory.held == 7
-    hold = Hold(memory, 7)
-    hold.release()
-    hold.release()
+    share = BodyShare(memory, 7)
+    share.release()
+    share.release()
     assert memory.held == 0
 
 
@@ -56,18 +56,18 @@ def test_body_is_whole_and_held() -> None:
         ([], None, RequestTimeout),
     ],
 )
-def test_body_that_is_not_read_gives_its_memory_back(
+def test_read_body_that_fails_holds_nothing(
     messages: list[dict[str, Any]], announced: bytes | None, error: type[Exception]
 ) -> None:
-    """Whatever ended it."""
+    """A body that is too large, late or cut off gives its memory back."""
     memory = BodyMemory()
     with pytest.raises(error):
         read(memory, *messages, announced=announced)
     assert memory.held == 0
 
 
-def test_body_beyond_the_shared_memory_is_sent_away() -> None:
-    """Others' bodies count; 503, to come again."""
+def test_read_body_refuses_more_than_the_shared_memory() -> None:
+    """The bodies of all requests count, and the refusal is a 503."""
     memory = BodyMemory()
     memory.take(8, 15)
     with pytest.raises(Unavailable) as caught:

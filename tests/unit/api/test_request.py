@@ -1,4 +1,4 @@
-"""What is read of a body."""
+"""A request before it is a job: its head, and the parts of its body that are read."""
 
 from __future__ import annotations
 
@@ -8,22 +8,56 @@ import msgspec
 import pytest
 
 from gateway.api.auth import Tenants
-from gateway.api.request import Asked, parse
+from gateway.api.request import ParsedRequest, RequestInfo, parse
 from gateway.api.routing import RoutingTable
 from gateway.engine.call import Ending
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
 from gateway.schedule.routes import routes
+from gateway.types import Outcome
 from tests.unit.settings.trees import valid
 
 SETTINGS = valid(tenants=[{"name": "t", "anonymous": True, "models": ["m2", "m"]}])
-DIRECTORY = RoutingTable(Tenants(SETTINGS), routes(SETTINGS.accounts), SETTINGS.server, 1000)
+ROUTING = RoutingTable(Tenants(SETTINGS), routes(SETTINGS.accounts), SETTINGS.server, 1000)
 JSON = (b"content-type", b"application/json")
 MESSAGES = [{"role": "user", "content": "hi"}]
 
 
-def asked(path: str, body: Any, *headers: tuple[bytes, bytes], method: str = "POST") -> Asked:
+def info(
+    path: str, *headers: tuple[bytes, bytes], method: str = "POST", arrived_s: float = 0.0
+) -> RequestInfo:
+    scope = {"path": "/v1" + path, "method": method, "headers": list(headers)}
+    return RequestInfo(scope, arrived_s)
+
+
+def parsed(
+    path: str, body: Any, *headers: tuple[bytes, bytes], method: str = "POST"
+) -> ParsedRequest:
     raw = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    return parse(DIRECTORY, SETTINGS.tenants[0], method, path, list(headers) or [JSON], raw)
+    head = info(path, *(headers or (JSON,)), method=method)
+    return parse(ROUTING, SETTINGS.tenants[0], head, raw)
+
+
+# -- the head ----------------------------------------------------------------------------------
+
+
+def test_request_info_records_a_request_that_became_no_job() -> None:
+    """No text a client wrote becomes a label before it is known to name something."""
+    early = info("/chat/completions", arrived_s=10.0)
+    early.tenant = "t"
+    record = early.record(400, Outcome.CLIENT_ERROR, "bad", now=10.5)
+    assert (record.id, record.route, record.tenant) == (early.id, "/v1/chat/completions", "t")
+    assert (record.model, record.total_s, record.error_code) == ("other", 0.5, "bad")
+    assert info("/whatever").route == "other"
+
+
+def test_request_info_has_an_id_of_its_own() -> None:
+    """Two requests never share an id."""
+    names = {info("").id for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith("req_") and len(name) == 28 for name in names)
+
+
+# -- the body ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -40,41 +74,41 @@ def asked(path: str, body: Any, *headers: tuple[bytes, bytes], method: str = "PO
         ("/responses", {"stream": True}, Ending.TERMINAL, True),
     ],
 )
-def test_asked_tells_how_an_answer_ends_and_who_wants_its_usage(
+def test_parse_reads_the_ending_and_the_wish_for_usage(
     path: str, more: dict[str, Any], ending: Ending, wants_usage: bool
 ) -> None:
-    """A chat stream tells its usage when asked; the responses API always does."""
-    found = asked(path, {"model": "m", "messages": MESSAGES, "input": "hi", **more})
-    assert (found.ending, found.wants_usage) == (ending, wants_usage)
-    assert found.stream is bool(more)
-    assert found.view is not None
+    """A chat stream shows its usage on demand; the responses API always does."""
+    request = parsed(path, {"model": "m", "messages": MESSAGES, "input": "hi", **more})
+    assert (request.ending, request.wants_usage) == (ending, wants_usage)
+    assert request.stream is bool(more)
+    assert request.view is not None
 
 
-def test_asked_of_a_batch_counts_every_answer() -> None:
-    """Prompts times choices."""
-    found = asked("/completions", {"model": "m", "prompt": ["a", "b", "c"], "n": 2})
-    assert found.n == 6
+def test_parse_counts_every_answer_of_a_batch() -> None:
+    """The number of answers is prompts times choices."""
+    request = parsed("/completions", {"model": "m", "prompt": ["a", "b", "c"], "n": 2})
+    assert request.n == 6
 
 
-def test_asked_of_embeddings_has_their_prompts_tokens() -> None:
-    """All of a batch, and no view: nothing is generated."""
-    found = asked("/embeddings", {"model": "m", "input": [[1, 2, 3], [4, 5]]})
-    assert (found.view, found.prompt_tokens) == (None, 5)
+def test_parse_counts_the_prompt_tokens_of_embeddings() -> None:
+    """All inputs of a batch count, and without generated text there is no view."""
+    request = parsed("/embeddings", {"model": "m", "input": [[1, 2, 3], [4, 5]]})
+    assert (request.view, request.prompt_tokens) == (None, 5)
 
 
-def test_asked_of_a_form_is_routed_by_its_field() -> None:
-    """Only its head is looked through."""
+def test_parse_reads_the_model_of_a_form() -> None:
+    """A multipart form is searched for its `model` field."""
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--x--'
     kind = (b"content-type", b"multipart/form-data; boundary=x")
-    assert asked("/audio/transcriptions", form, kind).model == "whisper"
+    assert parsed("/audio/transcriptions", form, kind).model == "whisper"
 
 
-def test_asked_without_a_model_is_the_first_ones_where_none_may_be_named() -> None:
-    """Listings and moderations; every other stateless route must name one."""
-    assert asked("/files", b"", method="GET").model == "m2"
-    assert asked("/moderations", {"input": "x"}).model == "m2"
+def test_parse_takes_the_first_model_where_none_must_be_named() -> None:
+    """Listings and moderations need no model; every other stateless route must name one."""
+    assert parsed("/files", b"", method="GET").model == "m2"
+    assert parsed("/moderations", {"input": "x"}).model == "m2"
     with pytest.raises(InvalidRequest) as caught:
-        asked("/embeddings", {"input": "x"})
+        parsed("/embeddings", {"input": "x"})
     assert caught.value.param == "model"
 
 
@@ -86,9 +120,9 @@ def test_asked_without_a_model_is_the_first_ones_where_none_may_be_named() -> No
         ([JSON], {"model": "m", "messages": []}, InvalidRequest),
     ],
 )
-def test_asked_of_what_cannot_be_read_is_refused(
+def test_parse_refuses_bodies_that_cannot_be_read(
     headers: list[tuple[bytes, bytes]], body: Any, error: type[GatewayError]
 ) -> None:
-    """Before anything is forecast or sent."""
+    """A compressed body, broken JSON and an empty conversation are refused."""
     with pytest.raises(error):
-        asked("/chat/completions", body, *headers)
+        parsed("/chat/completions", body, *headers)
