@@ -41,7 +41,7 @@ from gateway.observe.journal import Journal
 from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
-from gateway.observe.state import Shell, Snapshots
+from gateway.observe.state import Snapshots
 from gateway.predict.prices import Price, load_prices
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.remote import Remote
@@ -56,6 +56,7 @@ from gateway.settings.live import Apply, LiveSettings
 from gateway.settings.load import Secrets
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
+from gateway.snapshots import ProcessSnapshot
 from gateway.store.store import Store
 from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome, Usage
 from gateway.upstream.client import UpstreamClient, open_transport
@@ -383,7 +384,7 @@ class Gateway:
             scheduler=self.engine.snapshot(),
             predictor=self.predictor.snapshot(),
             store=self.store.snapshot(),
-            shell=Shell(
+            process=ProcessSnapshot(
                 ready=self.health()[0],
                 config_generation=reload.generation,
                 config_reload_ok=reload.ok,

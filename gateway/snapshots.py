@@ -128,3 +128,19 @@ class StoreSnapshot(Struct, frozen=True):
     rows: int
     errors: int = 0  # group commits that failed
     reason: str = ""  # why `ok` is False
+
+
+class ProcessSnapshot(Struct, frozen=True):
+    """The gateway's process: readiness, settings, memory held, and losses since its start."""
+
+    ready: bool = True
+    config_generation: int = 1
+    config_reload_ok: bool = True
+    config_reload_wall_s: float = 0.0  # the last reload that succeeded, the start included
+    body_bytes: int = 0  # request bodies held
+    buffer_bytes: int = 0  # written to clients, not yet taken
+    open_streams: int = 0
+    connections: int = 0
+    journal_dropped: int = 0
+    log_lines_lost: int = 0
+    listener_faults: int = 0

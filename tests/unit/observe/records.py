@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.observe.state import Shell, Snapshots
+from gateway.observe.state import Snapshots
 from gateway.snapshots import (
     AccountSnapshot,
     ClassSnapshot,
     LimitSnapshot,
     PoolSnapshot,
     PredictorSnapshot,
+    ProcessSnapshot,
     SchedulerSnapshot,
     StoreSnapshot,
     WindowSnapshot,
@@ -148,7 +149,7 @@ def snapshots(**more: Any) -> Snapshots:
     )
     fields: dict[str, Any] = {
         "scheduler": SchedulerSnapshot((pool,), (account,), 50, 45, {Outcome.OK: 40}, False),
-        "shell": Shell(
+        "process": ProcessSnapshot(
             config_generation=3,
             config_reload_wall_s=1_700_000_000.0,
             journal_dropped=7,
