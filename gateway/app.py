@@ -29,8 +29,8 @@ from gateway.api.protocol import Buffers
 from gateway.api.routing import RoutingTable
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
+from gateway.balance.account_pool import Accounts
 from gateway.balance.learned import Learned
-from gateway.balance.pool import Accounts
 from gateway.engine.engine import Engine
 from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay

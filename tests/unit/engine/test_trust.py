@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from gateway.balance.pool import Accounts
+from gateway.balance.account_pool import Accounts
 from gateway.engine.engine import Engine
 from gateway.engine.trust import SURE, Trust
 from gateway.schedule.events import Recalibrated

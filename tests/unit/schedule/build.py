@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.balance.pool import Accounts
+from gateway.balance.account_pool import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.check import check_start
 from gateway.schedule.entry import Entry

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.balance.account_pool import Accounts
 from gateway.balance.health import MIN_BACKOFF_S
 from gateway.balance.learned import RESTORE_RATIO, Learned
-from gateway.balance.pool import Accounts
 from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import settings
 
