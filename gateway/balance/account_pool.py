@@ -77,7 +77,7 @@ class Accounts:
             order[name] = account
         self._accounts = order | self._accounts
 
-    def place(
+    def choose(
         self,
         model: str,
         accounts: tuple[str, ...],

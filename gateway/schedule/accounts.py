@@ -14,7 +14,7 @@ from gateway.types import Blocked, Fit, RateLimits, Verdict
 class AccountPool(Protocol):
     """All accounts, by name. Times are seconds on the scheduler's clock."""
 
-    def place(
+    def choose(
         self,
         model: str,
         accounts: tuple[str, ...],

@@ -138,10 +138,10 @@ class Start:
         )
         key = entry.job.model, accounts, avoid, express
         if key not in self._placed:
-            place = self._scheduler.accounts.place
-            answer = place(entry.job.model, accounts, self._now, avoid)
+            choose = self._scheduler.accounts.choose
+            answer = choose(entry.job.model, accounts, self._now, avoid)
             if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
-                answer = place(entry.job.model, accounts, self._now, avoid, express=True)
+                answer = choose(entry.job.model, accounts, self._now, avoid, express=True)
             self._placed[key] = answer
         return self._placed[key]
 

@@ -49,7 +49,7 @@ class Openings:
         at = (pool.version, now)
         if placed.asked_at != at:
             placed.asked_at = at
-            placed.answer = self._accounts.place(
+            placed.answer = self._accounts.choose(
                 line.model, line.accounts, now, line.avoid, express=placed.express
             )
             placed.shut_s = _holds_until(placed.answer)
@@ -57,7 +57,7 @@ class Openings:
 
     def anew(self, line: Line, now: float, *, express: bool) -> Fit | Blocked:
         """`of_place`, nothing remembered: for people and tests."""
-        ask = self._accounts.place
+        ask = self._accounts.choose
         answer = ask(line.model, line.accounts, now, line.avoid)
         if express and self.leads_above(answer):
             answer = ask(line.model, line.accounts, now, line.avoid, express=True)
@@ -68,7 +68,7 @@ class Openings:
         unless they have news before. Asked for a model without a window, of no name."""
         if now < pool.closed_s:
             return True
-        pool.closed_s = _holds_until(self._accounts.place("", pool.accounts, now))
+        pool.closed_s = _holds_until(self._accounts.choose("", pool.accounts, now))
         return now < pool.closed_s
 
     # ---- time

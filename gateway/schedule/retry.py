@@ -11,7 +11,7 @@ request to providers that may be in trouble. So:
 3. A pool's retried jobs are at most `budget_ratio` of its jobs in flight, at least
    `budget_min` (Envoy's retry budget). 429s stand outside it for the reason in 1.
 4. Where: accounts it has not failed on first. Those it failed on come back into question when
-   no other is in service (`AccountPool.place`), never where its key was refused.
+   no other is in service (`AccountPool.choose`), never where its key was refused.
 """
 
 from __future__ import annotations

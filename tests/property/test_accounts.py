@@ -42,7 +42,7 @@ def test_account_limit_moves_only_as_it_may(
         before = it.snapshot(now)[0]
         if step == "pass":
             now += pick
-        elif step == "take" and isinstance(it.place("m", ("a",), now), Fit):
+        elif step == "take" and isinstance(it.choose("m", ("a",), now), Fit):
             leases.append(it.take("a", "m", 10.0, now))
         elif step == "end" and leases:
             lease = leases.pop(pick % len(leases))
@@ -62,7 +62,7 @@ def test_account_limit_moves_only_as_it_may(
     # whatever happened, time and its own requests' ends bring it back
     for lease in leases:
         it.give_back(lease, Verdict.IGNORED, now=now)
-    assert isinstance(it.place("m", ("a",), now + 1000.0), Fit)
+    assert isinstance(it.choose("m", ("a",), now + 1000.0), Fit)
     assert it.snapshot(now)[0].inflight == 0
 
 
@@ -94,7 +94,7 @@ def test_window_moves_only_as_it_may(
         window = before.windows[0]
         if step == "take":
             express = pick % 5 == 0
-            if isinstance(it.place("m", ("a",), now, express=express), Fit):
+            if isinstance(it.choose("m", ("a",), now, express=express), Fit):
                 leases.append(it.take("a", "m", 10.0, now))
                 room = window.window * 1.25 + 1 if express else window.window
                 assert window.inflight + 1 <= room
@@ -117,7 +117,7 @@ def test_window_moves_only_as_it_may(
     assert one("auto").restore(stored, 0.0) == 1
     for lease in leases:
         it.give_back(lease, Verdict.IGNORED, now=now)
-    assert isinstance(it.place("m", ("a",), now + 1000.0), Fit)
+    assert isinstance(it.choose("m", ("a",), now + 1000.0), Fit)
 
 
 @given(STEPS)
@@ -130,18 +130,18 @@ def test_account_says_truly_until_when_it_is_blocked(
     for step, verdict, pick, after in steps:
         if step == "pass":
             now += pick / 7
-        elif step == "take" and isinstance(it.place("m", ("a",), now), Fit):
+        elif step == "take" and isinstance(it.choose("m", ("a",), now), Fit):
             leases.append(it.take("a", "m", 10.0, now))
         elif step == "end" and leases:
             it.give_back(leases.pop(), verdict, retry_after_s=after, now=now)
         elif step == "told" and leases:
             limits = RateLimits(None if pick % 2 else 10 * pick, pick // 10, after)
             it.answered(leases[pick % len(leases)], limits, now)
-        answer = it.place("m", ("a",), now)
+        answer = it.choose("m", ("a",), now)
         if isinstance(answer, Fit) or answer.until_s is None:
             continue
         assert answer.until_s > now
-        then = it.place("m", ("a",), answer.until_s)
+        then = it.choose("m", ("a",), answer.until_s)
         assert isinstance(then, Fit) or (then.reason, then.until_s) != (
             answer.reason,
             answer.until_s,

@@ -32,7 +32,7 @@ def end(it: Accounts, account: str, verdict: Verdict, **more: Any) -> None:
 def spread(it: Accounts, names: tuple[str, ...], times: int) -> list[str]:
     chosen = []
     for _ in range(times):
-        fit = it.place("m", names, 0.0)
+        fit = it.choose("m", names, 0.0)
         assert isinstance(fit, Fit)
         it.take(fit.account, "m", 1.0, 0.0)
         chosen.append(fit.account)
@@ -47,7 +47,7 @@ def test_accounts_equal_ones_take_turns() -> None:
         end(it, name, Verdict.SUCCESS)
     it = accounts(a={}, b={})
     for expected in ("a", "b", "a", "b"):
-        fit = it.place("m", ("a", "b"), 0.0)
+        fit = it.choose("m", ("a", "b"), 0.0)
         assert fit == Fit(expected)
         end(it, expected, Verdict.IGNORED)
 
@@ -66,22 +66,22 @@ def test_accounts_blocked_for_the_reason_of_the_nearest() -> None:
     it.take("a", "m", 1.0, 0.0)
     end(it, "b", Verdict.RATE_LIMITED, retry_after_s=9.0)
     end(it, "c", Verdict.SERVER_ERROR)
-    assert it.place("m", ("c",), 0.0) == Blocked(Reason.HEALTH, 30.0)
-    assert it.place("m", ("b", "c"), 0.0) == Blocked(Reason.ACCOUNT_BACKOFF, 9.0)
-    assert it.place("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 9.0)
-    assert it.place("m", ("a", "b", "c"), 9.0) == Fit("b")
+    assert it.choose("m", ("c",), 0.0) == Blocked(Reason.HEALTH, 30.0)
+    assert it.choose("m", ("b", "c"), 0.0) == Blocked(Reason.ACCOUNT_BACKOFF, 9.0)
+    assert it.choose("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 9.0)
+    assert it.choose("m", ("a", "b", "c"), 9.0) == Fit("b")
 
 
 def test_accounts_avoided_ones_serve_only_at_need() -> None:
     """A full other account is waited for; one that is ill or resting is not."""
     it = accounts(a={}, b={"initial_concurrency": 1})
     avoid = frozenset({"a"})
-    assert it.place("m", ("a", "b"), 0.0, avoid) == Fit("b")
+    assert it.choose("m", ("a", "b"), 0.0, avoid) == Fit("b")
     lease = it.take("b", "m", 1.0, 0.0)
-    assert it.place("m", ("a", "b"), 0.0, avoid) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.choose("m", ("a", "b"), 0.0, avoid) == Blocked(Reason.ACCOUNT_LIMIT)
     it.give_back(lease, Verdict.RATE_LIMITED, now=0.0)
-    assert it.place("m", ("a", "b"), 0.0, avoid) == Fit("a")
-    assert it.place("m", ("a",), 0.0, avoid) == Fit("a")
+    assert it.choose("m", ("a", "b"), 0.0, avoid) == Fit("a")
+    assert it.choose("m", ("a",), 0.0, avoid) == Fit("a")
 
 
 def test_accounts_heal_when_the_first_one_does() -> None:
@@ -125,7 +125,7 @@ def test_accounts_removed_one_finishes_its_leases_and_goes() -> None:
     it = accounts(a={}, b={})
     lease = it.take("b", "m", 1.0, 0.0)
     reconfigured(it, a={})
-    assert it.place("m", ("b",), 0.0) == Blocked(Reason.HEALTH)
+    assert it.choose("m", ("b",), 0.0) == Blocked(Reason.HEALTH)
     assert {s.name: s.state for s in it.snapshot(0.0)} == {"a": "open", "b": "draining"}
     it.give_back(lease, Verdict.SUCCESS, now=0.0)
     it.check()
@@ -138,7 +138,7 @@ def test_accounts_removed_one_that_comes_back_keeps_its_leases() -> None:
     lease = it.take("b", "m", 1.0, 0.0)
     reconfigured(it, a={})
     reconfigured(it, a={}, b={})
-    assert it.place("m", ("b",), 0.0) == Fit("b")
+    assert it.choose("m", ("b",), 0.0) == Fit("b")
     it.give_back(lease, Verdict.SUCCESS, now=0.0)
     end(it, "b", Verdict.SUCCESS)
     assert {s.name: s.state for s in it.snapshot(0.0)}["b"] == "open"
@@ -168,7 +168,7 @@ def test_accounts_check_sees_a_lost_lease() -> None:
 def fill(it: Accounts, times: int, model: str = "m", **how: Any) -> int:
     """Requests placed until blocked, at most `times`."""
     for n in range(times):
-        fit = it.place(model, ("a",), 0.0, **how)
+        fit = it.choose(model, ("a",), 0.0, **how)
         if not isinstance(fit, Fit):
             return n
         it.take("a", model, 1.0, 0.0)
@@ -183,11 +183,11 @@ def test_accounts_window_is_asked_before_the_ceiling() -> None:
     it = accounts("auto", a=WIDE | {"models": {"m": "up", "other": "o"}})
     it._accounts["a"].limit.restore(11.0, float("inf"))
     assert fill(it, 99) == 8
-    assert it.place("m", ("a",), 0.0) == Blocked(Reason.WINDOW)
+    assert it.choose("m", ("a",), 0.0) == Blocked(Reason.WINDOW)
     assert fill(it, 99, express=True) == 2
-    assert it.place("m", ("a",), 0.0, express=True) == Blocked(Reason.WINDOW)
+    assert it.choose("m", ("a",), 0.0, express=True) == Blocked(Reason.WINDOW)
     assert fill(it, 99, "other") == 1, "its own window has room, the account one slot"
-    assert it.place("other", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.choose("other", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
     it.check()
 
 
@@ -205,7 +205,7 @@ def test_accounts_without_windows_have_the_ceiling_alone() -> None:
     it = accounts(a=WIDE)
     it._accounts["a"].limit.restore(20.0, float("inf"))
     assert fill(it, 99) == 20
-    assert it.place("m", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.choose("m", ("a",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
     assert it.snapshot(0.0)[0].windows == ()
 
 
@@ -236,9 +236,9 @@ def test_accounts_prefer_the_faster_of_two_until_it_is_fuller() -> None:
     assert spread(it, ("a", "b"), 6).count("a") == 3, "b's speed is not known yet"
     it = accounts("auto", a=WIDE, b=WIDE)
     now = work(it, "b", 2.0, work(it, "a", 1.0, 0.0))
-    chosen = [it.place("m", ("a", "b"), now)]
+    chosen = [it.choose("m", ("a", "b"), now)]
     for _ in range(8):
-        fit = it.place("m", ("a", "b"), now)
+        fit = it.choose("m", ("a", "b"), now)
         assert isinstance(fit, Fit)
         it.take(fit.account, "m", 1.0, now)
         chosen.append(fit)
@@ -251,12 +251,12 @@ def test_accounts_heed_what_an_answer_says_is_left() -> None:
     it = accounts(a={})
     lease = it.take("a", "m", 10.0, 0.0)
     it.answered(lease, None, 0.0)
-    assert it.place("m", ("a",), 0.0) == Fit("a")
+    assert it.choose("m", ("a",), 0.0) == Fit("a")
     it.answered(lease, RateLimits(remaining_tokens=0, reset_tokens_s=1.5), 1.0)
-    assert it.place("m", ("a",), 1.0) == Blocked(Reason.PACER, 2.5)
-    assert it.place("m", ("a",), 2.5) == Fit("a")
+    assert it.choose("m", ("a",), 1.0) == Blocked(Reason.PACER, 2.5)
+    assert it.choose("m", ("a",), 2.5) == Fit("a")
     it.answered(99, RateLimits(remaining_tokens=0), 6.0)
-    assert it.place("m", ("a",), 6.0) == Fit("a"), "a lease that is gone says nothing"
+    assert it.choose("m", ("a",), 6.0) == Fit("a"), "a lease that is gone says nothing"
 
 
 def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
@@ -265,11 +265,11 @@ def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
     lease = it.take("a", "big", 10.0, 0.0)
     it.answered(lease, RateLimits(limit_requests=60, remaining_requests=0), 0.0)
     held = Blocked(Reason.PACER, 1.0)
-    assert [it.place(m, ("a",), 0.0) for m in ("big", "huge", "small")] == [held, held, Fit("a")]
+    assert [it.choose(m, ("a",), 0.0) for m in ("big", "huge", "small")] == [held, held, Fit("a")]
     it = accounts(a={"models": ["big", "small"], "rpm": 60})
     for _ in range(3):
         it.take("a", "big", 10.0, 0.0)
-    assert it.place("small", ("a",), 0.0) == Blocked(Reason.PACER, 2.0)
+    assert it.choose("small", ("a",), 0.0) == Blocked(Reason.PACER, 2.0)
 
 
 def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
@@ -282,9 +282,9 @@ def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
         first = it.take("a", "m", 1.0, 0.0)
         it.answered(first, RateLimits(limit_tokens=60_000, remaining_tokens=1000), 0.0)
         lease = it.take("a", "m", 60_000.0, 0.0)
-        assert it.place("m", ("a",), 0.0) == Blocked(Reason.PACER, 59.0)
+        assert it.choose("m", ("a",), 0.0) == Blocked(Reason.PACER, 59.0)
         it.give_back(lease, verdict, tokens=used, retry_after_s=0.0, now=0.0)
-        answer = it.place("m", ("a",), MIN_BACKOFF_S)
+        answer = it.choose("m", ("a",), MIN_BACKOFF_S)
         assert answer == (Blocked(Reason.PACER, free_s) if free_s else Fit("a"))
 
 
@@ -314,7 +314,7 @@ def test_accounts_inherit_what_a_models_headers_said() -> None:
     again = accounts(a={})
     again.restore(it.learned(), 0.0)
     again.inherit(it)
-    assert again.place("m", ("a",), 0.0) == Blocked(Reason.PACER, 1.0)
+    assert again.choose("m", ("a",), 0.0) == Blocked(Reason.PACER, 1.0)
 
 
 def test_accounts_remember_what_they_learned_over_a_restart() -> None:
@@ -388,13 +388,13 @@ def test_accounts_say_whether_headers_open_one() -> None:
     first, second, third = (it.take("a", "m", 1.0, 0.0) for _ in range(3))
     little, much, none = (RateLimits(limit_requests=60, remaining_requests=n) for n in (3, 50, 0))
     assert it.answered(first, little, 0.0) is False
-    while isinstance(it.place("m", ("a",), 0.0), Fit):
+    while isinstance(it.choose("m", ("a",), 0.0), Fit):
         it.take("a", "m", 1.0, 0.0)
     assert it.answered(second, None, 0.0) is False
     assert it.answered(third, much, 0.0) is True
-    assert isinstance(it.place("m", ("a",), 0.0), Fit)
+    assert isinstance(it.choose("m", ("a",), 0.0), Fit)
     assert it.answered(third, none, 0.0) is False
-    assert isinstance(it.place("m", ("a",), 0.0), Blocked)
+    assert isinstance(it.choose("m", ("a",), 0.0), Blocked)
 
 
 def test_accounts_teach_a_window_prompt_and_output_apart() -> None:
@@ -416,8 +416,8 @@ def test_accounts_ask_the_window_also_where_a_job_has_failed() -> None:
     it = accounts("auto", a=WIDE)
     it._accounts["a"].limit.restore(50.0, float("inf"))
     assert fill(it, 99) == 8
-    assert it.place("m", ("a",), 0.0, frozenset("a")) == Blocked(Reason.WINDOW)
-    assert it.place("other", ("a",), 0.0, frozenset("a")) == Fit("a")
+    assert it.choose("m", ("a",), 0.0, frozenset("a")) == Blocked(Reason.WINDOW)
+    assert it.choose("other", ("a",), 0.0, frozenset("a")) == Fit("a")
 
 
 def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
@@ -469,10 +469,10 @@ def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
     it = accounts(a={"rpm": 6}, b={"rpm": 12}, c={"initial_concurrency": 1})
     for name in "abc":
         it.take(name, "m", 1.0, 0.0)
-    assert it.place("m", ("a", "b"), 0.0) == Blocked(Reason.PACER, 4.0)
-    assert it.place("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 4.0)
-    assert it.place("m", ("c",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
-    assert it.place("m", ("gone",), 0.0) == Blocked(Reason.HEALTH)
+    assert it.choose("m", ("a", "b"), 0.0) == Blocked(Reason.PACER, 4.0)
+    assert it.choose("m", ("a", "b", "c"), 0.0) == Blocked(Reason.ACCOUNT_LIMIT, 4.0)
+    assert it.choose("m", ("c",), 0.0) == Blocked(Reason.ACCOUNT_LIMIT)
+    assert it.choose("m", ("gone",), 0.0) == Blocked(Reason.HEALTH)
 
 
 def test_accounts_share_by_their_windows() -> None:
@@ -490,7 +490,7 @@ def test_accounts_share_by_their_windows() -> None:
 def test_accounts_pass_over_names_that_are_gone() -> None:
     """Wherever they stand among the others."""
     it = accounts(a={})
-    assert it.place("m", ("gone", "a"), 0.0) == Fit("a")
-    assert it.place("m", ("a", "gone"), 0.0) == Fit("a")
+    assert it.choose("m", ("gone", "a"), 0.0) == Fit("a")
+    assert it.choose("m", ("a", "gone"), 0.0) == Fit("a")
     assert it.heals_s(("gone", "a"), 3.0) == 3.0
     assert it.room(("gone", "a")) == it.room(("a",))

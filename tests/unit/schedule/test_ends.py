@@ -19,7 +19,7 @@ class Counting(Accounts):
 
     asked: list[str]
 
-    def place(
+    def choose(
         self,
         model: str,
         accounts: tuple[str, ...],
@@ -29,7 +29,7 @@ class Counting(Accounts):
         express: bool = False,
     ) -> Fit | Blocked:
         self.asked.append(model)
-        return super().place(model, accounts, now, avoid, express=express)
+        return super().choose(model, accounts, now, avoid, express=express)
 
 
 def crowded(window: str, limit: float) -> tuple[World, Counting]:

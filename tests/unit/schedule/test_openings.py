@@ -20,7 +20,7 @@ class Windowed(Accounts):
     window, above = 1, 1
     asked: list[bool]
 
-    def place(
+    def choose(
         self,
         model: str,
         accounts: tuple[str, ...],
@@ -33,7 +33,7 @@ class Windowed(Accounts):
         inflight = sum(account.inflight for account in self.snapshot(now))
         if inflight >= self.window + self.above * express:
             return Blocked(Reason.WINDOW)
-        return super().place(model, accounts, now, avoid)
+        return super().choose(model, accounts, now, avoid)
 
 
 def windowed(**schedule: Any) -> World:

@@ -46,7 +46,7 @@ def test_wrong_usage_holds_an_account_for_minutes_not_for_days() -> None:
     it = World(settings({"a": {"initial_concurrency": 4, "tpm": 100_000}}))
     it.submit("mad", 100)
     it.finish("mad", 1e9)
-    assert isinstance(it.accounts.place("m", ("a",), it.now + 180.0), Fit)
+    assert isinstance(it.accounts.choose("m", ("a",), it.now + 180.0), Fit)
 
 
 def test_request_that_was_turned_down_is_no_spent_token() -> None:
@@ -103,7 +103,7 @@ def test_accounts_of_a_failed_core_keep_their_health() -> None:
     fresh = Accounts(given.accounts, given.balance)
     fresh.restore(old.learned(), 0.0)
     fresh.inherit(old)
-    reasons = [fresh.place("m", (name,), 1.0) for name in ("a", "b", "c")]
+    reasons = [fresh.choose("m", (name,), 1.0) for name in ("a", "b", "c")]
     assert [getattr(answer, "reason", None) for answer in reasons] == [
         Reason.HEALTH,
         Reason.ACCOUNT_BACKOFF,
