@@ -1,20 +1,22 @@
-"""What latencies say of a provider: how long a request of its size takes alone, and how that
-stretches as more is in flight.
+"""What latencies reveal about a provider: the time of a request alone, and its slowdown under load.
 
-The two are found together: a latency divided by the slowdown of its N teaches the unloaded
-latency (unloaded.py), divided by the unloaded latency it teaches the curve (curve.py). Each
-look takes a batch of samples, in this order:
+The unloaded latency of a request depends on its size:
 
-1. Fit the unloaded latency to the latencies as they would have been alone.
-2. Compare: where recent latencies contradict the curve by `SURPRISE` standard errors, the
-   provider has changed, and all but `FORGET` of the evidence goes. Latencies that were better
-   than expected *above* the window are looked for on purpose, so less is enough for them.
-3. Bin the samples, old ones fading: over `NEAR_ROUNDS` rounds near the present N, slowly far
-   from it, where few samples come: what a lone request takes changes only with the provider.
-4. The posterior over the curves.
+    unloaded latency = base + c_in · prompt tokens + c_out · output tokens
 
-A sample counts less the more the number in flight moved during its life, for then it lies
-between two points of the curve, not on it.
+Both are found together: a latency divided by the slowdown at its N (requests in flight) teaches
+the unloaded latency, divided by the unloaded latency it teaches the curve (curve.py). Each batch
+of samples is used in this order:
+
+1. Fit the unloaded latency to the latencies divided by their expected slowdown.
+2. Compare recent latencies with the curve. If they differ by `SURPRISE` standard errors, the
+   provider has changed: keep only `FORGET` of the evidence. Latencies better than expected above
+   the window are what probes look for, so fewer standard errors are enough for them.
+3. Bin the samples. Old ones fade over `NEAR_ROUNDS` rounds near the present N and more slowly far
+   from it, where samples are rare.
+4. Compute the posterior over the curves.
+
+A sample weighs less the more the number in flight varied during its life.
 """
 
 from __future__ import annotations
@@ -35,7 +37,6 @@ from gateway.balance.curve import (
     fade_by_distance,
 )
 from gateway.balance.learned import LearnedWindow
-from gateway.balance.unloaded import Unloaded
 
 NEAR_ROUNDS = 30.0  # memory of latencies within a factor of two of the present N
 FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
@@ -50,6 +51,13 @@ NOISE = (0.08, 0.6)  # bounds of the standard deviation of log latencies
 FIRST_NOISE = 0.3
 MEDIAN_SIZE = np.array([[1.0, 250.0, 250.0]])  # by which accounts are compared
 
+PRIOR = np.array([1.0, 0.0005, 0.04])
+"""Seconds for an empty request, a prompt token, an output token: a guess of their proportions
+that the first latencies scale and a dozen samples overrule."""
+PRIOR_WEIGHT = 1.5  # samples
+LEAST_BASE = 0.001  # of a mean latency
+CLIP = 2.5  # a latency this many times too long or too short counts as this many times
+
 
 class Sample(Struct, frozen=True, gc=False):
     """One answered request."""
@@ -59,6 +67,65 @@ class Sample(Struct, frozen=True, gc=False):
     latency_s: float
     prompt_tokens: float
     output_tokens: float
+
+
+class Unloaded:
+    """The three coefficients, found online."""
+
+    __slots__ = ("_matrix", "_vector", "count", "theta")
+
+    def __init__(self) -> None:
+        self.theta: Floats = PRIOR.copy()
+        self._matrix: Floats = np.zeros((3, 3))
+        self._vector: Floats = np.zeros(3)
+        self.count = 0.0  # samples, faded
+
+    def of(self, sizes: Floats) -> Floats:
+        """Seconds per row of (1, prompt tokens, output tokens)."""
+        value: Floats = sizes @ self.theta
+        return value
+
+    def learn(self, sizes: Floats, latencies_s: Floats, keep: float) -> float:
+        """`latencies_s` as they would have been unloaded. Returns the log by which the scale
+        of these sizes moved."""
+        before = self.of(sizes)
+        if not self.count:
+            self.theta = PRIOR * float(np.exp(np.mean(np.log(latencies_s / before))))
+        fitted = self.of(sizes)
+        latencies_s = np.clip(latencies_s, fitted / CLIP, fitted * CLIP)
+        rows = sizes / fitted[:, None]
+        self._matrix = self._matrix * keep + rows.T @ rows
+        self._vector = self._vector * keep + rows.T @ (latencies_s / fitted)
+        self.count = self.count * keep + len(sizes)
+        self._solve(sizes)
+        return float(np.mean(np.log(self.of(sizes) / before)))
+
+    def restore(self, theta: tuple[float, float, float]) -> None:
+        """Coefficients learned before; fresh samples soon outweigh them."""
+        self.theta = np.array(theta)
+        self.count = 1e-6
+
+    def _solve(self, sizes: Floats) -> None:
+        """Non-negative least squares by leaving out what would be negative, with a prior on
+        the proportions."""
+        typical = np.diagonal(self._matrix) / self.count
+        guess = PRIOR * float(np.exp(np.mean(np.log(self.of(sizes) / (sizes @ PRIOR)))))
+        prior = PRIOR_WEIGHT * (typical + 1e-12)
+        matrix = self._matrix + np.diag(prior)
+        vector = self._vector + prior * guess
+        active = [0, 1, 2]
+        theta = np.zeros(3)
+        while active:
+            part = np.linalg.solve(matrix[np.ix_(active, active)], vector[active])
+            if part.min() >= 0.0:
+                theta[active] = part
+                break
+            active.pop(int(np.argmin(part)))
+        # An empty request takes some time, whatever the least squares make of it: a latency is
+        # divided by this.
+        theta[0] = max(theta[0], LEAST_BASE * float(np.mean(sizes @ theta)))
+        if theta[0] > 0.0:
+            self.theta = theta
 
 
 class Evidence:

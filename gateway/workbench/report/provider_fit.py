@@ -2,7 +2,7 @@
 
 What is known of each request: when it began and ended at the provider, its tokens. From the
 beginnings and ends of all of them comes how many were in flight over its life; from that, with
-the same fits that the live windows use (balance/curve.py, balance/unloaded.py), how long it
+the same fits that the live windows use (balance/curve.py, balance/evidence.py), how long it
 would have taken alone and how the provider slows down. Here they see the whole journal at once
 instead of a fading memory.
 
@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.balance.curve import Bins, Curve, Floats
-from gateway.balance.unloaded import Unloaded
+from gateway.balance.evidence import Unloaded
 from gateway.errors import SettingsError
 from gateway.types import ObservedRow, Outcome, Workload
 from gateway.workbench.simulate.request_rows import Row
