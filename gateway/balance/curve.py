@@ -145,7 +145,7 @@ def _candidates(low: float, high: float) -> Floats:
     return ns if len(ns) else np.array([low])
 
 
-class Bins:
+class LatencyBins:
     """Log latencies over ln N: weight and weighted sum per bin, older ones fading."""
 
     __slots__ = ("sums", "weights")
@@ -222,9 +222,9 @@ def as_tuple(values: Floats) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def as_bins(weights: Sequence[float], sums: Sequence[float]) -> Bins:
+def as_bins(weights: Sequence[float], sums: Sequence[float]) -> LatencyBins:
     """Raises ValueError where they are of another grid, or no numbers."""
-    bins = Bins()
+    bins = LatencyBins()
     bins.weights, bins.sums = np.array(weights, np.float64), np.array(sums, np.float64)
     if bins.weights.shape != (BINS,) or bins.sums.shape != (BINS,):
         raise ValueError("bins: another grid")

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from gateway.balance.curve import (
     BINS,
-    Bins,
+    LatencyBins,
     Curve,
     Floats,
     Posterior,
@@ -135,7 +135,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self._unloaded = Unloaded()
-        self._bins = Bins()
+        self._bins = LatencyBins()
         self._variance = FIRST_NOISE**2
         # Weight and sum of the residuals of late: up to the window, above it.
         self._recent = ([0.0, 0.0], [0.0, 0.0])

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from gateway.balance.curve import Bins, Curve, Floats
+from gateway.balance.curve import LatencyBins, Curve, Floats
 from gateway.balance.evidence import Unloaded
 from gateway.errors import SettingsError
 from gateway.types import ObservedRow, Outcome, Workload
@@ -96,7 +96,7 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
     expected = np.zeros(len(rows))
     ones = np.ones(len(rows))
     for _ in range(ROUNDS):  # size and curve, each given the other
-        unloaded, bins = Unloaded(), Bins()
+        unloaded, bins = Unloaded(), LatencyBins()
         for _ in range(3):  # its weights are those of the fit before
             unloaded.learn(sizes, took / np.exp(expected), 0.0)
         logs = np.log(took / unloaded.of(sizes))

@@ -8,7 +8,7 @@ import pytest
 from gateway.balance import curve
 from gateway.balance.curve import (
     BINS,
-    Bins,
+    LatencyBins,
     Floats,
     Posterior,
     as_bins,
@@ -18,9 +18,9 @@ from gateway.balance.curve import (
 from tests.unit.balance.fluid import SHAPES, Slowdown
 
 
-def told(slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2) -> Bins:
-    """Bins that saw `each` latencies at each of `ns`."""
-    rng, bins = np.random.default_rng(1), Bins()
+def told(slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2) -> LatencyBins:
+    """LatencyBins that saw `each` latencies at each of `ns`."""
+    rng, bins = np.random.default_rng(1), LatencyBins()
     for n in ns:
         logs = math.log(slowdown(n)) + rng.normal(0.0, noise, each)
         flat, ones = np.zeros(BINS), np.ones(each)
@@ -92,7 +92,7 @@ def test_posterior_does_not_hang_on_the_scale() -> None:
 
 def test_bins_share_a_sample_without_moving_it() -> None:
     """Between two bins, the slope carries the value to each."""
-    bins, slope = Bins(), np.log(np.maximum(np.arange(BINS) + 1.0, 1.0))
+    bins, slope = LatencyBins(), np.log(np.maximum(np.arange(BINS) + 1.0, 1.0))
     n = np.array([math.log(6.5)])
     bins.add(
         n, np.interp(n, np.log(np.arange(1.0, 10.0)), slope[:9]), np.ones(1), slope, np.ones(BINS)
@@ -121,7 +121,7 @@ def test_bins_know_how_far_they_have_seen() -> None:
     assert bins.known_below(4.0)
     bins.add(np.array([math.log(20.0)]), np.zeros(1), np.ones(1), np.zeros(BINS), np.ones(BINS))
     assert bins.explored() == pytest.approx(4.0)
-    assert Bins().explored() == 1.0
+    assert LatencyBins().explored() == 1.0
 
 
 def test_bins_come_back_from_storage() -> None:
@@ -152,7 +152,7 @@ def test_family_is_the_formula() -> None:
         assert math.log(curve.MAX_WINDOW) + 0.55 < mine[-1] < math.log(curve.MAX_WINDOW) + 0.7
 
 
-def by_integration(bins: Bins, variance: float) -> tuple[Floats, float]:
+def by_integration(bins: LatencyBins, variance: float) -> tuple[Floats, float]:
     """Expected log slowdown and scale, by Bayes' rule over every curve and every scale."""
     scales = np.linspace(-12.0, 12.0, 1201)
     w, wy = bins.weights, bins.sums
@@ -181,7 +181,7 @@ def test_posterior_is_bayes_rule(each: int) -> None:
 
 def test_posterior_of_nothing_is_the_prior() -> None:
     """A scale of one, and curves that bend further out outweigh the others."""
-    known = Bins().posterior(0.09)
+    known = LatencyBins().posterior(0.09)
     assert known.scale == 0.0
     assert known.gain(4.0, 2.0) > 0.3
     assert 0.0 < known.peaked < 0.5
@@ -244,7 +244,7 @@ def test_posterior_takes_a_price_off_for_the_size() -> None:
 
 def test_bins_weigh_a_sample_as_they_are_told() -> None:
     """Both of its bins together by its weight, and never beyond the grid's ends."""
-    bins = Bins()
+    bins = LatencyBins()
     ln_n = np.log([6.4, 1.0, 2000.0])
     values, weights = np.array([0.3, -0.2, 1.0]), np.array([0.5, 0.25, 2.0])
     bins.add(ln_n, values, weights, np.zeros(BINS), np.ones(BINS))
@@ -265,7 +265,7 @@ def test_bins_fade_before_they_take_a_sample_in() -> None:
 
 def test_bins_explored_counts_all_that_lies_further_out() -> None:
     """Three samples' worth, one here and two there."""
-    bins = Bins()
+    bins = LatencyBins()
     for n, each in ((4.0, 5), (8.0, 1), (12.0, 2)):
         bins.add(
             np.full(each, math.log(n)), np.zeros(each), np.ones(each), np.zeros(BINS), np.ones(BINS)
