@@ -28,9 +28,9 @@ from msgspec import Struct
 
 from gateway.balance.curve import (
     BINS,
-    LatencyBins,
     Curve,
     Floats,
+    LatencyBins,
     Posterior,
     as_bins,
     as_tuple,

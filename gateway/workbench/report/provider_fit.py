@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from gateway.balance.curve import LatencyBins, Curve, Floats
+from gateway.balance.curve import Curve, Floats, LatencyBins
 from gateway.balance.evidence import Unloaded
 from gateway.errors import SettingsError
 from gateway.types import ObservedRow, Outcome, Workload

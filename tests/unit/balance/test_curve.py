@@ -8,8 +8,8 @@ import pytest
 from gateway.balance import curve
 from gateway.balance.curve import (
     BINS,
-    LatencyBins,
     Floats,
+    LatencyBins,
     Posterior,
     as_bins,
     as_tuple,
