@@ -30,7 +30,7 @@ from gateway.api.routing import RoutingTable
 from gateway.api.submit import submit_handlers
 from gateway.api.web import error_answer
 from gateway.balance.account_pool import Accounts
-from gateway.balance.learned import Learned
+from gateway.balance.saved_state import SavedState
 from gateway.engine.engine import Engine
 from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
@@ -87,7 +87,7 @@ def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
     accounts = Accounts(settings.accounts, settings.balance)
     if old is not None and isinstance(old.accounts, Accounts):
         try:
-            accounts.restore(old.accounts.learned(), 0.0)
+            accounts.restore(old.accounts.to_save(), 0.0)
             accounts.inherit(old.accounts)
         except Exception:
             logger.exception("what the accounts had learned is lost")
@@ -264,7 +264,7 @@ class Gateway:
         if kept is None or not isinstance(core.accounts, Accounts):
             return
         try:
-            wall_s, learned = msgspec.msgpack.decode(kept, type=tuple[float, Learned])
+            wall_s, learned = msgspec.msgpack.decode(kept, type=tuple[float, SavedState])
             count = core.accounts.restore(learned, time.time() - wall_s)
         except Exception as error:  # another version's, or damaged: it is learned again
             logger.warning("what the accounts had learned cannot be read: %s", error)
@@ -275,7 +275,7 @@ class Gateway:
         """What the accounts have learned, for the next process."""
         accounts = self.engine.core.accounts
         if isinstance(accounts, Accounts):
-            kept = msgspec.msgpack.encode((time.time(), accounts.learned()))
+            kept = msgspec.msgpack.encode((time.time(), accounts.to_save()))
             self.store.put_state("accounts", kept)
 
     def _observe(self, settings: Settings) -> None:

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from gateway.balance.allowance import Allowance, Allowances, least
 from gateway.balance.health import OPEN, Health
-from gateway.balance.learned import NO_CEILING, RESTORE_RATIO, LearnedAccount
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
+from gateway.balance.saved_state import NO_CEILING, RESTORE_RATIO, SavedAccount
 from gateway.balance.window import Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
@@ -206,23 +206,23 @@ class Account:
         rpm, tpm = self.allowances.limits_of(window.model)
         return replace(window.snapshot(), window=self._given(window), rpm=rpm, tpm=tpm)
 
-    def learned(self) -> LearnedAccount:
-        return LearnedAccount(
+    def to_save(self) -> SavedAccount:
+        return SavedAccount(
             name=self.settings.name,
             limit=self.limit.value,
             ceiling=min(self.limit.ceiling, NO_CEILING),
-            windows=tuple(w.learned() for w in self.windows.values() if w.knows),
-            allowances=self.allowances.learned(),
+            windows=tuple(w.to_save() for w in self.windows.values() if w.knows),
+            allowances=self.allowances.to_save(),
         )
 
-    def restore(self, learned: LearnedAccount) -> None:
-        """What was learned before a restart, cautiously. Unknown models are passed over."""
-        ceiling = learned.ceiling if learned.ceiling < NO_CEILING else float("inf")
-        self.limit.restore(learned.limit * RESTORE_RATIO, ceiling)
-        for one in learned.windows:
+    def restore(self, saved: SavedAccount) -> None:
+        """What was saved before a restart, cautiously. Unknown models are passed over."""
+        ceiling = saved.ceiling if saved.ceiling < NO_CEILING else float("inf")
+        self.limit.restore(saved.limit * RESTORE_RATIO, ceiling)
+        for one in saved.windows:
             if (window := self.windows.get(one.model)) is not None:
                 window.restore(one)
-        self.allowances.restore(learned.allowances)
+        self.allowances.restore(saved.allowances)
 
     def check(self) -> None:
         low, high = self.limit.bounds

@@ -16,7 +16,7 @@ from msgspec import Struct
 from gateway.balance.account import Account, tokens_used
 from gateway.balance.allowance import Allowance
 from gateway.balance.health import State
-from gateway.balance.learned import MAX_AGE_S, Learned
+from gateway.balance.saved_state import MAX_AGE_S, SavedState
 from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
@@ -199,16 +199,16 @@ class Accounts:
     def snapshot(self, now: float) -> tuple[AccountSnapshot, ...]:
         return tuple(account.snapshot(now) for account in self._accounts.values())
 
-    def learned(self) -> Learned:
-        return Learned(tuple(account.learned() for account in self._accounts.values()))
+    def to_save(self) -> SavedState:
+        return SavedState(tuple(account.to_save() for account in self._accounts.values()))
 
-    def restore(self, learned: Learned, age_s: float) -> int:
-        """Takes back what was learned `age_s` ago; the number of accounts it was of use to.
+    def restore(self, saved: SavedState, age_s: float) -> int:
+        """Takes back what was saved `age_s` ago; the number of accounts it was of use to.
 
         Nothing where it is older than an hour; names that are not here are passed over. To be
         called before the first request.
         """
-        known = [a for a in learned.accounts if a.name in self._accounts]
+        known = [a for a in saved.accounts if a.name in self._accounts]
         if not 0.0 <= age_s <= MAX_AGE_S:
             return 0
         for one in known:

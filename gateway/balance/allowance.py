@@ -35,8 +35,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.balance.learned import LearnedAllowance
 from gateway.balance.pacer import NEVER, Meter
+from gateway.balance.saved_state import SavedLimits
 from gateway.snapshots import LimitSnapshot
 from gateway.types import RateLimits
 
@@ -164,8 +164,8 @@ class Told:
             self._hold_s = max(self._hold_s, self._judged_s + min(self._wait_s, self._cap_s))
         self._update()
 
-    def restore(self, learned: int) -> None:
-        self.learned = learned
+    def restore(self, saved: int) -> None:
+        self.learned = saved
         self._update()
 
     def snapshot(self, model: str, kind: str, now: float) -> LimitSnapshot | None:
@@ -337,13 +337,13 @@ class Allowances:
         ]
         return tuple(shot for shot in both if shot is not None)
 
-    def learned(self) -> tuple[LearnedAllowance, ...]:
-        told = [LearnedAllowance(name, *self.limits_of(name)) for name in self._named]
+    def to_save(self) -> tuple[SavedLimits, ...]:
+        told = [SavedLimits(name, *self.limits_of(name)) for name in self._named]
         return tuple(one for one in told if one.rpm or one.tpm)
 
-    def restore(self, learned: Iterable[LearnedAllowance]) -> None:
+    def restore(self, saved: Iterable[SavedLimits]) -> None:
         """To be called before the first request. Models that are not served are passed over."""
-        for one in learned:
+        for one in saved:
             self._named[one.model] = allowance = Allowance()
             allowance.restore(one.rpm, one.tpm)
         self.configure(self._names)

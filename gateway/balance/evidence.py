@@ -36,7 +36,7 @@ from gateway.balance.curve import (
     as_tuple,
     fade_by_distance,
 )
-from gateway.balance.learned import LearnedWindow
+from gateway.balance.saved_state import SavedWindow
 
 NEAR_ROUNDS = 30.0  # memory of latencies within a factor of two of the present N
 FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
@@ -237,9 +237,9 @@ class Evidence:
             return 0.0
         return float(self._unloaded.of(MEDIAN_SIZE)[0]) * math.exp(self.known.scale)
 
-    def learned(self, model: str, window: float) -> LearnedWindow:
+    def to_save(self, model: str, window: float) -> SavedWindow:
         base, prompt, output = (float(c) for c in self._unloaded.theta)
-        return LearnedWindow(
+        return SavedWindow(
             model=model,
             window=window,
             noise=math.sqrt(self._variance),
@@ -248,15 +248,15 @@ class Evidence:
             sums=as_tuple(self._bins.sums),
         )
 
-    def restore(self, learned: LearnedWindow, keep: float) -> None:
-        """Takes `keep` of what was learned. Raises ValueError where it is of another grid or no
+    def restore(self, saved: SavedWindow, keep: float) -> None:
+        """Takes `keep` of what was saved. Raises ValueError where it is of another grid or no
         numbers."""
-        bins = as_bins(learned.weights, learned.sums)
-        if not learned.noise > 0.0 or not 0.0 < sum(learned.coefficients) < math.inf:
+        bins = as_bins(saved.weights, saved.sums)
+        if not saved.noise > 0.0 or not 0.0 < sum(saved.coefficients) < math.inf:
             raise ValueError("learned: not of a window")
         self._bins = bins
         self._bins.fade(keep)
-        self._variance = min(max(learned.noise**2, NOISE[0] ** 2), NOISE[1] ** 2)
-        self._unloaded.restore(learned.coefficients)
+        self._variance = min(max(saved.noise**2, NOISE[0] ** 2), NOISE[1] ** 2)
+        self._unloaded.restore(saved.coefficients)
         self.known = self._bins.posterior(self._variance)
         self.curve = self.known.curve(self._bins.explored())

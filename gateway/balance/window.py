@@ -37,7 +37,7 @@ from msgspec import Struct
 from gateway.balance.curve import MAX_WINDOW, PRICE, Posterior
 from gateway.balance.evidence import Evidence, Sample
 from gateway.balance.guard import Guard
-from gateway.balance.learned import RESTORE_RATIO, LearnedWindow
+from gateway.balance.saved_state import RESTORE_RATIO, SavedWindow
 from gateway.snapshots import WindowSnapshot
 
 BATCH = (8, 64)  # completions between two looks: half a window, within these
@@ -320,15 +320,15 @@ class Window:
             slowdown=self._evidence.slowdown,
         )
 
-    def learned(self) -> LearnedWindow:
-        return self._evidence.learned(self.model, self.base)
+    def to_save(self) -> SavedWindow:
+        return self._evidence.to_save(self.model, self.base)
 
-    def restore(self, learned: LearnedWindow) -> None:
-        """Begins at `RESTORE_RATIO` of a window learned before, with as much of the evidence.
+    def restore(self, saved: SavedWindow) -> None:
+        """Begins at `RESTORE_RATIO` of a window saved before, with as much of the evidence.
         One that cannot be read is left alone."""
         try:
-            to = math.floor(learned.window * RESTORE_RATIO + 0.5)
-            self._evidence.restore(learned, RESTORE_RATIO)
+            to = math.floor(saved.window * RESTORE_RATIO + 0.5)
+            self._evidence.restore(saved, RESTORE_RATIO)
         except (ValueError, OverflowError):
             return
         self.alone_s = self._evidence.alone_s

@@ -113,7 +113,7 @@ def test_window_moves_only_as_it_may(
         if seen.window > window.window:
             assert (step, verdict) == ("end", Verdict.SUCCESS)
             assert 2 * window.inflight >= window.window or seen.window <= start
-    stored = it.learned()
+    stored = it.to_save()
     assert one("auto").restore(stored, 0.0) == 1
     for lease in leases:
         it.give_back(lease, Verdict.IGNORED, now=now)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.balance.account_pool import Accounts
 from gateway.balance.health import MIN_BACKOFF_S
-from gateway.balance.learned import RESTORE_RATIO, Learned
+from gateway.balance.saved_state import RESTORE_RATIO, SavedState
 from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import settings
 
@@ -303,7 +303,7 @@ def test_accounts_restore_passes_over_members_it_does_not_know() -> None:
     """Saved state of an earlier version is read: members it had besides are ignored."""
     old = b'{"accounts": [{"name": "a", "limit": 8.0, "ceiling": 1e9, "rpm": 500, "tpm": 0}]}'
     it = accounts(a={})
-    assert it.restore(msgspec.json.decode(old, type=Learned), 0.0) == 1
+    assert it.restore(msgspec.json.decode(old, type=SavedState), 0.0) == 1
     assert it.snapshot(0.0)[0].limit == 8.0 * RESTORE_RATIO
 
 
@@ -312,7 +312,7 @@ def test_accounts_inherit_what_a_models_headers_said() -> None:
     it = accounts(a={})
     it.answered(it.take("a", "m", 1.0, 0.0), RateLimits(60, 0, 1.0), 0.0)
     again = accounts(a={})
-    again.restore(it.learned(), 0.0)
+    again.restore(it.to_save(), 0.0)
     again.inherit(it)
     assert again.choose("m", ("a",), 0.0) == Blocked(Reason.PACER, 1.0)
 
@@ -324,7 +324,7 @@ def test_accounts_remember_what_they_learned_over_a_restart() -> None:
     end(it, "a", Verdict.RATE_LIMITED)
     lease = it.take("a", "m", 1.0, 0.0)
     it.answered(lease, RateLimits(limit_requests=500, remaining_requests=400), 50.0)
-    stored = msgspec.json.decode(msgspec.json.encode(it.learned()), type=Learned)
+    stored = msgspec.json.decode(msgspec.json.encode(it.to_save()), type=SavedState)
     again = accounts("auto", a=WIDE, c=WIDE)
     assert again.restore(stored, 3601.0) == again.restore(stored, -1.0) == 0
     assert again.snapshot(0.0)[0].limit == 8
@@ -422,7 +422,7 @@ def test_accounts_ask_the_window_also_where_a_job_has_failed() -> None:
 
 def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
     """From this very moment to the hour; not from the future."""
-    stored = accounts(a={}).learned()
+    stored = accounts(a={}).to_save()
     ages = (-0.1, 0.0, 3600.0, 3600.1)
     assert [accounts(a={}).restore(stored, age_s) for age_s in ages] == [0, 1, 1, 0]
     assert accounts(b={}).restore(stored, 1.0) == 0

@@ -13,7 +13,7 @@ from gateway.balance.allowance import (
     Allowances,
     Told,
 )
-from gateway.balance.learned import LearnedAllowance
+from gateway.balance.saved_state import SavedLimits
 from gateway.types import RateLimits
 
 NEVER = float("-inf")
@@ -371,8 +371,8 @@ def test_allowances_tell_the_least_of_their_limits_and_restore_each() -> None:
     assert every.limits == (100, 0)
     assert every.limits_of("x") == (500, 0)
     assert every.limits_of("unknown") == (0, 0)
-    stored = every.learned()
-    assert stored == (LearnedAllowance("x", 500, 0), LearnedAllowance("y", 100, 0))
+    stored = every.to_save()
+    assert stored == (SavedLimits("x", 500, 0), SavedLimits("y", 100, 0))
     again = Allowances({"b": "y", "q": "q"})
     again.restore(stored)
     assert again.limits == (100, 0)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from gateway.balance.curve import Floats
 from gateway.balance.evidence import FORGET, LEAST_BASE, NOISE, PRIOR, Evidence, Sample, Unloaded
-from gateway.balance.learned import LearnedWindow
+from gateway.balance.saved_state import SavedWindow
 
 WINDOW = 16.0
 TRUE = (0.5, 0.001, 0.02)  # seconds: an empty request, a prompt token, an output token
@@ -49,7 +49,7 @@ def expected(it: Evidence, n: float, errors: float, count: int = 8) -> list[Samp
     base, per_prompt, per_output = it.coefficients
     assert it.known is not None
     slowdown = math.exp(float(it.known.slowdown_at(np.log([n]))[0]))
-    factor = math.exp(errors * it.learned("m", WINDOW).noise / math.sqrt(count))
+    factor = math.exp(errors * it.to_save("m", WINDOW).noise / math.sqrt(count))
     return [
         Sample(n, 0.0, (base + per_prompt * p + per_output * o) * slowdown * factor, p, o)
         for p, o in sizes(count, 99)
@@ -57,7 +57,7 @@ def expected(it: Evidence, n: float, errors: float, count: int = 8) -> list[Samp
 
 
 def mass(it: Evidence) -> float:
-    return sum(it.learned("m", WINDOW).weights)
+    return sum(it.to_save("m", WINDOW).weights)
 
 
 def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
@@ -94,8 +94,8 @@ def test_evidence_tells_the_slowdown_of_late() -> None:
 
 def test_evidence_learns_how_noisy_a_provider_is() -> None:
     """The standard deviation of log latencies, within its bounds."""
-    assert taught(80, 0.25).learned("m", 1.0).noise == pytest.approx(0.25, rel=0.2)
-    assert taught(80, 0.0).learned("m", 1.0).noise == NOISE[0]
+    assert taught(80, 0.25).to_save("m", 1.0).noise == pytest.approx(0.25, rel=0.2)
+    assert taught(80, 0.0).to_save("m", 1.0).noise == NOISE[0]
 
 
 def test_evidence_of_an_unsteady_number_in_flight_counts_less() -> None:
@@ -183,10 +183,10 @@ def test_evidence_is_not_carried_away_by_one_answer() -> None:
 def test_evidence_fades_near_and_stays_far() -> None:
     """Of what is seen again and again the last rounds count; of elsewhere what there was."""
     it = taught()
-    far = it.learned("m", WINDOW).weights[1]
+    far = it.to_save("m", WINDOW).weights[1]
     for seed in range(200):
         it.look(truth(16.0, seed=seed), WINDOW)
-    weights = it.learned("m", WINDOW).weights
+    weights = it.to_save("m", WINDOW).weights
     assert 0.2 * far < weights[1] < 0.4 * far, "2,000 samples are 1.25 of its memory"
     near = sum(weights[12:])
     assert near == pytest.approx(30 * WINDOW, rel=0.05), "30 rounds"
@@ -195,16 +195,16 @@ def test_evidence_fades_near_and_stays_far() -> None:
 def test_evidence_comes_back_from_storage() -> None:
     """A part of it, with its curve, its noise in bounds, its seconds."""
     it = taught(noise=0.2)
-    stored = it.learned("m", 12.0)
+    stored = it.to_save("m", 12.0)
     assert (stored.model, stored.window) == ("m", 12.0)
     again = Evidence()
     again.restore(stored, 0.7)
     assert mass(again) == pytest.approx(0.7 * mass(it))
     assert again.alone_s == pytest.approx(it.alone_s, rel=0.05)
-    assert again.learned("m", 1.0).noise == pytest.approx(stored.noise)
+    assert again.to_save("m", 1.0).noise == pytest.approx(stored.noise)
     for noise, held in ((5.0, NOISE[1]), (0.001, NOISE[0])):
         again.restore(replace(stored, noise=noise), 0.7)
-        assert again.learned("m", 1.0).noise == pytest.approx(held)
+        assert again.to_save("m", 1.0).noise == pytest.approx(held)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_evidence_comes_back_from_storage() -> None:
 )
 def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
     """And stays as it was."""
-    stored: LearnedWindow = taught(8).learned("m", 12.0)
+    stored: SavedWindow = taught(8).to_save("m", 12.0)
     it = Evidence()
     with pytest.raises(ValueError, match=r"^(learned|bins): "):
         it.restore(replace(stored, **broken), 0.7)

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.balance.curve import _LN_N, MAX_WINDOW, Posterior
-from gateway.balance.learned import RESTORE_RATIO
+from gateway.balance.saved_state import RESTORE_RATIO
 from gateway.balance.window import ANCHOR_AFTER, LEAP, Window, _affordable
 from tests.unit.balance.fluid import (
     SHAPES,
@@ -274,7 +274,7 @@ def test_window_learns_sizes_it_is_told_and_no_others() -> None:
 def test_window_restored_begins_at_its_share_and_knows() -> None:
     """0.7 of it, with the curve; damage is left alone."""
     gate, _ = found("saturating", 201)
-    learned = gate.window.learned()
+    learned = gate.window.to_save()
     it = window()
     it.restore(learned)
     assert it.base == math.floor(learned.window * RESTORE_RATIO + 0.5)
@@ -371,7 +371,7 @@ def test_window_restored_goes_on_learning() -> None:
     """From where it was: no slow start, no look at ease, one step at a time."""
     gate, _ = found("saturating", 201)
     it = window(high=256)
-    it.restore(gate.window.learned())
+    it.restore(gate.window.to_save())
     start = it.base
     again = Windowed(it)
     run(provider("saturating", 201)[0], again, 201, 400)

@@ -101,7 +101,7 @@ def test_accounts_of_a_failed_core_keep_their_health() -> None:
         old.give_back(old.take(name, "m", 1.0, 0.0), verdict, retry_after_s=60.0, now=0.0)
     old.take("c", "m", 60_000, 0.0)
     fresh = Accounts(given.accounts, given.balance)
-    fresh.restore(old.learned(), 0.0)
+    fresh.restore(old.to_save(), 0.0)
     fresh.inherit(old)
     reasons = [fresh.choose("m", (name,), 1.0) for name in ("a", "b", "c")]
     assert [getattr(answer, "reason", None) for answer in reasons] == [

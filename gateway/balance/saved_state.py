@@ -15,7 +15,7 @@ NO_CEILING = 1e9
 """Stands for "none was met"; JSON has no infinity."""
 
 
-class LearnedWindow(Struct, frozen=True):
+class SavedWindow(Struct, frozen=True):
     model: str  # the provider's name
     window: float
     noise: float  # standard deviation of log latencies around the curve
@@ -24,19 +24,19 @@ class LearnedWindow(Struct, frozen=True):
     sums: tuple[float, ...]
 
 
-class LearnedAllowance(Struct, frozen=True):
+class SavedLimits(Struct, frozen=True):
     model: str  # the provider's name
     rpm: int  # from headers; 0: none
     tpm: int
 
 
-class LearnedAccount(Struct, frozen=True):
+class SavedAccount(Struct, frozen=True):
     name: str
     limit: float
     ceiling: float
-    windows: tuple[LearnedWindow, ...] = ()
-    allowances: tuple[LearnedAllowance, ...] = ()
+    windows: tuple[SavedWindow, ...] = ()
+    allowances: tuple[SavedLimits, ...] = ()
 
 
-class Learned(Struct, frozen=True):
-    accounts: tuple[LearnedAccount, ...] = ()
+class SavedState(Struct, frozen=True):
+    accounts: tuple[SavedAccount, ...] = ()

@@ -10,7 +10,7 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.balance.learned import Learned
+from gateway.balance.saved_state import SavedState
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
 
@@ -30,13 +30,13 @@ def limit(gateway: GatewayProcess) -> float:
     return found
 
 
-def kept(gateway: GatewayProcess) -> tuple[float, Learned]:
+def saved(gateway: GatewayProcess) -> tuple[float, SavedState]:
     store = sqlite3.connect(gateway.directory / "sagesched.db")
     try:
         (value,) = store.execute("SELECT value FROM state WHERE name = 'accounts'").fetchone()
     finally:
         store.close()
-    return msgspec.msgpack.decode(value, type=tuple[float, Learned])
+    return msgspec.msgpack.decode(value, type=tuple[float, SavedState])
 
 
 def cut_by_a_429(start_gateway: Start, provider: ScriptedProvider) -> GatewayProcess:
@@ -51,14 +51,14 @@ def cut_by_a_429(start_gateway: Start, provider: ScriptedProvider) -> GatewayPro
 def test_limits_are_restored_after_a_restart(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Cut to 20 of 40 before, the next process begins below that (at 0.7 of what was learned),
+    """Cut to 20 of 40 before, the next process begins below that (at 0.7 of what was saved),
     not at its settings' 40."""
     gateway = cut_by_a_429(start_gateway, provider)
     before = limit(gateway)
     gateway.stop()
-    wall_s, learned = kept(gateway)
+    wall_s, state = saved(gateway)
     assert wall_s > 1e9
-    assert learned.accounts[0].limit == pytest.approx(before)
+    assert state.accounts[0].limit == pytest.approx(before)
     gateway.start()
     assert limit(gateway) == pytest.approx(0.7 * before, rel=0.1)
 
@@ -70,8 +70,8 @@ def test_what_is_old_or_damaged_is_not_restored(
     """Older than an hour, or not readable: the settings' own limit, and the gateway runs."""
     gateway = cut_by_a_429(start_gateway, provider)
     gateway.stop()
-    wall_s, learned = kept(gateway)
-    value = msgspec.msgpack.encode((wall_s - 3700, learned)) if fault == "old" else b"\xc1"
+    wall_s, state = saved(gateway)
+    value = msgspec.msgpack.encode((wall_s - 3700, state)) if fault == "old" else b"\xc1"
     store = sqlite3.connect(gateway.directory / "sagesched.db")
     with store:
         store.execute("UPDATE state SET value = ? WHERE name = 'accounts'", (value,))
