@@ -1,6 +1,6 @@
 """One attempt: a call to an account, as far as the headers of an answer that is no error.
 
-An answer that is an error, or a redirect, is read here and raised as AttemptFailed: what the
+An answer that is an error, or a redirect, is read here and raised as AttemptError: what the
 rest of the relay gets is promising. (A refusal may still come late, as the first event of a
 stream or in the body of a 200; stream.py and whole.py look for it.)
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.engine.failures import REDIRECT
 from gateway.engine.trip import Trip
-from gateway.upstream.client import BROKEN, Answer, AttemptFailed, UpstreamClient
+from gateway.upstream.client import BROKEN, Answer, AttemptError, UpstreamClient
 from gateway.upstream.providers import (
     Target,
     classify,
@@ -31,7 +31,7 @@ ERROR_BODY_S = 5.0  # a refusal's words are not worth a longer wait
 
 
 async def attempt(client: UpstreamClient, target: Target, trip: Trip) -> Answer:
-    """The answer, its body still to come; it is the trip's to abort. Raises AttemptFailed."""
+    """The answer, its body still to come; it is the trip's to abort. Raises AttemptError."""
     trip.begin_attempt()
     call = trip.call
     body = call.body
@@ -49,24 +49,24 @@ async def attempt(client: UpstreamClient, target: Target, trip: Trip) -> Answer:
     if limits is not None:
         trip.permit.answered(limits)
     if answer.status < 200:
-        raise AttemptFailed(BROKEN)
+        raise AttemptError(BROKEN)
     if 300 <= answer.status < 400:
-        raise AttemptFailed(REDIRECT)  # destinations come from the settings alone
+        raise AttemptError(REDIRECT)  # destinations come from the settings alone
     if answer.status >= 400:
         refusal = b""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ERROR_BODY_S):
                 refusal = await answer.read_up_to(ERROR_BODY_BYTES)
-        raise AttemptFailed(classify(answer.status, answer.headers, refusal, target, time.time()))
+        raise AttemptError(classify(answer.status, answer.headers, refusal, target, time.time()))
     return answer
 
 
 def refused_late(
     answer: Answer, error: dict[str, Any], words: bytes, target: Target
-) -> AttemptFailed:
+) -> AttemptError:
     """A 200 that was none: `error` is what it says inside, `words` its body for the client."""
     status = stream_error_status(error)
-    return AttemptFailed(classify(status, answer.headers, words, target, time.time()))
+    return AttemptError(classify(status, answer.headers, words, target, time.time()))
 
 
 def is_events(answer: Answer) -> bool:

@@ -14,7 +14,7 @@ from gateway.engine.reply import Reply
 from gateway.engine.scope import StreamClock
 from gateway.engine.trip import Trip
 from gateway.settings.schema import Server
-from gateway.upstream.client import SLOW_NEXT_BYTE, Answer, AttemptFailed
+from gateway.upstream.client import SLOW_NEXT_BYTE, Answer, AttemptError
 from gateway.upstream.providers import Target
 
 
@@ -58,11 +58,11 @@ class Passage:
         clock = self._clock
         del self._clock  # it calls back here: as a circle, both would wait for the collector
         clock.stop()
-        if self._silent and isinstance(error, AttemptFailed):
-            raise AttemptFailed(SLOW_NEXT_BYTE) from None
+        if self._silent and isinstance(error, AttemptError):
+            raise AttemptError(SLOW_NEXT_BYTE) from None
 
     def read(self) -> Awaitable[bytes]:
-        """The next bytes, b"" at the end. Raises AttemptFailed."""
+        """The next bytes, b"" at the end. Raises AttemptError."""
         if self._wrote:
             self._wrote = False
             self._clock.reading()

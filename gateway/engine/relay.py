@@ -34,7 +34,7 @@ from gateway.engine.whole import relay_whole
 from gateway.errors import GatewayError
 from gateway.settings.schema import Server
 from gateway.types import JobRecord, Outcome, Usage
-from gateway.upstream.client import AttemptFailed, UpstreamClient
+from gateway.upstream.client import AttemptError, UpstreamClient
 from gateway.upstream.providers import Failure, Target
 
 logger = logging.getLogger("gateway.engine")
@@ -163,7 +163,7 @@ class Relay:
                 relay = relay_stream if is_events(answer) else relay_whole
                 await relay(passage, reply, self.server.stream_buffer_bytes)
                 return
-            except AttemptFailed as failed:
+            except AttemptError as failed:
                 if trip.answer is not None:
                     trip.answer.abort()
                 if trip.started:

@@ -19,14 +19,14 @@ from gateway.engine.passage import Passage
 from gateway.engine.reply import Reply
 from gateway.engine.trip import Trip
 from gateway.types import Outcome, Verdict
-from gateway.upstream.client import SLOW_FIRST_BYTE, Answer, AttemptFailed
+from gateway.upstream.client import SLOW_FIRST_BYTE, Answer, AttemptError
 from gateway.upstream.usage import StreamMeter
 
 TAIL_S = 1.0  # how long the end of a finished stream is waited for, to reuse its connection
 
 
 async def relay_stream(passage: Passage, reply: Reply, max_event_bytes: int) -> None:
-    """To its end, settled. Raises AttemptFailed, whether the client has had something or not."""
+    """To its end, settled. Raises AttemptError, whether the client has had something or not."""
     trip = passage.trip
     call, permit = trip.call, trip.permit
     meter = StreamMeter(hide_usage=not call.wants_usage, max_event_bytes=max_event_bytes)
@@ -42,7 +42,7 @@ async def relay_stream(passage: Passage, reply: Reply, max_event_bytes: int) -> 
                 if not chunk:
                     out = meter.rest()  # its last event may lack the blank line
                     if not _is_whole(call, meter) and meter.error is None:
-                        raise AttemptFailed(CUT)
+                        raise AttemptError(CUT)
                     break
                 out = meter.feed(chunk)
                 if meter.output_tokens > overrun.at and meter.finish_reason is None:
@@ -50,7 +50,7 @@ async def relay_stream(passage: Passage, reply: Reply, max_event_bytes: int) -> 
             _settle(trip, meter)
             await reply.last(out)
             await _read_tail(passage.answer)
-        except (AttemptFailed, asyncio.CancelledError):
+        except (AttemptError, asyncio.CancelledError):
             trip.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)
             raise
 
@@ -68,12 +68,12 @@ async def _first_events(passage: Passage, meter: StreamMeter) -> bytes:
                 trip.first_byte()
                 out += meter.feed(chunk)
     except TimeoutError:
-        raise AttemptFailed(SLOW_FIRST_BYTE) from None
+        raise AttemptError(SLOW_FIRST_BYTE) from None
     if meter.error is not None and meter.content_events == 0:
         words = msgspec.json.encode({"error": meter.error})
         raise refused_late(passage.answer, meter.error, words, target)
     if not meter.seen_data and trip.call.ending is not Ending.ANY:
-        raise AttemptFailed(CUT)
+        raise AttemptError(CUT)
     return out
 
 
@@ -96,7 +96,7 @@ def _is_whole(call: Call, meter: StreamMeter) -> bool:
 
 async def _read_tail(answer: Answer) -> None:
     """Read a finished stream to its end, so that its connection can serve again."""
-    with contextlib.suppress(AttemptFailed, TimeoutError):
+    with contextlib.suppress(AttemptError, TimeoutError):
         async with asyncio.timeout(TAIL_S):
             while await answer.read_some():
                 pass

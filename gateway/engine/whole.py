@@ -18,7 +18,7 @@ USAGE_TAIL_BYTES = 4096  # of an answer too long to be read whole
 
 
 async def relay_whole(passage: Passage, reply: Reply, max_held_bytes: int) -> None:
-    """To its end, settled. Raises AttemptFailed, whether the client has had something or not."""
+    """To its end, settled. Raises AttemptError, whether the client has had something or not."""
     trip, answer = passage.trip, passage.answer
     with passage:
         limit = max_held_bytes if is_json(answer) else 0

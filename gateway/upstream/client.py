@@ -169,7 +169,7 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return sock
 
 
-class AttemptFailed(Exception):
+class AttemptError(Exception):
     """An attempt that brought no answer; `failure` says what it teaches."""
 
     def __init__(self, failure: Failure) -> None:
@@ -188,11 +188,11 @@ class Answer:
         self._body = body
 
     async def read_some(self) -> bytes:
-        """The next bytes; b"" at the end. Raises AttemptFailed when the provider breaks off."""
+        """The next bytes; b"" at the end. Raises AttemptError when the provider breaks off."""
         try:
             return await self._body.read_some()
         except httpx.TransportError:
-            raise AttemptFailed(BROKEN) from None
+            raise AttemptError(BROKEN) from None
 
     async def read_up_to(self, limit: int) -> bytes:
         """The whole body, cut at `limit` bytes."""
@@ -246,7 +246,7 @@ class UpstreamClient:
     async def send(
         self, to: Target, method: str, url: httpx.URL, headers: Headers, content: bytes
     ) -> Answer:
-        """One attempt, until the answer's headers. Raises AttemptFailed.
+        """One attempt, until the answer's headers. Raises AttemptError.
 
         Cancelling it closes the connection. The caller owns the answer and must read it to
         its end or `abort()` it.
@@ -265,13 +265,13 @@ class UpstreamClient:
             async with asyncio.timeout(account.first_byte_timeout_s):
                 response = await self._transport.handle_async_request(request)
         except httpx.ConnectTimeout:
-            raise AttemptFailed(SLOW_CONNECT) from None
+            raise AttemptError(SLOW_CONNECT) from None
         except httpx.ConnectError:
-            raise AttemptFailed(UNREACHABLE) from None
+            raise AttemptError(UNREACHABLE) from None
         except httpx.TransportError:
-            raise AttemptFailed(NO_ANSWER) from None
+            raise AttemptError(NO_ANSWER) from None
         except TimeoutError:
-            raise AttemptFailed(SLOW_FIRST_BYTE) from None
+            raise AttemptError(SLOW_FIRST_BYTE) from None
         body = response.stream
         assert isinstance(body, Body)
         return Answer(response.status_code, body.headers, body)
