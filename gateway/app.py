@@ -33,9 +33,9 @@ from gateway.balance.account_pool import Accounts
 from gateway.balance.saved_state import SavedState
 from gateway.engine.engine import Engine
 from gateway.engine.failsafe import Build
+from gateway.engine.forecast_trust import ForecastTrust
 from gateway.engine.relay import Relay
 from gateway.engine.shadow import Shadow
-from gateway.engine.trust import Trust
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.logs import Logs
@@ -58,7 +58,7 @@ from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.snapshots import ProcessSnapshot
 from gateway.store.store import Store
-from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome, Usage
+from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -147,12 +147,13 @@ class Gateway:
             targets(settings, self._secrets),
             settings.server,
             send_problem,
-            cost=self._cost,
+            predictor=self.predictor,
+            prices=self._prices,
         )
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
         self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
-        self._trust = Trust(self._recalibrated)
+        self._trust = ForecastTrust(self._recalibrated)
         self._listeners: tuple[Listener, ...] = (
             *(self.journal, self.jobs, self.metrics, self.spend, logs, self._trust),
         )
@@ -338,11 +339,6 @@ class Gateway:
             reasoning_tokens=round(usage.reasoning_tokens / job.n),
             done=learned,
         )
-
-    def _cost(self, model: str, usage: Usage) -> float | None:
-        """None without a price, and where nobody counted: an estimate is not a bill."""
-        price = self._prices.get(model)
-        return None if price is None or usage.estimated else price.of(usage)
 
     # -- what people see -----------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.engine.scope import Receive
+from gateway.engine.client_watch import Receive
 from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
 from gateway.settings.schema import Server
 from gateway.upstream.providers import Headers

@@ -24,8 +24,8 @@ from gateway.api.plane import DataPlane
 from gateway.api.request import ParsedRequest
 from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
 from gateway.api.web import from_thread
-from gateway.engine.call import Call
 from gateway.engine.engine import Engine
+from gateway.engine.exchange import Exchange
 from gateway.errors import Conflict, GatewayError, Gone, InvalidRequest, NotFound, Unavailable
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
@@ -219,19 +219,17 @@ class Jobs(Listener):
         return request.model or self._plane.routing.default_model(tenant)
 
     def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
-        call, view = self._call(row, tenant, request)
+        exchange = self._exchange(row, tenant, request)
         self._active[row.id] = row
         client = self._clients[row.id] = _Client()
-        task = asyncio.ensure_future(self._run(row.id, call, view, client))
+        task = asyncio.ensure_future(self._run(row.id, exchange, client))
         self._tasks[row.id] = task
         task.add_done_callback(lambda _: self._forget(row.id))
 
     def _forget(self, job_id: str) -> None:
         del self._tasks[job_id], self._clients[job_id]
 
-    def _call(
-        self, row: JobRow, tenant: Tenant, request: PredictRequest
-    ) -> tuple[Call, PromptView]:
+    def _exchange(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> Exchange:
         messages = messages_of(request)
         model = self._model(tenant, request)
         view = PromptView.of_chat(
@@ -254,7 +252,7 @@ class Jobs(Listener):
             self._engine.clock(),
             class_override=JobClass.BACKGROUND,
         )
-        call = Call(
+        return Exchange(
             job=job,
             route="/submit",
             method="POST",
@@ -262,13 +260,13 @@ class Jobs(Listener):
             query=b"",
             headers=_JSON,
             body=msgspec.json.encode(body),
+            view=view,
         )
-        return call, view
 
-    async def _run(self, job_id: str, call: Call, view: PromptView, client: _Client) -> None:
+    async def _run(self, job_id: str, exchange: Exchange, client: _Client) -> None:
         collector = _Collector()
         try:
-            record = await self._plane.relay(call, view, client.receive, collector.send)
+            record = await self._plane.relay(exchange, client.receive, collector.send)
         except asyncio.CancelledError:
             self._interrupted(job_id, self._active[job_id].status == "running")
             raise

@@ -2,7 +2,7 @@
 
 The way of a request: RequestInfo (request.py) → tenant (auth.py) → path (routing.py) → body
 (body.py) → ParsedRequest (request.py) → route, class and deadline (routing.py, headers.py) →
-`Job` and `Call`, which the relay runs. A GatewayError on the way is answered as a problem
+`Job` and `Exchange`, which the relay runs. A GatewayError on the way is answered as a problem
 (problems.py), and the engine's listeners get the record of every request, refused or not.
 """
 
@@ -25,11 +25,11 @@ from gateway.api.headers import (
 from gateway.api.problems import internal, send_problem
 from gateway.api.request import ParsedRequest, RequestInfo, parse
 from gateway.api.routing import RoutingTable, Scope, check_route, require_method
-from gateway.engine.call import Call
-from gateway.engine.engine import Engine, Permit
+from gateway.engine.client_watch import Receive, Send
+from gateway.engine.engine import Engine
+from gateway.engine.exchange import Exchange
 from gateway.engine.relay import Relay
-from gateway.engine.reply import BrokenAnswer
-from gateway.engine.scope import Receive, Send
+from gateway.engine.response import BrokenAnswer
 from gateway.errors import GatewayError
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.view import PromptView
@@ -99,16 +99,16 @@ class DataPlane:
         share = BodyShare(self.memory, len(body))
         try:
             parsed = parse(self.routing, tenant, info, body)
-            call = self._call(scope, tenant, info, parsed, body)
-            call.release = share.release
+            exchange = self._exchange(scope, tenant, info, parsed, body)
+            exchange.release = share.release
             del body
-            await self.relay(call, parsed.view, receive, send)
+            await self.relay(exchange, receive, send)
         finally:
             share.release()
 
-    def _call(
+    def _exchange(
         self, scope: Scope, tenant: Tenant, info: RequestInfo, parsed: ParsedRequest, body: bytes
-    ) -> Call:
+    ) -> Exchange:
         route = self.routing.route(tenant, parsed.model)
         info.model = parsed.model
         job = self.job(
@@ -121,7 +121,7 @@ class DataPlane:
             deadline=client_deadline(info.headers, stream=parsed.stream),
             client_retries=retry_count(info.headers),
         )
-        return Call(
+        return Exchange(
             job=job,
             route=info.route,
             method=info.method,
@@ -131,37 +131,16 @@ class DataPlane:
             body=body,
             stream=parsed.stream,
             wants_usage=parsed.wants_usage,
-            ending=parsed.ending,
+            stream_end=parsed.stream_end,
+            view=parsed.view,
             connection=scope["state"].get("connection") if "state" in scope else None,
         )
 
-    async def relay(
-        self, call: Call, view: PromptView | None, receive: Receive, send: Send
-    ) -> JobRecord:
-        """Run one call and learn from its answer. `view` is None where no text is generated.
-        Submitted jobs are run by this, too."""
-        if view is None:
-            return await self._relay.run(call, receive, send)
-
-        engine, job_id = self._engine, call.job.id  # not the call: it holds `outgrown`
-
-        def refine(permit: Permit) -> None:
-            if permit.account is not None or permit.settled:
-                return  # it runs, or is refused: no better forecast would change that
-
-            def home(workload: Workload) -> None:
-                engine.loop.call_soon_threadsafe(engine.reforecast, job_id, workload)
-
-            self._predictor.refine(view, home, lambda: engine.holds(job_id))
-
-        def outgrown(tokens: int) -> None:
-            self._predictor.observe(view, tokens)
-            engine.outgrown(job_id, tokens)
-
-        call.outgrown = outgrown
-        record = await self._relay.run(call, receive, send, submitted=refine)
-        if self.learn is not None:
-            self.learn(view, call.job, record)
+    async def relay(self, exchange: Exchange, receive: Receive, send: Send) -> JobRecord:
+        """Run one exchange and learn from its answer. Submitted jobs are run by this, too."""
+        record = await self._relay.run(exchange, receive, send)
+        if self.learn is not None and exchange.view is not None:
+            self.learn(exchange.view, exchange.job, record)
         return record
 
     def job(

@@ -10,7 +10,7 @@ import math
 
 import msgspec
 
-from gateway.engine.scope import Send
+from gateway.engine.client_watch import Send
 from gateway.errors import GatewayError, UpstreamRefused
 
 Headers = list[tuple[bytes, bytes]]

@@ -29,7 +29,7 @@ from gateway.api.schemas import (
     check_messages,
     decode,
 )
-from gateway.engine.call import Ending
+from gateway.engine.exchange import StreamEnd
 from gateway.errors import InvalidRequest, UnsupportedMedia
 from gateway.predict.calibrate import TOKENS_PER_BYTE
 from gateway.predict.view import PromptView
@@ -91,7 +91,7 @@ class ParsedRequest(Struct):
     model: str
     stream: bool = False
     wants_usage: bool = True  # False: the client did not ask for usage, so none is shown to it
-    ending: Ending = Ending.ANY
+    stream_end: StreamEnd = StreamEnd.ANY
     n: int = 1  # answers asked for, over all prompts of a batch
     max_tokens: int | None = None
     view: PromptView | None = None  # None: no text is generated
@@ -118,6 +118,9 @@ def _generation(tenant: str, path: str, request: Generation, max_chars: int) -> 
     stream = request.stream is True
     options = request.stream_options
     chat_like = path != "/responses"
+    stream_end = StreamEnd.ANY
+    if stream:
+        stream_end = StreamEnd.CHOICES if chat_like else StreamEnd.TERMINAL
     view = view_of(tenant, request, max_chars)
     return ParsedRequest(
         model=request.model,
@@ -125,7 +128,7 @@ def _generation(tenant: str, path: str, request: Generation, max_chars: int) -> 
         # The responses API always sends its usage; the older routes send it on demand.
         wants_usage=not (stream and chat_like)
         or bool(options is not None and options.include_usage),
-        ending=(Ending.CHOICES if chat_like else Ending.TERMINAL) if stream else Ending.ANY,
+        stream_end=stream_end,
         n=view.choices,
         max_tokens=request.limit,
         view=view,

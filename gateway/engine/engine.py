@@ -40,7 +40,6 @@ class Permit:
         "job",
         "outcome",
         "queue_s",
-        "settled",
         "workload",
     )
 
@@ -53,10 +52,14 @@ class Permit:
         self.attempts = 0
         self.queue_s = 0.0  # arrival → first dispatch
         self.dispatched_s = 0.0
-        self.outcome: Outcome | None = None  # the core's, where it refused
-        self.settled = False
+        self.outcome: Outcome | None = None  # how it was settled; None while it waits or runs
         self._refusal: GatewayError | None = None
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """The job neither waits nor runs any more."""
+        return self.outcome is not None
 
     async def granted(self) -> str:
         """The account to use, as soon as there is one. Raises the core's refusal."""
@@ -100,9 +103,9 @@ class Permit:
 
     def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle: reserve and lease go back, the account learns. Only the first call counts."""
-        if self.settled:
+        if self.outcome is not None:
             return
-        self.settled = True
+        self.outcome = outcome
         self._engine.settle(self.job, outcome, verdict, usage)
 
     def __enter__(self) -> Permit:
@@ -127,8 +130,7 @@ class Permit:
         self._wake()
 
     def _refuse(self, error: GatewayError, outcome: Outcome) -> None:
-        self.settled = True  # the core has forgotten the job
-        self.outcome = outcome
+        self.outcome = outcome  # the core has forgotten the job
         self._refusal = error
         self._wake()
 

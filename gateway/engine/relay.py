@@ -6,34 +6,33 @@ Rules:
    and a failure is one final `data: {"error": …}` event without `[DONE]`, or a broken
    connection where the answer is no event stream.
 2. Permit and lease end when the *provider* is done, not when the client has read: between
-   them lies the connection's write buffer, about a megabyte (see api/protocol.py).
+   them lies the connection's write buffer, about a megabyte (see gateway/api/protocol.py).
 3. Every way out settles once. Dropping the provider's socket is synchronous.
 
-    call.py     what is asked                    attempt.py  one account is called
-    trip.py     what becomes of it               stream.py   its answer, as events …
-    reply.py    what the client is sent          whole.py    … or as anything else
-    heads.py    … with which headers             passage.py  bytes under way, and their clocks
+    exchange.py  what is asked, and what becomes of it   attempt.py   one account is called
+    response.py  what the client is sent                 stream.py    its answer, as events …
+    client_watch.py  the client may leave                buffered.py  … or as anything else
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
-from gateway.engine.attempt import attempt, is_events
-from gateway.engine.call import Call
+from gateway.engine.attempt import REMOVED, TimedBody, attempt, error_of, is_events
+from gateway.engine.buffered import relay_buffered
+from gateway.engine.client_watch import CancelReason, ClientWatch, Receive, Send
 from gateway.engine.engine import Engine, Permit
-from gateway.engine.failures import REMOVED, error_of
-from gateway.engine.passage import Passage
-from gateway.engine.reply import BrokenAnswer, Reply, SendError
-from gateway.engine.scope import ClientWatch, Ended, Receive, Send
+from gateway.engine.exchange import Exchange
+from gateway.engine.response import BrokenAnswer, ClientResponse, SendError
 from gateway.engine.stream import relay_stream
-from gateway.engine.trip import Cost, Trip
-from gateway.engine.whole import relay_whole
 from gateway.errors import GatewayError
+from gateway.predict.prices import Price
+from gateway.predict.process.predictor import Predictor
 from gateway.settings.schema import Server
-from gateway.types import JobRecord, Outcome, Usage
+from gateway.types import JobRecord, Outcome, Workload
 from gateway.upstream.client import AttemptError, UpstreamClient
 from gateway.upstream.providers import Failure, Target
 
@@ -41,17 +40,15 @@ logger = logging.getLogger("gateway.engine")
 _FAULT = "The gateway failed to handle the request."
 
 
-def free(model: str, usage: Usage) -> None:
-    """The cost where nobody knows a price."""
-
-
 class Relay:
-    """Relays calls. One per process.
+    """Relays exchanges. One per process.
 
     Args:
         targets: account name → where and how to call it; replaced whole on a reload.
         send_error: writes a GatewayError as a response (the api room's business).
-        cost: US dollars of a model's usage, None where it has no price.
+        predictor: gives better forecasts of what waits, and learns of answers that outgrow
+            theirs.
+        prices: by model, for the record's cost.
     """
 
     def __init__(
@@ -61,126 +58,149 @@ class Relay:
         targets: Mapping[str, Target],
         server: Server,
         send_error: SendError,
-        cost: Cost = free,
+        *,
+        predictor: Predictor,
+        prices: Mapping[str, Price],
     ) -> None:
         self._engine = engine
         self._client = client
         self.targets = targets
         self.server = server
+        self._predictor = predictor
+        self._prices = prices
         self._send_error = send_error
-        self._cost = cost
-        self._open: dict[ClientWatch, Call] = {}
+        self._open: dict[ClientWatch, Exchange] = {}
         self._idle: asyncio.Future[None] | None = None
 
     @property
     def open(self) -> int:
-        """Calls under way, their clients still reading included."""
+        """Exchanges under way, those whose clients still read included."""
         return len(self._open)
 
     def end_all(self) -> None:
-        """Stop: every call ends now, its client told."""
+        """Cancel every exchange now and send its client the reason."""
         for watch in list(self._open):
-            watch.end(Ended.SHUTDOWN)
+            watch.cancel(CancelReason.SHUTDOWN)
 
     def abort_all(self) -> None:
-        """Drop the connections of whoever is still there."""
-        for watch, call in list(self._open.items()):
-            if call.connection is not None:
-                call.connection.abort()
-            watch.end(Ended.SHUTDOWN)
+        """Drop the connections of all clients that are still there."""
+        for watch, exchange in list(self._open.items()):
+            if exchange.connection is not None:
+                exchange.connection.abort()
+            watch.cancel(CancelReason.SHUTDOWN)
 
     async def idle(self) -> None:
-        """Until no call is under way."""
+        """Wait until no exchange is under way."""
         while self._open:
             self._idle = self._idle or self._engine.loop.create_future()
             await asyncio.shield(self._idle)
 
-    def _closed(self, watch: ClientWatch) -> None:
+    async def run(self, exchange: Exchange, receive: Receive, send: Send) -> JobRecord:
+        """Schedule, relay, settle. Returns the record that the listeners were given."""
+        exchange.clock = self._engine.clock
+        permit = exchange.permit = self._engine.submit(exchange.job, len(exchange.body))
+        watch = ClientWatch(receive)
+        self._open[watch] = exchange
+        response = ClientResponse(self._engine, exchange, watch, send, self._send_error)
+        try:
+            async with watch:
+                with permit:
+                    self._refine(exchange)
+                    try:
+                        await self._serve(exchange, response)
+                    except asyncio.CancelledError:
+                        exchange.cancel(watch.reason)
+                        raise
+        except GatewayError as error:
+            await response.refuse(error)
+        except asyncio.CancelledError:
+            exchange.outcome, exchange.status = Outcome.SHUTDOWN, 503
+            raise
+        except BrokenAnswer:
+            raise
+        except Exception as error:  # a fault of ours: recorded here, once
+            logger.exception("request failed", extra={"request_id": exchange.job.id})
+            exchange.outcome, exchange.error_code = Outcome.FAILED, "internal_error"
+            if exchange.started:
+                raise BrokenAnswer("internal error") from error
+            await response.refuse(GatewayError(_FAULT))
+        finally:
+            if exchange.answer is not None:
+                exchange.answer.abort()
+            if watch.reason is not None and not exchange.complete:
+                await response.end_early(watch.reason)
+            record = exchange.record(self._prices)
+            self._engine.ended(record)
+            self._close(watch)
+        return record
+
+    def _close(self, watch: ClientWatch) -> None:
         self._open.pop(watch, None)
         if not self._open and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
 
-    async def run(
-        self,
-        call: Call,
-        receive: Receive,
-        send: Send,
-        *,
-        submitted: Callable[[Permit], None] | None = None,
-    ) -> JobRecord:
-        """Schedule, relay, settle. Returns the record that listeners were told."""
-        watch = ClientWatch(receive)
-        self._open[watch] = call
-        permit = self._engine.submit(call.job, len(call.body))
-        trip = Trip(call, permit, self._engine.clock)
-        reply = Reply(self._engine, trip, watch, send, self._send_error)
-        try:
-            async with watch:
-                with permit:
-                    if submitted is not None:
-                        submitted(permit)
-                    try:
-                        await self._serve(trip, reply)
-                    except asyncio.CancelledError:
-                        trip.cut(watch.ended)
-                        raise
-        except GatewayError as error:
-            await reply.refuse(error)
-        except asyncio.CancelledError:
-            trip.outcome, trip.status = Outcome.SHUTDOWN, 503
-            raise
-        except BrokenAnswer:
-            raise
-        except Exception as error:  # a fault of ours: recorded here, once
-            logger.exception("request failed", extra={"request_id": call.job.id})
-            trip.outcome, trip.error_code = Outcome.FAILED, "internal_error"
-            if trip.started:
-                raise BrokenAnswer("internal error") from error
-            await reply.refuse(GatewayError(_FAULT))
-        finally:
-            if trip.answer is not None:
-                trip.answer.abort()
-            if watch.ended is not None and not trip.complete:
-                await reply.end_early(watch.ended)
-            record = trip.record(self._cost)
-            self._engine.ended(record)
-            self._closed(watch)
-        return record
-
-    async def _serve(self, trip: Trip, reply: Reply) -> None:
-        """Attempts, until one has brought an answer or there is no other account."""
-        permit = trip.permit
+    async def _serve(self, exchange: Exchange, response: ClientResponse) -> None:
+        """Make attempts until one has brought an answer or there is no other account."""
+        permit = exchange.permit
         while True:
-            trip.account = await permit.granted()
-            target = self.targets.get(trip.account)
+            exchange.account = await permit.granted()
+            target = self.targets.get(exchange.account)
             if target is None:  # removed by a reload between dispatch and here
-                _failed(permit, REMOVED)
+                _fail(permit, REMOVED)
                 continue
             try:
-                answer = await attempt(self._client, target, trip)
-                passage = Passage(answer, target, trip, reply, self.server)
-                relay = relay_stream if is_events(answer) else relay_whole
-                await relay(passage, reply, self.server.stream_buffer_bytes)
+                await self._attempt(target, exchange, response)
                 return
-            except AttemptError as failed:
-                if trip.answer is not None:
-                    trip.answer.abort()
-                if trip.started:
-                    failure = failed.failure
-                    trip.settle(failure.outcome, failure.verdict)
-                    trip.error_code = failure.code
-                    await reply.break_off(error_of(failure))
+            except AttemptError as error:
+                if exchange.answer is not None:
+                    exchange.answer.abort()
+                if exchange.started:
+                    failure = error.failure
+                    exchange.settle(failure.outcome, failure.verdict)
+                    exchange.error_code = failure.code
+                    await response.break_off(error_of(failure))
                     return
-                _failed(permit, failed.failure)
+                _fail(permit, error.failure)
+
+    async def _attempt(self, target: Target, exchange: Exchange, response: ClientResponse) -> None:
+        """Call one account and relay its answer. Raises AttemptError."""
+        answer = await attempt(self._client, target, exchange)
+        server = self.server
+        body = TimedBody(answer, target, exchange, response, server.write_timeout_s)
+        if is_events(answer):
+            outgrown = None if exchange.view is None else partial(self._outgrown, exchange)
+            await relay_stream(body, response, server.stream_buffer_bytes, outgrown)
+        else:
+            await relay_buffered(body, response, server.stream_buffer_bytes)
+
+    # -- forecasts -----------------------------------------------------------------------------
+
+    def _refine(self, exchange: Exchange) -> None:
+        """Ask for a better forecast of a job that waits: one that runs, or is refused, would not
+        be changed by it."""
+        view, permit = exchange.view, exchange.permit
+        if view is None or permit.account is not None or permit.settled:
+            return
+        engine, job_id = self._engine, exchange.job.id
+
+        def refined(workload: Workload) -> None:
+            engine.loop.call_soon_threadsafe(engine.reforecast, job_id, workload)
+
+        self._predictor.refine(view, refined, lambda: engine.holds(job_id))
+
+    def _outgrown(self, exchange: Exchange, output_tokens: int) -> None:
+        """An answer is longer than its forecast: so many tokens of each choice so far."""
+        if exchange.view is not None:
+            self._predictor.observe(exchange.view, output_tokens)
+        self._engine.outgrown(exchange.job.id, output_tokens)
 
 
-def _failed(permit: Permit, failure: Failure) -> None:
-    """The attempt brought nothing. Raises where no other may be made."""
+def _fail(permit: Permit, failure: Failure) -> None:
+    """The attempt brought nothing. Raises the client's error where no other may be made."""
     if failure.retryable:
         error = error_of(failure)
         permit.failed(failure.verdict, failure.retry_after_s, error, retryable=True)
         return
     permit.end(failure.outcome, failure.verdict)
-    permit.outcome = failure.outcome
     raise error_of(failure)  # in no variable: its traceback holds this frame

@@ -1,97 +1,127 @@
 """A provider's event stream, passed on event by event and counted on the way.
 
-Nothing goes to the client before the first whole event that is not an error: until then another
-account may be tried.
+Nothing goes to the client before the first complete event that is not an error: until then
+another account may be tried.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
+from math import inf
 
 import msgspec
 
-from gateway.engine.attempt import refused_late
-from gateway.engine.call import Call, Ending
-from gateway.engine.failures import CUT
-from gateway.engine.overrun import Overrun
-from gateway.engine.passage import Passage
-from gateway.engine.reply import Reply
-from gateway.engine.trip import Trip
+from gateway.engine.attempt import CUT_SHORT, TimedBody, late_refusal
+from gateway.engine.exchange import Exchange, StreamEnd
+from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
 from gateway.upstream.client import SLOW_FIRST_BYTE, Answer, AttemptError
 from gateway.upstream.usage import StreamMeter
 
-TAIL_S = 1.0  # how long the end of a finished stream is waited for, to reuse its connection
+TAIL_S = 1.0  # the longest wait for the end of a finished stream, to reuse its connection
+
+Outgrown = Callable[[int], object]
+"""Called with the output tokens of each choice of an answer that outgrows its forecast."""
 
 
-async def relay_stream(passage: Passage, reply: Reply, max_event_bytes: int) -> None:
-    """To its end, settled. Raises AttemptError, whether the client has had something or not."""
-    trip = passage.trip
-    call, permit = trip.call, trip.permit
-    meter = StreamMeter(hide_usage=not call.wants_usage, max_event_bytes=max_event_bytes)
-    out = await _first_events(passage, meter)
-    overrun = Overrun(permit.workload.p90, call.job.n, call.outgrown)
-    with passage:
+class LengthAlarm:
+    """Compares a running answer's length with its forecast.
+
+    `at` is the length, of all choices together, past which `passed` is to be called: the p90,
+    then each doubling of it. That an answer is still running is news only where it should have
+    ended.
+    """
+
+    __slots__ = ("_n", "_outgrown", "at")
+
+    def __init__(self, p90: float, n: int, outgrown: Outgrown | None) -> None:
+        self._n, self._outgrown = n, outgrown
+        self.at = inf if outgrown is None else max(p90, 1.0) * n
+
+    def passed(self, tokens: int) -> None:
+        """The answer is `tokens` long, past `at`."""
+        assert self._outgrown is not None
+        while self.at < tokens:  # a coarse stream may pass several doublings at once
+            self.at *= 2
+        self._outgrown(tokens // self._n)
+
+
+async def relay_stream(
+    body: TimedBody,
+    response: ClientResponse,
+    max_event_bytes: int,
+    outgrown: Outgrown | None = None,
+) -> None:
+    """Relay to the end and settle. Raises AttemptError, before the first byte to the client or
+    after it."""
+    exchange, permit = body.exchange, body.exchange.permit
+    meter = StreamMeter(hide_usage=not exchange.wants_usage, max_event_bytes=max_event_bytes)
+    out = await _first_events(body, meter)
+    alarm = LengthAlarm(permit.workload.p90, exchange.job.n, outgrown)
+    with body:
         try:
-            await reply.start(passage.answer, None)
+            await response.start(body.answer, None, events=True)
             while not meter.done:
                 if out:
-                    await passage.write(out)
-                chunk = await passage.read()
+                    await body.write(out)
+                chunk = await body.read()
                 if not chunk:
                     out = meter.rest()  # its last event may lack the blank line
-                    if not _is_whole(call, meter) and meter.error is None:
-                        raise AttemptError(CUT)
+                    if not _is_complete(exchange, meter) and meter.error is None:
+                        raise AttemptError(CUT_SHORT)
                     break
                 out = meter.feed(chunk)
-                if meter.output_tokens > overrun.at and meter.finish_reason is None:
-                    overrun.passed(meter.output_tokens)
-            _settle(trip, meter)
-            await reply.last(out)
-            await _read_tail(passage.answer)
+                if meter.output_tokens > alarm.at and meter.finish_reason is None:
+                    alarm.passed(meter.output_tokens)
+            _settle(exchange, meter)
+            await response.last(out)
+            await _read_tail(body.answer)
         except (AttemptError, asyncio.CancelledError):
-            trip.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)
+            exchange.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)
             raise
 
 
-async def _first_events(passage: Passage, meter: StreamMeter) -> bytes:
-    """The first whole event. An error in its place is a refusal that came late."""
-    trip, target = passage.trip, passage.target
+async def _first_events(body: TimedBody, meter: StreamMeter) -> bytes:
+    """The first complete event. An error in its place is a refusal that came late."""
+    exchange, target = body.exchange, body.target
     out = b""
     try:
         async with asyncio.timeout(target.account.first_byte_timeout_s):
             while not meter.seen_data:  # comments are held: they promise nothing yet
-                chunk = await passage.read()
+                chunk = await body.read()
                 if not chunk:
                     break
-                trip.first_byte()
+                exchange.first_byte()
                 out += meter.feed(chunk)
     except TimeoutError:
         raise AttemptError(SLOW_FIRST_BYTE) from None
     if meter.error is not None and meter.content_events == 0:
-        words = msgspec.json.encode({"error": meter.error})
-        raise refused_late(passage.answer, meter.error, words, target)
-    if not meter.seen_data and trip.call.ending is not Ending.ANY:
-        raise AttemptError(CUT)
+        refusal = msgspec.json.encode({"error": meter.error})
+        raise late_refusal(body.answer, meter.error, refusal, target)
+    if not meter.seen_data and exchange.stream_end is not StreamEnd.ANY:
+        raise AttemptError(CUT_SHORT)
     return out
 
 
-def _settle(trip: Trip, meter: StreamMeter) -> None:
-    trip.usage = meter.usage or meter.estimated(trip.permit.workload.prompt_tokens)
-    trip.finish_reason = meter.finish_reason
+def _settle(exchange: Exchange, meter: StreamMeter) -> None:
+    permit = exchange.permit
+    exchange.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)
+    exchange.finish_reason = meter.finish_reason
     if meter.error is not None:  # the provider's own last word, already passed on
-        trip.settle(Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR)
-        trip.error_code = str(meter.error.get("code") or "stream_error")
+        exchange.settle(Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR)
+        exchange.error_code = str(meter.error.get("code") or "stream_error")
     else:
-        trip.settle(Outcome.OK, Verdict.SUCCESS)
+        exchange.settle(Outcome.OK, Verdict.SUCCESS)
 
 
-def _is_whole(call: Call, meter: StreamMeter) -> bool:
-    """Whether a stream that ended in good order had said all it had to say."""
-    if meter.done or call.ending is Ending.ANY:
+def _is_complete(exchange: Exchange, meter: StreamMeter) -> bool:
+    """True of a stream that ended in good order and said all it had to say."""
+    if meter.done or exchange.stream_end is StreamEnd.ANY:
         return True
-    return call.ending is Ending.CHOICES and meter.finished_choices >= call.job.n
+    choices = exchange.stream_end is StreamEnd.CHOICES
+    return choices and meter.finished_choices >= exchange.job.n
 
 
 async def _read_tail(answer: Answer) -> None:

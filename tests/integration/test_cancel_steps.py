@@ -23,8 +23,8 @@ from gateway.api.plane import DataPlane
 from gateway.api.problems import send_problem
 from gateway.api.routing import RoutingTable
 from gateway.app import fresh_core
-from gateway.engine.call import Call, Ending
 from gateway.engine.engine import Engine
+from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.relay import Relay
 from gateway.predict.process.predictor import Predictor
 from gateway.schedule.entry import PROMPT_RATIO
@@ -111,6 +111,7 @@ class House:
         self.settings = settings
         self.stream = stream
         self.provider = Provider(stream, statuses)
+        self.predictor = Predictor(settings.predict, Path("nowhere"))
         self.engine = Engine(fresh_core(settings, None), fresh_core)
         self.relay = Relay(
             self.engine,
@@ -118,9 +119,11 @@ class House:
             {"a": target(settings.accounts[0], "key")},
             settings.server,
             send_problem,
+            predictor=self.predictor,
+            prices={},
         )
 
-    def call(self, job_id: str) -> Call:
+    def exchange(self, job_id: str) -> Exchange:
         route = routes(self.settings.accounts)["m"]
         job = Job(
             id=job_id,
@@ -131,7 +134,7 @@ class House:
             workload=WORKLOAD,
             arrived_s=self.engine.clock(),
         )
-        return Call(
+        return Exchange(
             job=job,
             route="/v1/chat/completions",
             method="POST",
@@ -141,7 +144,7 @@ class House:
             body=msgspec.json.encode({"model": "m"}),
             stream=self.stream,
             wants_usage=False,
-            ending=Ending.CHOICES if self.stream else Ending.ANY,
+            stream_end=StreamEnd.CHOICES if self.stream else StreamEnd.ANY,
         )
 
     def check_empty(self) -> None:
@@ -179,8 +182,8 @@ async def leave_at(step: int, stream: bool, statuses: list[int], how: str) -> Jo
     receive, leave = client_that_leaves()
     stays, _ = client_that_leaves()
     # The slot's other user: it queues behind or before, and must be served whatever happens.
-    other = asyncio.ensure_future(house.relay.run(house.call("other"), stays, silent))
-    task = asyncio.ensure_future(house.relay.run(house.call("one"), receive, silent))
+    other = asyncio.ensure_future(house.relay.run(house.exchange("other"), stays, silent))
+    task = asyncio.ensure_future(house.relay.run(house.exchange("one"), receive, silent))
     for _ in range(step):
         await asyncio.sleep(0)
     finished = task.done()
@@ -238,7 +241,7 @@ def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: fl
                 leave()
                 await asyncio.Event().wait()  # takes no more, until it is noticed to be gone
 
-        record = await house.relay.run(house.call("one"), receive, send)
+        record = await house.relay.run(house.exchange("one"), receive, send)
         assert record.outcome is (Outcome.CANCELLED if leaves else Outcome.OK)
         house.check_empty()
         assert charged(house) == pytest.approx(owed)
@@ -260,7 +263,7 @@ def test_stream_that_stalls_teaches_no_pace() -> None:
             if message.get("body"):
                 await asyncio.Event().wait()
 
-        record = await house.relay.run(house.call("one"), stays, send)
+        record = await house.relay.run(house.exchange("one"), stays, send)
         assert record.outcome is Outcome.STALLED
         assert record.usage is not None  # known all the same
         house.check_empty()
@@ -299,9 +302,9 @@ def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
         house = House(stream, [400] * (calls + 1) if end == "refused there" else [])
         if end == "refused here":
             house.engine.drain()
-        settings, predictor = house.settings, Predictor(house.settings.predict, Path("nowhere"))
+        settings = house.settings
         routing = RoutingTable(Tenants(settings), routes(settings.accounts), settings.server, 100)
-        plane = DataPlane(routing, house.engine, house.relay, predictor)
+        plane = DataPlane(routing, house.engine, house.relay, house.predictor)
         plane.learn = holds_itself if spoiled else None
 
         async def one() -> None:

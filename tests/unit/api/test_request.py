@@ -10,7 +10,7 @@ import pytest
 from gateway.api.auth import Tenants
 from gateway.api.request import ParsedRequest, RequestInfo, parse
 from gateway.api.routing import RoutingTable
-from gateway.engine.call import Ending
+from gateway.engine.exchange import StreamEnd
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
 from gateway.schedule.routes import routes
 from gateway.types import Outcome
@@ -61,25 +61,25 @@ def test_request_info_has_an_id_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "more", "ending", "wants_usage"),
+    ("path", "more", "stream_end", "wants_usage"),
     [
-        ("/chat/completions", {"stream": True}, Ending.CHOICES, False),
+        ("/chat/completions", {"stream": True}, StreamEnd.CHOICES, False),
         (
             "/chat/completions",
             {"stream": True, "stream_options": {"include_usage": True}},
-            Ending.CHOICES,
+            StreamEnd.CHOICES,
             True,
         ),
-        ("/chat/completions", {}, Ending.ANY, True),
-        ("/responses", {"stream": True}, Ending.TERMINAL, True),
+        ("/chat/completions", {}, StreamEnd.ANY, True),
+        ("/responses", {"stream": True}, StreamEnd.TERMINAL, True),
     ],
 )
 def test_parse_reads_the_ending_and_the_wish_for_usage(
-    path: str, more: dict[str, Any], ending: Ending, wants_usage: bool
+    path: str, more: dict[str, Any], stream_end: StreamEnd, wants_usage: bool
 ) -> None:
     """A chat stream shows its usage on demand; the responses API always does."""
     request = parsed(path, {"model": "m", "messages": MESSAGES, "input": "hi", **more})
-    assert (request.ending, request.wants_usage) == (ending, wants_usage)
+    assert (request.stream_end, request.wants_usage) == (stream_end, wants_usage)
     assert request.stream is bool(more)
     assert request.view is not None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.engine.engine import Permit
-from gateway.engine.heads import answer_headers, call_headers
+from gateway.engine.response import answer_headers, permit_headers
 from gateway.types import JobClass
 from gateway.upstream.client import Answer
 from tests.unit.schedule.build import job
@@ -27,7 +27,7 @@ def sent(
 ) -> list[tuple[bytes, bytes]]:
     """Of an answer with these headers, without those that tell of the gateway's own work."""
     answer, one = Answer(200, list(headers), NOBODY), permit()
-    own = call_headers(one)
+    own = permit_headers(one)
     told = answer_headers(answer, one, length, stream=stream, closing=closing)
     assert all(pair in told for pair in own)
     return [pair for pair in told if pair not in own]
@@ -60,7 +60,7 @@ def test_answer_headers_tell_the_length_or_how_events_are_kept() -> None:
 def test_call_headers_tell_what_the_gateway_did() -> None:
     """The class that holds, the latest forecast, the wait, and the account while there is one."""
     one = permit(class_override=JobClass.HEAVY)
-    assert dict(call_headers(one)) == {
+    assert dict(permit_headers(one)) == {
         b"x-request-id": b"req_1",
         b"x-sagesched-class": b"heavy",
         b"x-sagesched-predicted-tokens": b"33",
@@ -68,4 +68,4 @@ def test_call_headers_tell_what_the_gateway_did() -> None:
         b"x-sagesched-account": b"a",
     }
     one.account = None
-    assert b"x-sagesched-account" not in dict(call_headers(one))
+    assert b"x-sagesched-account" not in dict(permit_headers(one))

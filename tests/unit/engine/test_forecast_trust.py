@@ -1,4 +1,4 @@
-"""Trust in forecasts follows how often their p90 held."""
+"""ForecastTrust in forecasts follows how often their p90 held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from gateway.balance.account_pool import Accounts
 from gateway.engine.engine import Engine
-from gateway.engine.trust import SURE, Trust
+from gateway.engine.forecast_trust import SURE, ForecastTrust
 from gateway.schedule.events import Recalibrated
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Usage
@@ -27,7 +27,7 @@ def answer(tokens: int, **more: object) -> JobRecord:
 
 def trust_after(covered: float, **more: object) -> tuple[float, list[float]]:
     told: list[float] = []
-    trust = Trust(told.append)
+    trust = ForecastTrust(told.append)
     held = 0
     for i in range(1, 401):  # spread evenly
         if held < covered * i:
@@ -66,7 +66,7 @@ def test_trust_learns_nothing_from_what_says_nothing(more: dict[str, object]) ->
 
 def test_trust_is_whole_at_a_cold_start() -> None:
     """A few misses are no news."""
-    trust = Trust(lambda value: None)
+    trust = ForecastTrust(lambda value: None)
     for _ in range(int(SURE) - 1):
         trust.ended(answer(500))
     assert trust.value == 1.0
@@ -75,7 +75,7 @@ def test_trust_is_whole_at_a_cold_start() -> None:
 def test_trust_comes_back() -> None:
     """When forecasts hold again."""
     told: list[float] = []
-    trust = Trust(told.append)
+    trust = ForecastTrust(told.append)
     for _ in range(200):
         trust.ended(answer(500))
     assert trust.value == 0.0
@@ -95,7 +95,7 @@ def test_trust_that_is_lost_widens_windows_through_the_engine() -> None:
         accounts._accounts["a"].limit.value = 64.0
         core = Scheduler(given, accounts)
         engine = Engine(core, lambda given, old: core, clock=lambda: 0.0)
-        trust = Trust(lambda value: engine.feed(Recalibrated(value)))
+        trust = ForecastTrust(lambda value: engine.feed(Recalibrated(value)))
         engine.listeners.replace((trust,))
         permits = [engine.submit(job(f"j{n}", 300), 0) for n in range(8)]
         assert sum(permit.account is not None for permit in permits) == 4

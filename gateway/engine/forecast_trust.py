@@ -24,7 +24,7 @@ LOST = 0.35  # off it: no trust at all
 STEP = 0.1  # a smaller change is not told
 
 
-class Trust(Listener):
+class ForecastTrust(Listener):
     """`told` gets the trust, 0 to 1, whenever it has changed by `STEP`."""
 
     def __init__(self, told: Callable[[float], object]) -> None:

@@ -6,13 +6,13 @@ from math import inf
 
 import pytest
 
-from gateway.engine.overrun import Overrun
+from gateway.engine.stream import LengthAlarm
 
 
 def told_of(p90: float, n: int, tokens: range) -> list[int]:
     """What is told of a stream whose length goes through `tokens`, asked as the relay asks."""
     told: list[int] = []
-    overrun = Overrun(p90, n, told.append)
+    overrun = LengthAlarm(p90, n, told.append)
     for length in tokens:
         if length > overrun.at:
             overrun.passed(length)
@@ -43,4 +43,4 @@ def test_overrun_of_an_empty_forecast_goes_by_doublings_too(p90: float) -> None:
 
 def test_overrun_without_a_listener_is_never_reached() -> None:
     """Requests that nobody forecasts cost one comparison."""
-    assert Overrun(1.0, 1, None).at == inf
+    assert LengthAlarm(1.0, 1, None).at == inf

@@ -1,0 +1,174 @@
+"""The response that one client is sent: a status line once, then a body, and an honest end.
+
+Before the status line an error is a response of its own. After it there is no second one: in an
+event stream an error is the last event, without `[DONE]`; any other body cannot carry one, so
+the connection is cut short.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from gateway.engine.client_watch import CancelReason, ClientWatch, Send
+from gateway.engine.engine import Engine, Permit
+from gateway.engine.exchange import OUTCOMES, Exchange
+from gateway.errors import GatewayError, Unavailable
+from gateway.upstream.client import Answer
+from gateway.upstream.providers import RETURNED, Headers
+from gateway.upstream.sse import event_of
+
+SendError = Callable[[Send, GatewayError, Headers], Awaitable[None]]
+"""Writes an error as a whole response: the api room's business."""
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header value may hold
+_EVENT_HEADERS: Headers = [
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class BrokenAnswer(Exception):
+    """The answer cannot be finished; the server closes the connection short of its end."""
+
+
+class ClientResponse:
+    """Writes one client's response and notes each write in the exchange."""
+
+    __slots__ = ("_engine", "_events", "_exchange", "_send", "_send_error", "_watch")
+
+    def __init__(
+        self,
+        engine: Engine,
+        exchange: Exchange,
+        watch: ClientWatch,
+        send: Send,
+        send_error: SendError,
+    ) -> None:
+        self._engine = engine
+        self._exchange = exchange
+        self._watch = watch
+        self._send = send
+        self._send_error = send_error
+        self._events = False  # the client is in the middle of an event stream
+
+    async def start(self, answer: Answer, length: bytes | None, *, events: bool = False) -> None:
+        """Send the status line, and with it the promise that no other attempt will be made.
+
+        Args:
+            length: of the body, None where it is not known.
+            events: the body is an event stream.
+        """
+        exchange = self._exchange
+        headers = answer_headers(
+            answer,
+            exchange.permit,
+            length,
+            stream=exchange.stream,
+            closing=self._engine.draining,
+        )
+        exchange.started, exchange.status = True, answer.status
+        self._events = events
+        exchange.let_go_of_body()
+        await self._send(
+            {"type": "http.response.start", "status": answer.status, "headers": headers}
+        )
+
+    def part(self, body: bytes) -> Awaitable[None]:
+        """Send some of the body; more will come. To be awaited."""
+        self._exchange.bytes_out += len(body)
+        return self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def last(self, body: bytes) -> None:
+        """Send the end of the body. From here on the client may leave as it likes."""
+        self._exchange.bytes_out += len(body)
+        self._exchange.complete = True
+        self._watch.close()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def stalled(self) -> None:
+        """The client has taken nothing for too long: cancel its request."""
+        self._watch.cancel(CancelReason.STALLED)
+
+    # -- errors and early ends -----------------------------------------------------------------
+
+    async def refuse(self, error: GatewayError) -> None:
+        """Send an error in place of an answer."""
+        exchange = self._exchange
+        exchange.status, exchange.error_code = error.status, error.code
+        exchange.started = exchange.complete = True
+        await self._send_error(self._send, error, permit_headers(exchange.permit))
+
+    async def break_off(self, error: GatewayError) -> None:
+        """The provider failed after the first byte. Raises BrokenAnswer where only a broken
+        connection can say so."""
+        self._watch.close()
+        if not self._events:
+            raise BrokenAnswer(error.message)
+        event = event_of(msgspec.json.encode(error.wire()))
+        self._exchange.bytes_out += len(event)
+        self._exchange.complete = True
+        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+    async def end_early(self, reason: CancelReason) -> None:
+        """The request was cancelled before its last byte."""
+        exchange, connection = self._exchange, self._exchange.connection
+        exchange.outcome = OUTCOMES[reason]
+        if reason is CancelReason.LEFT:
+            exchange.status = 499
+        elif reason is CancelReason.STALLED:
+            if connection is not None:
+                connection.abort()
+        else:
+            error = Unavailable("The gateway is stopping.", code="shutdown")
+            if not exchange.started:
+                exchange.status = error.status
+                await self._send_error(self._send, error, [])
+            elif self._events:
+                event = event_of(msgspec.json.encode(error.wire()))
+                await self._send({"type": "http.response.body", "body": event, "more_body": False})
+            elif connection is not None:
+                connection.abort()
+
+
+def answer_headers(
+    answer: Answer, permit: Permit, length: bytes | None, *, stream: bool, closing: bool
+) -> Headers:
+    """The client's headers of a provider's answer: the allowed ones of its own, and ours.
+
+    Args:
+        length: of its body, None where it is not known.
+        stream: the client asked for events.
+        closing: the gateway stops; the client is to come again on another connection.
+    """
+    headers = [(k, v) for k, v in answer.headers if k in RETURNED and not _CONTROL.search(v)]
+    upstream_id = answer.header(b"x-request-id")
+    if upstream_id is not None and not _CONTROL.search(upstream_id):
+        headers.append((b"x-upstream-request-id", upstream_id))
+    if length is not None:
+        headers.append((b"content-length", length))
+    elif stream:
+        headers += _EVENT_HEADERS
+    headers += permit_headers(permit)
+    if closing:
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def permit_headers(permit: Permit) -> Headers:
+    """The headers about the gateway's own work: class, forecast, wait, account."""
+    workload = permit.workload
+    headers = [
+        (b"x-request-id", permit.job.id.encode()),
+        (
+            b"x-sagesched-class",
+            (permit.job.class_override or workload.job_class).value.encode(),
+        ),
+        (b"x-sagesched-predicted-tokens", str(round(workload.p50)).encode()),
+        (b"x-sagesched-queue-ms", str(round(permit.queue_s * 1000)).encode()),
+    ]
+    if permit.account is not None:
+        headers.append((b"x-sagesched-account", permit.account.encode()))
+    return headers

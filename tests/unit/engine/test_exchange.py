@@ -1,0 +1,18 @@
+"""The record of one relayed request."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.engine.exchange import Exchange
+from tests.unit.schedule.build import job
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_exchange_lets_go_of_a_body_that_is_counted(counted: bool) -> None:
+    """A body that nobody counts, as in a stored job, stays."""
+    released: list[bool] = []
+    release = (lambda: released.append(True)) if counted else None
+    exchange = Exchange(job("one"), "r", "POST", "/x", b"", [], b"body", release=release)
+    exchange.let_go_of_body()
+    assert (exchange.body, released) == ((b"", [True]) if counted else (b"body", []))
