@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 from litestar import Litestar, asgi
 
-from gateway import __version__
 from gateway.api.admin import Admin
 from gateway.api.auth import AdminToken, Tenants
 from gateway.api.control import Forecasts
@@ -41,7 +40,6 @@ from gateway.observe.journal import Journal
 from gateway.observe.logs import Logs
 from gateway.observe.metrics import Metrics, Names
 from gateway.observe.spend import Spend
-from gateway.observe.state import Snapshots
 from gateway.predict.prices import Price, load_prices
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.remote import Remote
@@ -56,7 +54,7 @@ from gateway.settings.live import Apply, LiveSettings
 from gateway.settings.load import Secrets
 from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
-from gateway.snapshots import ProcessSnapshot
+from gateway.snapshots import ProcessSnapshot, Snapshots
 from gateway.store.store import Store
 from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome
 from gateway.upstream.client import UpstreamClient, open_transport
@@ -65,7 +63,7 @@ from gateway.upstream.providers import Target, target
 logger = logging.getLogger("gateway.app")
 LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
-KEEP_PERIOD_S = 30.0
+SAVE_PERIOD_S = 30.0
 LAST_WORDS_S = 2.0
 
 _LEARNED = frozenset(
@@ -97,6 +95,28 @@ def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
     return fresh
 
 
+class Repeated:
+    """A call made every `period_s` on the running loop. One that raises is logged, and made
+    again all the same."""
+
+    def __init__(self, period_s: float, call: Callable[[], None]) -> None:
+        self._period_s = period_s
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Make the first call now."""
+        try:
+            self._call()
+        except Exception:
+            logger.exception("%s failed", self._call.__name__)
+        self._timer = asyncio.get_running_loop().call_later(self._period_s, self.start)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
 class Gateway:
     """One gateway process's objects. Build it on the running loop."""
 
@@ -109,36 +129,21 @@ class Gateway:
         core: Build = fresh_core,
     ) -> None:
         settings = live.current
+        prices = _prices()
         self.live = live
         self.store = store
+        self.logs = logs
         self._environ = environ
         self._secrets = load.secrets(settings, environ)
-        self._started_wall_s = time.time()
-        self._prices = _prices()
-        self.predictor = Predictor(
-            settings.predict,
-            shipped("models"),
-            history=self._history,
-            prices=self._prices,
-            key=prompt_secret(store),
-            private=private_tenants(settings),
-            state=store.get_state("calibration"),
-            keep=lambda state: store.put_state("calibration", state),
-            refits=Refits(
-                Path(settings.predict.models_path), own_command("refit", "--config", str(live.path))
-            ),
-            open_backend=lambda setup: Remote(
-                own_command("predictor"), setup, own_environ(environ)
-            ),
-        )
+        self._admin_token = AdminToken(self._secrets.admin)
+        self.predictor = self._new_predictor(settings, prices)
         self.buffers = Buffers(settings.server)
         self.journal = Journal(settings.observe.events)
-        self.metrics = Metrics(self._snapshots, _names(settings))
+        self.metrics = Metrics(self._snapshots, Names.of(settings))
         self.spend = Spend()
-        self.logs = logs
         self._core = core
         first = core(effective(settings), None)
-        self._restore(first)
+        self._restore_accounts(first)
         self.engine = Engine(first, core)
         self.client = UpstreamClient(open_transport())
         self.relay = Relay(
@@ -148,7 +153,7 @@ class Gateway:
             settings.server,
             send_problem,
             predictor=self.predictor,
-            prices=self._prices,
+            prices=prices,
         )
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
@@ -159,12 +164,32 @@ class Gateway:
         )
         self._shadow: Shadow | None = None
         self._observe(settings)
-        self._admin_token = AdminToken(self._secrets.admin)
         self.app = self._litestar()
-        self._lag_timer: asyncio.TimerHandle | None = None
-        self._sweep_timer: asyncio.TimerHandle | None = None
-        self._keep_timer: asyncio.TimerHandle | None = None
+        self._repeated = (
+            Repeated(LAG_PERIOD_S, self._measure_lag),
+            Repeated(SWEEP_PERIOD_S, self._sweep),
+            Repeated(SAVE_PERIOD_S, self._save_accounts),
+        )
         live.on_change(self._prepare)
+
+    def _new_predictor(self, settings: Settings, prices: Mapping[str, Price]) -> Predictor:
+        store, config = self.store, str(self.live.path)
+        return Predictor(
+            settings.predict,
+            shipped("models"),
+            history=self._history,
+            prices=prices,
+            key=store.prompt_secret(),
+            private=settings.private_tenants,
+            state=store.get_state("calibration"),
+            keep=lambda state: store.put_state("calibration", state),
+            refits=Refits(
+                Path(settings.predict.models_path), own_command("refit", "--config", config)
+            ),
+            open_backend=lambda setup: Remote(
+                own_command("predictor"), setup, own_environ(self._environ)
+            ),
+        )
 
     # -- life --------------------------------------------------------------------------------
 
@@ -172,9 +197,9 @@ class Gateway:
         self.predictor.start()
         tenants = {tenant.name: tenant for tenant in self.live.current.tenants}
         self.jobs.resume(self.store.load_unfinished(), tenants)
-        self._tick(self.engine.clock())
-        self._sweep()
-        self._keep_on()
+        self._lag_due_s = self.engine.clock()
+        for repeated in self._repeated:
+            repeated.start()
 
     async def drain(self) -> None:
         """Refuse what is new, let the rest finish; after the time-out end it."""
@@ -200,10 +225,9 @@ class Gateway:
     async def stop(self) -> None:
         """After the listener is closed: threads, store, connections."""
         await self.jobs.stop()
-        self._keep_on()
-        for timer in (self._lag_timer, self._sweep_timer, self._keep_timer):
-            if timer is not None:
-                timer.cancel()
+        for repeated in self._repeated:
+            repeated.cancel()
+        self._save_accounts()
         if self._shadow is not None:
             self._shadow.close()
         self.engine.close()
@@ -247,11 +271,11 @@ class Gateway:
             self.relay.targets = new_targets
             self.relay.server = self.buffers.server = settings.server
             self.plane.routing = routing
-            self.metrics.rename(_names(settings))
+            self.metrics.rename(Names.of(settings))
             self.journal.resize(settings.observe.events)
             self.logs.apply(settings.observe, secrets.values())
             self.store.apply(settings.store)
-            self.predictor.reconfigure(settings.predict, private_tenants(settings))
+            self.predictor.reconfigure(settings.predict, settings.private_tenants)
             # A secret alone, too: an account whose key was refused is tried with the new one.
             self.engine.feed(events.SettingsChanged(settings=effective(settings)))
             if settings != before:
@@ -259,25 +283,29 @@ class Gateway:
 
         return apply
 
-    def _restore(self, core: Scheduler) -> None:
-        """What the accounts had learned when the last process last said so."""
-        kept = self.store.get_state("accounts")
-        if kept is None or not isinstance(core.accounts, Accounts):
+    def _restore_accounts(self, core: Scheduler) -> None:
+        """Give the accounts the limits and windows that the last process stored."""
+        saved = self.store.get_state("accounts")
+        if saved is None or not isinstance(core.accounts, Accounts):
             return
         try:
-            wall_s, learned = msgspec.msgpack.decode(kept, type=tuple[float, SavedState])
-            count = core.accounts.restore(learned, time.time() - wall_s)
+            wall_s, state = msgspec.msgpack.decode(saved, type=tuple[float, SavedState])
+            count = core.accounts.restore(state, time.time() - wall_s)
         except Exception as error:  # another version's, or damaged: it is learned again
             logger.warning("what the accounts had learned cannot be read: %s", error)
             return
         logger.info("limits and windows restored", extra={"accounts": count})
 
-    def _keep(self) -> None:
-        """What the accounts have learned, for the next process."""
+    def _save_accounts(self) -> None:
+        """Store the limits and windows the accounts have learned, for the next process."""
         accounts = self.engine.core.accounts
-        if isinstance(accounts, Accounts):
-            kept = msgspec.msgpack.encode((time.time(), accounts.to_save()))
-            self.store.put_state("accounts", kept)
+        if not isinstance(accounts, Accounts):
+            return
+        try:
+            saved = msgspec.msgpack.encode((time.time(), accounts.to_save()))
+            self.store.put_state("accounts", saved)
+        except Exception:
+            logger.exception("what the accounts have learned was not kept")
 
     def _observe(self, settings: Settings) -> None:
         """A shadow where the mode is "observe": a fresh one for these settings."""
@@ -342,38 +370,6 @@ class Gateway:
 
     # -- what people see -----------------------------------------------------------------------
 
-    def health(self) -> tuple[bool, dict[str, Any]]:
-        """Readiness, and what it rests on."""
-        snapshot = self.engine.snapshot()
-        usable = [a.name for a in snapshot.accounts if a.state in ("open", "backoff", "half_open")]
-        predictor, store = self.predictor.snapshot(), self.store.snapshot()
-        ready = bool(usable) and not self.engine.draining
-        status = "draining" if self.engine.draining else "ok" if ready else "no_account"
-        return ready, {
-            "status": status,
-            "version": __version__,
-            "uptime_s": round(time.time() - self._started_wall_s, 1),
-            "accounts": {"usable": len(usable), "all": len(snapshot.accounts)},
-            "predictor": predictor.state,
-            "store": "ok" if store.ok else "failing",
-            "settings": {
-                "generation": self.live.state.generation,
-                "last_reload_ok": self.live.state.ok,
-            },
-        }
-
-    def profiles(self) -> list[dict[str, Any]]:
-        """Model profiles for GET /models."""
-        return [
-            {
-                "id": model,
-                "pool": route.pool,
-                "accounts": list(route.accounts),
-                **self.predictor.profile(model),
-            }
-            for model, route in self.plane.routing.routes.items()
-        ]
-
     def _snapshots(self) -> Snapshots:
         reload = self.live.state
         return Snapshots(
@@ -381,7 +377,6 @@ class Gateway:
             predictor=self.predictor.snapshot(),
             store=self.store.snapshot(),
             process=ProcessSnapshot(
-                ready=self.health()[0],
                 config_generation=reload.generation,
                 config_reload_ok=reload.ok,
                 config_reload_wall_s=reload.success_wall_s,
@@ -395,27 +390,19 @@ class Gateway:
             ),
         )
 
-    def _tick(self, due_s: float) -> None:
-        """How late the loop runs a timer is how late it runs everything."""
+    def _measure_lag(self) -> None:
+        """How late the loop runs this is how late it runs everything."""
         now = self.engine.clock()
-        self.metrics.lag(now - due_s)
+        self.metrics.lag(now - self._lag_due_s)
+        self._lag_due_s = now + LAG_PERIOD_S
         if self._shadow is not None:
             self._shadow.tick()
         self.logs.pump()
-        self._lag_timer = self.engine.loop.call_later(LAG_PERIOD_S, self._tick, now + LAG_PERIOD_S)
 
     def _sweep(self) -> None:
         """Empty submitted jobs whose TTL is over; look after refits."""
         self.store.expire_jobs(time.time())
         self.predictor.tick()
-        self._sweep_timer = self.engine.loop.call_later(SWEEP_PERIOD_S, self._sweep)
-
-    def _keep_on(self) -> None:
-        try:
-            self._keep()
-        except Exception:
-            logger.exception("what the accounts have learned was not kept")
-        self._keep_timer = self.engine.loop.call_later(KEEP_PERIOD_S, self._keep_on)
 
     # -- HTTP ----------------------------------------------------------------------------------
 
@@ -436,7 +423,7 @@ class Gateway:
             metrics=self.metrics,
             journal=self.journal,
             spend=self.spend,
-            health=self,
+            snapshots=self._snapshots,
         )
         forecasts = Forecasts(
             plane,
@@ -464,19 +451,6 @@ def _routing_table(settings: Settings) -> RoutingTable:
     )
 
 
-def _names(settings: Settings) -> Names:
-    """The label values the metrics may use."""
-    return Names(
-        models=frozenset(m for a in settings.accounts for m in a.model_map),
-        accounts=frozenset(a.name for a in settings.accounts),
-        tenants=frozenset(t.name for t in settings.tenants),
-    )
-
-
-def private_tenants(settings: Settings) -> frozenset[str]:
-    return frozenset(t.name for t in settings.tenants if not t.share_history)
-
-
 def _prices() -> dict[str, Price]:
     """Prices are for people: without them forecasts have no money in them, and all goes on."""
     try:
@@ -484,12 +458,3 @@ def _prices() -> dict[str, Price]:
     except Exception as error:
         logger.error("no prices: %s", error)
         return {}
-
-
-def prompt_secret(store: Store) -> bytes:
-    """What prompts are hashed with: made once a store, so that its rows go on matching."""
-    secret_key = store.get_state("prompt_secret")
-    if secret_key is None:
-        secret_key = os.urandom(32)
-        store.put_state("prompt_secret", secret_key)
-    return secret_key

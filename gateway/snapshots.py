@@ -10,6 +10,9 @@ from msgspec import Struct
 
 from gateway.types import JobClass, Mode, Outcome, Reason, Rung, Verdict
 
+USABLE_STATES = frozenset({"open", "backoff", "half_open"})
+"""States of an account that keep the gateway ready."""
+
 
 class Standing(Struct, frozen=True):
     """Where a waiting job stands in its class and pool."""
@@ -131,9 +134,8 @@ class StoreSnapshot(Struct, frozen=True):
 
 
 class ProcessSnapshot(Struct, frozen=True):
-    """The gateway's process: readiness, settings, memory held, and losses since its start."""
+    """The gateway's process: settings, memory held, and losses since its start."""
 
-    ready: bool = True
     config_generation: int = 1
     config_reload_ok: bool = True
     config_reload_wall_s: float = 0.0  # the last reload that succeeded, the start included
@@ -144,3 +146,22 @@ class ProcessSnapshot(Struct, frozen=True):
     journal_dropped: int = 0
     log_lines_lost: int = 0
     listener_faults: int = 0
+
+
+class Snapshots(Struct, frozen=True):
+    """All of one moment, for a scrape or a health check. None: that part is off."""
+
+    scheduler: SchedulerSnapshot
+    process: ProcessSnapshot = ProcessSnapshot()
+    predictor: PredictorSnapshot | None = None
+    store: StoreSnapshot | None = None
+
+    @property
+    def usable_accounts(self) -> int:
+        """Accounts that serve now, or will by themselves within seconds."""
+        return sum(a.state in USABLE_STATES for a in self.scheduler.accounts)
+
+    @property
+    def ready(self) -> bool:
+        """Requests are taken: some account is usable and no drain has begun."""
+        return self.usable_accounts > 0 and not self.scheduler.draining

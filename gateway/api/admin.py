@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from litestar import Response, get, post, route
 from litestar.handlers import HTTPRouteHandler
 from msgspec import Struct
 
+from gateway import __version__
 from gateway.api.auth import AdminToken
 from gateway.api.plane import DataPlane
 from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
@@ -21,6 +23,7 @@ from gateway.observe.metrics import Metrics
 from gateway.observe.spend import Spend
 from gateway.predict.process.predictor import Predictor
 from gateway.settings.live import LiveSettings
+from gateway.snapshots import Snapshots
 from gateway.store.store import Store
 
 logger = logging.getLogger("gateway.api")
@@ -29,14 +32,6 @@ logger = logging.getLogger("gateway.api")
 class ResetRequest(Struct, forbid_unknown_fields=True):
     scope: Literal["stats", "learned", "waiting", "all"]
     history: bool = False  # also forget what the store keeps; only with learned or all
-
-
-class Health(Protocol):
-    """What readiness asks; the composition root answers."""
-
-    def health(self) -> tuple[bool, dict[str, Any]]: ...
-
-    def profiles(self) -> list[dict[str, Any]]: ...
 
 
 class Admin:
@@ -54,7 +49,7 @@ class Admin:
         metrics: Metrics,
         journal: Journal,
         spend: Spend,
-        health: Health,
+        snapshots: Callable[[], Snapshots],
     ) -> None:
         self._token = token
         self._live = live
@@ -65,7 +60,8 @@ class Admin:
         self._metrics = metrics
         self._journal = journal
         self._spend = spend
-        self._health = health
+        self._snapshots = snapshots
+        self._started_s = time.monotonic()
         self._since = engine.snapshot()  # /stats counts from here; /metrics never goes back
 
     def _check(self, request: AnyRequest) -> None:
@@ -77,9 +73,10 @@ class Admin:
     def _open(self) -> list[HTTPRouteHandler]:
         @route(["/health", "/healthz", "/readyz"], http_method=["GET", "HEAD"])
         async def health(request: AnyRequest) -> AnyResponse:
-            ready, body = self._health.health()
+            taken = self._snapshots()
             alive = request.scope["path"] == "/healthz"  # liveness: the loop answered
-            return answer(body, 200 if ready or alive else 503)
+            body = health_report(taken, time.monotonic() - self._started_s)
+            return answer(body, 200 if taken.ready or alive else 503)
 
         @get("/metrics")
         async def metrics(request: AnyRequest) -> Response[bytes]:
@@ -93,7 +90,14 @@ class Admin:
         async def models(request: AnyRequest) -> AnyResponse:
             tenant = self._plane.routing.tenants.authenticate(raw_headers(request))
             profiles = [
-                p for p in self._health.profiles() if not tenant.models or p["id"] in tenant.models
+                {
+                    "id": model,
+                    "pool": route.pool,
+                    "accounts": list(route.accounts),
+                    **self._predictor.profile(model),
+                }
+                for model, route in self._plane.routing.routes.items()
+                if not tenant.models or model in tenant.models
             ]
             return answer({"models": profiles})
 
@@ -207,3 +211,21 @@ def _number(request: AnyRequest, name: str, default: int, least: int, most: int)
             code="invalid_value",
         )
     return value
+
+
+def health_report(taken: Snapshots, uptime_s: float) -> dict[str, Any]:
+    """Body of `/health`: readiness and the parts it rests on."""
+    predictor, store, process = taken.predictor, taken.store, taken.process
+    draining = taken.scheduler.draining
+    return {
+        "status": "draining" if draining else "ok" if taken.ready else "no_account",
+        "version": __version__,
+        "uptime_s": round(uptime_s, 1),
+        "accounts": {"usable": taken.usable_accounts, "all": len(taken.scheduler.accounts)},
+        "predictor": "off" if predictor is None else predictor.state,
+        "store": "ok" if store is None or store.ok else "failing",
+        "settings": {
+            "generation": process.config_generation,
+            "last_reload_ok": process.config_reload_ok,
+        },
+    }

@@ -30,7 +30,9 @@ from prometheus_client.registry import Collector
 from gateway import __version__
 from gateway.observe.families import Families
 from gateway.observe.series import Bins, Count, Counter
-from gateway.observe.state import Snapshots, state_metrics
+from gateway.observe.state import state_metrics
+from gateway.settings.schema import Settings
+from gateway.snapshots import Snapshots
 from gateway.types import CUT_FINISH_REASONS, JobRecord, Listener, Outcome, Usage, Workload
 
 log = logging.getLogger("sagesched.observe")
@@ -55,6 +57,15 @@ class Names(Struct, frozen=True):
     accounts: frozenset[str] = frozenset()
     tenants: frozenset[str] = frozenset()
     routes: frozenset[str] = ROUTES
+
+    @classmethod
+    def of(cls, settings: Settings) -> Names:
+        """The names that stand in the settings."""
+        return cls(
+            models=frozenset(m for a in settings.accounts for m in a.model_map),
+            accounts=frozenset(a.name for a in settings.accounts),
+            tenants=frozenset(t.name for t in settings.tenants),
+        )
 
     def bounded_tenants(self) -> frozenset[str]:
         """The first MAX_TENANTS by name: a label per tenant is a series per tenant."""

@@ -26,6 +26,7 @@ from gateway.snapshots import (
     PredictorSnapshot,
     ProcessSnapshot,
     SchedulerSnapshot,
+    Snapshots,
     StoreSnapshot,
     WindowSnapshot,
 )
@@ -40,15 +41,6 @@ T = TypeVar("T")
 Items = Iterable[tuple[tuple[str, ...], T]]
 """Things of one kind, each with the label values that tell it apart."""
 Value = float | Mapping[Any, float] | None
-
-
-class Snapshots(Struct, frozen=True):
-    """All that a scrape reads. None: that part is off."""
-
-    scheduler: SchedulerSnapshot
-    process: ProcessSnapshot = ProcessSnapshot()
-    predictor: PredictorSnapshot | None = None
-    store: StoreSnapshot | None = None
 
 
 class Source(Struct, Generic[T], frozen=True):
@@ -139,6 +131,7 @@ LIMIT: Source[LimitSnapshot] = Source(
     ],
 )
 SCHEDULER: Source[SchedulerSnapshot] = Source((), lambda taken: _one(taken.scheduler))
+WHOLE: Source[Snapshots] = Source((), _one)
 PROCESS: Source[ProcessSnapshot] = Source((), lambda taken: _one(taken.process))
 PREDICTOR: Source[PredictorSnapshot] = Source((), lambda taken: _one(taken.predictor))
 STORE: Source[StoreSnapshot] = Source((), lambda taken: _one(taken.store))
@@ -220,7 +213,7 @@ ROWS = (
     _row("scheduler_around_jobs", "Jobs under way past the scheduler.", SCHEDULER,
          lambda s: s.around),
 
-    _row("ready", "1 when the gateway takes requests.", PROCESS, lambda p: p.ready),
+    _row("ready", "1 when the gateway takes requests.", WHOLE, lambda all: all.ready),
     _row("config_generation", "Settings swapped in so far.", PROCESS,
          lambda p: p.config_generation),
     _row("config_reload_ok", "1 if the last reload succeeded.", PROCESS,

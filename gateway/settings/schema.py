@@ -271,6 +271,11 @@ class Settings(Section, frozen=True, kw_only=True):
     observe: Observe = Observe()
     demo: Demo = Demo()
 
+    @property
+    def private_tenants(self) -> frozenset[str]:
+        """Tenants whose answers other tenants' forecasts must not rest on."""
+        return frozenset(t.name for t in self.tenants if not t.share_history)
+
     def __post_init__(self) -> None:
         if not self.accounts:
             raise ValueError("accounts: expected at least one")

@@ -11,6 +11,7 @@ somebody comes back for.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections import deque
@@ -215,6 +216,15 @@ class Store:
             return None if found is None else bytes(found[0])
 
         return self._ask(get)
+
+    def prompt_secret(self) -> bytes:
+        """The key of the prompt hashes. Made once a store, so that its rows go on matching.
+        Blocks."""
+        key = self.get_state("prompt_secret")
+        if key is None:
+            key = os.urandom(32)
+            self.put_state("prompt_secret", key)
+        return key
 
     # — inside —
 

@@ -24,7 +24,6 @@ from typing import IO, Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from gateway.app import private_tenants, prompt_secret
 from gateway.demo.history_rows import rows
 from gateway.errors import SettingsError
 from gateway.predict.lesson import Lesson
@@ -243,9 +242,9 @@ def teach(settings: Settings, lessons: Iterable[Lesson]) -> int:
             Setup(
                 settings=settings.predict,
                 folder=str(shipped("models")),
-                key=prompt_secret(store),
+                key=store.prompt_secret(),
                 prices={},
-                private=private_tenants(settings),
+                private=settings.private_tenants,
                 calibration=store.get_state("calibration"),
             )
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.observe.state import Snapshots
 from gateway.snapshots import (
     AccountSnapshot,
     ClassSnapshot,
@@ -13,6 +12,7 @@ from gateway.snapshots import (
     PredictorSnapshot,
     ProcessSnapshot,
     SchedulerSnapshot,
+    Snapshots,
     StoreSnapshot,
     WindowSnapshot,
 )

@@ -12,9 +12,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
 from gateway.observe.metrics import MAX_TENANTS, Metrics, Names
-from gateway.observe.state import Snapshots
+from gateway.snapshots import Snapshots
 from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Rung, Usage
 from tests.unit.observe.records import record, snapshots, workload
+from tests.unit.settings.trees import account, valid
 
 NAMES = Names(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"}))
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -259,6 +260,12 @@ def test_metrics_count_no_cut_answer_as_a_natural_length(reason: str) -> None:
     assert series(metrics, "sagesched_forecast_error_ratio_count") == {("model_only",): 0}
     assert series(metrics, "sagesched_actual_tokens_total") == {("model_only",): 0}
     assert set(series(metrics, "sagesched_forecast_covered_total").values()) == {0}
+
+
+def test_names_are_those_of_the_settings() -> None:
+    """Clients' names of models, not the providers'; accounts; tenants."""
+    settings = valid(accounts=[account(models={"client": "upstream"})])
+    assert Names.of(settings) == Names(frozenset({"client"}), frozenset({"a"}), frozenset({"t"}))
 
 
 def test_metrics_lag_shows_its_largest() -> None:

@@ -245,3 +245,12 @@ def test_values_have_ranges(sections: dict[str, Any]) -> None:
 def test_tree_helper_is_valid_by_itself() -> None:
     """The tests above change one thing each of a tree that would pass."""
     assert msgspec.convert(tree(), Settings)
+
+
+def test_private_tenants_are_those_that_do_not_share_their_history() -> None:
+    """Sharing is the default."""
+    tenants = [
+        {"name": "open", "keys": ["sha256:" + "0" * 64]},
+        {"name": "closed", "keys": ["sha256:" + "1" * 64], "share_history": False},
+    ]
+    assert valid(tenants=tenants).private_tenants == frozenset({"closed"})

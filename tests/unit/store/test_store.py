@@ -301,6 +301,21 @@ def test_state_is_kept_under_its_name(tmp_path: Path) -> None:
     assert second.stop(WAIT_S)
 
 
+def test_prompt_secret_is_made_once_a_store(tmp_path: Path) -> None:
+    """The next process hashes prompts with the same key; another store has another."""
+    first = opened(tmp_path)
+    key = first.prompt_secret()
+    assert len(key) == 32
+    assert first.stop(WAIT_S)
+    second = opened(tmp_path)
+    assert second.prompt_secret() == key
+    assert second.stop(WAIT_S)
+    (tmp_path / "b").mkdir()
+    other = opened(tmp_path / "b")
+    assert other.prompt_secret() != key
+    assert other.stop(WAIT_S)
+
+
 def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
     """`ok` before the start and after the stop is False, with the reason."""
     store = Store(tmp_path / "a.db", StoreSettings())
