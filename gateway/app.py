@@ -18,16 +18,14 @@ from typing import Any
 import msgspec
 from litestar import Litestar, asgi
 
-from gateway.api.admin import Admin
+from gateway.api.admin import AdminRoutes
 from gateway.api.auth import AdminToken, Tenants
-from gateway.api.control import Forecasts
-from gateway.api.jobs import Jobs
+from gateway.api.control import ForecastRoutes
+from gateway.api.jobs import SubmittedJobs
 from gateway.api.plane import DataPlane
-from gateway.api.problems import send_problem
+from gateway.api.problems import problem_response, send_problem
 from gateway.api.protocol import Buffers
 from gateway.api.routing import RoutingTable
-from gateway.api.submit import submit_handlers
-from gateway.api.web import error_answer
 from gateway.balance.account_pool import Accounts
 from gateway.balance.saved_state import SavedState
 from gateway.engine.engine import Engine
@@ -157,7 +155,9 @@ class Gateway:
         )
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
-        self.jobs = Jobs(self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s)
+        self.jobs = SubmittedJobs(
+            self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s
+        )
         self._trust = ForecastTrust(self._recalibrated)
         self._listeners: tuple[Listener, ...] = (
             *(self.journal, self.jobs, self.metrics, self.spend, logs, self._trust),
@@ -413,7 +413,7 @@ class Gateway:
         async def data_plane(scope: Any, receive: Any, send: Any) -> None:
             await plane(scope, receive, send)
 
-        admin = Admin(
+        admin = AdminRoutes(
             token=lambda: self._admin_token,
             live=self.live,
             plane=plane,
@@ -425,7 +425,7 @@ class Gateway:
             spend=self.spend,
             snapshots=self._snapshots,
         )
-        forecasts = Forecasts(
+        forecasts = ForecastRoutes(
             plane,
             self.predictor,
             self.store,
@@ -436,10 +436,10 @@ class Gateway:
                 data_plane,
                 *admin.handlers(),
                 *forecasts.handlers(),
-                *submit_handlers(self.jobs, plane),
+                *self.jobs.handlers(),
             ],
             openapi_config=None,
-            exception_handlers={Exception: error_answer},
+            exception_handlers={Exception: problem_response},
             request_max_body_size=None,  # bounded by read_body, which follows reloads
             logging_config=None,
         )

@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from gateway import __version__
 from gateway.api.auth import AdminToken
+from gateway.api.control import from_thread, json_response, raw_headers, read_json
 from gateway.api.plane import DataPlane
-from gateway.api.web import AnyRequest, AnyResponse, answer, from_thread, raw_headers, read_json
+from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.engine.engine import Engine
 from gateway.errors import InvalidRequest, SettingsError
 from gateway.observe.journal import Journal
@@ -34,7 +35,7 @@ class ResetRequest(Struct, forbid_unknown_fields=True):
     history: bool = False  # also forget what the store keeps; only with learned or all
 
 
-class Admin:
+class AdminRoutes:
     """Handlers of the operator's routes."""
 
     def __init__(
@@ -64,7 +65,7 @@ class Admin:
         self._started_s = time.monotonic()
         self._since = engine.snapshot()  # /stats counts from here; /metrics never goes back
 
-    def _check(self, request: AnyRequest) -> None:
+    def _check(self, request: HttpRequest) -> None:
         self._token().check(raw_headers(request))
 
     def handlers(self) -> list[HTTPRouteHandler]:
@@ -72,14 +73,14 @@ class Admin:
 
     def _open(self) -> list[HTTPRouteHandler]:
         @route(["/health", "/healthz", "/readyz"], http_method=["GET", "HEAD"])
-        async def health(request: AnyRequest) -> AnyResponse:
+        async def health(request: HttpRequest) -> HttpResponse:
             taken = self._snapshots()
             alive = request.scope["path"] == "/healthz"  # liveness: the loop answered
             body = health_report(taken, time.monotonic() - self._started_s)
-            return answer(body, 200 if taken.ready or alive else 503)
+            return json_response(body, 200 if taken.ready or alive else 503)
 
         @get("/metrics")
-        async def metrics(request: AnyRequest) -> Response[bytes]:
+        async def metrics(request: HttpRequest) -> Response[bytes]:
             # Taken on the loop, rendered off it: a scrape takes milliseconds.
             taken = self._metrics.take()
             accept = request.headers.get("accept", "")
@@ -87,7 +88,7 @@ class Admin:
             return Response(body, media_type=kind)
 
         @get("/models")
-        async def models(request: AnyRequest) -> AnyResponse:
+        async def models(request: HttpRequest) -> HttpResponse:
             tenant = self._plane.routing.tenants.authenticate(raw_headers(request))
             profiles = [
                 {
@@ -99,16 +100,16 @@ class Admin:
                 for model, route in self._plane.routing.routes.items()
                 if not tenant.models or model in tenant.models
             ]
-            return answer({"models": profiles})
+            return json_response({"models": profiles})
 
         return [health, metrics, models]
 
     def _reading(self) -> list[HTTPRouteHandler]:
         @get("/stats")
-        async def stats(request: AnyRequest) -> AnyResponse:
+        async def stats(request: HttpRequest) -> HttpResponse:
             self._check(request)
             snapshot = self._engine.snapshot()
-            return answer(
+            return json_response(
                 {
                     "pools": snapshot.pools,
                     "submitted": snapshot.submitted - self._since.submitted,
@@ -126,32 +127,33 @@ class Admin:
             )
 
         @get("/_stats")
-        async def accounts(request: AnyRequest) -> AnyResponse:
+        async def accounts(request: HttpRequest) -> HttpResponse:
             self._check(request)
-            return answer({"accounts": self._engine.snapshot().accounts})
+            return json_response({"accounts": self._engine.snapshot().accounts})
 
         @get("/events")
-        async def events(request: AnyRequest) -> AnyResponse:
+        async def events(request: HttpRequest) -> HttpResponse:
             self._check(request)
             count = _number(request, "n", 100, 1, 100_000)
             since = _number(request, "since", -1, 0, 2**62)
-            return answer(self._journal.tail(count, None if since < 0 else since))
+            return json_response(self._journal.tail(count, None if since < 0 else since))
 
         return [stats, accounts, events]
 
     def _acting(self) -> list[HTTPRouteHandler]:
         @post("/tick", status_code=200)
-        async def tick(request: AnyRequest) -> AnyResponse:
+        async def tick(request: HttpRequest) -> HttpResponse:
             self._check(request)
-            return answer({"started": self._engine.tick()})
+            return json_response({"started": self._engine.tick()})
 
         @post("/reset", status_code=200)
-        async def reset(request: AnyRequest) -> AnyResponse:
+        async def reset(request: HttpRequest) -> HttpResponse:
             self._check(request)
-            return answer(await self._reset(await read_json(request, ResetRequest, self._plane)))
+            wanted = await read_json(request, ResetRequest, self._plane)
+            return json_response(await self._reset(wanted))
 
         @post("/admin/config", status_code=200)
-        async def config(request: AnyRequest) -> AnyResponse:
+        async def config(request: HttpRequest) -> HttpResponse:
             self._check(request)
             patch = await read_json(request, dict[str, Any], self._plane)
             try:
@@ -164,7 +166,7 @@ class Admin:
             generation = self._live.state.generation
             logger.info(f"admin patch {status}", extra={"generation": generation})
             self._journal.reloaded(generation, changed=result.changed)
-            return answer(
+            return json_response(
                 {
                     "status": status,
                     "generation": generation,
@@ -196,7 +198,7 @@ class Admin:
         return done
 
 
-def _number(request: AnyRequest, name: str, default: int, least: int, most: int) -> int:
+def _number(request: HttpRequest, name: str, default: int, least: int, most: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default

@@ -1,12 +1,14 @@
 """`POST /submit`, `GET` and `DELETE /status/{id}`: requests whose answer is fetched later.
 
-A submitted job is committed before its id is given, runs through the same scheduler and
-relay as every other request, in the class `background`, on what the others leave, and keeps its
-result in the store until its TTL, over restarts: queued jobs run again then; one that was running
-has failed as `interrupted`, since running it again might bill it twice, unless it was submitted
-as `retry_safe`. An id is readable by
-its tenant alone; unknown and foreign ids look the same. A cancelled job is one that failed as
-`cancelled`, told only once that is committed: no restart runs it again.
+1. A job is committed to the store before its id is returned.
+2. It runs through the same scheduler and relay as every other request, in the class
+   `background`.
+3. Its result is kept until its TTL, over restarts.
+4. After a restart queued jobs run. One that was running has failed as `interrupted`, since
+   running it again might bill it twice, unless it was submitted as `retry_safe`.
+5. An id is readable by its tenant alone; an unknown id and another tenant's look the same.
+6. A cancelled job has failed as `cancelled`. Its cancellation is answered once it is committed,
+   so no restart runs it again.
 """
 
 from __future__ import annotations
@@ -19,45 +21,38 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from litestar import delete, get, post
+from litestar.handlers import HTTPRouteHandler
 
+from gateway.api.control import (
+    PredictRequest,
+    forecast_body,
+    from_thread,
+    json_response,
+    messages_of,
+    raw_headers,
+    read_json,
+)
 from gateway.api.plane import DataPlane
+from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.api.request import ParsedRequest
-from gateway.api.schemas import PredictRequest, check_messages, forecast_body, positive
-from gateway.api.web import from_thread
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange
-from gateway.errors import Conflict, GatewayError, Gone, InvalidRequest, NotFound, Unavailable
+from gateway.errors import Conflict, GatewayError, Gone, NotFound, Unavailable
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store
 from gateway.types import Job, JobClass, JobRecord, Listener, Outcome
+from gateway.upstream.providers import Headers
 
 logger = logging.getLogger("gateway.jobs")
 MAX_RESULT_BYTES = 16 * 2**20
-_JSON: list[tuple[bytes, bytes]] = [(b"content-type", b"application/json")]
-
-
-def messages_of(request: PredictRequest) -> list[dict[str, Any]]:
-    """The request as chat messages. Raises InvalidRequest."""
-    if (request.prompt is None) == (request.messages is None):
-        raise InvalidRequest("Give either 'prompt' or 'messages'.", param="prompt")
-    positive(request.max_tokens, "max_tokens")
-    if request.messages is not None:
-        check_messages(request.messages)
-        for i, message in enumerate(request.messages):
-            if not isinstance(message.get("role"), str):
-                raise InvalidRequest(
-                    f"Missing required parameter: 'messages[{i}].role'.",
-                    param=f"messages[{i}].role",
-                    code="missing_required_parameter",
-                )
-        return request.messages
-    return [{"role": "user", "content": request.prompt}]
+_JSON: Headers = [(b"content-type", b"application/json")]
 
 
 class _Collector:
-    """An ASGI `send` that keeps the answer."""
+    """An ASGI `send` that keeps the answer. Raises ResultTooLarge."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -84,7 +79,7 @@ class ResultTooLarge(Exception):
 
 
 class _Client:
-    """An ASGI `receive` of a client that stays until it is told to leave."""
+    """An ASGI `receive` of a client that stays until `leave` is called."""
 
     def __init__(self) -> None:
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,8 +93,12 @@ class _Client:
         return {"type": "http.disconnect"}
 
 
-class Jobs(Listener):
-    """Submitted jobs that wait or run; the ended ones are the store's. An engine listener."""
+class SubmittedJobs(Listener):
+    """Submitted jobs that wait or run. Ended ones live in the store.
+
+    Args:
+        ttl_s: seconds for which a result is kept after its job has ended.
+    """
 
     def __init__(
         self, data_plane: DataPlane, engine: Engine, store: Store, ttl_s: Callable[[], float]
@@ -114,12 +113,36 @@ class Jobs(Listener):
         self.stopping = False
         self._leaving: set[str] = set()  # queued at the drain: they are not run any more
 
+    def __repr__(self) -> str:
+        return f"<SubmittedJobs {len(self._tasks)} running or queued>"
+
+    def handlers(self) -> list[HTTPRouteHandler]:
+        @post("/submit", status_code=200)
+        async def submit(request: HttpRequest) -> HttpResponse:
+            tenant = self._tenant(request)
+            wanted = await read_json(request, PredictRequest, self._plane)
+            job_id = await self.submit(tenant, wanted)
+            return json_response({"request_id": job_id, "status": "queued"})
+
+        @get("/status/{job_id:str}")
+        async def status(request: HttpRequest, job_id: str) -> HttpResponse:
+            return json_response(await self.status(self._tenant(request), job_id))
+
+        @delete("/status/{job_id:str}", status_code=200)
+        async def cancel(request: HttpRequest, job_id: str) -> HttpResponse:
+            return json_response(await self.cancel(self._tenant(request), job_id))
+
+        return [submit, status, cancel]
+
+    def _tenant(self, request: HttpRequest) -> Tenant:
+        return self._plane.routing.tenants.authenticate(raw_headers(request))
+
     def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
-        """Take up what the last process left."""
+        """Start the jobs that the last process left queued, and fail those that cannot run."""
         for row in unfinished:
             try:
                 request = msgspec.json.decode(row.request, type=PredictRequest)
-            except msgspec.MsgspecError:  # another version's, or damaged
+            except msgspec.MsgspecError:  # of another version, or damaged
                 self._fail(row.id, "unreadable", "The stored request cannot be read.")
                 continue
             tenant = tenants.get(row.tenant)
@@ -134,7 +157,8 @@ class Jobs(Listener):
                     self._fail(row.id, error.code or "rejected", error.message)
 
     async def submit(self, tenant: Tenant, request: PredictRequest) -> str:
-        """Commit a job and start it; its id. Raises InvalidRequest, ModelNotFound, Unavailable."""
+        """Commit a job, start it and return its id. Raises InvalidRequest, ModelNotFound,
+        Unavailable."""
         if self._engine.draining:
             raise Unavailable("The gateway is draining.", code="draining", retry_after_s=5.0)
         messages_of(request)
@@ -153,65 +177,64 @@ class Jobs(Listener):
         return row.id
 
     async def status(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
-        """What is known of a job. Raises NotFound, Gone."""
-        return self._shown(await self._find(tenant, job_id))
+        """The answer of GET /status/{id}. Raises NotFound, Gone."""
+        return self._status_body(await self._find(tenant, job_id))
 
     async def cancel(self, tenant: Tenant, job_id: str) -> dict[str, Any]:
-        """End a job that waits or runs, its call to the provider too; what became of it. One
-        that is cancelled already stays so. Raises NotFound, Gone, Conflict where it had ended
-        otherwise, Unavailable."""
+        """End a job that waits or runs, with its call to the provider, and return its status.
+        Cancelling a cancelled job changes nothing. Raises NotFound, Gone, Unavailable, and
+        Conflict where the job had ended otherwise."""
         row = await self._find(tenant, job_id)
         client, task = self._clients.get(job_id), self._tasks.get(job_id)
         if client is not None and task is not None:
             client.leave()
             await asyncio.wait([task])
-            row = await self._stored(job_id) or row  # answered after the group's commit
+            row = await self._stored(job_id) or row  # waits for the commit
         if row.ended_wall_s is None:
             raise Unavailable("The gateway is stopping.", code="draining", retry_after_s=5.0)
         if _code(row) != "cancelled":
             raise Conflict(f"The job has ended: it is {row.status}.", code="job_ended")
-        return self._shown(row)
+        return self._status_body(row)
 
     async def _find(self, tenant: Tenant, job_id: str) -> JobRow:
         row = self._active.get(job_id) or await self._stored(job_id)
         if row is None or row.tenant != tenant.name:
             raise NotFound(f"No job {job_id[:64]!r}.", code="job_not_found")
         over = row.ended_wall_s is not None and time.time() - row.ended_wall_s > self._ttl_s()
-        if row.status == "gone" or over:  # the store empties rows now and then, not on the dot
+        if row.status == "gone" or over:  # the store removes rows some time after their TTL
             raise Gone(f"The result of {job_id} was kept until its TTL and is gone.")
         return row
 
     async def _stored(self, job_id: str) -> JobRow | None:
-        found: JobRow | None = await from_thread(
+        row: JobRow | None = await from_thread(
             lambda done: self._store.get_job(job_id, done), "The job store is busy."
         )
-        return found
+        return row
 
     def drain(self) -> None:
-        """What has not been started stays queued in the store, for the next process; what runs
-        may finish."""
+        """Leave queued jobs to the next process; those that run may finish."""
         self.stopping = True
         for job_id, task in self._tasks.items():
-            row = self._active.get(job_id)  # None: it has ended, its task is about to be forgotten
+            row = self._active.get(job_id)  # None: it has ended, and its task is about to end
             if row is not None and row.status == "queued":
                 self._leaving.add(job_id)
                 task.cancel()
 
     async def stop(self) -> None:
-        """End what still runs; what waits stays queued in the store for the next process."""
+        """End the jobs that run, and leave the queued ones to the next process."""
         self.stopping = True
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
 
-    def _shown(self, row: JobRow) -> dict[str, Any]:
-        shown = _shown(row)
+    def _status_body(self, row: JobRow) -> dict[str, Any]:
+        body = _row_body(row)
         if row.ended_wall_s is None and (forecast := self._engine.forecast(row.id)) is not None:
-            shown["forecast"] = forecast_body(forecast)
-        if row.status == "queued" and (place := self._engine.standing(row.id)) is not None:
-            shown["queue"] = msgspec.to_builtins(place)
-        return shown
+            body["forecast"] = forecast_body(forecast)
+        if row.status == "queued" and (position := self._engine.standing(row.id)) is not None:
+            body["queue"] = msgspec.to_builtins(position)
+        return body
 
     # -- running -----------------------------------------------------------------------------
 
@@ -285,14 +308,14 @@ class Jobs(Listener):
         if record.outcome is Outcome.SHUTDOWN:
             self._interrupted(job_id, record.attempts > 0 and job_id not in self._leaving)
             return
-        if record.outcome is Outcome.CANCELLED:  # nobody else can leave
+        if record.outcome is Outcome.CANCELLED:  # only `cancel` makes its client leave
             self._fail(job_id, "cancelled", "The job was cancelled.")
             return
         ok = record.outcome is Outcome.OK and collector.status == 200
         self._finish(job_id, ok, collector.body)
 
     def _interrupted(self, job_id: str, ran: bool) -> None:
-        """The gateway stops. What never ran, or may run again, is left to the next process."""
+        """Fail a job at a stop, unless it never ran or may run again: then it stays queued."""
         row = self._active[job_id]
         if ran and not msgspec.json.decode(row.request, type=PredictRequest).retry_safe:
             self._fail(job_id, "interrupted", "The gateway stopped while this job ran.")
@@ -302,7 +325,8 @@ class Jobs(Listener):
         self._finish(job_id, False, msgspec.json.encode(error.wire()))
 
     def _finish(self, job_id: str, ok: bool, body: bytes) -> None:
-        """Ended rows live on in `_active` until they are committed, so no reader misses one."""
+        """End a job. Its row stays in `_active` until it is committed, so that every reader
+        finds it in one place or the other."""
         row = self._active.get(job_id)
         ended = time.time()
         if row is not None:
@@ -313,34 +337,34 @@ class Jobs(Listener):
                 result=body if ok else None,
                 error=None if ok else body,
             )
-        taken = self._store.update_job(
+        accepted = self._store.update_job(
             job_id,
             "done" if ok else "failed",
             result=body if ok else None,
             error=None if ok else body,
             ended_wall_s=ended,
         )
-        if not taken:
+        if not accepted:
             logger.error("the store took no result", extra={"request_id": job_id})
 
-    # -- engine listener: only what concerns submitted jobs -------------------------------------
+    # -- engine listener -------------------------------------------------------------------------
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
         row = self._active.get(job.id)
-        # The cancel of one that leaves is under way: its turn may come first, but it sends nothing.
+        # A job that leaves is being cancelled: it may still be dispatched, but sends nothing.
         if row is None or row.status != "queued" or job.id in self._leaving:
             return
         now = time.time()
         forecast = self._engine.forecast(job.id) or job.workload
-        told = msgspec.json.encode(forecast_body(forecast))
+        body = msgspec.json.encode(forecast_body(forecast))
         self._active[job.id] = msgspec.structs.replace(
-            row, status="running", started_wall_s=now, forecast=told
+            row, status="running", started_wall_s=now, forecast=body
         )
-        self._store.update_job(job.id, "running", started_wall_s=now, forecast=told)
+        self._store.update_job(job.id, "running", started_wall_s=now, forecast=body)
 
 
 def _code(row: JobRow) -> str | None:
-    """The error's code of a job that failed."""
+    """The error code of a job that failed; None for any other job."""
     try:
         code = msgspec.json.decode(row.error or b"{}")["error"]["code"]
     except (msgspec.MsgspecError, KeyError, TypeError):
@@ -348,8 +372,8 @@ def _code(row: JobRow) -> str | None:
     return code if isinstance(code, str) else None
 
 
-def _shown(row: JobRow) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+def _row_body(row: JobRow) -> dict[str, Any]:
+    body: dict[str, Any] = {
         "request_id": row.id,
         "status": row.status,
         "created_at": row.created_wall_s,
@@ -357,12 +381,12 @@ def _shown(row: JobRow) -> dict[str, Any]:
         "ended_at": row.ended_wall_s,
     }
     if row.forecast is not None:
-        shown["forecast"] = msgspec.Raw(row.forecast)
+        body["forecast"] = msgspec.Raw(row.forecast)
     if row.result is not None:
-        shown["result"] = msgspec.Raw(row.result)
+        body["result"] = msgspec.Raw(row.result)
     if row.error is not None:
         try:
-            shown["error"] = msgspec.json.decode(row.error)["error"]
+            body["error"] = msgspec.json.decode(row.error)["error"]
         except (msgspec.MsgspecError, KeyError, TypeError):
-            shown["error"] = {"message": "The provider's error could not be read."}
-    return shown
+            body["error"] = {"message": "The provider's error could not be read."}
+    return body

@@ -22,7 +22,7 @@ from gateway.api.headers import (
     client_deadline,
     retry_count,
 )
-from gateway.api.problems import internal, send_problem
+from gateway.api.problems import internal_error, send_problem
 from gateway.api.request import ParsedRequest, RequestInfo, parse
 from gateway.api.routing import RoutingTable, Scope, check_route, require_method
 from gateway.engine.client_watch import Receive, Send
@@ -84,7 +84,7 @@ class DataPlane:
             raise  # answered and recorded; the server closes the connection
         except Exception:
             logger.exception("request failed", extra={"request_id": info.id})
-            await self._refuse(info, internal(), send)
+            await self._refuse(info, internal_error(), send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, info: RequestInfo) -> None:
         routing, path = self.routing, info.path

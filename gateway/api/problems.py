@@ -1,19 +1,36 @@
-"""Errors as responses: OpenAI's object, the right status, and when to come again.
+"""Errors as responses, on the data plane and on the control plane: OpenAI's object, the right
+status, and the time after which to try again.
 
-Headers an SDK reads (openai-python, openai-node): `retry-after-ms`, `Retry-After` in whole
-seconds, `x-should-retry`. A wait above 120 s makes the SDK give up, so it is told as it is.
+Three headers are for the SDKs (openai-python, openai-node): `retry-after-ms`, `Retry-After` in
+whole seconds, `x-should-retry`. An SDK gives up on a wait above 120 s; the true wait is sent
+all the same.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import Any
 
 import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
 
 from gateway.engine.client_watch import Send
-from gateway.errors import GatewayError, UpstreamRefused
+from gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    UpstreamRefused,
+)
+from gateway.upstream.providers import Headers
 
-Headers = list[tuple[bytes, bytes]]
+logger = logging.getLogger("gateway.api")
+
+HttpRequest = Request[Any, Any, Any]
+HttpResponse = Response[bytes]
 MAX_WAIT_S = 86_400.0
 
 
@@ -36,12 +53,40 @@ def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
 
 
 async def send_problem(send: Send, error: GatewayError, extra: Headers) -> None:
-    """Write an error as the whole response."""
+    """Write an error as the whole response of the data plane, with `extra` headers."""
     status, headers, body = problem(error)
     await send({"type": "http.response.start", "status": status, "headers": headers + extra})
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def internal() -> GatewayError:
-    """What a client hears of a fault of ours: nothing of its inside."""
+def problem_response(request: HttpRequest, error: Exception) -> HttpResponse:
+    """Any error of the control plane, the framework's own included, as a response."""
+    status, headers, body = problem(_as_gateway_error(request, error))
+    return Response(
+        body,
+        status_code=status,
+        media_type="application/json",
+        headers={k.decode(): v.decode() for k, v in headers if k != b"content-length"},
+    )
+
+
+def internal_error() -> GatewayError:
+    """The answer to a fault of the gateway. It shows nothing of the inside; the log does."""
     return GatewayError("The gateway failed to handle the request.")
+
+
+def _as_gateway_error(request: HttpRequest, error: Exception) -> GatewayError:
+    where = f"{request.scope['method']} {request.scope['path'][:200]}"
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFound(f"Unknown request URL: {where}.", code="unknown_url")
+        if error.status_code == 405:
+            return MethodNotAllowed(f"Not allowed: {where}.")
+        if error.status_code == 413:
+            return BodyTooLarge("The request body is too large.")
+        if error.status_code < 500:
+            return InvalidRequest(error.detail)
+    logger.error("request failed: %s", where, exc_info=error)
+    return internal_error()

@@ -19,11 +19,11 @@ from gateway.api.headers import header
 from gateway.api.prompt import view_of
 from gateway.api.routing import STATELESS, RoutingTable, Scope, canonical_path, route_label
 from gateway.api.schemas import (
-    AnyRequest,
     ChatRequest,
     CompletionRequest,
     Generation,
     ResponsesRequest,
+    RoutedRequest,
     check_complexity,
     check_generation,
     check_messages,
@@ -145,7 +145,7 @@ def _routed_only(info: RequestInfo, body: bytes, default_model: str) -> ParsedRe
         model = match[1].decode("utf-8", "replace") if match else None
     elif body and (b"json" in kind or info.path in STATELESS):
         check_complexity(body)
-        request = decode(body, AnyRequest)
+        request = decode(body, RoutedRequest)
         model, stream = request.model, request.stream is True
         if info.path == "/embeddings":
             batch = batch_of(request.input)

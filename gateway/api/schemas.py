@@ -5,13 +5,12 @@ forecasts by; everything else in a body passes through unread.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Raw, Struct
 
 from gateway.errors import BodyTooLarge, InvalidRequest
-from gateway.types import QUANTILE_LEVELS, Workload
 
 T = TypeVar("T")
 MAX_CHOICES = 128
@@ -158,43 +157,12 @@ class ResponsesRequest(Generation, kw_only=True):
     instructions: Raw = NULL
 
 
-class AnyRequest(Struct):
+class RoutedRequest(Struct):
     """A route the gateway only routes."""
 
     model: str | None = None
     stream: bool | None = None
     input: Raw = NULL  # of embeddings
-
-
-ModelName = Annotated[str, Meta(min_length=1, max_length=200)]
-TaskType = Annotated[str, Meta(max_length=64)]
-
-
-class PredictRequest(Struct, forbid_unknown_fields=True):
-    """POST /predict, POST /submit."""
-
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    max_tokens: int | None = None
-    model: ModelName | None = None
-    task_type: TaskType | None = None
-    retry_safe: bool | None = None
-    # The seed system's clients send one shape to /predict, /ingest and /submit; what only
-    # /ingest needs is accepted here and not used.
-    output_tokens: int | None = None
-    prompt_tokens: int | None = None
-    success: bool | None = None
-
-
-class IngestRequest(Struct, forbid_unknown_fields=True):
-    output_tokens: int
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    prompt_tokens: int | None = None
-    max_tokens: int | None = None
-    model: ModelName | None = None
-    task_type: TaskType | None = None
-    success: bool = True
 
 
 _WHAT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -245,7 +213,7 @@ def _invalid(text: str) -> InvalidRequest:
     )
 
 
-def positive(value: int | None, name: str, most: int | None = None) -> None:
+def check_positive(value: int | None, name: str, most: int | None = None) -> None:
     """Raises InvalidRequest unless `value` is None or in [1, most]."""
     if value is None:
         return
@@ -262,11 +230,11 @@ def check_generation(request: Generation) -> None:
     """The rules over values that types do not carry."""
     if not request.model.strip():
         raise InvalidRequest("'model' must not be empty.", param="model", code="invalid_value")
-    positive(request.max_tokens, "max_tokens", MAX_TOKENS)
-    positive(request.max_completion_tokens, "max_completion_tokens", MAX_TOKENS)
-    positive(request.max_output_tokens, "max_output_tokens", MAX_TOKENS)
-    positive(request.n, "n", MAX_CHOICES)
-    positive(request.best_of, "best_of", MAX_CHOICES)
+    check_positive(request.max_tokens, "max_tokens", MAX_TOKENS)
+    check_positive(request.max_completion_tokens, "max_completion_tokens", MAX_TOKENS)
+    check_positive(request.max_output_tokens, "max_output_tokens", MAX_TOKENS)
+    check_positive(request.n, "n", MAX_CHOICES)
+    check_positive(request.best_of, "best_of", MAX_CHOICES)
 
 
 def check_messages(messages: list[Any] | None) -> None:
@@ -274,25 +242,3 @@ def check_messages(messages: list[Any] | None) -> None:
         raise InvalidRequest(
             "'messages' must hold at least one message.", param="messages", code="empty_array"
         )
-
-
-def forecast_body(workload: Workload) -> dict[str, Any]:
-    """The answer of /predict. Tokens are whole numbers, as the seed system's were."""
-    return {
-        "size_bucket": workload.size_bucket,
-        "expected_output_tokens_p50": round(workload.p50),
-        "expected_output_tokens_p90": round(workload.p90),
-        "predicted_cost_p50": workload.cost_p50,
-        "predicted_cost_p90": workload.cost_p90,
-        "predicted_cost_usd_p50": workload.cost_usd_p50,
-        "risk_score": workload.risk,
-        "confidence_score": workload.confidence,
-        "fallback_level": workload.rung,
-        "class": workload.job_class,
-        "p_short": workload.p_short,
-        "prompt_tokens": workload.prompt_tokens,
-        "quantiles": {
-            f"{level:g}": round(value, 1)
-            for level, value in zip(QUANTILE_LEVELS, workload.grid, strict=True)
-        },
-    }

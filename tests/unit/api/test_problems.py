@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.problems import internal, problem
+from gateway.api.problems import internal_error, problem
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -91,7 +91,7 @@ def test_problem_passes_the_providers_words_on() -> None:
 
 def test_internal_tells_nothing_of_the_inside() -> None:
     """A fault is in the log, under the request's id; the client hears that there was one."""
-    status, _, body = problem(internal())
+    status, _, body = problem(internal_error())
     assert status == 500
     assert json.loads(body)["error"] == {
         "message": "The gateway failed to handle the request.",

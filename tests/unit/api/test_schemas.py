@@ -11,26 +11,25 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gateway.api.control import IngestRequest, PredictRequest
 from gateway.api.schemas import (
     MAX_CHOICES,
     MAX_TOKENS,
-    AnyRequest,
     ChatRequest,
     CompletionRequest,
-    IngestRequest,
-    PredictRequest,
     ResponsesRequest,
+    RoutedRequest,
     check_generation,
     check_messages,
+    check_positive,
     decode,
-    positive,
 )
 from gateway.errors import InvalidRequest
 
 QUICK = hypothesis_settings(max_examples=200, deadline=None, database=None)
 MESSAGES = [{"role": "user", "content": "hi"}]
 KINDS = [
-    AnyRequest,
+    RoutedRequest,
     ChatRequest,
     CompletionRequest,
     IngestRequest,
@@ -107,8 +106,8 @@ def test_decode_names_the_member_and_what_was_expected(
 def test_decode_refuses_what_is_no_utf8_anywhere() -> None:
     """Also in members that are not looked at: they are relayed, and edited bodies are read."""
     for body in (b'{"model": "m", "\xff": 1}', b'{"model": "m", "x": "\xff"}'):
-        assert refused(body, AnyRequest).code == "invalid_json"
-    assert decode('{"model": "é", "ü": "日本"}'.encode(), AnyRequest).model == "é"
+        assert refused(body, RoutedRequest).code == "invalid_json"
+    assert decode('{"model": "é", "ü": "日本"}'.encode(), RoutedRequest).model == "é"
 
 
 def test_decode_names_unknown_members_where_all_are_known() -> None:
@@ -155,8 +154,8 @@ def test_generation_takes_nulls_for_absent() -> None:
 @given(
     body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode), kind=st.sampled_from(KINDS)
 )
-@example(body=b'{"model": "\\ud800"}', kind=AnyRequest)
-@example(body=b"\xef\xbb\xbf{}", kind=AnyRequest)
+@example(body=b'{"model": "\\ud800"}', kind=RoutedRequest)
+@example(body=b"\xef\xbb\xbf{}", kind=RoutedRequest)
 def test_decode_raises_nothing_else(body: bytes, kind: type) -> None:
     """Whatever a client sends is read or refused; it is never a fault of the gateway."""
     with contextlib.suppress(InvalidRequest):
@@ -224,7 +223,7 @@ def test_check_messages_wants_one(messages: list[Any] | None) -> None:
 
 def test_positive_without_an_upper_bound() -> None:
     """None is absent, and absent is fine."""
-    positive(None, "x")
-    positive(10**30, "x")
+    check_positive(None, "x")
+    check_positive(10**30, "x")
     with pytest.raises(InvalidRequest, match="expected at least 1, got 0"):
-        positive(0, "x")
+        check_positive(0, "x")
