@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 from gateway.errors import NotFound, Unavailable
 from gateway.settings.schema import Store as StoreSettings
 from gateway.snapshots import StoreSnapshot
-from gateway.store import rows, window
+from gateway.store import newest_rows, rows
+from gateway.store.database import read_only
 from gateway.store.retention import SLICE_ROWS, Retention
 from gateway.store.rows import JobRow, Status
-from gateway.store.schema import read_only
 from gateway.store.writer import Done, Writer
 from gateway.types import HistoryRow, ObservedRow
 
@@ -90,16 +90,16 @@ class Store:
         return self._writer.offer(insert, _after(done), self._settings.queue_items)
 
     def history_pages(self, limit: int, encoder: str | None = None) -> Iterator[list[HistoryRow]]:
-        """At most `limit` rows (of one encoder, or of all), oldest first; see window.py.
+        """At most `limit` rows (of one encoder, or of all), oldest first; see newest_rows.py.
 
         Blocks for each page; commits go between. While one page is used the next is read.
         """
-        newest = window.Newest(limit, encoder)
+        newest = newest_rows.Newest(limit, encoder)
         while self._ask(newest.step):
             pass
         coming: deque[Future[list[HistoryRow]]] = deque()
         for part in newest.pages():
-            coming.append(self._begin(partial(window.read, seqs=part)))
+            coming.append(self._begin(partial(newest_rows.read, seqs=part)))
             if len(coming) > 1:
                 yield coming.popleft().result(ANSWER_TIMEOUT_S)
         for last in coming:
@@ -275,10 +275,10 @@ def read_history(path: Path, limit: int) -> list[HistoryRow]:
     """
     connection = read_only(path)
     try:
-        newest = window.Newest(limit, None)
+        newest = newest_rows.Newest(limit, None)
         while newest.step(connection):
             pass
-        return [row for part in newest.pages() for row in window.read(connection, part)]
+        return [row for part in newest.pages() for row in newest_rows.read(connection, part)]
     finally:
         connection.close()
 

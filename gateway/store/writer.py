@@ -31,7 +31,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.store.schema import open_database
+from gateway.store.database import open_database
 
 log = logging.getLogger("sagesched.store")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.database import open_database
 from gateway.store.rows import JobRow, history_row, to_sql
-from gateway.store.schema import open_database
 from gateway.types import HistoryRow
 from tests.unit.store.rows import history
 

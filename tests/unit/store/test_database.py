@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.store.schema import APPLICATION_ID, MIGRATIONS, open_database
+from gateway.store.database import APPLICATION_ID, MIGRATIONS, open_database
 
 
 def shape(connection: sqlite3.Connection) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from gateway.store import rows
-from gateway.store.schema import open_database
-from gateway.store.window import PAGE_ROWS, STEP_ROWS, Newest, read, shares
+from gateway.store.database import open_database
+from gateway.store.newest_rows import PAGE_ROWS, STEP_ROWS, Newest, read, shares
 from tests.unit.store.rows import history
 
 
