@@ -13,7 +13,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from gateway import __version__
 from gateway.api.protocol import protocol_for
 from gateway.app import Gateway, fresh_core, targets
 from gateway.engine.failsafe import Build
-from gateway.engine.supervise import Child
 from gateway.errors import SettingsError
 from gateway.observe.logs import Logs
 from gateway.settings import load
@@ -34,6 +33,7 @@ from gateway.store.store import Store
 
 logger = logging.getLogger("gateway")
 DEMO_KEYS = ("DEMO_API_KEY", "DEMO_API_KEY_B")
+CHILD_STOP_S = 3.0
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
 
 
@@ -97,7 +97,7 @@ async def _serve(
 
 
 async def _run(
-    gateway: Gateway, store: Store, sock: socket.socket, made_token: bool, demo: Child | None
+    gateway: Gateway, store: Store, sock: socket.socket, made_token: bool, demo: ChildProcess | None
 ) -> int:
     settings = gateway.live.current
     server = Server(
@@ -139,10 +139,76 @@ async def _run(
     return 0
 
 
+class ChildProcess:
+    """A process that lives as long as the gateway: the demo provider.
+
+    Its standard input is a pipe that it watches: closed, it ends, so it does not outlive a
+    gateway that was killed.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._name = name
+        self._command = command
+        self._environ = dict(environ)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def start(self, timeout_s: float = 20.0) -> None:
+        """Spawn it and wait for its first line. Raises RuntimeError."""
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._environ,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is the gateway's to pass on
+        )
+        assert self._process.stdout is not None
+        try:
+            async with asyncio.timeout(timeout_s):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            line = b""
+        if not line:
+            await self.stop()
+            raise RuntimeError(f"{self._name} did not start")
+        self._reader = asyncio.ensure_future(self._read(self._process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while await process.stdout.readline():
+            pass
+        code = await process.wait()
+        logger.warning("%s ended with code %s", self._name, code)
+
+    async def stop(self) -> None:
+        """Ask it to end; after `CHILD_STOP_S` end it."""
+        if self._reader is not None:
+            self._reader.cancel()
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(CHILD_STOP_S):
+                await process.wait()
+        except TimeoutError:
+            self.kill()
+            await process.wait()
+
+    def kill(self) -> None:
+        """End it now; synchronous."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+
 class _Stop:
     """SIGTERM drains; a second one ends at once."""
 
-    def __init__(self, gateway: Gateway, server: Server, store: Store, demo: Child | None) -> None:
+    def __init__(
+        self, gateway: Gateway, server: Server, store: Store, demo: ChildProcess | None
+    ) -> None:
         self._gateway = gateway
         self._server = server
         self._store = store
@@ -196,7 +262,7 @@ def _fill_demo_secrets(settings: Settings) -> bool:
     return False
 
 
-async def _start_demo(settings: Settings) -> Child | None:
+async def _start_demo(settings: Settings) -> ChildProcess | None:
     demo = settings.demo
     if not demo.enabled:
         return None
@@ -215,7 +281,7 @@ async def _start_demo(settings: Settings) -> Child | None:
         *("--keys", ",".join(DEMO_KEYS)),
         "--end-with-stdin",
     ]
-    child = Child("the demo provider", command, own_environ())
+    child = ChildProcess("the demo provider", command, own_environ())
     try:
         await child.start()
     except RuntimeError as error:
