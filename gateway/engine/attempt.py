@@ -162,6 +162,7 @@ class TimedBody:
         exchange: Exchange,
         response: ClientResponse,
         write_timeout_s: float,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.answer = answer
         self.target = target
@@ -169,7 +170,7 @@ class TimedBody:
         self._response = response
         self._idle_s = target.account.idle_timeout_s
         self._write_s = write_timeout_s
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._since_s = 0.0  # the present wait's begin, the loop's clock
         self._writing = False  # the present wait is for the client
         self._silent = False  # the provider sent nothing for too long
@@ -192,9 +193,8 @@ class TimedBody:
 
     def read(self) -> Awaitable[bytes]:
         """The next bytes, b"" at the end. Raises AttemptError."""
-        if self._writing:
-            self._writing = False
-            self._since_s = self._loop.time()
+        self._writing = False
+        self._since_s = self._loop.time()
         return self.answer.read_some()
 
     def write(self, body: bytes) -> Awaitable[None]:

@@ -167,7 +167,9 @@ class Relay:
         """Call one account and relay its answer. Raises AttemptError."""
         answer = await attempt(self._client, target, exchange)
         server = self.server
-        body = TimedBody(answer, target, exchange, response, server.write_timeout_s)
+        body = TimedBody(
+            *(answer, target, exchange, response), server.write_timeout_s, self._engine.loop
+        )
         if is_events(answer):
             outgrown = None if exchange.view is None else partial(self._outgrown, exchange)
             await relay_stream(body, response, server.stream_buffer_bytes, outgrown)
