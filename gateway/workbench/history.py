@@ -34,6 +34,7 @@ from gateway.settings.schema import Settings
 from gateway.shipped import shipped
 from gateway.store.store import Store
 from gateway.types import HistoryRow
+from gateway.workbench.arguments import add_config
 
 MAX_LINE_BYTES = 8 * 2**20
 PROBLEMS = 20  # lines said by number; the rest is counted
@@ -164,16 +165,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     seed.add_argument("--seed", type=int, default=0)
     text = "learn finished requests from a file"
     file = commands.add_parser("import", help=text, description=text)
-    file.add_argument("file", help="JSON lines with the fields of POST /ingest, .gz or not")
+    file.add_argument(
+        "file", type=Path, help="JSON lines with the fields of POST /ingest, .gz or not"
+    )
     for command, call in ((seed, _seed), (file, _import)):
         command.set_defaults(history=call)
-        command.add_argument("--config", default="gateway.toml", metavar="FILE")
+        add_config(command)
         command.add_argument("--tenant", default=None, help="default: the first tenant")
 
 
 def run(args: argparse.Namespace) -> int:
     """Teach; exit code 1 where a file had lines and none was of use. Raises SettingsError."""
-    settings = load.load(Path(args.config))
+    settings = load.load(args.config)
     tenants = [tenant.name for tenant in settings.tenants]
     if args.tenant is not None and args.tenant not in tenants:
         raise SettingsError(f"there is no tenant {args.tenant!r}; there are: {', '.join(tenants)}")
@@ -190,7 +193,7 @@ def _seed(args: argparse.Namespace, settings: Settings, tenant: str) -> int:
 
 def _import(args: argparse.Namespace, settings: Settings, tenant: str) -> int:
     reading = Reading(
-        Path(args.file),
+        args.file,
         tenant=tenant,
         model=next(iter(settings.accounts[0].model_map)),
         wall_s=time.time(),

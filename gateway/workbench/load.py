@@ -8,6 +8,7 @@ short and heavy are by truth where the endpoint counts tokens.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 from collections import Counter
@@ -17,10 +18,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
+from gateway.workbench.arguments import add_data
 from gateway.workbench.figures import Floats
 from gateway.workbench.load_client import Hit, Shot, Volley, chat_body, fire
 from gateway.workbench.progress import Progress
@@ -32,68 +33,72 @@ from gateway.workbench.simulate.run_figures import percentile
 KEY_ENV = "SAGESCHED_LOAD_KEY"
 
 
-class Options(Struct, kw_only=True):
-    url: str  # the base URL, with its /v1
-    model: str = ""  # "": each row's own
-    rate: float = 5.0  # a second; of a trace: 0 keeps its own rhythm
-    requests: int = 200
-    data: Path | None = None
-    trace: Path | None = None
-    speed: float = 1.0  # of a trace
-    mix: str = "as-is"  # shares of short, medium and long answers
-    stream_share: float = 1.0
-    seed: int = 0
-    timeout_s: float = 600.0
-    out: Path | None = None  # JSON
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is sent, when and where to."""
+    add = parser.add_argument
+    add("url", help="the base URL, such as http://127.0.0.1:3000/v1")
+    add("--model", default="", help="default: each row's own")
+    add("--rate", type=float, default=5.0, help="requests a second, Poisson")
+    add("--requests", type=int, default=200)
+    add_data(parser, "conversations; default: the demo's own")
+    add("--arrivals", type=Path, metavar="CSV", help="a trace's rhythm instead of --rate")
+    add("--speed", type=float, default=1.0, help="of the trace")
+    add("--mix", default="as-is", help="as-is, balanced, heavy, published")
+    add("--stream-share", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--timeout", type=float, default=600.0, metavar="SECONDS")
+    add("--out", type=Path, metavar="FILE", help="all figures as JSON")
 
 
-def load(options: Options) -> int:
+def run(args: argparse.Namespace) -> int:
     """Send, print a table; 0, or 1 where not every request was answered in full.
+
+    The key comes from the environment (SAGESCHED_LOAD_KEY): others can read a command line.
 
     Raises:
         SettingsError: an option or a file is unusable.
     """
-    shots = _shots(options)
+    shots = _shots(args)
     bar = Progress("requests", len(shots))
     key = os.environ.get(KEY_ENV, "anything")
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    url = options.url.rstrip("/") + "/chat/completions"
-    volley = asyncio.run(fire(url, shots, headers, bar.step, options.timeout_s))
+    url = args.url.rstrip("/") + "/chat/completions"
+    volley = asyncio.run(fire(url, shots, headers, bar.step, args.timeout))
     report = tree(volley)
-    if options.out is not None:
-        options.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
+    if args.out is not None:
+        args.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
     print(table(report))
     return 0 if all(hit.whole for hit in volley.hits) else 1
 
 
-def _shots(options: Options) -> list[Shot]:
-    if options.mix not in MIXES:
-        raise SettingsError(f"load: no mix {options.mix!r}; there are {', '.join(MIXES)}")
-    known = texts(options.data)
-    chance = np.random.default_rng(options.seed)
+def _shots(args: argparse.Namespace) -> list[Shot]:
+    if args.mix not in MIXES:
+        raise SettingsError(f"load: no mix {args.mix!r}; there are {', '.join(MIXES)}")
+    known = texts(args.data)
+    chance = np.random.default_rng(args.seed)
     tokens = [text.output_tokens for text in known]
-    places = draw_sizes(tokens, options.requests, options.mix, chance).tolist()
-    streams = (chance.random(options.requests) < options.stream_share).tolist()
+    places = draw_sizes(tokens, args.requests, args.mix, chance).tolist()
+    streams = (chance.random(args.requests) < args.stream_share).tolist()
     return [
         Shot(
             at_s,
             chat_body(
-                options.model or known[place].model,
+                args.model or known[place].model,
                 known[place].messages,
                 stream=stream,
                 max_tokens=known[place].max_tokens,
             ),
         )
-        for at_s, place, stream in zip(_times(options, chance), places, streams, strict=True)
+        for at_s, place, stream in zip(_times(args, chance), places, streams, strict=True)
     ]
 
 
-def _times(options: Options, chance: np.random.Generator) -> list[float]:
-    if options.trace is not None:
-        gaps = arrivals.traced(arrivals.read(options.trace), options.requests, chance)
-        gaps = gaps / options.speed
-    elif options.rate > 0:
-        gaps = arrivals.poisson(options.requests, chance) / options.rate
+def _times(args: argparse.Namespace, chance: np.random.Generator) -> list[float]:
+    if args.arrivals is not None:
+        gaps = arrivals.traced(arrivals.read(args.arrivals), args.requests, chance)
+        gaps = gaps / args.speed
+    elif args.rate > 0:
+        gaps = arrivals.poisson(args.requests, chance) / args.rate
     else:
         raise SettingsError("load: expected a rate above 0, or a trace")
     times: list[float] = gaps.cumsum().tolist()

@@ -65,10 +65,11 @@ async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> F
 
 
 async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
-    plan = http_bench.Options(
-        out=Path(), data=Path(options.data) if options.data else None, warm_up=0, requests=REQUESTS
-    )
-    known = texts(plan.data)
+    parser = argparse.ArgumentParser()
+    http_bench.add_arguments(parser)
+    wanted = ["--out", ".", "--warm-up", "0", "--total-requests", str(REQUESTS)]
+    plan = parser.parse_args(wanted)
+    known = texts(Path(options.data) if options.data else None)
     cells = [
         Cell("burst", shape, RHO, http_bench.REAL, REQUESTS, seed)
         for shape in options.shapes.split(",")

@@ -25,6 +25,7 @@ and again at the gateway's expense. How late requests left is in the report.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import time
 from collections.abc import Sequence
@@ -34,10 +35,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct, structs
+from msgspec import structs
 
 from gateway.errors import SettingsError
 from gateway.types import QUANTILE_LEVELS, Rung
+from gateway.workbench.arguments import add_data, add_overrides, this_command, words
 from gateway.workbench.bench.bench_processes import Spawned
 from gateway.workbench.bench.bench_seed import Part, Plot, Run, Watch
 from gateway.workbench.progress import Progress
@@ -49,73 +51,72 @@ from gateway.workbench.simulate.simulated_provider import SHAPES, Nature
 from gateway.workbench.simulate.simulation_tables import markdown
 from gateway.workbench.simulate.worlds import WARM_UP_RHO, Cell, Plan, World, world_of
 
-RHO = 2.0
 REAL = "real"
 
 
-class Options(Struct, kw_only=True):
-    out: Path
-    data: Path | None = None
-    shapes: Sequence[str] = ("knee", "power", "linear")
-    seeds: int = 5
-    first_seed: int = 0
-    requests: int = 200
-    seed_count: int = 300
-    warm_up: int = 200
-    rho: float = RHO
-    mix: str = "published"
-    time_scale: float = 5.0
-    stream_share: float = 0.5
-    cold_seeds: int = 2  # of which the cold start is measured, too
-    settings: Sequence[str] = ()  # SECTION.KEY=VALUE of the gateway
-    parallel: int = 1  # seeds at a time
-    command: str = "sagesched bench"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which runs are made, and of how much."""
+    add_data(parser, "conversations; default: the demo's own")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--shapes", type=words, default="knee,power,linear", metavar="A,B")
+    add("--seeds", type=int, default=5)
+    add("--first-seed", type=int, default=0)
+    add("--total-requests", type=int, default=200)
+    add("--seed-count", type=int, default=300, help="rows taught before")
+    add("--warm-up", type=int, default=200, metavar="REQUESTS")
+    add("--cold-seeds", type=int, default=2, help="seeds measured without warm-up too")
+    add("--rho", type=float, default=2.0, help="arrivals per capacity")
+    add("--mix", default="published")
+    add("--time-scale", type=float, default=5.0)
+    add("--stream-share", type=float, default=0.5)
+    add("--parallel", type=int, default=1, metavar="N", help="seeds at a time")
+    add_overrides(parser)
 
 
-def bench(options: Options) -> int:
-    """Run everything, write OUT/report.json and report.md; 0. A goal missed is no error.
+def run(args: argparse.Namespace) -> int:
+    """Run everything, write OUT/report.json and report.md; 0.
 
     Raises:
         SettingsError: an option or file is unusable, a process did not start, or this machine
             is too slow for the time scale.
     """
-    return asyncio.run(_bench(options))
+    return asyncio.run(_bench(args))
 
 
-async def _bench(options: Options) -> int:
-    unknown = [s for s in options.shapes if s not in SHAPES]
+async def _bench(args: argparse.Namespace) -> int:
+    unknown = [s for s in args.shapes if s not in SHAPES]
     if unknown:
         raise SettingsError(f"bench: no shape {unknown[0]!r}; there are {', '.join(SHAPES)}")
-    if options.mix not in MIXES:
-        raise SettingsError(f"bench: no mix {options.mix!r}; there are {', '.join(MIXES)}")
-    known = texts(options.data)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if args.mix not in MIXES:
+        raise SettingsError(f"bench: no mix {args.mix!r}; there are {', '.join(MIXES)}")
+    known = texts(args.data)
     cells = [
-        Cell("burst", shape, options.rho, REAL, options.requests, seed)  # type: ignore[arg-type]
-        for shape in options.shapes
-        for seed in seeds
+        Cell("burst", shape, args.rho, REAL, args.total_requests, seed)
+        for shape in args.shapes
+        for seed in range(args.first_seed, args.first_seed + args.seeds)
     ]
-    total = sum(_steps(options, cell) for cell in cells)
+    total = sum(_steps(args, cell) for cell in cells)
     watch, started = Watch(Progress("requests", total)), time.monotonic()
-    played = await _play_all(options, cells, known, watch)
+    played = await _play_all(args, cells, known, watch)
     rows = [_row(text) for text in known]
     report = {
-        "about": _about(options, time.monotonic() - started, watch),
+        "about": _about(args, time.monotonic() - started, watch),
         "workload": reports.workload({REAL: rows}) | {"forecasts": {}},
         "groups": [*_groups(cells, played, "ours"), *_groups(cells, played, "cold")],
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.json").write_bytes(
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "report.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(report), indent=1)
     )
-    (options.out / "report.md").write_text(markdown(report).replace("# Simulation", "# Bench"))
+    (args.out / "report.md").write_text(markdown(report).replace("# Simulation", "# Bench"))
     seconds = time.monotonic() - started
-    print(f"{options.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
+    print(f"{args.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
     return 0
 
 
 async def _play_all(
-    options: Options, cells: Sequence[Cell], known: Sequence[Text], watch: Watch
+    args: argparse.Namespace, cells: Sequence[Cell], known: Sequence[Text], watch: Watch
 ) -> list[dict[str, Played]]:
     """What each policy did, in the order of the cells; the first error ends all."""
     played: list[dict[str, Played]] = [{} for _ in cells]
@@ -124,17 +125,15 @@ async def _play_all(
     async def play_on(provider: Spawned) -> None:
         while waiting:
             place, cell = waiting.pop()
-            own = plot(options, cell, known)
-            cold = cell.seed - options.first_seed < options.cold_seeds
-            run = Run(
-                own, provider, options.time_scale, options.stream_share, options.settings, watch
-            )
-            played[place] = await run.play(cold)
+            own = plot(args, cell, known)
+            cold = cell.seed - args.first_seed < args.cold_seeds
+            one = Run(own, provider, args.time_scale, args.stream_share, args.set, watch)
+            played[place] = await one.play(cold)
 
     with ExitStack() as stack:
         providers = [
             stack.enter_context(Spawned.provider())
-            for _ in range(max(1, min(options.parallel, len(cells))))
+            for _ in range(max(1, min(args.parallel, len(cells))))
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -157,24 +156,25 @@ def _groups(
     return reports.tree([cell for cell, _ in both], [found for _, found in both])
 
 
-def _steps(options: Options, cell: Cell) -> int:
-    cold = cell.seed - options.first_seed < options.cold_seeds
-    return options.requests * (3 if cold else 2) + options.warm_up
+def _steps(args: argparse.Namespace, cell: Cell) -> int:
+    cold = cell.seed - args.first_seed < args.cold_seeds
+    steps: int = args.total_requests * (3 if cold else 2) + args.warm_up
+    return steps
 
 
-def _about(options: Options, seconds: float, watch: Watch) -> dict[str, Any]:
+def _about(args: argparse.Namespace, seconds: float, watch: Watch) -> dict[str, Any]:
     return {
-        "command": options.command,
-        "rows_from": options.data.name if options.data else "generated",
-        "mix": options.mix,
+        "command": this_command(),
+        "rows_from": args.data.name if args.data else "generated",
+        "mix": args.mix,
         "arrivals": "poisson",
-        "seeds": options.seeds,
-        "warm_up": options.warm_up,
-        "time_scale": options.time_scale,
-        "seed_count": options.seed_count,
-        "stream_share": options.stream_share,
-        "settings": list(options.settings),
-        "parallel": options.parallel,
+        "seeds": args.seeds,
+        "warm_up": args.warm_up,
+        "time_scale": args.time_scale,
+        "seed_count": args.seed_count,
+        "stream_share": args.stream_share,
+        "settings": list(args.set),
+        "parallel": args.parallel,
         "cpu_share_at_most": watch.busiest,
         "left_late_s_at_most": watch.latest_s,  # of the provider's time
         "seconds": round(seconds, 1),
@@ -184,36 +184,36 @@ def _about(options: Options, seconds: float, watch: Watch) -> dict[str, Any]:
 # -- one seed --------------------------------------------------------------------------------
 
 
-def plot(options: Options, cell: Cell, known: Sequence[Text]) -> Plot:
+def plot(args: argparse.Namespace, cell: Cell, known: Sequence[Text]) -> Plot:
     """The seed's world. Raises SettingsError where there are too few rows for it."""
     chance = np.random.default_rng([cell.seed, 77])
     order = [known[i] for i in chance.permutation(len(known)).tolist()]
-    seeding, rest = order[: options.seed_count], order[options.seed_count :]
-    half = len(rest) * options.warm_up // max(1, options.warm_up + options.requests)
-    if len(rest) < options.warm_up + options.requests:
+    seeding, rest = order[: args.seed_count], order[args.seed_count :]
+    half = len(rest) * args.warm_up // max(1, args.warm_up + args.total_requests)
+    if len(rest) < args.warm_up + args.total_requests:
         raise SettingsError(f"bench: {len(known)} rows are too few")
-    measured, said = _world(options, cell, rest[half:], {})
+    measured, said = _world(args, cell, rest[half:], {})
     nature = measured.natures["a"]
     fixed = {
         name: float(getattr(nature, name)) for name in Nature.__struct_fields__ if name != "shape"
     }
     warm = Part((), ())
-    if options.warm_up:
+    if args.warm_up:
         other = structs.replace(
-            cell, rho=WARM_UP_RHO, requests=options.warm_up, seed=cell.seed + 100_000
+            cell, rho=WARM_UP_RHO, requests=args.warm_up, seed=cell.seed + 100_000
         )
-        world, warm_said = _world(options, other, rest[:half], fixed)
+        world, warm_said = _world(args, other, rest[:half], fixed)
         renamed = [structs.replace(r, id="w" + r.id) for r in world.requests]
         warm = Part(renamed, warm_said)
     return Plot(cell, nature, seeding, warm, Part(measured.requests, said))
 
 
 def _world(
-    options: Options, cell: Cell, own: Sequence[Text], fixed: dict[str, float]
+    args: argparse.Namespace, cell: Cell, own: Sequence[Text], fixed: dict[str, float]
 ) -> tuple[World, list[Text]]:
     rows = [_row(text) for text in own]
     by_row = {id(row): text for row, text in zip(rows, own, strict=True)}
-    world = world_of(Plan({REAL: rows}, warm_up=0, mix=options.mix, fixed=fixed), cell)
+    world = world_of(Plan({REAL: rows}, warm_up=0, mix=args.mix, fixed=fixed), cell)
     return world, [by_row[id(request.row)] for request in world.requests]
 
 

@@ -17,6 +17,7 @@ decisions, so the provider has to be real as well, and must be the same for ever
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -296,7 +297,11 @@ async def _json(
     await send({"type": "http.response.body", "body": body})
 
 
-def run() -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare nothing: all it needs comes by PUT /bench."""
+
+
+def run(args: argparse.Namespace) -> int:
     """Serve on a free port until standard input closes; prints the port as one JSON line."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))

@@ -12,6 +12,7 @@ has no use for it.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ from gateway.errors import SettingsError
 from gateway.predict import encoders
 from gateway.predict.likeness import KEY, scale_of, strangers
 from gateway.predict.manifest import ArtefactError, Folder, record
+from gateway.settings.schema import Predict
+from gateway.shipped import shipped
+from gateway.workbench.arguments import add_config, settings_of
 from gateway.workbench.encoders.bert import WORDS, Bert, read_bert, read_tokenizer
 
 AGREE = 0.98  # least cosine of int8 and fp32: a similarity moves by a hundredth or two
@@ -42,6 +46,36 @@ class Exported(Struct, frozen=True):
     megabytes: float  # of encoder.onnx
     cosine_min: float  # with the fp32 network, on our own lines
     cosine_mean: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `models export`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "make an encoder of a local BERT-type folder, to choose by EMBEDDING_MODEL_NAME"
+    sub = commands.add_parser("export", help=text, description=text)
+    text = "with config.json, model.safetensors, tokenizer.json"
+    sub.add_argument("folder", type=Path, help=text)
+    add_config(sub)
+    sub.add_argument("--out", type=Path, metavar="DIR", help="default: <models_path>/encoders")
+    sub.add_argument("--name", default="", help="default: the folder's")
+    sub.add_argument("--fp32", action="store_true", help="keep the weights as they are: no int8")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make an encoder of a local folder, where the gateway of the settings finds it; 0."""
+    settings = settings_of(args)
+    predict = Predict() if settings is None else settings.predict
+    home = encoders.exported_in(predict.models_path)
+    out = home if args.out is None else args.out
+    made = export(args.folder, out, args.name, shipped("models"), fp32=args.fp32)
+    print(
+        f"{made.folder}: {made.megabytes} MB, {made.width} numbers a vector; cosine with fp32 at"
+        f" least {made.cosine_min}, mean {made.cosine_mean}"
+    )
+    if out.resolve() != home.resolve():
+        print(f"the gateway looks for it as {home / made.name}")
+    print(f"to use it: EMBEDDING_MODEL_NAME={made.name}, and a restart")
+    return 0
 
 
 def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = False) -> Exported:

@@ -12,6 +12,7 @@ DIR/vectors.npz for the next run), and some 2 ms a row and variant. Both are spr
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +27,13 @@ from gateway.predict.encoders import exported_in
 from gateway.predict.view import cut
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
+from gateway.workbench.arguments import add_rows, history_of, settings_of, words
 from gateway.workbench.evaluate import evaluation_report as reports
 from gateway.workbench.evaluate import forecast_charts as plots
 from gateway.workbench.evaluate.evaluation_tables import markdown
 from gateway.workbench.evaluate.judged_rows import (
     Case,
     Chosen,
-    Side,
     choose,
     counts,
     fit_keys,
@@ -58,86 +59,84 @@ DRIFT_LEAST = DRIFT_ROWS + 50  # rows a source must have to be doubled
 PLOTTED = ("full", "static", "stage0")
 
 
-def evaluate(
-    data: Path | None,
-    history: Path | None,
-    out: Path,
-    strict_replay: bool,
-    *,
-    in_flight: int = 64,
-    limit: int | None = None,
-    side: Side = "auto",
-    variants: Sequence[str] = (),
-    leave_out: Sequence[str] = (),
-    apart_rows: int = 1000,
-    scenarios: bool = True,
-    workers: int = 2,
-    settings: Predict | None = None,
-    models: Path | None = None,
-) -> int:
-    """Judge the forecasts and write OUT/report.json, report.md and three .svg.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which rows are judged, how they are replayed, and by which variants."""
+    add_rows(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR")
+    text = "learn each row right after its forecast"
+    add("--strict-replay", action="store_true", help=text)
+    add("--in-flight", type=int, default=64, help="else learned so many rows later")
+    text = "the first so many; of history the newest"
+    add("--limit", type=int, default=None, metavar="ROWS", help=text)
+    text = "held: the test side of the split; unfitted: all that no model was fitted on"
+    add("--side", choices=["auto", "held", "unfitted"], default="auto", help=text)
+    add("--variants", type=words, default="", metavar="A,B", help="default: all")
+    text = "never fitted, also replayed alone; default: all of them"
+    add("--leave-out", action="append", default=[], metavar="SOURCE", help=text)
+    add("--apart-rows", type=int, default=1000, help="of each of them at most")
+    add("--no-scenarios", action="store_true", help="neither these nor the drift")
+    add("--workers", type=int, default=2, help="processes")
+
+
+def run(args: argparse.Namespace, models: Path | None = None) -> int:
+    """Judge the forecasts and write OUT/report.json, report.md and three .svg; 0.
 
     Args:
-        data: a file of conversations, .jsonl or .jsonl.gz; or else
-        history: a gateway's store.
-        strict_replay: learn each row before the next is forecast; otherwise a row is learned
-            after `in_flight` later ones were forecast, as where answers take their time.
-        limit: the first rows only (of history: the newest).
-        side: `held` judges the test side of the split, `unfitted` every row not fitted,
-            `auto` the first where FILE is what the models were trained from.
-        variants: of VARIANTS; empty for all.
-        leave_out: sources never fitted that are also replayed alone; empty for all there are.
-        apart_rows: of each of them at most.
-        scenarios: False leaves them and the drift out.
-        workers: processes.
-
-    Returns:
-        0.
+        models: the shipped artefacts' folder where it is not the usual one.
 
     Raises:
         SettingsError: an option, the file or the models are unusable.
     """
     started = time.monotonic()
-    settings, models = settings or Predict(), models or shipped("models")
-    if (data is None) == (history is None):
+    of_history = args.history is not None
+    if of_history == (args.data is not None):
         raise SettingsError("evaluate: expected --data FILE or --history, and not both")
-    names = _names(variants, VARIANTS if history is None else OF_HISTORY)
+    names = _names(args.variants, OF_HISTORY if of_history else VARIANTS)
+    bench, chosen, problems = _prepare(args, models or shipped("models"))
+    tasks = _tasks(names, bench, scenarios=not args.no_scenarios and not of_history)
+    bar = Progress("replays", sum(_size(bench, task) for task in tasks))
+    said = spread(work, tasks, begin, (bench,), args.workers, lambda t: bar.step(_size(bench, t)))
+    found = dict(zip(tasks, said, strict=True))
+    truth = reports.Truth(chosen.cases, None if of_history else chosen.never_fitted)
+    report = _report(bench, truth, found)
+    report["about"] = _about(chosen, bench, args.data or history_of(args), problems)
+    report["about"]["seconds"] = round(time.monotonic() - started, 1)
+    _write(args.out, report, truth, found)
+    print(
+        f"{len(chosen.cases)} of {chosen.rows_read} rows judged ({chosen.side}),"
+        f" {_fitted(chosen)}; {report['about']['seconds']} s; see {args.out / 'report.md'}"
+    )
+    return 0
+
+
+def _prepare(args: argparse.Namespace, models: Path) -> tuple[Bench, Chosen, Sequence[str]]:
+    """Everything a replay needs, with the vectors made; and what is wrong with the models."""
+    given = settings_of(args)
+    settings = Predict() if given is None else given.predict
     whole = Artefacts(
         *(models, settings.embedding_model_name, settings.max_encoder_tokens),
         exported=exported_in(settings.models_path),
     )
     if whole.encoder is None:
         raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
-    chosen = _chosen(data, history, models, whole, side, limit, apart_rows)
+    chosen = _chosen(args, models, whole)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"{out}: cannot be made: {error.strerror}") from None
-    apart = _apart(chosen, leave_out) if scenarios else {}
-    known = _known(chosen, apart, out, models, settings, workers)
+        raise SettingsError(f"{args.out}: cannot be made: {error.strerror}") from None
+    apart = {} if args.no_scenarios else _apart(chosen, args.leave_out)
     bench = Bench(
         cases=chosen.cases,
         apart=apart,
         models=models,
         settings=settings,
-        known=known,
+        known=_known(chosen, apart, args.out, models, settings, args.workers),
         width=whole.encoder.width,
-        has_text=history is None,
-        in_flight=0 if strict_replay else in_flight,
+        has_text=args.history is None,
+        in_flight=0 if args.strict_replay else args.in_flight,
     )
-    tasks = _tasks(names, bench, scenarios=scenarios and history is None)
-    bar = Progress("replays", sum(_size(bench, task) for task in tasks))
-    said = spread(work, tasks, begin, (bench,), workers, lambda t: bar.step(_size(bench, t)))
-    truth = reports.Truth(chosen.cases, None if history is not None else chosen.never_fitted)
-    report = _report(bench, truth, dict(zip(tasks, said, strict=True)), known)
-    report["about"] = _about(chosen, bench, data or history, whole.problems)
-    report["about"]["seconds"] = round(time.monotonic() - started, 1)
-    _write(out, report, truth, dict(zip(tasks, said, strict=True)))
-    print(
-        f"{len(chosen.cases)} of {chosen.rows_read} rows judged ({chosen.side}),"
-        f" {_fitted(chosen)}; {report['about']['seconds']} s; see {out / 'report.md'}"
-    )
-    return 0
+    return bench, chosen, whole.problems
 
 
 def _fitted(chosen: Chosen) -> str:
@@ -153,24 +152,17 @@ def _names(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     return [name for name in known if not wanted or name in wanted]
 
 
-def _chosen(
-    data: Path | None,
-    history: Path | None,
-    models: Path,
-    whole: Artefacts,
-    side: Side,
-    limit: int | None,
-    apart_rows: int,
-) -> Chosen:
-    if data is not None:
-        chosen = choose(read(data), fit_keys(models), side, limit, apart_rows)
+def _chosen(args: argparse.Namespace, models: Path, whole: Artefacts) -> Chosen:
+    path = args.data or history_of(args)
+    assert path is not None
+    if args.data is not None:
+        chosen = choose(read(path), fit_keys(models), args.side, args.limit, args.apart_rows)
     else:
-        assert history is not None and whole.encoder is not None
-        chosen = read_store(history, whole.encoder_name, whole.encoder.width, limit)
+        assert whole.encoder is not None
+        chosen = read_store(path, whole.encoder_name, whole.encoder.width, args.limit)
     if not chosen.cases:
         raise SettingsError(
-            f"{data or history}: no row to judge ({chosen.rows_read} read,"
-            f" {chosen.fitted_rows or 0} fitted)"
+            f"{path}: no row to judge ({chosen.rows_read} read, {chosen.fitted_rows or 0} fitted)"
         )
     return chosen
 
@@ -229,7 +221,6 @@ def _report(
     bench: Bench,
     truth: reports.Truth,
     said: Mapping[Task, Forecasts],
-    known: Mapping[bytes, Known],
 ) -> dict[str, Any]:
     variants = {name: said[Task(name)] for name in VARIANTS if Task(name) in said}
     everything = np.ones(len(truth), bool)
@@ -252,7 +243,7 @@ def _report(
         if report[scenario]:
             report[scenario]["mean"] = reports.mean_of(report[scenario])
     report["over_time"] = {n: reports.over_time(truth, f) for n, f in variants.items()}
-    report["timing"] = _timing(variants, known)
+    report["timing"] = _timing(variants, bench.known)
     return report
 
 

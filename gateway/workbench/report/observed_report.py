@@ -9,6 +9,7 @@ size nor load explains stays with each request as its noise; much of it is told,
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +17,18 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.settings.schema import Account, Settings
 from gateway.store.store import read_observed
 from gateway.types import ObservedRow
+from gateway.workbench.arguments import add_config, history_of, settings_of, store_of
 from gateway.workbench.report.provider_fit import Fit, fitted
 from gateway.workbench.simulate import policies
 from gateway.workbench.simulate.run_figures import figures
 from gateway.workbench.simulate.simulated_provider import Provider
-from gateway.workbench.simulate.virtual_loop import Policy, Request, Result, run
+from gateway.workbench.simulate.virtual_loop import Policy, Request, Result
+from gateway.workbench.simulate.virtual_loop import run as play
 
 FIGURES = (
     ("short_p50_s", "short P50 s"),
@@ -41,27 +43,31 @@ MUCH_NOISE = 0.6  # sigma of log latencies that neither size nor load explains
 MOST_ROWS = 100_000
 
 
-class Options(Struct, kw_only=True):
-    history: Path
-    out: Path | None = None
-    rows: int = MOST_ROWS
-    settings: Settings | None = None  # whose scheduler is played; None: the defaults
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which store is read and how much of it."""
+    add_config(parser)
+    add = parser.add_argument
+    add("--history", metavar="FILE", help="the store; default: that of --config")
+    add("--rows", type=int, default=MOST_ROWS, help="the newest so many")
+    add("--out", type=Path, metavar="DIR", help="report.json and report.md, too")
 
 
-def report(options: Options) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the table, write OUT/report.json and OUT/report.md where asked; 0.
+
+    A gateway that runs on the same store is not disturbed.
 
     Raises:
         SettingsError: no store, or too little was observed.
     """
-    rows = read_observed(options.history, options.rows)
-    found = tree(rows, options.settings)
+    rows = read_observed(history_of(args) or store_of(args), args.rows)
+    found = tree(rows, settings_of(args))
     text = markdown(found)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
         encoded = msgspec.json.format(msgspec.json.encode(found), indent=1)
-        (options.out / "report.json").write_bytes(encoded)
-        (options.out / "report.md").write_text(text)
+        (args.out / "report.json").write_bytes(encoded)
+        (args.out / "report.md").write_text(text)
     print(text)
     return 0
 
@@ -130,7 +136,7 @@ def _named(account: Account, given: Settings) -> Account:
 
 def _play(policy: Policy, fits: Mapping[str, Fit], requests: Sequence[Request]) -> Sequence[Result]:
     providers = {name: Provider(fit.nature) for name, fit in fits.items()}
-    return run(policy, providers, requests).results
+    return play(policy, providers, requests).results
 
 
 def _seen(request: Request, row: ObservedRow) -> Result:

@@ -5,22 +5,30 @@ shape, beside what people do without a gateway. What it leaves out: HTTP, the ev
 predictor's own load. So it says whether a *decision* is good; `sagesched bench` says whether
 the *gateway* is.
 
-Options are an `Options`; the report is one tree (simulate_report), as JSON, as Markdown, and
-pictures.
+The report is one tree (simulation_report.py), as JSON, as Markdown, and pictures.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from gateway.errors import SettingsError
 from gateway.shipped import shipped
+from gateway.workbench.arguments import (
+    add_overrides,
+    add_rows,
+    history_of,
+    numbers,
+    this_command,
+    words,
+)
 from gateway.workbench.figures import Floats
 from gateway.workbench.progress import Progress, spread
 from gateway.workbench.simulate import arrival_gaps as arrivals
@@ -51,33 +59,43 @@ DEFAULTS: dict[Scenario, tuple[tuple[float, ...], int]] = {
 """Loads and numbers of requests, by scenario."""
 
 
-class Options(Struct, kw_only=True):
-    """As on the command line; empty is the default of each."""
-
-    out: Path
-    data: Path | None = None
-    history: Path | None = None
-    kept: Path | None = None  # the file of forecasts; None: OUT/forecasts.npz
-    learned: int = 0  # rows the forecaster of each row had learned; 0: all before it
-    taus: Sequence[float] = ()
-    scenarios: Sequence[str] = ("burst",)
-    shapes: Sequence[str] = ("knee", "power", "quadratic", "linear")
-    rhos: Sequence[str] = ()
-    requests: int = 0
-    seeds: int = 20
-    first_seed: int = 0
-    mix: str = "published"
-    arrivals: str = "poisson"  # or burst, or a file
-    speed: float = 0.0
-    policies: Sequence[str] = ()
-    warm_up: int = 300
-    provider: Sequence[str] = ()  # KEY=NUMBER
-    settings: Sequence[str] = ()  # SECTION.KEY=VALUE
-    jobs: int = 2
-    command: str = "sagesched simulate"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what is played; a list or number left out is the default of each scenario."""
+    _add_rows(parser)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="DIR")
+    text = "burst, steady, drop, drift, limits, flood, isolation"
+    add("--scenarios", type=words, default="burst", metavar="A,B", help=text)
+    text = "linear, knee, power, quadratic, usl"
+    add("--shapes", type=words, default="knee,power,quadratic,linear", metavar="A,B", help=text)
+    text = "loads: × best throughput, or medium, high"
+    add("--rho", type=words, default="", metavar="R,R", help=text)
+    add("--requests", type=int, default=0, help="default: the scenario's")
+    add("--seeds", type=int, default=20)
+    add("--first-seed", type=int, default=0)
+    add("--policies", type=words, default="", metavar="A,B", help="default: all")
+    add("--warm-up", type=int, default=300, metavar="REQUESTS")
+    add("--provider", action="append", default=[], metavar="KEY=NUMBER")
+    add_overrides(parser)
+    add("--jobs", type=int, default=0, help="processes; default: cores")
 
 
-def simulate(options: Options) -> int:
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    """Declare which requests come, when, and what is forecast of them."""
+    add_rows(parser)
+    add = parser.add_argument
+    add("--forecasts", type=Path, metavar="FILE", help="default: DIR/forecasts.npz")
+    text = "before each forecast; default: all earlier ones"
+    add("--learned", type=int, default=0, metavar="ROWS", help=text)
+    add("--tau", type=numbers, default="", metavar="T,T", help="forecasts of such a Kendall τ")
+    text = "as-is, balanced, heavy, published: shares of sizes"
+    add("--mix", default="published", help=text)
+    text = "poisson, burst or a .csv[.gz]"
+    add("--arrivals", default="poisson", metavar="KIND", help=text)
+    add("--speed", type=float, default=0.0, help="of a file; default: to the load")
+
+
+def run(args: argparse.Namespace) -> int:
     """Play everything and write OUT/report.json, report.md and pictures.
 
     Returns:
@@ -87,20 +105,20 @@ def simulate(options: Options) -> int:
         SettingsError: an option or a file is unusable.
     """
     started = time.monotonic()
-    plan, cells = prepare(options)
+    plan, cells = prepare(args)
     bar = Progress("cells", len(cells))
-    played = spread(work, cells, begin, (plan,), options.jobs, lambda cell: bar.step())
+    played = spread(work, cells, begin, (plan,), _processes(args), lambda cell: bar.step())
     groups = reports.tree(cells, played)
     report: dict[str, Any] = {
         "about": {
-            "command": options.command,
-            "rows_from": (options.data or options.history or Path("generated")).name,
+            "command": this_command(),
+            "rows_from": (args.data or history_of(args) or Path("generated")).name,
             "mix": plan.mix,
-            "arrivals": options.arrivals,
-            "speed": options.speed,
-            "seeds": options.seeds,
-            "first_seed": options.first_seed,
-            "warm_up": options.warm_up,
+            "arrivals": args.arrivals,
+            "speed": args.speed,
+            "seeds": args.seeds,
+            "first_seed": args.first_seed,
+            "warm_up": args.warm_up,
             "provider": plan.fixed,
             "settings": plan.overrides,
             "seconds": round(time.monotonic() - started, 1),
@@ -108,52 +126,56 @@ def simulate(options: Options) -> int:
         "workload": reports.workload(plan.rows),
         "groups": groups,
     }
-    _write(options.out, report, plan, cells, played)
+    _write(args.out, report, plan, cells, played)
     rows = [row for group in groups for row in (*group["checks"], *group["goals"].get("ours", ()))]
     met = sum(row["met"] for row in rows)
     print(
         f"{len(cells)} cells, {met} of {len(rows)} goals and checks met by ours;"
-        f" {report['about']['seconds']} s; see {options.out / 'report.md'}"
+        f" {report['about']['seconds']} s; see {args.out / 'report.md'}"
     )
     return 0
 
 
-def prepare(options: Options) -> tuple[Plan, list[Cell]]:
+def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     """The plan and its cells, every option checked before any time is spent."""
-    if options.data is not None and options.history is not None:
+    if args.data is not None and args.history is not None:
         raise SettingsError("simulate: expected --data or --history, not both")
-    _known("scenario", options.scenarios, SCENARIOS)
-    _known("shape", options.shapes, SHAPES)
-    _known("policy", options.policies, POLICIES)
-    _known("mix", [options.mix], tuple(MIXES))
-    if options.seeds < 1 or options.jobs < 1:
-        raise SettingsError("simulate: seeds and jobs cannot be less than 1")
-    if min(options.requests, options.warm_up, options.learned, options.first_seed) < 0:
+    _known("scenario", args.scenarios, SCENARIOS)
+    _known("shape", args.shapes, SHAPES)
+    _known("policy", args.policies, POLICIES)
+    _known("mix", [args.mix], tuple(MIXES))
+    if args.seeds < 1 or args.jobs < 0:
+        raise SettingsError("simulate: expected at least 1 seed and 1 job")
+    if min(args.requests, args.warm_up, args.learned, args.first_seed) < 0:
         raise SettingsError("simulate: requests, warm-up and first seed cannot be less than 0")
-    for tau in options.taus:
+    for tau in args.tau:
         if not 0.02 <= tau <= 0.98:
             raise SettingsError(f"simulate: τ {tau:g} is out of range: 0.02 to 0.98")
-    overrides = _overrides(options.settings)
+    overrides = _overrides(args.set)
     settings_of({"a": ("m",)}, ("one",), overrides)
-    gaps = _gaps(options)
+    gaps = _gaps(args)
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SettingsError(f"{options.out}: cannot be made: {error.strerror}") from None
+        raise SettingsError(f"{args.out}: cannot be made: {error.strerror}") from None
     plan = Plan(
-        rows=_rows(options),
-        warm_up=options.warm_up,
-        first_seed=options.first_seed,
-        mix=options.mix,
+        rows=_rows(args),
+        warm_up=args.warm_up,
+        first_seed=args.first_seed,
+        mix=args.mix,
         gaps=gaps,
-        speed=options.speed,
-        policies=options.policies,
-        fixed=_numbers(options.provider),
+        speed=args.speed,
+        policies=args.policies,
+        fixed=_numbers(args.provider),
         overrides=overrides,
     )
-    cells = _cells(options, tuple(plan.rows))
+    cells = _cells(args, tuple(plan.rows))
     world_of(plan, cells[0])  # says what is wrong with a provider's parameter or a mix
     return plan, cells
+
+
+def _processes(args: argparse.Namespace) -> int:
+    return args.jobs or os.cpu_count() or 1
 
 
 def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -162,25 +184,25 @@ def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
             raise SettingsError(f"simulate: no {what} {name!r}; there are {', '.join(known)}")
 
 
-def _cells(options: Options, forecasts: Sequence[str]) -> list[Cell]:
+def _cells(args: argparse.Namespace, forecasts: Sequence[str]) -> list[Cell]:
     found = []
-    for name in options.scenarios:
+    for name in args.scenarios:
         scenario = msgspec.convert(name, Scenario)
         rhos, requests = DEFAULTS[scenario]
-        rhos = tuple(_rho(text) for text in options.rhos) or rhos
+        rhos = tuple(_rho(text) for text in args.rho) or rhos
         found += [
             Cell(
                 scenario=scenario,
                 shape=msgspec.convert(shape, Shape),
                 rho=rho,
                 forecast=forecast,
-                requests=options.requests or requests,
+                requests=args.requests or requests,
                 seed=seed,
             )
-            for shape in options.shapes
+            for shape in args.shapes
             for rho in rhos
             for forecast in forecasts
-            for seed in range(options.first_seed, options.first_seed + options.seeds)
+            for seed in range(args.first_seed, args.first_seed + args.seeds)
         ]
     if not found:
         raise SettingsError("simulate: nothing to play")
@@ -197,30 +219,30 @@ def _rho(text: str) -> float:
     return rho
 
 
-def _rows(options: Options) -> dict[str, Sequence[Row]]:
+def _rows(args: argparse.Namespace) -> dict[str, Sequence[Row]]:
     """By kind of forecast; all over the same sizes, so that the same places can be drawn."""
     found: dict[str, Sequence[Row]] = {}
-    if options.data is not None or options.history is not None:
-        kept = options.kept or options.out / "forecasts.npz"
+    if args.data is not None or args.history is not None:
+        kept = args.forecasts or args.out / "forecasts.npz"
         rows = real_rows(
-            options.data, options.history, kept, shipped("models"), options.jobs, options.learned
+            args.data, history_of(args), kept, shipped("models"), _processes(args), args.learned
         )
         sizes = [(row.prompt_tokens, row.output_tokens) for row in rows]
-        if not options.taus:
+        if not args.tau:
             found[REAL] = rows
     else:
         sizes = generated(GENERATED_ROWS, 0)
-    for tau in options.taus or (() if found else (TAU,)):
+    for tau in args.tau or (() if found else (TAU,)):
         found[f"τ {tau:.2f}"] = noisy(sizes, tau, 1)
     return found
 
 
-def _gaps(options: Options) -> Any:
-    if options.arrivals in ("poisson", "burst"):
-        if options.speed:
+def _gaps(args: argparse.Namespace) -> Any:
+    if args.arrivals in ("poisson", "burst"):
+        if args.speed:
             raise SettingsError("simulate: --speed is for a file of arrivals")
-        return options.arrivals
-    gaps: Floats = arrivals.read(Path(options.arrivals))
+        return args.arrivals
+    gaps: Floats = arrivals.read(Path(args.arrivals))
     return gaps
 
 

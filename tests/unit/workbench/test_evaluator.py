@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,20 @@ import pytest
 
 from gateway.errors import SettingsError
 from gateway.settings.schema import Predict
-from gateway.workbench.evaluate.evaluator import evaluate
+from gateway.workbench.evaluate.evaluator import add_arguments, run
 from gateway.workbench.evaluate.variants import OF_HISTORY, VARIANTS
 from tests.unit.workbench.evaluate_cases import row, write
 from tests.unit.workbench.test_judged_rows import history_row, stored
 
 ROWS = 60
+
+
+def evaluate(out: Path, *arguments: str, models: Path | None = None) -> int:
+    """A strict replay in one process, with the default settings."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    usual = ["--out", str(out), "--strict-replay", "--workers", "1", "--config", "none.toml"]
+    return run(parser.parse_args([*usual, *arguments]), models)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     prompts = [f"Tell me about number {i - i % 3} in some detail" for i in range(ROWS)]
     data = write(folder / "rows.jsonl", [row(i, prompts[i]) for i in range(ROWS)])
-    assert evaluate(data, None, folder / "out", True, workers=1) == 0
+    assert evaluate(folder / "out", "--data", str(data)) == 0
     return folder / "out"
 
 
@@ -78,7 +87,9 @@ def test_run_repeats(folder: Path, report: dict[str, Any], tmp_path: Path) -> No
     """Two processes, and vectors from the last run, give the same figures."""
     data = folder.parent / "rows.jsonl"
     (tmp_path / "vectors.npz").write_bytes((folder / "vectors.npz").read_bytes())
-    assert evaluate(data, None, tmp_path, True, workers=2, variants=("full", "static")) == 0
+    assert (
+        evaluate(tmp_path, "--data", str(data), "--workers", "2", "--variants", "full,static") == 0
+    )
     again = json.loads((tmp_path / "report.json").read_text())
     assert list(again["overall"]) == ["static", "full"]
     for name in ("static", "full"):
@@ -101,7 +112,7 @@ def test_history_is_judged_without_text(tmp_path: Path) -> None:
         for i in range(120)
     ]
     path = stored(tmp_path / "s.db", rows)
-    assert evaluate(None, path, tmp_path / "out", True, workers=1) == 0
+    assert evaluate(tmp_path / "out", "--history", str(path)) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert list(report["overall"]) == list(OF_HISTORY)
     assert report["about"]["fitted_rows"] is None
@@ -111,25 +122,33 @@ def test_history_is_judged_without_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("arguments", "message"),
     [
-        ({"variants": ("fulll",)}, "no variant"),
-        ({"leave_out": ("nowhere",)}, "never fitted"),
-        ({"data": None}, "not both"),
-        ({"history": Path("s.db")}, "not both"),
-        ({"models": Path("nowhere")}, "nowhere"),
+        (["--data", "rows.jsonl", "--variants", "fulll"], "no variant"),
+        (["--data", "rows.jsonl", "--leave-out", "nowhere"], "never fitted"),
+        ([], "not both"),
+        (["--data", "rows.jsonl", "--history", "s.db"], "not both"),
     ],
 )
-def test_wrong_options_are_said(tmp_path: Path, how: dict[str, Any], says: str) -> None:
+def test_evaluate_refuses_unusable_options(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
     """Each is an error of the command with a sentence, before any work."""
     data = write(tmp_path / "rows.jsonl", [row(i) for i in range(10)])
-    given = {"data": data, "history": None, "out": tmp_path / "o", "strict_replay": True} | how
-    with pytest.raises(SettingsError, match=says):
-        evaluate(**given)
+    given = [str(data) if word == data.name else word for word in arguments]
+    with pytest.raises(SettingsError, match=message):
+        evaluate(tmp_path / "o", *given)
+
+
+def test_evaluate_names_a_folder_without_models(tmp_path: Path) -> None:
+    """The error names the folder in which the artefacts were looked for."""
+    data = write(tmp_path / "rows.jsonl", [row(i) for i in range(10)])
+    with pytest.raises(SettingsError, match="nowhere"):
+        evaluate(tmp_path / "o", "--data", str(data), models=Path("nowhere"))
 
 
 def test_nothing_to_judge_is_an_error(tmp_path: Path) -> None:
     """An empty file has no figures."""
     data = write(tmp_path / "rows.jsonl", [])
     with pytest.raises(SettingsError, match="no row to judge"):
-        evaluate(data, None, tmp_path / "o", True)
+        evaluate(tmp_path / "o", "--data", str(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import msgspec
@@ -120,7 +121,10 @@ def test_report_reads_the_store_and_writes_its_files(tmp_path: Path) -> None:
     for row in observed(Nature(), 1.2, count=200):
         assert store.append_observed(row)
     assert store.stop()
-    assert observed_report.report(observed_report.Options(history=path, out=tmp_path / "out")) == 0
+    parser = argparse.ArgumentParser()
+    observed_report.add_arguments(parser)
+    arguments = ["--history", str(path), "--out", str(tmp_path / "out"), "--config", "none.toml"]
+    assert observed_report.run(parser.parse_args(arguments)) == 0
     assert "| short P95 s |" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,15 @@ import pytest
 
 from gateway.__main__ import main
 from gateway.errors import SettingsError
-from gateway.workbench.simulate.simulator import Options, prepare
+from gateway.workbench.simulate.simulator import add_arguments, prepare
+
+
+def parsed(out: Path, *arguments: str) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--out", str(out), *arguments])
+
 
 SMALL = ["--seeds", "2", "--requests", "40", "--warm-up", "20", "--jobs", "1"]
 
@@ -78,46 +87,49 @@ def test_first_seed_plays_the_same_world_alone(report: dict[str, Any], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("arguments", "message"),
     [
-        ({"shapes": ["round"]}, "no shape 'round'"),
-        ({"scenarios": ["war"]}, "no scenario 'war'"),
-        ({"policies": ["hope"]}, "no policy 'hope'"),
-        ({"mix": "odd"}, "no mix 'odd'"),
-        ({"seeds": 0}, "seeds"),
-        ({"first_seed": -1}, "first seed"),
-        ({"taus": [1.0]}, "out of range"),
-        ({"rhos": ["huge"]}, "load 'huge'"),
-        ({"rhos": ["0"]}, "load '0'"),
-        ({"provider": ["knee"]}, "expected KEY=NUMBER"),
-        ({"provider": ["colour=1"]}, "no provider parameter 'colour'"),
-        ({"settings": ["shed=false"]}, "expected SECTION.KEY=VALUE"),
-        ({"settings": ["schedule.nothing=1"]}, "unknown field"),
-        ({"arrivals": "nowhere.csv"}, "cannot be read"),
-        ({"speed": 2.0}, "--speed is for a file"),
-        ({"data": Path("a"), "history": Path("b")}, "not both"),
-        ({"data": Path("nowhere.jsonl")}, "cannot be read"),
-        ({"scenarios": []}, "nothing to play"),
+        (["--shapes", "round"], "no shape 'round'"),
+        (["--scenarios", "war"], "no scenario 'war'"),
+        (["--policies", "hope"], "no policy 'hope'"),
+        (["--mix", "odd"], "no mix 'odd'"),
+        (["--seeds", "0"], "at least 1 seed"),
+        (["--jobs", "-1"], "1 job"),
+        (["--first-seed", "-1"], "first seed"),
+        (["--tau", "1.0"], "out of range"),
+        (["--tau", "much"], "'much' is no number"),
+        (["--rho", "huge"], "load 'huge'"),
+        (["--rho", "0"], "load '0'"),
+        (["--provider", "knee"], "expected KEY=NUMBER"),
+        (["--provider", "colour=1"], "no provider parameter 'colour'"),
+        (["--set", "shed=false"], "expected SECTION.KEY=VALUE"),
+        (["--set", "schedule.nothing=1"], "unknown field"),
+        (["--arrivals", "nowhere.csv"], "cannot be read"),
+        (["--speed", "2"], "--speed is for a file"),
+        (["--data", "a", "--history", "b"], "not both"),
+        (["--data", "nowhere.jsonl"], "cannot be read"),
+        (["--history", "--config", "nowhere.toml"], "names no file"),
+        (["--scenarios", ""], "nothing to play"),
     ],
 )
-def test_an_option_that_cannot_be_is_named(
-    tmp_path: Path, changed: dict[str, Any], said: str
+def test_simulate_refuses_an_unusable_option(
+    tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    """Before anything is played."""
-    with pytest.raises(SettingsError, match=said):
-        prepare(Options(out=tmp_path / "out", **changed))
+    """The error names the option, and nothing is played."""
+    with pytest.raises(SettingsError, match=message):
+        prepare(parsed(tmp_path / "out", *arguments))
 
 
 def test_loads_have_names(tmp_path: Path) -> None:
     """The paper's medium and high."""
-    _, cells = prepare(Options(out=tmp_path, rhos=["medium", "high", "0.5"], shapes=["knee"]))
+    _, cells = prepare(parsed(tmp_path, "--rho", "medium,high,0.5", "--shapes", "knee"))
     assert list(dict.fromkeys(cell.rho for cell in cells)) == [1.2, 2.0, 0.5]
 
 
 def test_settings_reach_the_core(tmp_path: Path) -> None:
     """As JSON where it is, else as text."""
     given = ["schedule.ordering=sjf", "balance.min_window=3", "account.max_concurrency=99"]
-    plan, _ = prepare(Options(out=tmp_path, settings=given))
+    plan, _ = prepare(parsed(tmp_path, *(part for each in given for part in ("--set", each))))
     assert plan.overrides == {
         "schedule": {"ordering": "sjf"},
         "balance": {"min_window": 3},
