@@ -107,17 +107,16 @@ def _ask_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _demo_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--host", default="127.0.0.1", choices=["127.0.0.1", "::1", "localhost"])
-    sub.add_argument("--port", type=int, default=4010)
-    sub.add_argument("--base-latency", type=float, default=0.15, metavar="SECONDS")
-    sub.add_argument("--token-latency", type=float, default=0.01, metavar="SECONDS")
-    sub.add_argument("--congestion-knee", type=int, default=16, metavar="STREAMS")
-    sub.add_argument("--congestion-exponent", type=float, default=1.0)
-    sub.add_argument("--noise", type=float, default=0.1, metavar="SIGMA")
-    sub.add_argument("--rpm", type=int, default=0, help="requests a minute and key, 0: no limit")
-    sub.add_argument("--max-concurrency", type=int, default=0, help="a key, 0: no limit")
-    sub.add_argument("--error-rate", type=float, default=0.0)
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument(
+        "--config", default="gateway.toml", metavar="FILE", help="the table [demo] is read"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key of [demo], such as rpm=60; may be repeated",
+    )
     sub.add_argument(
         "--keys",
         default="",

@@ -11,12 +11,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
 from gateway.errors import SettingsError
+
+if TYPE_CHECKING:
+    from gateway.settings.schema import Demo
 
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
 
@@ -31,32 +34,32 @@ def new_key(args: argparse.Namespace) -> int:
 
 
 def demo_provider(args: argparse.Namespace) -> int:
+    """The demo provider alone, until SIGTERM or SIGINT."""
     from gateway.demo import provider as demo
-    from gateway.settings.schema import Demo
 
-    settings = msgspec.convert(
-        {
-            "enabled": True,
-            "host": args.host,
-            "port": args.port,
-            "base_latency_s": args.base_latency,
-            "token_latency_s": args.token_latency,
-            "congestion_knee": args.congestion_knee,
-            "congestion_exponent": args.congestion_exponent,
-            "noise": args.noise,
-            "rpm": args.rpm,
-            "max_concurrency": args.max_concurrency,
-            "error_rate": args.error_rate,
-            "seed": args.seed,
-        },
-        Demo,
-    )
     names = [name for name in args.keys.split(",") if name]
     keys = [os.environ[name] for name in names if os.environ.get(name)]
+    settings = _demo_settings(args)
     if args.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     demo.run(settings, keys or None)
     return 0
+
+
+def _demo_settings(args: argparse.Namespace) -> Demo:
+    """`[demo]` of the settings file, the defaults where there is none, with `--set` over it."""
+    from gateway.settings import load
+    from gateway.settings.schema import Demo
+
+    config = Path(args.config)
+    fields = msgspec.to_builtins(load.load(config).demo if config.exists() else Demo())
+    for text in args.set:
+        key, _, value = text.partition("=")
+        fields[key] = value
+    try:
+        return msgspec.convert(fields, Demo, strict=False)  # not strict: values come as text
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"--set: {error}") from None
 
 
 def _end_with_stdin() -> None:

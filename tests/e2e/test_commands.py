@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -177,6 +178,28 @@ def test_taken_port_is_said(tmp_path: Path) -> None:
         done = sagesched("serve", "--config", str(file), cwd=tmp_path)
     assert done.returncode == 1
     assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_demo_provider_runs_alone_with_the_settings_given(tmp_path: Path) -> None:
+    """[demo] of the file, `--set` over it; a key or value that is none is a sentence."""
+    file = tmp_path / "gateway.toml"
+    file.write_text(SHIPPED.replace("port = 4010", "port = 0"))
+    command = [sys.executable, "-m", "gateway", "demo-provider", "--config", str(file)]
+    with subprocess.Popen(
+        [*command, "--set", "rpm=1", "--end-with-stdin"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        port = json.loads(process.stdout.readline())["port"]
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        body = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": "hi"}]}
+        answers = [httpx.post(url, json=body, timeout=30).status_code for _ in range(2)]
+    assert answers == [200, 429]
+    assert process.returncode == 0
+    for wrong in ("no_such_key=1", "rpm=many"):
+        done = sagesched("demo-provider", "--config", str(file), "--set", wrong)
+        assert done.returncode == 2
+        assert done.stderr.startswith("sagesched: --set: ")
 
 
 def test_failed_start_takes_the_demo_provider_along(tmp_path: Path) -> None:
