@@ -1,126 +1,105 @@
-"""The shape an answer is asked to have: a format, a grammar, a choice, a verbosity.
+"""Digests of the constraints an answer is held to: a schema, a grammar, a list of choices.
 
-A list of choices or a schema says more of an answer's length than its prompt does, and each
-provider has a member of its own for it:
+A constraint decides an answer's length more than its prompt does, and the shipped models were
+fitted on requests without one. So it enters the forecast through history, by two digests:
 
-- OpenAI: `response_format`, in the responses API `text.format`; `verbosity`, `text.verbosity`
-- vLLM: `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar`; lately one
-  `structured_outputs` of `json`, `json_object`, `regex`, `choice`, `grammar`, `structural_tag`
-- SGLang: `regex`, `ebnf`; llama.cpp: `grammar`, `json_schema`
+- the exact digest covers a constraint's bytes. It is part of a request's prompt key: a request
+  that differs in its constraint is not taken for a repeat;
+- the outline digest covers the names and types of a schema's properties. It is part of a
+  request's template key. Applications make schemas anew for each request, with the ids at hand
+  in an enum or the time in a title; by their bytes each would be a template of its own, from
+  which no later request could learn. Digits in names are blanked for the same reason.
 
-All but OpenAI's may also stand inside `extra_body`, where a client sent that as it was told.
-
-The models were fitted on rows without any of this and cannot read it. What can is history:
-the constraint goes into the request's prompt key, as a digest of its bytes, and into its
-template, as one of what a schema made anew for each request keeps (skeleton.py), so answers of
-one schema are told from those of another (predict/view.py).
+An outline does not tell how properties nest, nor what bounds them. A list of choices is told by
+the size of its longest one. Everything else, such as a grammar, is told by its bytes, digits
+blanked. Both digests read a bounded part of any input, and follow no reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import islice
+from typing import Any
 
-from msgspec import Raw, Struct
+import msgspec
+from msgspec import Raw
 
-from gateway.api.schemas import (
-    NULL,
-    Generation,
-    ResponseFormat,
-    given,
-    read_loose,
-    read_option,
-    word_of,
-)
-from gateway.api.skeleton import form_of
+READ_BYTES = 64 * 1024  # of one constraint; beyond that its length alone is told
+NODES = 256  # objects and lists of a schema that are visited
+NAME_CHARS = 128
 
-DIGEST_BYTES = 64 * 1024  # of a constraint; of a longer one its beginning and its length
-PLAIN = ("text", None)  # formats that constrain nothing
+Constraint = tuple[str, Raw]  # the name of a member, and its JSON
 
-_JSON, _SCHEMA = "json_object", "json_schema"
+_SCHEMAS = ("guided_json", "json_schema")
+_VALUES = frozenset({"enum", "const", "default", "examples"})  # differ from request to request
+_BLANKED = {ord(digit): "0" for digit in "123456789"}
+_BLANKED_BYTES = bytes(ord("0") if chr(byte) in "123456789" else byte for byte in range(256))
 
 
-class Shape(Struct, frozen=True):
-    """What of an answer's shape is asked for."""
-
-    format: str | None = None  # "json_object", "json_schema", another kind's name, or nothing
-    digest: str = ""  # of the constraints, 16 hexadecimal digits; "" where there is none
-    form: str = ""  # likewise of their skeletons
-    verbosity: str | None = None
-
-
-class _Text(Struct):
-    format: Raw = NULL
-    verbosity: Raw = NULL
-
-
-def shape_of(request: Generation) -> Shape:
-    """Read from every member that states it; what cannot be read is not there."""
-    text = read_loose(request.text, _Text) or _Text()
-    stated = request.response_format if given(request.response_format) else text.format
-    format = _format(stated)
-    constraints = list(_constraints(request))
-    if format not in PLAIN:
-        constraints.insert(0, ("response_format", stated))
-    verbosity = word_of(read_option(request.verbosity)) or word_of(read_option(text.verbosity))
-    kind, digest = _kind(format, constraints), _digest(constraints)
-    return Shape(kind, digest, form_of(constraints), verbosity)
-
-
-def _format(stated: Raw) -> str | None:
-    found = read_loose(stated, ResponseFormat)
-    return None if found is None else found.type
-
-
-class _Extra(Struct):
-    """What vLLM and others read; the same members as in `Generation`."""
-
-    guided_json: Raw = NULL
-    guided_regex: Raw = NULL
-    guided_choice: Raw = NULL
-    guided_grammar: Raw = NULL
-    structured_outputs: Raw = NULL
-    regex: Raw = NULL
-    ebnf: Raw = NULL
-    grammar: Raw = NULL
-    json_schema: Raw = NULL
-
-
-def _constraints(request: Generation) -> Iterator[tuple[str, Raw]]:
-    """Members that constrain the answer, by name; those of `extra_body` after the others."""
-    for holder in (request, read_loose(request.extra_body, _Extra)):
-        for name in _Extra.__struct_fields__ if holder is not None else ():
-            raw: Raw = getattr(holder, name)
-            if given(raw) and bytes(memoryview(raw)[:5]) not in (b"false", b'""', b"[]", b"{}"):
-                yield name, raw
-
-
-def _kind(format: str | None, constraints: list[tuple[str, Raw]]) -> str | None:
-    """The stated format, unless a constraint of another member makes it JSON."""
-    if format not in PLAIN:
-        return format
-    for name, raw in constraints:
-        if name in ("guided_json", "json_schema"):
-            return _SCHEMA
-        if name == "structured_outputs":
-            options = read_loose(raw, _Structured) or _Structured()
-            if given(options.json):
-                return _SCHEMA
-            if bytes(options.json_object) == b"true":
-                return _JSON
-    return format
-
-
-class _Structured(Struct):
-    json: Raw = NULL
-    json_object: Raw = NULL
-
-
-def _digest(constraints: list[tuple[str, Raw]]) -> str:
+def exact_digest(constraints: Sequence[Constraint]) -> str:
+    """16 hexadecimal digits; "" without constraints."""
     if not constraints:
         return ""
     hash = blake2b(digest_size=8)
     for name, raw in constraints:
         hash.update(f"{name}\x00{len(raw)}\x00".encode())
-        hash.update(memoryview(raw)[:DIGEST_BYTES])
+        hash.update(memoryview(raw)[:READ_BYTES])
     return hash.hexdigest()
+
+
+def outline_digest(constraints: Sequence[Constraint]) -> str:
+    """16 hexadecimal digits; "" without constraints. Never raises."""
+    if not constraints:
+        return ""
+    outlines = [(name, _outline(name, raw)) for name, raw in constraints]
+    return blake2b(repr(outlines).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _outline(name: str, raw: Raw) -> object:
+    if len(raw) > READ_BYTES:
+        return len(raw).bit_length()
+    text = bytes(raw)
+    value = _decoded(text)
+    choices = value.get("choice") if isinstance(value, dict) else value
+    if isinstance(choices, list):
+        longest = max((len(one) for one in choices if isinstance(one, str)), default=0)
+        return longest.bit_length()
+    properties = _properties(value)
+    if len(properties) > 1 or name in _SCHEMAS:
+        return sorted(properties)
+    return text.translate(_BLANKED_BYTES)
+
+
+def _decoded(text: bytes) -> Any:
+    """The value, a schema that was sent as text decoded, too; None for what is not JSON."""
+    try:
+        value = msgspec.json.decode(text)
+        if isinstance(value, dict) and isinstance(value.get("json"), str):
+            value = value["json"]
+        return msgspec.json.decode(value) if isinstance(value, str) else value
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+
+
+def _properties(value: Any) -> set[tuple[str, str]]:
+    """Name and type of every object in a schema; alternatives and items under their keyword."""
+    properties: set[tuple[str, str]] = set()
+    waiting: list[tuple[str, Any]] = [("", value)] if isinstance(value, dict) else []
+    for _ in range(NODES):
+        if not waiting:
+            break
+        name, node = waiting.pop()
+        if isinstance(node, dict):
+            properties.add((name[:NAME_CHARS].translate(_BLANKED), _type(node.get("type"))))
+            inner = (pair for pair in node.items() if pair[0] not in _VALUES)
+        else:
+            inner = ((name, item) for item in node)
+        waiting += islice((pair for pair in inner if isinstance(pair[1], dict | list)), NODES)
+    return properties
+
+
+def _type(type: object) -> str:
+    if isinstance(type, list):
+        type = "|".join(sorted(str(one) for one in type[:8]))
+    return type[:NAME_CHARS] if isinstance(type, str) else ""

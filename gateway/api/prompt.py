@@ -23,17 +23,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Raw, structs
+from msgspec import Raw, Struct, structs
 
 from gateway.api.batch import batch_of
-from gateway.api.constraints import shape_of
+from gateway.api.constraints import Constraint, exact_digest, outline_digest
 from gateway.api.schemas import (
     MAX_TOKENS,
     NULL,
     ChatRequest,
     CompletionRequest,
+    ConstraintMembers,
     Generation,
     LooseMessage,
+    ResponseFormat,
     ResponsesRequest,
     given,
     read_loose,
@@ -48,7 +50,7 @@ Json = dict[str, Any]
 
 def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     """What the predictor reads of a request."""
-    thinking, shape = Thinking(request), shape_of(request)
+    thinking, form = Thinking(request), AnswerForm(request)
     # `functions`: as they were called once
     tools = tools_of(request.tools if given(request.tools) else request.functions)
     shared: Json = {
@@ -65,10 +67,10 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "tools": tools.count,
         "tool_names": tools.names,
         "tools_bytes": tools.bytes,
-        "response_format": shape.format,
-        "shape": shape.digest,
-        "form": shape.form,
-        "verbosity": shape.verbosity,
+        "response_format": form.format,
+        "shape": exact_digest(form.constraints),
+        "form": outline_digest(form.constraints),
+        "verbosity": form.verbosity,
         "stream": request.stream is True,
         "max_chars": max_chars,
     }
@@ -179,3 +181,65 @@ def _tokens(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_TOKENS else None
+
+
+# --- the form of the answer ---------------------------------------------------------------------
+
+
+class _Text(Struct):
+    """`text` of the responses API."""
+
+    format: Raw = NULL
+    verbosity: Raw = NULL
+
+
+class _StructuredOutputs(Struct):
+    json: Raw = NULL
+    json_object: Raw = NULL
+
+
+_PLAIN = ("text", None)  # formats that constrain nothing
+_EMPTY = (b"false", b'""', b"[]", b"{}")  # members that constrain nothing
+
+
+class AnswerForm:
+    """The form a request asks for: a format, constraints, a verbosity. None or empty where a
+    member is absent or malformed."""
+
+    __slots__ = ("constraints", "format", "verbosity")
+
+    def __init__(self, request: Generation) -> None:
+        text = read_loose(request.text, _Text) or _Text()
+        stated = request.response_format if given(request.response_format) else text.format
+        read = read_loose(stated, ResponseFormat)
+        format = None if read is None else read.type
+        self.constraints = list(_constraints(request))
+        if format not in _PLAIN:
+            self.constraints.insert(0, ("response_format", stated))
+        self.format: str | None = format if format not in _PLAIN else _json_kind(self.constraints)
+        self.verbosity = word_of(read_option(request.verbosity)) or word_of(
+            read_option(text.verbosity)
+        )
+
+
+def _constraints(request: Generation) -> Iterator[Constraint]:
+    """The members that constrain the answer; those of `extra_body` after the others."""
+    for holder in (request, read_loose(request.extra_body, ConstraintMembers)):
+        for name in ConstraintMembers.__struct_fields__ if holder is not None else ():
+            raw: Raw = getattr(holder, name)
+            if given(raw) and bytes(memoryview(raw)[:5]) not in _EMPTY:
+                yield name, raw
+
+
+def _json_kind(constraints: list[Constraint]) -> str | None:
+    """The format of a constraint that makes the answer JSON; None without such a one."""
+    for name, raw in constraints:
+        if name in ("guided_json", "json_schema"):
+            return "json_schema"
+        if name == "structured_outputs":
+            options = read_loose(raw, _StructuredOutputs) or _StructuredOutputs()
+            if given(options.json):
+                return "json_schema"
+            if bytes(options.json_object) == b"true":
+                return "json_object"
+    return None

@@ -55,9 +55,24 @@ class ResponseFormat(Struct):
     type: str | None = None
 
 
-class Generation(Struct):
-    """Fields shared by the generating routes. Those of type Raw are only forecast by (view.py):
-    what stands in them is for the provider to judge."""
+class ConstraintMembers(Struct):
+    """Members by which servers other than OpenAI's constrain an answer. Clients send them in a
+    request, or in its `extra_body`."""
+
+    guided_json: Raw = NULL
+    guided_regex: Raw = NULL
+    guided_choice: Raw = NULL
+    guided_grammar: Raw = NULL
+    structured_outputs: Raw = NULL
+    regex: Raw = NULL
+    ebnf: Raw = NULL
+    grammar: Raw = NULL
+    json_schema: Raw = NULL
+
+
+class Generation(ConstraintMembers, kw_only=True):
+    """Members shared by the generating routes. Those of type Raw are read by prompt.py alone,
+    for the forecast; their values are for the provider to judge."""
 
     model: str
     stream: bool | None = None
@@ -82,15 +97,6 @@ class Generation(Struct):
     extra_body: Raw = NULL
     google: Raw = NULL
     verbosity: Raw = NULL
-    guided_json: Raw = NULL
-    guided_regex: Raw = NULL
-    guided_choice: Raw = NULL
-    guided_grammar: Raw = NULL
-    structured_outputs: Raw = NULL
-    regex: Raw = NULL
-    ebnf: Raw = NULL
-    grammar: Raw = NULL
-    json_schema: Raw = NULL
 
     @property
     def limit(self) -> int | None:

@@ -20,9 +20,11 @@ from gateway.api.schemas import (
     check_generation,
     decode,
 )
-from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key
+from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key, template_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+OTHER = {"type": "object", "properties": {"b": {"type": "string"}}}
 GARBAGE: list[Any] = [
     None,
     5,
@@ -245,3 +247,130 @@ def test_prompt_tokens_are_those_of_the_whole_batch() -> None:
     assert tokens(list(range(1000))) == pytest.approx(1000, rel=0.02)
     assert tokens([list(range(1000))] * 3) == pytest.approx(3000, rel=0.02)
     assert tokens("x" * 2**21) == pytest.approx(2**19, rel=0.02)
+
+
+# -- the form of the answer ------------------------------------------------------------------------
+
+CONSTRAINTS: list[tuple[dict[str, Any], int]] = [
+    ({"response_format": {"type": "json_object"}}, 1),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, 2),
+    ({"response_format": {"type": "structural_tag", "structures": []}}, 0),
+    ({"response_format": {"type": "grammar", "grammar": "root ::= [0-9]+"}}, 0),
+    ({"response_format": {"type": "regex", "pattern": "[0-9]+"}}, 0),
+    ({"guided_json": SCHEMA}, 2),
+    ({"guided_regex": "[0-9]+"}, 0),
+    ({"guided_choice": ["yes", "no"]}, 0),
+    ({"guided_grammar": "root ::= 'x'"}, 0),
+    ({"structured_outputs": {"json": SCHEMA}}, 2),
+    ({"structured_outputs": {"json_object": True}}, 1),
+    ({"structured_outputs": {"choice": ["yes", "no"]}}, 0),
+    ({"structured_outputs": {"regex": "[0-9]+"}}, 0),
+    ({"extra_body": {"guided_choice": ["yes", "no"]}}, 0),
+    ({"extra_body": {"structured_outputs": {"json": SCHEMA}}}, 2),
+    ({"regex": "[0-9]+"}, 0),
+    ({"ebnf": "root ::= 'x'"}, 0),
+    ({"grammar": "root ::= 'x'"}, 0),
+    ({"json_schema": SCHEMA}, 2),
+]
+
+
+@pytest.mark.parametrize(("members", "json_format"), CONSTRAINTS)
+def test_view_reads_every_constraint(members: dict[str, Any], json_format: int) -> None:
+    """Each constraint has both digests, and tells whether it makes the answer JSON."""
+    view = chat(**members)
+    assert (view.json_format, len(view.shape), len(view.form)) == (json_format, 16, 16)
+
+
+def test_view_of_each_constraint_has_a_digest_of_its_own() -> None:
+    """Requests under two constraints are never taken for repeats of each other."""
+    digests = [chat(**members).shape for members, _ in CONSTRAINTS]
+    assert digests == [chat(**members).shape for members, _ in CONSTRAINTS]
+    # A choice and a schema are the same constraints inside `extra_body` and outside it.
+    assert len(set(digests)) == len(digests) - 2
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {},
+        {"response_format": {"type": "text"}},
+        {"response_format": None, "guided_json": None},
+        {"guided_choice": [], "structured_outputs": {}, "guided_regex": "", "regex": False},
+        {"response_format": 5, "extra_body": "x"},
+        {"text": {"format": {"type": "text"}}},
+    ],
+)
+def test_view_of_a_plain_answer_has_no_digest(members: dict[str, Any]) -> None:
+    """Absent, empty and malformed members constrain nothing."""
+    view = chat(**members)
+    assert (view.shape, view.form) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("members", "verbosity"),
+    [
+        ({"verbosity": "low"}, "low"),
+        ({"verbosity": "HIGH"}, "high"),
+        ({"text": {"verbosity": "medium"}}, "medium"),
+        ({"verbosity": 5}, None),
+        ({"verbosity": ["x"] * 9999}, None),
+        ({"text": "low"}, None),
+    ],
+)
+def test_view_reads_the_verbosity(members: dict[str, Any], verbosity: str | None) -> None:
+    """OpenAI's level is read in either API's place; any other value is none."""
+    assert chat(**members).verbosity == verbosity
+    responses = read(ResponsesRequest, input="hi", **members)
+    assert view_of("t", responses, 2000).verbosity == verbosity
+
+
+def test_view_of_responses_reads_the_constraint() -> None:
+    """/v1/responses has the schema in `text.format`."""
+
+    def of(schema: Any) -> PromptView:
+        format = {"type": "json_schema", "name": "x", "schema": schema}
+        return view_of("t", read(ResponsesRequest, input="hi", text={"format": format}), 2000)
+
+    assert of(SCHEMA).json_format == 2
+    assert of(SCHEMA).shape != of(OTHER).shape
+    assert of(SCHEMA).form != of(OTHER).form
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"verbosity": "low"}, {"verbosity": "high"}),
+        ({"guided_choice": ["yes", "no"]}, {}),
+        ({"guided_json": SCHEMA}, {"guided_json": OTHER}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": OTHER}}},
+        ),
+    ],
+)
+def test_history_keeps_two_constraints_apart(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Two constraints are two templates and two prompts: neither learns the other's lengths."""
+    first, second = chat(**one), chat(**two)
+    assert template_key(first, b"k") != template_key(second, b"k")
+    assert prompt_key(first, b"k") != prompt_key(second, b"k")
+    assert template_key(first, b"k") == template_key(chat(**one), b"k") != ""
+
+
+def test_history_takes_a_schema_made_per_request_for_one_template() -> None:
+    """Another enum and title give the same template, whose lengths are learned, but another
+    prompt: a forecast for the one is not handed to the other."""
+    first, second = (
+        chat(guided_json=SCHEMA | {"title": f"at {now}", "enum": ids})
+        for now, ids in (("12:31", ["a1"]), ("12:47", ["b7", "b9"]))
+    )
+    assert template_key(first, b"k") == template_key(second, b"k") != ""
+    assert prompt_key(first, b"k") != prompt_key(second, b"k")
+
+
+def test_repeat_with_thinking_switched_is_another_prompt() -> None:
+    """A cached forecast with thinking is not handed to a request without it."""
+    on, off, unset = (
+        prompt_key(chat(**more), b"k")
+        for more in ({"enable_thinking": True}, {"enable_thinking": False}, {})
+    )
+    assert len({on, off, unset}) == 3
