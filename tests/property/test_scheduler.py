@@ -543,7 +543,7 @@ class Stale(Openings):
     def of_line(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
         answer = super().of_line(pool, line, now)
         if isinstance(answer, Blocked):
-            line.reply.shut_s = float("inf")
+            line.placement.shut_s = float("inf")
         return answer
 
 
@@ -632,5 +632,7 @@ def test_machine_sees_a_scheduler_that_breaks_a_property(broken: dict[str, Any])
         report_multiple_bugs=False,
         print_blob=False,
     )
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) as seen:
         run_state_machine_as_test(machine, settings=found)
+    first = seen.value.__context__
+    assert first is None or isinstance(first, AssertionError), "the twin itself is broken"
