@@ -30,6 +30,8 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from gateway.schedule import overload
+from gateway.schedule.admission import queue_position
+from gateway.schedule.ends import outcome_of
 from gateway.schedule.events import (
     Action,
     Adopted,
@@ -43,9 +45,7 @@ from gateway.schedule.events import (
     Submitted,
     Withdrawn,
 )
-from gateway.schedule.retry import outcome_of
 from gateway.schedule.scheduler import Scheduler
-from gateway.schedule.standing import standing
 from gateway.settings.schema import Settings
 from gateway.snapshots import SchedulerSnapshot, Standing
 from gateway.types import Job, Outcome, Workload
@@ -148,7 +148,7 @@ class Failsafe:
         )
 
     def standing(self, job_id: str, now: float) -> Standing | None:
-        return None if self._out else standing(self.core, job_id, now)
+        return None if self._out else queue_position(self.core, job_id, now)
 
     def check(self) -> None:
         self.core.check()

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from gateway.errors import GatewayError
 from gateway.schedule import overload
-from gateway.schedule.entry import Entry
+from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.overload import Chance
 from gateway.schedule.pool import Pool
 from gateway.schedule.rounds import TURN_OF
+from gateway.schedule.scheduler_state import SchedulerState
 from gateway.settings.schema import Schedule
+from gateway.snapshots import Standing
 from gateway.types import JobClass, SizeBucket
 
 
@@ -89,3 +91,28 @@ def retry_s(pool: Pool, chance: Chance | None) -> float:
     """When to come again: when what waits now has been served."""
     clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
     return overload.retry_after_s(clear_s, chance)
+
+
+def queue_position(state: SchedulerState, job_id: str, now: float) -> Standing | None:
+    """None for a job that does not wait. Jobs of its class in its pool that go before it by
+    the present order; the wait is an estimate: what is ahead, at the pace of late and at its
+    class's share of it; 0 before that is known."""
+    entry = state.jobs.get(job_id)
+    if entry is None or entry.stage is not Stage.WAITING:
+        return None
+    pool = state.pools[entry.pool]
+    mine = _rank(entry)
+    ahead = [e for e in pool.queued.values() if e.cls is entry.cls and _rank(e) < mine]
+    tokens = sum(other.reserve for other in ahead)
+    others = pool.waiting_tokens - entry.reserve
+    return Standing(
+        position=len(ahead) + 1,
+        waiting=pool.waiting,
+        waited_s=now - entry.job.arrived_s,
+        expected_wait_s=wait_s(pool, entry.cls, tokens, others),
+    )
+
+
+def _rank(entry: Entry) -> tuple[int, float, int]:
+    assert entry.lane is not None
+    return entry.lane.share.rank, entry.key, entry.seq

@@ -30,6 +30,7 @@ Deferred jobs (overload.py) have a turn of their own, last in each round, of sma
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import tier_cap
@@ -47,7 +48,7 @@ TIER_CAP = Blocked(Reason.TIER_CAP)
 
 TAIL_P_SHORT = 0.1  # who may be short keeps its place in the tail
 TAIL_JOBS = 128
-INF = float("inf")
+
 
 Head = tuple[Lane, str]
 """A lane, and the account that takes its first job."""
@@ -239,7 +240,7 @@ class Allocation:
         self, pool: Pool, lane: Lane, first: Entry, turn: Turn, now: float
     ) -> tuple[Entry, str] | None:
         """The oldest job of the same turn and tenant which `first` came too late to pass."""
-        latest = (first.job.arrived_s - self._overtake_s, INF)
+        latest = (first.job.arrived_s - self._overtake_s, inf)
         found: tuple[Entry, str] | None = None
         shares = (lane.share,) if turn is not Turn.DEFERRED else pool.shares_of(lane.tenant)
         for share in shares:

@@ -12,50 +12,48 @@ from __future__ import annotations
 
 from collections import Counter
 from math import ceil
-from typing import TYPE_CHECKING
 
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.pool import Pool
 from gateway.schedule.queue import Lane
 from gateway.schedule.rounds import TURN_OF, Turn
+from gateway.schedule.scheduler_state import SchedulerState
 from gateway.types import Blocked, Fit, JobClass, Reason, SizeBucket
-
-if TYPE_CHECKING:
-    from gateway.schedule.scheduler import Scheduler
 
 INTERACTIVE, HEAVY, BACKGROUND = JobClass.INTERACTIVE, JobClass.HEAVY, JobClass.BACKGROUND
 
 
-def check(scheduler: Scheduler, now: float | None) -> None:
+def check(state: SchedulerState, now: float | None) -> None:
     """Raises AssertionError. With `now` (that of the last event) also work conservation."""
-    ended = sum(scheduler.ended.values())
-    assert scheduler.submitted == len(scheduler.jobs) + ended, "one outcome per job"
-    for name, pool in scheduler.pools.items():
-        _check_pool(pool, [e for e in scheduler.jobs.values() if e.pool == name])
-    assert {e.pool for e in scheduler.jobs.values()} <= set(scheduler.pools)
-    _check_tenants(scheduler)
-    _check_leases(scheduler, now)
-    scheduler.accounts.check()
+    ended = sum(state.ended.values())
+    assert state.submitted == len(state.jobs) + ended, "one outcome per job"
+    for name, pool in state.pools.items():
+        _check_pool(pool, [e for e in state.jobs.values() if e.pool == name])
+    assert {e.pool for e in state.jobs.values()} <= set(state.pools)
+    _check_tenants(state)
+    _check_leases(state, now)
+    state.accounts.check()
     if now is not None:
-        for job_id, entry in scheduler.jobs.items():
-            fit = scheduler.fits(job_id, now)
-            assert not isinstance(fit, Fit), f"{job_id} waits although it fits"
+        for job_id, entry in state.jobs.items():
+            if entry.line is not None:
+                fit = state.allocation.fits(state.pools[entry.pool], entry, now)
+                assert not isinstance(fit, Fit), f"{job_id} waits although it fits"
             assert entry.stage is Stage.RUNNING or now < entry.expire_s, f"{job_id} is overdue"
-        for name, pool in scheduler.pools.items():
-            for entry in Start(scheduler, pool, now).able():
+        for name, pool in state.pools.items():
+            for entry in Start(state, pool, now).able():
                 raise AssertionError(f"{entry.job.id} waits in {name} although it could start")
 
 
 def check_start(
-    scheduler: Scheduler, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+    state: SchedulerState, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
 ) -> None:
     """Raises AssertionError where `entry` must not start on `account` now: no room in its
     budget (its own, or lent while nobody who owns some could start), its tenant's or its size's
     cap, the account's limit or window; or another's turn, or another's place in it. `turn` is
     None for a retry, and for a newcomer that nothing else in the queue was asked beside."""
-    start = Start(scheduler, pool, now)
-    _check_account(scheduler, entry, account, now)
+    start = Start(state, pool, now)
+    _check_account(state, entry, account, now)
     assert isinstance(start.place(entry, (account,)), Fit), f"{account} takes no {entry.job.id}"
     if entry.stage is Stage.RETRYING:
         return
@@ -66,7 +64,7 @@ def check_start(
     if turn is None:
         assert not others, f"{entry.job.id} starts unasked before {others[0].job.id}"
         return
-    bound_s = scheduler.settings.schedule.max_overtake_s
+    bound_s = state.settings.schedule.max_overtake_s
     starving = [t for e in others if now - pool.served_s[t := _turn(pool, e)] >= bound_s > 0.0]
     for other in starving:
         assert pool.served_s[turn] <= pool.served_s[other], f"{other} starves while {turn} starts"
@@ -75,7 +73,7 @@ def check_start(
         for e in others:
             deferred = _turn(pool, e) is Turn.DEFERRED
             assert deferred or not start.owns_room(e.cls), f"{cls} borrows before {e.job.id}"
-    if not scheduler.settings.schedule.drain_longest_first:
+    if not state.settings.schedule.drain_longest_first:
         latest_s = entry.job.arrived_s - bound_s
         for e in others:
             same = e.tenant is entry.tenant and _turn(pool, e) is turn
@@ -86,10 +84,10 @@ def check_start(
 class Start:
     """What could start in one pool at this moment, counted from the live jobs alone."""
 
-    def __init__(self, scheduler: Scheduler, pool: Pool, now: float) -> None:
-        self._scheduler, self._pool, self._now = scheduler, pool, now
-        self._settings = scheduler.settings.schedule
-        mine = [e for e in scheduler.jobs.values() if e.pool == pool.name]
+    def __init__(self, state: SchedulerState, pool: Pool, now: float) -> None:
+        self._state, self._pool, self._now = state, pool, now
+        self._settings = state.settings.schedule
+        mine = [e for e in state.jobs.values() if e.pool == pool.name]
         self._waiting = [e for e in mine if e.stage in (Stage.WAITING, Stage.RETRYING)]
         held = dict.fromkeys(JobClass, 0)
         self._sizes = dict.fromkeys(SizeBucket, 0)
@@ -98,7 +96,7 @@ class Start:
                 held[e.cls] += e.reserve
                 self._sizes[e.bucket] += 1
         self._running = Counter(
-            e.tenant.name for e in scheduler.jobs.values() if e.stage is not Stage.WAITING
+            e.tenant.name for e in state.jobs.values() if e.stage is not Stage.WAITING
         )
         self._rooms(held)
         self._placed: dict[tuple[str, tuple[str, ...], frozenset[str], bool], Fit | Blocked] = {}
@@ -121,7 +119,7 @@ class Start:
 
     def has_places(self, entry: Entry) -> bool:
         """Under its tenant's cap and under its size's, as the settings and the mode have them."""
-        mine = self._scheduler.settings.tenants
+        mine = self._state.settings.tenants
         most = next((t.max_inflight for t in mine if t.name == entry.tenant.name), 0)
         cap = tier_cap(self._settings, entry.bucket, self._pool.mode)
         return (not most or self._running[entry.tenant.name] < most) and (
@@ -138,7 +136,7 @@ class Start:
         )
         key = entry.job.model, accounts, avoid, express
         if key not in self._placed:
-            choose = self._scheduler.accounts.choose
+            choose = self._state.accounts.choose
             answer = choose(entry.job.model, accounts, self._now, avoid)
             if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
                 answer = choose(entry.job.model, accounts, self._now, avoid, express=True)
@@ -162,19 +160,17 @@ def _turn(pool: Pool, entry: Entry) -> Turn:
     return Turn.DEFERRED if entry.place.grade >= pool.deferred else TURN_OF[entry.cls]
 
 
-def _check_account(scheduler: Scheduler, entry: Entry, account: str, now: float) -> None:
+def _check_account(state: SchedulerState, entry: Entry, account: str, now: float) -> None:
     """The account serves the model, if the settings name it, and has room for what runs there."""
-    balance = scheduler.settings.balance
-    given = next(a for a in scheduler.settings.accounts if a.name == account)
-    shot = next(a for a in scheduler.accounts.snapshot(now) if a.name == account)
+    balance = state.settings.balance
+    given = next(a for a in state.settings.accounts if a.name == account)
+    shot = next(a for a in state.accounts.snapshot(now) if a.name == account)
     model = given.model_map.get(entry.job.model)
     assert model or not entry.routed, f"{account} does not serve {entry.job.model}"
     assert account in entry.accounts, f"{account} is not {entry.job.id}'s"
     if balance.window == "watch":
         return
-    running = [
-        e for e in scheduler.jobs.values() if e.stage is Stage.RUNNING and e.account == account
-    ]
+    running = [e for e in state.jobs.values() if e.stage is Stage.RUNNING and e.account == account]
     assert shot.state in ("open", "half_open"), f"{account} is {shot.state}"
     assert len(running) < shot.limit, f"{account} is full"
     for window in shot.windows:
@@ -244,26 +240,24 @@ def _rank(lane: Lane) -> tuple[int, float, int]:
     return lane.share.rank, lane.first.key, lane.first.seq
 
 
-def _check_tenants(scheduler: Scheduler) -> None:
-    waiting = Counter(e.tenant.name for e in scheduler.jobs.values() if e.stage is Stage.WAITING)
-    running = Counter(
-        e.tenant.name for e in scheduler.jobs.values() if e.stage is not Stage.WAITING
-    )
-    for name, tenant in scheduler.tenants.items():
+def _check_tenants(state: SchedulerState) -> None:
+    waiting = Counter(e.tenant.name for e in state.jobs.values() if e.stage is Stage.WAITING)
+    running = Counter(e.tenant.name for e in state.jobs.values() if e.stage is not Stage.WAITING)
+    for name, tenant in state.tenants.items():
         assert tenant.waiting == waiting[name], name
         assert tenant.running == running[name], name
         tokens = sum(
             e.reserve
-            for e in scheduler.jobs.values()
+            for e in state.jobs.values()
             if e.tenant is tenant and e.stage is Stage.WAITING
         )
         assert tenant.waiting_tokens == tokens, name
         assert tenant.capped or not tenant.parked, f"{name} is parked without need"
 
 
-def _check_leases(scheduler: Scheduler, now: float | None) -> None:
-    running = [e for e in scheduler.jobs.values() if e.stage is Stage.RUNNING]
+def _check_leases(state: SchedulerState, now: float | None) -> None:
+    running = [e for e in state.jobs.values() if e.stage is Stage.RUNNING]
     assert len({e.lease for e in running}) == len(running), "one lease per attempt"
-    held = {a.name: a.inflight for a in scheduler.accounts.snapshot(0.0 if now is None else now)}
+    held = {a.name: a.inflight for a in state.accounts.snapshot(0.0 if now is None else now)}
     used = Counter(e.account for e in running)
     assert {name: n for name, n in held.items() if n} == dict(used), "leases = running jobs"

@@ -8,27 +8,23 @@ as there is news, from better forecasts and from an answer that goes on past its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.schedule import admission
 from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.events import Outgrown, Reforecast
 from gateway.schedule.ordering import reserve_beyond
-
-if TYPE_CHECKING:
-    from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.scheduler_state import SchedulerState
 
 
-def reforecast(scheduler: Scheduler, event: Reforecast, now: float) -> None:
-    entry = scheduler.jobs.get(event.job_id)
+def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
+    entry = state.jobs.get(event.job_id)
     if entry is None:
         return
-    settings = scheduler.settings.schedule
+    settings = state.settings.schedule
     if entry.stage is not Stage.WAITING:
         entry.workload = event.workload
-        _reserve(scheduler, entry, entry.reserve_now(settings))
+        _reserve(state, entry, entry.reserve_now(settings))
     elif event.workload.rung not in entry.rungs:
-        pool = scheduler.pools[entry.pool]
+        pool = state.pools[entry.pool]
         entry.rungs.add(event.workload.rung)
         pool.remove_waiting(entry)
         entry.workload = event.workload
@@ -36,22 +32,22 @@ def reforecast(scheduler: Scheduler, event: Reforecast, now: float) -> None:
         entry.bound_wait(settings, admission.service_s(pool, entry))
         pool.add_waiting(entry)
         assert entry.line is not None
-        horizon_s = scheduler.allocation.openings.horizon_s(pool, entry.line, now)
+        horizon_s = state.allocation.openings.horizon_s(pool, entry.line, now)
         pool.due |= entry.expire_s <= horizon_s  # its time may be over
-        scheduler.touch(pool.name)
+        state.touch(pool.name)
 
 
-def outgrown(scheduler: Scheduler, event: Outgrown, now: float) -> None:
-    entry = scheduler.jobs.get(event.job_id)
+def outgrown(state: SchedulerState, event: Outgrown, now: float) -> None:
+    entry = state.jobs.get(event.job_id)
     if entry is not None and entry.stage is Stage.RUNNING:
-        quantile = scheduler.settings.schedule.reserve_quantile
+        quantile = state.settings.schedule.reserve_quantile
         tokens = reserve_beyond(entry.job, entry.workload, event.output_tokens, quantile)
-        _reserve(scheduler, entry, max(entry.reserve, tokens))
+        _reserve(state, entry, max(entry.reserve, tokens))
 
 
-def _reserve(scheduler: Scheduler, entry: Entry, tokens: int) -> None:
-    budget = scheduler.pools[entry.pool].budget
+def _reserve(state: SchedulerState, entry: Entry, tokens: int) -> None:
+    budget = state.pools[entry.pool].budget
     budget.correct(entry.cls, tokens - entry.reserve)
     entry.reserve = tokens
     if not budget.nominal:
-        scheduler.touch(entry.pool)
+        state.touch(entry.pool)

@@ -2,33 +2,51 @@
 
 A job ends exactly once. Its attempts may end more often: the account's lease goes back with each,
 the reserve and the places under the caps with the last.
+
+A failed attempt may be followed by another. Before the first byte has gone to the client another
+attempt is invisible; it is also one more request to providers that may be in trouble. So:
+
+1. A job has `retry.attempts` attempts. A failure costs one. A 429 costs a quarter: the provider
+   did no work, and the account's backoff and limit pace the next one.
+2. A client that retries by itself (`client_retries > 0`) has its attempts halved, rounded up:
+   three tries here times three there is nine.
+3. A pool's retried jobs are at most `budget_ratio` of its jobs in flight, at least
+   `budget_min` (Envoy's retry budget). 429s stand outside it for the reason in 1.
+4. Accounts on which the job has not failed come first. Those it failed on come back into
+   question when no other is in service, never where its key was refused.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from math import inf
 
 from gateway.errors import GatewayError
-from gateway.schedule import admission, overload, retry
+from gateway.schedule import admission, overload
 from gateway.schedule.entry import PROMPT_RATIO, Entry, Stage, Tenant
 from gateway.schedule.events import AttemptFailed, Finished, Refuse, Withdrawn
 from gateway.schedule.pool import Pool
+from gateway.schedule.scheduler_state import SchedulerState
+from gateway.settings.schema import Retry
 from gateway.types import JobClass, Outcome, Verdict
-
-if TYPE_CHECKING:
-    from gateway.schedule.scheduler import Scheduler
 
 LONGEST_TOKENS = 200_000  # of one answer without a max_tokens
 SLACK_TOKENS = 1000
 DROPPED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
+RATE_LIMITED_COST = 0.25
+
+OUTCOMES = {
+    Verdict.IGNORED: Outcome.CLIENT_ERROR,
+    Verdict.RATE_LIMITED: Outcome.RATE_LIMITED,
+    Verdict.TIMEOUT: Outcome.UPSTREAM_TIMEOUT,
+}
 
 
-def finished(scheduler: Scheduler, event: Finished, now: float) -> None:
-    entry = scheduler.jobs.get(event.job_id)
+def finished(state: SchedulerState, event: Finished, now: float) -> None:
+    entry = state.jobs.get(event.job_id)
     if entry is None:
         return
     output = _believable(entry, event.output_tokens)
-    pool = scheduler.pools[entry.pool]
+    pool = state.pools[entry.pool]
     left = event.outcome is Outcome.CANCELLED and event.prompt_tokens is None
     if entry.job.generates and not left and (output or event.outcome is Outcome.OK):
         tokens = entry.reserve if output is None else output
@@ -41,37 +59,37 @@ def finished(scheduler: Scheduler, event: Finished, now: float) -> None:
     if entry.stage is Stage.RUNNING:
         used = None if output is None or made is None else (made, event.prompt_tokens)
         unserved = event.outcome is Outcome.CLIENT_ERROR
-        end_attempt(scheduler, entry, event.verdict, now, used=used, unserved=unserved)
-    end(scheduler, entry, event.outcome)
+        end_attempt(state, entry, event.verdict, now, used=used, unserved=unserved)
+    end(state, entry, event.outcome)
 
 
-def withdrawn(scheduler: Scheduler, event: Withdrawn, now: float) -> None:
-    finished(scheduler, Finished(event.job_id, event.outcome, Verdict.IGNORED), now)
+def withdrawn(state: SchedulerState, event: Withdrawn, now: float) -> None:
+    finished(state, Finished(event.job_id, event.outcome, Verdict.IGNORED), now)
 
 
-def attempt_failed(scheduler: Scheduler, event: AttemptFailed, now: float) -> None:
-    entry = scheduler.jobs.get(event.job_id)
+def attempt_failed(state: SchedulerState, event: AttemptFailed, now: float) -> None:
+    entry = state.jobs.get(event.job_id)
     if entry is None or entry.stage is not Stage.RUNNING:
         return
     account, verdict = entry.account, event.verdict
-    end_attempt(scheduler, entry, verdict, now, retry_after_s=event.retry_after_s)
-    entry.error, entry.outcome = event.error, retry.outcome_of(verdict)
-    entry.spent += retry.attempt_cost(verdict)
+    end_attempt(state, entry, verdict, now, retry_after_s=event.retry_after_s)
+    entry.error, entry.outcome = event.error, outcome_of(verdict)
+    entry.spent += attempt_cost(verdict)
     if verdict is Verdict.DEAD_KEY:
         entry.accounts = tuple(name for name in entry.accounts if name != account)
     else:
         entry.failed |= {account}
-    pool = scheduler.pools[entry.pool]
-    if event.retryable and retry.grant(scheduler.settings.retry, pool, entry, verdict):
+    pool = state.pools[entry.pool]
+    if event.retryable and grant_retry(state.settings.retry, pool, entry, verdict):
         entry.stage = Stage.RETRYING
-        entry.start_wait(scheduler.settings.schedule, now)
+        entry.start_wait(state.settings.schedule, now)
         pool.add_retrying(entry)
     else:
-        refuse(scheduler, entry, event.error, entry.outcome)
+        refuse(state, entry, event.error, entry.outcome)
 
 
 def end_attempt(
-    scheduler: Scheduler,
+    state: SchedulerState,
     entry: Entry,
     verdict: Verdict,
     now: float,
@@ -86,7 +104,7 @@ def end_attempt(
     if used is not None:
         output_tokens = used[0]
         tokens = output_tokens + (used[1] or entry.workload.prompt_tokens)
-    wide = scheduler.accounts.give_back(
+    wide = state.accounts.give_back(
         entry.lease,
         verdict,
         retry_after_s=retry_after_s,
@@ -94,22 +112,22 @@ def end_attempt(
         output_tokens=output_tokens,
         now=now,
     )
-    pool = scheduler.pools[entry.pool]
+    pool = state.pools[entry.pool]
     pool.pace.attempted(verdict in DROPPED)
     if verdict is not Verdict.SUCCESS:  # it may have taken an account out of service
         pool.due = True
     pool.news(entry.account, None if wide else entry.job.model)
-    scheduler.touch(entry.pool)
-    home = scheduler.directory.pool_of.get(entry.account, entry.pool)
+    state.touch(entry.pool)
+    home = state.directory.pool_of.get(entry.account, entry.pool)
     if home != entry.pool:  # after a reload
-        scheduler.touch(home)
-        scheduler.pools[home].news(entry.account, None)
-        scheduler.pools[home].due = True
+        state.touch(home)
+        state.pools[home].news(entry.account, None)
+        state.pools[home].due = True
 
 
-def end(scheduler: Scheduler, entry: Entry, outcome: Outcome) -> None:
+def end(state: SchedulerState, entry: Entry, outcome: Outcome) -> None:
     """Takes a job out of everything, once."""
-    pool = scheduler.pools[entry.pool]
+    pool = state.pools[entry.pool]
     if entry.stage is Stage.WAITING:
         pool.remove_waiting(entry)
     else:
@@ -117,14 +135,14 @@ def end(scheduler: Scheduler, entry: Entry, outcome: Outcome) -> None:
             pool.remove_retrying(entry)
         pool.retried -= entry.holds_retry
         pool.budget.give_back(entry.cls, entry.bucket, entry.reserve)
-        _free_tenant(scheduler, entry.tenant)
+        _free_tenant(state, entry.tenant)
     entry.stage = Stage.ENDED
-    del scheduler.jobs[entry.job.id]
-    scheduler.ended[outcome] += 1
-    scheduler.touch(pool.name)
+    del state.jobs[entry.job.id]
+    state.ended[outcome] += 1
+    state.touch(pool.name)
 
 
-def _free_tenant(scheduler: Scheduler, tenant: Tenant) -> None:
+def _free_tenant(state: SchedulerState, tenant: Tenant) -> None:
     """Its cap has room again: the lanes that waited for it are shown, in whatever pool."""
     tenant.running -= 1
     assert tenant.running >= 0
@@ -133,39 +151,39 @@ def _free_tenant(scheduler: Scheduler, tenant: Tenant) -> None:
         for lane in parked:
             lane.unpark()
             if lane.first is not None:
-                scheduler.touch(lane.tier.line.pool, lane.first.key)
+                state.touch(lane.tier.line.pool, lane.first.key)
 
 
-def refuse(scheduler: Scheduler, entry: Entry, error: GatewayError, outcome: Outcome) -> None:
-    end(scheduler, entry, outcome)
-    scheduler.out.append(Refuse(entry.job.id, error, outcome))
+def refuse(state: SchedulerState, entry: Entry, error: GatewayError, outcome: Outcome) -> None:
+    end(state, entry, outcome)
+    state.out.append(Refuse(entry.job.id, error, outcome))
 
 
-def refuse_new(scheduler: Scheduler, entry: Entry, error: GatewayError) -> None:
+def refuse_new(state: SchedulerState, entry: Entry, error: GatewayError) -> None:
     """Refuses what never entered a queue."""
-    scheduler.ended[Outcome.REJECTED] += 1
-    scheduler.out.append(Refuse(entry.job.id, error, Outcome.REJECTED))
+    state.ended[Outcome.REJECTED] += 1
+    state.out.append(Refuse(entry.job.id, error, Outcome.REJECTED))
 
 
-def expire(scheduler: Scheduler, pool: Pool, now: float) -> None:
+def expire(state: SchedulerState, pool: Pool, now: float) -> None:
     """Refuses jobs whose time is over, or will be before an account can serve them."""
     for line in tuple(pool.lines.values()):
         if not line.size:
             continue
-        horizon_s = scheduler.allocation.openings.horizon_s(pool, line, now)
+        horizon_s = state.allocation.openings.horizon_s(pool, line, now)
         while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
             if entry.error is not None:
-                refuse(scheduler, entry, entry.error, entry.outcome)
+                refuse(state, entry, entry.error, entry.outcome)
             else:
-                refuse(scheduler, entry, expired(scheduler, pool, entry, now), Outcome.EVICTED)
+                refuse(state, entry, expired(state, pool, entry, now), Outcome.EVICTED)
 
 
-def expired(scheduler: Scheduler, pool: Pool, entry: Entry, now: float) -> GatewayError:
+def expired(state: SchedulerState, pool: Pool, entry: Entry, now: float) -> GatewayError:
     if not entry.accounts:
-        return overload.no_account(float("inf"))
+        return overload.no_account(inf)
     if entry.expire_s <= now:
-        return admission.too_late(pool, entry, scheduler.chance, now)
-    return overload.no_account(scheduler.accounts.heals_s(entry.accounts, now) - now)
+        return admission.too_late(pool, entry, state.chance, now)
+    return overload.no_account(state.accounts.heals_s(entry.accounts, now) - now)
 
 
 def _made_by_now(pool: Pool, entry: Entry, counted: float | None, now: float) -> float | None:
@@ -190,3 +208,30 @@ def _believable(entry: Entry, output_tokens: float | None) -> float | None:
         return None
     most = job.n * (job.max_tokens or LONGEST_TOKENS) + SLACK_TOKENS
     return output_tokens if output_tokens < most else most
+
+
+def attempt_cost(verdict: Verdict) -> float:
+    return RATE_LIMITED_COST if verdict is Verdict.RATE_LIMITED else 1.0
+
+
+def attempts_allowed(settings: Retry, client_retries: int) -> int:
+    return settings.attempts if client_retries <= 0 else (settings.attempts + 1) // 2
+
+
+def grant_retry(settings: Retry, pool: Pool, entry: Entry, verdict: Verdict) -> bool:
+    """May this job, whose attempt ended with `verdict`, try again? Charges the pool's budget,
+    once a job."""
+    if not entry.accounts or entry.spent >= attempts_allowed(settings, entry.job.client_retries):
+        return False
+    if entry.holds_retry or verdict is Verdict.RATE_LIMITED:
+        return True
+    if pool.retried >= max(settings.budget_min, settings.budget_ratio * pool.budget.total_jobs):
+        return False
+    entry.holds_retry = True
+    pool.retried += 1
+    return True
+
+
+def outcome_of(verdict: Verdict) -> Outcome:
+    """How a job ends whose last attempt ended so."""
+    return OUTCOMES.get(verdict, Outcome.UPSTREAM_ERROR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum, auto
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import GatewayError
@@ -214,7 +215,7 @@ class Entry:
     def bound_wait(self, settings: Schedule, service_s: float = 0.0) -> None:
         """Also by the deadline: it is to be answered by then, which takes `service_s`.
         Background work waits as long as it takes: nobody holds a connection open for it."""
-        self.expire_s = float("inf")
+        self.expire_s = inf
         if self.cls is not JobClass.BACKGROUND:
             self.expire_s = self.since_s + settings.max_wait_s - self.waited_s
         if self.deadline_s is not None:

@@ -8,6 +8,8 @@ Express jobs, where the window is full, may ask a second time: for the slots abo
 
 from __future__ import annotations
 
+from math import inf
+
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.entry import Place
 from gateway.schedule.pool import Pool
@@ -15,7 +17,6 @@ from gateway.schedule.queue import NEVER, Line, Placement
 from gateway.types import Blocked, Fit, Reason
 
 OUT_OF_SERVICE = frozenset({Reason.HEALTH, Reason.ACCOUNT_BACKOFF})
-INF = float("inf")
 
 
 class Openings:
@@ -84,7 +85,7 @@ class Openings:
     @staticmethod
     def wake_s(pool: Pool, now: float) -> float:
         """When time alone will change something for a job that waits; infinity: never."""
-        wake_s = pool.closed_s if pool.closed_s > now else INF
+        wake_s = pool.closed_s if pool.closed_s > now else inf
         for line in pool.lines.values():
             if not line.size:
                 continue
@@ -102,4 +103,4 @@ def _holds_until(answer: Fit | Blocked) -> float:
     """A no, until time or news change it. A yes, not a moment."""
     if isinstance(answer, Fit):
         return NEVER
-    return INF if answer.until_s is None else answer.until_s
+    return inf if answer.until_s is None else answer.until_s

@@ -20,6 +20,7 @@ Severity is the worst of three ratios, 1 where overload begins:
 from __future__ import annotations
 
 from enum import IntEnum
+from math import inf
 from typing import Protocol
 
 from gateway.errors import Refused, Unavailable
@@ -165,7 +166,7 @@ def queue_timeout(retry_after_s: float) -> Unavailable:
 
 def no_account(heals_in_s: float) -> Unavailable:
     """`heals_in_s` is infinite where only the operator can help; then a retry cannot."""
-    if heals_in_s == float("inf"):
+    if heals_in_s == inf:
         return Unavailable("no account can serve this model", code="no_account", should_retry=False)
     return Unavailable(
         "no account can serve this model in time",

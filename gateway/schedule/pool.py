@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from gateway.schedule.budget import Budget
 from gateway.schedule.entry import Entry, Tenant
@@ -76,11 +77,11 @@ class Pool:
         self.deferred = Grade.NONE  # from this grade on jobs are deferred
         self.rejected = Grade.NONE  # from this grade on jobs that would wait are turned away
         self.version = 0
-        self.closed_s = float("-inf")  # until then none of the accounts takes anything
+        self.closed_s = -inf  # until then none of the accounts takes anything
         self.drains = 0
         self.due = True  # someone's wait may have become vain: to be looked for
-        self.wake_s = float("inf")  # time alone changes something then; set by wakes.py
-        self.armed_s = float("inf")
+        self.wake_s = inf  # time alone changes something then; set by wakes.py
+        self.armed_s = inf
         self.last_arrival_s = 0.0
         self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
         self.stale: list[Entry] = []  # of these, those whose key is of an earlier order
@@ -126,7 +127,7 @@ class Pool:
         all (None)."""
         self.version += 1
         if model is None:
-            self.closed_s = float("-inf")
+            self.closed_s = -inf
         lines = self.lines_on.get(account)
         if not lines:
             return
@@ -138,7 +139,7 @@ class Pool:
     def reopened(self) -> None:
         """All accounts may take something again."""
         self.version += 1
-        self.closed_s = float("-inf")
+        self.closed_s = -inf
         for line in self.lines.values():
             line.forget()
 

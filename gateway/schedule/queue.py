@@ -21,18 +21,60 @@ have news: most of what a drain asks has been asked before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import Generic, TypeVar
+
 from gateway.schedule.entry import Entry, Place, Tenant
-from gateway.schedule.lazy_heap import LazyHeap
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
 from gateway.types import Blocked, Fit, Reason
 
-INF = float("inf")
-NEVER = -INF
+K = TypeVar("K", float, tuple[int, float])
+T = TypeVar("T")
+
+NEVER = -inf
 
 Rank = tuple[int, float, int]
 """Of a lane among others: its tenant's rank, its head's key, the head's number."""
+
+
+class LazyHeap(Generic[K, T]):
+    """A heap whose items may die inside it.
+
+    `alive(key, seq, item)` says whether an item still stands where it was pushed; `seq` orders
+    equal keys, and is never that of two items. Amortised O(log n); swept when it has doubled
+    since the last sweep.
+    """
+
+    __slots__ = ("_alive", "_heap", "_sweep_at")
+
+    def __init__(self, alive: Callable[[K, int, T], bool]) -> None:
+        self._alive: Callable[[K, int, T], bool] = alive
+        self._heap: list[tuple[K, int, T]] = []
+        self._sweep_at = 64
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def push(self, key: K, seq: int, item: T) -> None:
+        heappush(self._heap, (key, seq, item))
+        if len(self._heap) > self._sweep_at:
+            alive = self._alive
+            self._heap = [e for e in self._heap if alive(*e)]
+            heapify(self._heap)
+            self._sweep_at = max(64, 2 * len(self._heap))
+
+    def top(self) -> T | None:
+        heap, alive = self._heap, self._alive
+        while heap:
+            top = heap[0]
+            if alive(*top):
+                return top[2]
+            heappop(heap)
+        return None
 
 
 class Lane:
@@ -248,7 +290,7 @@ class Line:
         self.size += 1
         self.waiting += 1
         tier.size += 1
-        if entry.expire_s < INF:
+        if entry.expire_s < inf:
             self.expiry.push(entry.expire_s, entry.seq, entry)
         tier.lane(entry.tenant, share).add(entry)
 
@@ -261,7 +303,7 @@ class Line:
     def add_retrying(self, entry: Entry) -> None:
         entry.line = self
         self.size += 1
-        if entry.expire_s < INF:
+        if entry.expire_s < inf:
             self.expiry.push(entry.expire_s, entry.seq, entry)
         self.retrying.push(entry.job.arrived_s, entry.seq, entry)
 

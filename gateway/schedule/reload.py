@@ -8,36 +8,32 @@ themselves) limits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.events import SettingsChanged
 from gateway.schedule.rounds import TURN_OF
 from gateway.schedule.routes import Directory
-
-if TYPE_CHECKING:
-    from gateway.schedule.scheduler import Scheduler
+from gateway.schedule.scheduler_state import SchedulerState
 
 
-def settings_changed(scheduler: Scheduler, event: SettingsChanged, now: float) -> None:
+def settings_changed(state: SchedulerState, event: SettingsChanged, now: float) -> None:
     """Swaps the settings and moves every live job to its present home."""
-    settings, old_pools = event.settings, scheduler.pools
-    scheduler.accounts.reconfigure(settings.accounts, settings.balance, now)
-    scheduler.configure(settings)
-    for name, pool in scheduler.pools.items():
+    settings, old_pools = event.settings, state.pools
+    state.accounts.reconfigure(settings.accounts, settings.balance, now)
+    state.configure(settings)
+    for name, pool in state.pools.items():
         if name in old_pools:
             pool.inherit(old_pools[name])
-    for tenant in scheduler.tenants.values():
+    for tenant in state.tenants.values():
         tenant.running = tenant.waiting = tenant.waiting_tokens = 0
         tenant.parked = []
-    for entry in scheduler.jobs.values():
-        entry.pool, entry.accounts = _home(entry, scheduler.directory)
-        _settle(scheduler, entry, now)
-    for name, pool in scheduler.pools.items():
+    for entry in state.jobs.values():
+        entry.pool, entry.accounts = _home(entry, state.directory)
+        _settle(state, entry, now)
+    for name, pool in state.pools.items():
         for cls, waiting in pool.waiting_of.items():
             if not waiting:  # its jobs moved to another pool, or changed their class
                 pool.rounds.reset(TURN_OF[cls])
-        scheduler.touch(name)
+        state.touch(name)
 
 
 def _home(entry: Entry, directory: Directory) -> tuple[str, tuple[str, ...]]:
@@ -55,11 +51,11 @@ def _home(entry: Entry, directory: Directory) -> tuple[str, tuple[str, ...]]:
     return directory.home(entry.job.model, entry.job.accounts) or (entry.pool, ())
 
 
-def _settle(scheduler: Scheduler, entry: Entry, now: float) -> None:
+def _settle(state: SchedulerState, entry: Entry, now: float) -> None:
     """Counts a job where it now belongs. Where nothing will ever serve it, its wait ends now,
     background work's too, which otherwise waits as long as it takes."""
-    settings = scheduler.settings.schedule
-    pool = scheduler.pool(entry.pool)
+    settings = state.settings.schedule
+    pool = state.pool(entry.pool)
     entry.line = entry.lane = entry.share = None
     if entry.stage is Stage.WAITING:
         entry.weigh(settings, pool.order)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gateway.schedule.assess import saturation
 from gateway.schedule.entry import Stage
 from gateway.schedule.pool import Pool
+from gateway.schedule.scheduler_state import SchedulerState
 from gateway.snapshots import ClassSnapshot, PoolSnapshot, SchedulerSnapshot
 from gateway.types import Blocked, JobClass, Reason
 
-if TYPE_CHECKING:
-    from gateway.schedule.scheduler import Scheduler
 
-
-def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
-    oldest = _oldest(scheduler, now)
+def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
+    oldest = _oldest(state, now)
     return SchedulerSnapshot(
         pools=tuple(
             PoolSnapshot(
                 name=pool.name,
                 models=pool.models,
                 mode=pool.mode,
-                saturation=saturation(pool, scheduler.accounts),
+                saturation=saturation(pool, state.accounts),
                 classes={
-                    cls: _class_snapshot(scheduler, pool, cls, oldest.get((pool.name, cls)), now)
+                    cls: _class_snapshot(state, pool, cls, oldest.get((pool.name, cls)), now)
                     for cls in JobClass
                 },
                 retrying=pool.retrying,
@@ -32,27 +28,27 @@ def snapshot(scheduler: Scheduler, now: float) -> SchedulerSnapshot:
                 severity=pool.severity,
                 clear_s=pool.clear_s,
             )
-            for pool in scheduler.pools.values()
+            for pool in state.pools.values()
         ),
-        accounts=scheduler.accounts.snapshot(now),
-        submitted=scheduler.submitted,
-        dispatched=scheduler.dispatched,
-        ended=dict(scheduler.ended),
-        draining=scheduler.draining,
+        accounts=state.accounts.snapshot(now),
+        submitted=state.submitted,
+        dispatched=state.dispatched,
+        ended=dict(state.ended),
+        draining=state.draining,
     )
 
 
-def _oldest(scheduler: Scheduler, now: float) -> dict[tuple[str, JobClass], float]:
+def _oldest(state: SchedulerState, now: float) -> dict[tuple[str, JobClass], float]:
     """How long the first submitted of each pool and class has waited; looks no further than
     the last of these."""
     found: dict[tuple[str, JobClass], float] = {}
     missing = {
         (pool.name, cls)
-        for pool in scheduler.pools.values()
+        for pool in state.pools.values()
         for cls in JobClass
         if pool.waiting_tokens_of[cls]
     }
-    for entry in scheduler.jobs.values():
+    for entry in state.jobs.values():
         if not missing:
             break
         key = (entry.pool, entry.cls)
@@ -63,12 +59,12 @@ def _oldest(scheduler: Scheduler, now: float) -> dict[tuple[str, JobClass], floa
 
 
 def _class_snapshot(
-    scheduler: Scheduler, pool: Pool, cls: JobClass, oldest_s: float | None, now: float
+    state: SchedulerState, pool: Pool, cls: JobClass, oldest_s: float | None, now: float
 ) -> ClassSnapshot:
     budget = pool.budget
     waiting = 0
     blocked: dict[Reason, int] = {}
-    allocation = scheduler.allocation
+    allocation = state.allocation
     is_open = allocation.is_open(pool, cls, now)
     for line in pool.lines.values():
         for tier in line.tiers.values():

@@ -8,10 +8,9 @@ comes to the top, and an event costs the other pools nothing.
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush, heapreplace
+from math import inf
 
 from gateway.schedule.pool import Pool
-
-INF = float("inf")
 
 
 class Wakes:
@@ -40,20 +39,20 @@ class Wakes:
             at_s, name, pool = heap[0]
             if at_s == pool.wake_s == pool.armed_s:
                 return at_s
-            if at_s != pool.armed_s or pool.wake_s == INF:
+            if at_s != pool.armed_s or pool.wake_s == inf:
                 heappop(heap)  # an earlier one was set since, or none is wanted
                 if at_s == pool.armed_s:
-                    pool.armed_s = INF
+                    pool.armed_s = inf
             else:
                 pool.armed_s = pool.wake_s
                 heapreplace(heap, (pool.wake_s, name, pool))
-        return INF
+        return inf
 
     def due(self, now: float) -> list[str]:
         """The pools whose time has come. Each has to be `set` again."""
         names = []
         while self.next_s() <= now:
             _, name, pool = heappop(self._heap)
-            pool.armed_s = INF
+            pool.armed_s = inf
             names.append(name)
         return names

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from math import inf
 from random import Random
 
 from gateway.schedule.pool import Pool
-from gateway.schedule.wakes import INF, Wakes
+from gateway.schedule.wakes import Wakes
 from tests.unit.schedule.build import settings
 
 
@@ -17,16 +18,16 @@ def test_wakes_name_the_earliest_of_all_pools() -> None:
     """Sooner, later, never: always what was set last."""
     wakes = Wakes()
     a, b = pools("a", "b")
-    assert wakes.next_s() == INF
+    assert wakes.next_s() == inf
     for pool, at_s, first_s in (
         (a, 5.0, 5.0),
         (b, 3.0, 3.0),
         (b, 9.0, 5.0),
         (a, 4.0, 4.0),
-        (a, INF, 9.0),
+        (a, inf, 9.0),
         (a, 8.0, 8.0),
-        (b, INF, 8.0),
-        (a, INF, INF),
+        (b, inf, 8.0),
+        (a, inf, inf),
     ):
         wakes.set(pool, at_s)
         assert wakes.next_s() == first_s
@@ -51,6 +52,6 @@ def test_wakes_agree_with_a_look_at_every_pool() -> None:
     wakes, random = Wakes(), Random(3)
     given = pools(*"abcde")
     for _ in range(3000):
-        wakes.set(random.choice(given), random.choice([INF, *range(50)]))
+        wakes.set(random.choice(given), random.choice([inf, *range(50)]))
         assert wakes.next_s() == min(pool.wake_s for pool in given)
         assert len(wakes._heap) <= 100

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from gateway.schedule.ends import attempts_allowed
 from gateway.schedule.events import Dispatch, Refuse, Woke
-from gateway.schedule.retry import attempts_allowed
 from gateway.types import JobClass, Outcome, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.schedule.admission import queue_position
 from gateway.schedule.rounds import Turn
 from gateway.schedule.shares import SLACK_TOKENS
-from gateway.schedule.standing import standing
 from gateway.snapshots import Standing
 from gateway.types import JobClass, Verdict
 from tests.unit.schedule.build import World, settings
@@ -27,24 +27,24 @@ def busy(**schedule: object) -> World:
 
 
 def stands(it: World, job_id: str) -> Standing:
-    found = standing(it.scheduler, job_id, it.now)
+    found = queue_position(it.scheduler, job_id, it.now)
     assert found is not None
     return found
 
 
-def test_standing_is_of_jobs_that_wait() -> None:
+def test_queue_position_is_of_jobs_that_wait() -> None:
     """None for one that never came, that runs, that is between two attempts, that ended."""
     it = busy()
     it.submit("w")
-    assert standing(it.scheduler, "w", it.now) is not None
-    assert standing(it.scheduler, "?", it.now) is None
-    assert standing(it.scheduler, "run", it.now) is None
+    assert queue_position(it.scheduler, "w", it.now) is not None
+    assert queue_position(it.scheduler, "?", it.now) is None
+    assert queue_position(it.scheduler, "run", it.now) is None
     it.fail("run", Verdict.RATE_LIMITED, retry_after_s=9.0)
-    assert standing(it.scheduler, "run", it.now) is None
-    assert standing(it.scheduler, "p0", it.now) is None
+    assert queue_position(it.scheduler, "run", it.now) is None
+    assert queue_position(it.scheduler, "p0", it.now) is None
 
 
-def test_standing_counts_from_one_in_the_order_of_starts() -> None:
+def test_queue_position_counts_from_one_in_the_order_of_starts() -> None:
     """By key, not by arrival; of two that are equal the one submitted first is before."""
     it = busy()
     for name, tokens in (("long", 300), ("short", 100), ("twin", 100), ("middle", 200)):
@@ -53,7 +53,7 @@ def test_standing_counts_from_one_in_the_order_of_starts() -> None:
     assert places == {"short": 1, "twin": 2, "middle": 3, "long": 4}
 
 
-def test_standing_puts_the_tenant_first_who_was_given_less() -> None:
+def test_queue_position_puts_the_tenant_first_who_was_given_less() -> None:
     """As the drain does: counters before keys."""
     it = busy()
     it.submit("mine", 100)
@@ -63,7 +63,7 @@ def test_standing_puts_the_tenant_first_who_was_given_less() -> None:
     assert (stands(it, "theirs").position, stands(it, "mine").position) == (1, 2)
 
 
-def test_standing_is_inside_the_class() -> None:
+def test_queue_position_is_inside_the_class() -> None:
     """Other classes take their turns beside it: they count as waiting, not as ahead."""
     it = busy()
     for name in ("h1", "h2"):
@@ -75,7 +75,7 @@ def test_standing_is_inside_the_class() -> None:
     assert {s.waiting for s in seen.values()} == {4}
 
 
-def test_standing_tells_how_long_a_job_has_waited() -> None:
+def test_queue_position_tells_how_long_a_job_has_waited() -> None:
     """From its arrival at the gateway, which may be before its submission."""
     it = busy()
     it.submit("early", at=it.now - 2.5)
@@ -85,7 +85,7 @@ def test_standing_tells_how_long_a_job_has_waited() -> None:
     assert stands(it, "early").waited_s == pytest.approx(6.5)
 
 
-def test_standing_expects_what_is_ahead_at_the_pace_of_late() -> None:
+def test_queue_position_expects_what_is_ahead_at_the_pace_of_late() -> None:
     """Tokens before it × seconds a token; nothing for the next one."""
     it = busy()
     for name, tokens in (("a", 100), ("b", 200), ("c", 400)):
@@ -94,7 +94,7 @@ def test_standing_expects_what_is_ahead_at_the_pace_of_late() -> None:
     assert found == pytest.approx([0.0, 10.0, 30.0])
 
 
-def test_standing_expects_its_classs_share_of_the_pace_beside_others() -> None:
+def test_queue_position_expects_its_classs_share_of_the_pace_beside_others() -> None:
     """But never longer than all that waits would take."""
     it = busy()
     for name, tokens in (("a", 100), ("b", 200), ("i", 60)):
@@ -106,7 +106,7 @@ def test_standing_expects_its_classs_share_of_the_pace_beside_others() -> None:
     assert 0.3 < share < 0.9
 
 
-def test_standing_expects_nothing_before_the_pace_is_known() -> None:
+def test_queue_position_expects_nothing_before_the_pace_is_known() -> None:
     """Zero stands for "not known"."""
     it = World(settings({"a": {"initial_concurrency": 1}}))
     for name in ("run", "a", "b"):
