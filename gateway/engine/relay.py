@@ -112,6 +112,7 @@ class Relay:
                         exchange.cancel(watch.reason)
                         raise
         except GatewayError as error:
+            error.__traceback__ = None  # its frames hold the body, and the core may keep it
             await response.refuse(error)
         except asyncio.CancelledError:
             exchange.outcome, exchange.status = Outcome.SHUTDOWN, 503

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,26 @@ def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: fl
         assert record.outcome is (Outcome.CANCELLED if leaves else Outcome.OK)
         house.check_empty()
         assert charged(house) == pytest.approx(owed)
+        house.engine.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("statuses", [[], [500] * 9, [400]])
+def test_body_is_let_go_of_with_the_end_of_its_request(statuses: list[int]) -> None:
+    """Whether it is answered or refused: the scheduler may keep a refusal's error for minutes,
+    and the error's traceback would keep the body that is counted no more."""
+
+    async def main() -> None:
+        house = House(False, list(statuses))
+        stays, _ = client_that_leaves()
+        exchange = house.exchange("one")
+        body = exchange.body = bytes(1000)
+        record = await house.relay.run(exchange, stays, silent)
+        assert (record.outcome is Outcome.OK) is not bool(statuses)
+        del exchange
+        await asyncio.sleep(0)
+        assert sys.getrefcount(body) == 2  # this frame's, and the call's own
         house.engine.close()
 
     asyncio.run(main())
