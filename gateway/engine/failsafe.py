@@ -16,8 +16,9 @@ from the ledger:
    every job goes around. Then it gets another chance.
 5. After `HEAL_S` without a fault the configured ordering comes back.
 
-Each rebuild is an alarm: a log line with its traceback, a journal entry, a metric. Each rebuild
-looks at every live job; it is for faults, not for a life.
+Each rebuild is an alarm: a log line with its traceback, a journal entry, a metric, and the last
+`STORY` events in the log, from which a test plays the fault again (tests/kit/story.py). Each
+rebuild looks at every live job; it is for faults, not for a life.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+from msgspec import to_builtins
 from msgspec.structs import replace
 
+from gateway.errors import UpstreamFailed
 from gateway.schedule import overload
 from gateway.schedule.admission import queue_position
 from gateway.schedule.ends import outcome_of
@@ -55,6 +58,11 @@ STORM, STORM_S = 10, 60.0
 HEAL_S = 300.0
 LOOK_AGAIN_S = 1.0
 SECOND_CHANCES = 2
+STORY, STORY_PART = 200, 20  # events kept, events a log line
+_UNTOLD = frozenset({"error", "settings"})  # members that may hold a provider's text, or secrets
+
+
+_NO_ERROR = UpstreamFailed("not kept")
 
 
 class Live(Protocol):
@@ -98,6 +106,7 @@ class Failsafe:
         self._draining = False
         self._chances: dict[str, int] = {}  # job → failed attempts that raised
         self._lately: deque[float] = deque(maxlen=STORM)
+        self._story: deque[tuple[float, Event]] = deque(maxlen=STORY)
         self._heal_s = float("inf")  # then the configured ordering comes back
         self._out = False  # every job goes around, until `_heal_s`
 
@@ -124,7 +133,7 @@ class Failsafe:
                 return self._healed(event, now)
             if self._out:
                 return self._without_core(event, now)
-            return self.core.handle(self._safe(event), now)
+            return self._feed(self.core, self._safe(event), now)
         except Exception as error:
             return self._rebuild(error, event, now)
 
@@ -155,11 +164,25 @@ class Failsafe:
 
     # -- a fault -------------------------------------------------------------------------------
 
+    def _feed(self, core: Scheduler, event: Event, now: float) -> list[Action]:
+        """Hand an event to a core, noted for the story of a fault. May raise."""
+        failed = isinstance(event, AttemptFailed)  # its error's traceback holds whole frames
+        self._story.append((now, replace(event, error=_NO_ERROR) if failed else event))
+        return core.handle(event, now)
+
+    def _log_story(self) -> None:
+        """Write to the log what the core was fed last, oldest first."""
+        story = [_plain_values(event, at_s) for at_s, event in self._story]
+        for first in range(0, len(story), STORY_PART):
+            part = story[first : first + STORY_PART]
+            logger.error("events before the fault", extra={"first": first, "story": part})
+
     def _rebuild(self, error: Exception, event: Event, now: float) -> list[Action]:
         self.rebuilds += 1
         reason = f"{type(error).__name__}: {error}"[:200]
         logger.error("the scheduler raised on %s; it is rebuilt", type(event).__name__,
                      exc_info=error)  # fmt: skip
+        self._log_story()
         self._alarm(reason)
         self._heal_s = now + HEAL_S
         storm = len(self._lately) == STORM and now - self._lately[0] < STORM_S
@@ -177,7 +200,7 @@ class Failsafe:
         poison: set[str] = set()
         while True:
             try:
-                fresh = self._build(self._plain(), self.core)
+                fresh = self._fresh()
             except Exception as error:
                 logger.error("no new scheduler could be built", exc_info=error)
                 return self._leave_out(now, "none could be built", gone)
@@ -202,12 +225,12 @@ class Failsafe:
             if job_id in without or job_id in self.around:
                 continue
             try:
-                actions += fresh.handle(_entrance(live), now)
+                actions += self._feed(fresh, _entrance(live), now)
             except Exception as error:
                 logger.error("job %s makes a fresh scheduler raise", job_id, exc_info=error)
                 return [], job_id
         if self._draining:
-            actions += fresh.handle(DrainStarted(), now)
+            actions += self._feed(fresh, DrainStarted(), now)
         return actions, None
 
     def _another_chance(self, event: AttemptFailed) -> bool:
@@ -255,25 +278,38 @@ class Failsafe:
         if self._out:
             logger.warning("scheduling goes on, first come, first served")
             self._heal_s = now + HEAL_S
-            fresh = self._build(self._plain(), self.core)
+            fresh = self._fresh()
             _carry_counts(self.core, fresh, event)
             self.core, self._out = fresh, False
             if self._draining:
-                self.core.handle(DrainStarted(), now)
-            return self.core.handle(self._safe(event), now)
+                self._feed(fresh, DrainStarted(), now)
+            return self._feed(fresh, self._safe(event), now)
         logger.warning("scheduling goes on as configured")
         self._heal_s = float("inf")
-        actions = self.core.handle(event, now)  # first: it may be of a job that is gone already
-        return actions + self.core.handle(SettingsChanged(self._settings), now)
+        actions = self._feed(self.core, event, now)  # first: its job may be gone already
+        return actions + self._feed(self.core, SettingsChanged(self._settings), now)
 
     def _safe(self, event: Event) -> Event:
         if isinstance(event, SettingsChanged) and self.degraded:
             return SettingsChanged(self._plain())
         return event
 
+    def _fresh(self) -> Scheduler:
+        """Another core, first come, first served; its story begins. May raise."""
+        fresh = self._build(self._plain(), self.core)
+        self._story.clear()
+        return fresh
+
     def _plain(self) -> Settings:
         schedule = replace(self._settings.schedule, ordering="fcfs")
         return replace(self._settings, schedule=schedule)
+
+
+def _plain_values(event: Event, at_s: float) -> dict[str, Any]:
+    """An event as plain values, without prompt, key or text."""
+    members = [name for name in event.__struct_fields__ if name not in _UNTOLD]
+    values = {name: to_builtins(getattr(event, name)) for name in members}
+    return {"event": type(event).__name__, "at_s": at_s, **values}
 
 
 def _entrance(live: Live) -> Event:

@@ -13,6 +13,7 @@ import pytest
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
 from tests.kit.steps import Wait, answer
+from tests.kit.story import story_of
 
 MODELS = ["kit-model", "once-m", "poison-m", "always-m"]
 
@@ -77,6 +78,11 @@ def test_core_that_raised_once_is_rebuilt_and_nobody_notices(
         "RuntimeError: once"
     ]
     assert [x.json()["model"] for x in provider.exchanges] == [*["kit-model"] * 4, "once-m"]
+    story = story_of(gateway.log)
+    assert [event["job"]["model"] for event in story if event["event"] == "Submitted"] == [
+        *["kit-model"] * 4,
+        "once-m",
+    ]
 
 
 def test_job_that_no_core_can_bear_goes_around_it(
