@@ -1,4 +1,4 @@
-"""The whole error tree. Each error knows how it looks on the wire.
+"""The tree of errors. Each one knows its form on the wire.
 
     GatewayError                     status  type                    code
     ├─ SettingsError                 (never on the wire: start-up and reload)
@@ -19,15 +19,14 @@
        ├─ UpstreamTimeout            504     upstream_error          upstream_timeout
        └─ UpstreamRefused            (the provider's own status and body, passed on)
 
-The wire shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`
-(platform documentation, "Error codes").
+"…": as in the class above; "(given)": chosen where it is raised.
 """
 
 from __future__ import annotations
 
 
 class GatewayError(Exception):
-    """Anything the gateway says no with.
+    """A refusal of the gateway, or a failure it reports.
 
     Args:
         message: for people; never holds a secret, a prompt or an upstream address.
@@ -59,7 +58,7 @@ class GatewayError(Exception):
         self.should_retry = should_retry
 
     def wire(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error object."""
+        """OpenAI's error object (platform documentation, "Error codes")."""
         return {
             "error": {
                 "message": self.message,
@@ -77,6 +76,8 @@ class SettingsError(GatewayError):
 
 
 class InvalidRequest(GatewayError):
+    """A fault of the client's; the base of the 4xx below."""
+
     status = 400
     type = "invalid_request_error"
     code: str | None = None
@@ -132,7 +133,7 @@ class UnsupportedMedia(InvalidRequest):
 
 
 class Refused(GatewayError):
-    """The gateway sheds this request; the client may come again after `retry_after_s`."""
+    """A request that the gateway sheds; the client may retry after `retry_after_s`."""
 
     status = 429
     type = "rate_limit_error"
@@ -140,13 +141,15 @@ class Refused(GatewayError):
 
 
 class Unavailable(GatewayError):
+    """A request that the gateway cannot serve now, for want of room, time or an account."""
+
     status = 503
     type = "service_unavailable_error"
     code = "unavailable"
 
 
 class UpstreamFailed(GatewayError):
-    """No account gave a usable answer."""
+    """A request for which no account gave a usable answer."""
 
     status = 502
     type = "upstream_error"
@@ -159,7 +162,7 @@ class UpstreamTimeout(UpstreamFailed):
 
 
 class UpstreamRefused(UpstreamFailed):
-    """The provider answered with an error of its own, which the client gets as it is."""
+    """An error of the provider's own, which the client gets as it is."""
 
     def __init__(self, status: int, body: bytes, *, retry_after_s: float | None = None) -> None:
         super().__init__(f"the provider answered {status}", retry_after_s=retry_after_s)

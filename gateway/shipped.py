@@ -1,5 +1,5 @@
-"""Where shipped data lies and how this program is run again: from a source tree, a wheel,
-a frozen binary."""
+"""Paths of shipped data, and the command that runs this program again: from a source tree, a
+wheel or a frozen binary."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def shipped(name: str) -> Path:
 
 
 def own_command(*arguments: str) -> list[str]:
-    """What starts this program anew, for a child process."""
+    """Command that starts this program anew, for a child process."""
     frozen = getattr(sys, "frozen", False)
     return [sys.executable, *([] if frozen else ["-m", "gateway"]), *arguments]
 
 
 def own_environ(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """With which a child finds the package wherever this process found it."""
+    """Environment with which a child finds the package where this process found it."""
     paths = [str(Path(__file__).resolve().parent.parent), environ.get("PYTHONPATH", "")]
     return {**environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}

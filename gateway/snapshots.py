@@ -1,4 +1,4 @@
-"""Frozen pictures of live state, for people and scrapes. Nothing decides by them.
+"""Frozen pictures of live state, for people and scrapes. No decision reads them.
 
 Each room makes its own (`snapshot()`); the admin routes and the metrics read them. Units are
 those of `gateway.types`.
@@ -14,16 +14,18 @@ USABLE_STATES = frozenset({"open", "backoff", "half_open"})
 """States of an account that keep the gateway ready."""
 
 
-class Standing(Struct, frozen=True):
-    """Where a waiting job stands in its class and pool."""
+class QueuePosition(Struct, frozen=True):
+    """Place of a waiting job in its class and pool."""
 
     position: int  # 1: the next
     waiting: int  # jobs of the pool, all classes
     waited_s: float
-    expected_wait_s: float  # from now, by what is ahead and the rate of late
+    expected_wait_s: float  # from now, by what is ahead and the recent rate
 
 
 class ClassSnapshot(Struct, frozen=True):
+    """One class of jobs in one pool."""
+
     budget_tokens: int
     inflight_tokens: float
     borrowed_tokens: float
@@ -35,6 +37,8 @@ class ClassSnapshot(Struct, frozen=True):
 
 
 class PoolSnapshot(Struct, frozen=True):
+    """One pool: the models that share accounts, and their queues."""
+
     name: str
     models: tuple[str, ...]
     mode: Mode
@@ -43,11 +47,11 @@ class PoolSnapshot(Struct, frozen=True):
     retrying: int
     waiting_bytes: int
     severity: float = 0.0  # of overload: from defer_above on the dearest are deferred
-    clear_s: float = 0.0  # predicted: until what waits has been served; 0 where not known
+    clear_s: float = 0.0  # predicted time to serve what waits; 0 where it is not known
 
 
 class WindowSnapshot(Struct, frozen=True):
-    """One (account, model): what it is given at once, and the curve that was fitted."""
+    """One (account, model): its window of requests in flight, and the curve fitted to it."""
 
     model: str  # the provider's name
     window: float
@@ -59,23 +63,25 @@ class WindowSnapshot(Struct, frozen=True):
     output_token_s: float
     curve: dict[str, float]  # the fitted parameters of latency over in flight
     slowdown: float  # recent latency / unloaded latency of requests of that size
-    rpm: int = 0  # limits a minute that the provider's headers told of this model; 0: none
+    rpm: int = 0  # limits a minute of this model in the provider's headers; 0: none
     tpm: int = 0
 
 
 class LimitSnapshot(Struct, frozen=True):
-    """What a provider's headers said of one (account, model), as far as it holds now."""
+    """A rate limit of one (account, model) from the provider's headers, as far as it holds."""
 
     model: str  # the provider's name
     kind: str  # "requests", "tokens"
-    limit: int  # a minute; 0: none was told
-    remaining: float | None  # by the last word, less what was sent since; None: never told
+    limit: int  # a minute; 0: no header gave one
+    remaining: float | None  # by the last header, less what was sent since; None: no header
     reset_s: float  # until all of it is there again
     wait_s: float  # until it lets another request start
-    believed: bool  # False: it said "nothing left" for ever, and was served all the same
+    believed: bool  # False: the header says "nothing left", and requests are served all the same
 
 
 class AccountSnapshot(Struct, frozen=True):
+    """One account: its limit, its state, the results of its attempts."""
+
     name: str
     limit: float
     inflight: int
@@ -91,6 +97,8 @@ class AccountSnapshot(Struct, frozen=True):
 
 
 class SchedulerSnapshot(Struct, frozen=True):
+    """The scheduler's pools and accounts, and its counts since the start."""
+
     pools: tuple[PoolSnapshot, ...]
     accounts: tuple[AccountSnapshot, ...]
     submitted: int
@@ -99,11 +107,13 @@ class SchedulerSnapshot(Struct, frozen=True):
     draining: bool
     rebuilds: int = 0  # of the core, after it raised
     degraded: bool = False  # first come, first served, since such a fault
-    around: int = 0  # jobs under way that the core knows nothing of
+    around: int = 0  # jobs under way past the scheduler
 
 
 class PredictorSnapshot(Struct, frozen=True):
-    ready: bool  # its process lives and its artefacts are loaded
+    """The predictor and its process, with counts since the start."""
+
+    ready: bool  # the process lives and its artefacts are loaded
     state: str  # "ready", "starting", "degraded: …", "off"
     encoder: str
     index_rows: int
@@ -114,15 +124,17 @@ class PredictorSnapshot(Struct, frozen=True):
     dropped_full: int
     learn_lost: int
     cache_hits: int
-    seconds: float  # that the predictor's process was at work, so far
-    drifts: int = 0  # sources whose lengths changed, so far
+    seconds: float  # of work in the predictor's process
+    drifts: int = 0  # sources whose lengths changed
     version: int = 0  # of the refitted models in use; 0: as shipped
-    refit: str = ""  # "off", "waiting", "running", or how the last one ended
+    refit: str = ""  # "off", "waiting", "running", or the end of the last one
     learned_briefly: int = 0  # lessons in a flood, which left the index out
     restarts: int = 0  # of the predictor's process, after it ended or hung
 
 
 class StoreSnapshot(Struct, frozen=True):
+    """The store: its last commit, its queue, its losses."""
+
     ok: bool
     queue: int
     committed: int
@@ -149,7 +161,7 @@ class ProcessSnapshot(Struct, frozen=True):
 
 
 class Snapshots(Struct, frozen=True):
-    """All of one moment, for a scrape or a health check. None: that part is off."""
+    """Everything at one moment, for a scrape or a health check. None: that part is off."""
 
     scheduler: SchedulerSnapshot
     process: ProcessSnapshot = ProcessSnapshot()

@@ -1,4 +1,4 @@
-"""Frozen values that cross rooms. No behaviour beyond small derivations, no I/O, no clock.
+"""Frozen values that cross rooms, with small derivations: no I/O, no clock.
 
 Units: `_s` seconds as float on the monotonic clock unless the name says `wall`,
 `_tokens` output or prompt tokens, `_ratio` a number without unit.
@@ -17,7 +17,6 @@ SHORT_TOKENS = 64
 MEDIUM_TOKENS = 256
 INTERACTIVE_P_SHORT = 0.3
 
-
 CUT_FINISH_REASONS = frozenset(
     {
         "length",  # chat completions, completions
@@ -30,14 +29,18 @@ CUT_FINISH_REASONS = frozenset(
 
 
 class JobClass(StrEnum):
+    """Class of a job: its queue, its budget, its share of the round-robin."""
+
     INTERACTIVE = "interactive"
     HEAVY = "heavy"
     BACKGROUND = "background"  # never by forecast: /submit, a tenant or a header says so
 
-    __hash__ = str.__hash__  # Enum's own is written in Python, and these are keys everywhere
+    __hash__ = str.__hash__  # Enum's own is slow Python code, and these are keys everywhere
 
 
 class SizeBucket(StrEnum):
+    """Length of an answer in three steps, by its median forecast or by truth."""
+
     SHORT = "short"
     MEDIUM = "medium"
     LONG = "long"
@@ -46,14 +49,14 @@ class SizeBucket(StrEnum):
 
     @classmethod
     def of(cls, output_tokens: float) -> SizeBucket:
-        """short ≤ 64, medium ≤ 256, long above."""
+        """Bucket of a length: short ≤ 64, medium ≤ 256, long above."""
         if output_tokens <= SHORT_TOKENS:
             return cls.SHORT
         return cls.MEDIUM if output_tokens <= MEDIUM_TOKENS else cls.LONG
 
 
 class Rung(StrEnum):
-    """Where a forecast came from, best first; the wire's `fallback_level`."""
+    """Source of a forecast, best first; the wire's `fallback_level`."""
 
     TENANT_NEIGHBORS = "tenant_neighbors"
     GLOBAL_NEIGHBORS = "global_neighbors"
@@ -62,7 +65,7 @@ class Rung(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a job ended: exactly one per job, and the metric label."""
+    """End of a job: exactly one each, and the metric label."""
 
     OK = "ok"
     CLIENT_ERROR = "client_error"  # the provider answered 4xx other than 429
@@ -90,7 +93,7 @@ class Mode(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What one attempt on an account teaches it: how its lease is returned."""
+    """Result of one attempt on an account, with which its lease is returned."""
 
     SUCCESS = "success"
     IGNORED = "ignored"  # client left, 4xx: says nothing about load
@@ -105,7 +108,7 @@ class Verdict(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a waiting job is not running: exactly one per job, and a metric label."""
+    """Reason for which a job waits: exactly one each, and a metric label."""
 
     OVERLOAD = "overload"
     TENANT_CAP = "tenant_cap"
@@ -138,11 +141,12 @@ class Workload(Struct, frozen=True, gc=False):
 
     @property
     def size_bucket(self) -> SizeBucket:
+        """Bucket of the median."""
         return SizeBucket.of(self.p50)
 
     @property
     def job_class(self) -> JobClass:
-        """interactive if P(output ≤ 64) ≥ 0.3: protects true shorts."""
+        """Interactive where P(output ≤ 64) ≥ 0.3, which protects true shorts; else heavy."""
         return JobClass.INTERACTIVE if self.p_short >= INTERACTIVE_P_SHORT else JobClass.HEAVY
 
     def quantile(self, level: float) -> float:
@@ -164,7 +168,7 @@ class Job(Struct, frozen=True, gc=False):
     tenant: str
     model: str  # the client's name for it
     pool: str
-    accounts: tuple[str, ...]  # who may serve it, in config order
+    accounts: tuple[str, ...]  # that may serve it, in config order
     workload: Workload
     arrived_s: float
     n: int = 1
@@ -177,6 +181,7 @@ class Job(Struct, frozen=True, gc=False):
 
     @property
     def job_class(self) -> JobClass:
+        """Class by override, else by forecast."""
         return self.class_override or self.workload.job_class
 
 
@@ -193,8 +198,8 @@ class Usage(Struct, frozen=True, gc=False):
 
 
 class RateLimits(Struct, frozen=True, gc=False):
-    """What a provider's headers say of one account: per minute, left, seconds until it is full
-    again. None where it says nothing."""
+    """Rate limits in a provider's headers: per minute, left, seconds until all is there again.
+    None where a header is absent."""
 
     limit_requests: int | None = None
     remaining_requests: int | None = None
@@ -205,20 +210,20 @@ class RateLimits(Struct, frozen=True, gc=False):
 
 
 class Fit(Struct, frozen=True, gc=False):
-    """May start now, on this account."""
+    """A yes: the job may start now, on this account."""
 
     account: str
 
 
 class Blocked(Struct, frozen=True, gc=False):
-    """May not start now; `until_s` when time alone will change that."""
+    """A no, for one reason; `until_s` is when time alone changes it, None where it does not."""
 
     reason: Reason
     until_s: float | None = None
 
 
 class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
-    """The end of one request, as told to listeners: metrics, journal, log, learning.
+    """The end of one request, for listeners: metrics, journal, log, learning.
 
     Holds no prompt, key or answer text.
     """
@@ -251,9 +256,9 @@ class JobRecord(Struct, frozen=True, gc=False, omit_defaults=False):
 
 
 class Listener:
-    """Base of those that the engine reports each job's life to; all methods do nothing.
+    """Receiver of each job's life, called by the engine; all methods do nothing.
 
-    A subclass overrides what it wants to know. Methods are called on the loop and must be quick;
+    A subclass overrides those it needs. Methods are called on the loop and must be quick;
     one that raises is counted, and the job goes on (gateway/engine/listeners.py).
     """
 
@@ -290,8 +295,8 @@ class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class HistoryRow(Struct, frozen=True, gc=False):
-    """What is learned from one answered request. No prompt text unless it was asked for: a
-    vector, a keyed hash and numbers."""
+    """Example of one answered request, to learn from: a vector, a keyed hash and numbers; the
+    prompt's text only with `predict.keep_text`."""
 
     wall_s: float
     tenant: str
@@ -313,8 +318,8 @@ class HistoryRow(Struct, frozen=True, gc=False):
 
 
 class ObservedRow(Struct, frozen=True, gc=False):
-    """One request as `schedule.mode = "observe"` saw it: what was forecast, what it took, and
-    what the scheduler would have done. No text, no key of the prompt."""
+    """One request under `schedule.mode = "observe"`: its forecast, what it took, and the
+    scheduler's would-be decision. No text, no key of the prompt."""
 
     arrived_wall_s: float
     tenant: str

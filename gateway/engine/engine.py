@@ -22,7 +22,7 @@ from gateway.engine.listeners import Listeners
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
-from gateway.snapshots import SchedulerSnapshot, Standing
+from gateway.snapshots import QueuePosition, SchedulerSnapshot
 from gateway.types import Job, JobRecord, Listener, Outcome, RateLimits, Usage, Verdict, Workload
 
 
@@ -206,7 +206,7 @@ class Engine:
         permit = self._ledger.get(job_id)
         return None if permit is None else permit.workload
 
-    def standing(self, job_id: str) -> Standing | None:
+    def standing(self, job_id: str) -> QueuePosition | None:
         """Where it stands in its queue; None where it does not wait. Linear in all jobs."""
         return self._core.standing(job_id, self.clock())
 

@@ -50,7 +50,7 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.snapshots import SchedulerSnapshot, Standing
+from gateway.snapshots import QueuePosition, SchedulerSnapshot
 from gateway.types import Job, Outcome, Workload
 
 logger = logging.getLogger("gateway.engine")
@@ -156,7 +156,7 @@ class Failsafe:
             taken, rebuilds=self.rebuilds, degraded=self.degraded, around=len(self.around)
         )
 
-    def standing(self, job_id: str, now: float) -> Standing | None:
+    def standing(self, job_id: str, now: float) -> QueuePosition | None:
         return None if self._out else queue_position(self.core, job_id, now)
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from gateway.schedule.pool import Pool
 from gateway.schedule.rounds import TURN_OF
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.settings.schema import Schedule
-from gateway.snapshots import Standing
+from gateway.snapshots import QueuePosition
 from gateway.types import JobClass, SizeBucket
 
 
@@ -93,7 +93,7 @@ def retry_s(pool: Pool, chance: Chance | None) -> float:
     return overload.retry_after_s(clear_s, chance)
 
 
-def queue_position(state: SchedulerState, job_id: str, now: float) -> Standing | None:
+def queue_position(state: SchedulerState, job_id: str, now: float) -> QueuePosition | None:
     """None for a job that does not wait. Jobs of its class in its pool that go before it by
     the present order; the wait is an estimate: what is ahead, at the pace of late and at its
     class's share of it; 0 before that is known."""
@@ -105,7 +105,7 @@ def queue_position(state: SchedulerState, job_id: str, now: float) -> Standing |
     ahead = [e for e in pool.queued.values() if e.cls is entry.cls and _rank(e) < mine]
     tokens = sum(other.reserve for other in ahead)
     others = pool.waiting_tokens - entry.reserve
-    return Standing(
+    return QueuePosition(
         position=len(ahead) + 1,
         waiting=pool.waiting,
         waited_s=now - entry.job.arrived_s,

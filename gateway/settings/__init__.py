@@ -1,1 +1,1 @@
-"""Settings: gateway.toml as typed structs, validated whole and swapped whole."""
+"""Settings: gateway.toml as typed structs, validated and swapped as one."""

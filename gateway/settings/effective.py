@@ -1,13 +1,13 @@
-"""What the scheduler is given: the settings as they are, or wide open.
+"""The settings for the scheduler: as they are, or without any limit.
 
-`schedule.bypass` and `schedule.mode = "observe"` relay every request when it comes. That is not
-another code path, which would rot until the day it is needed: it is the same scheduler with
-room without end. Limits and windows go on learning and limit nothing, so that what was seen is
-known when scheduling begins.
+`schedule.bypass` and `schedule.mode = "observe"` relay every request when it comes. That is no
+code path of its own, which would rot until the day it is needed, but the same scheduler with
+room without end. Limits and windows go on learning without limiting, so that they are ready
+when scheduling begins.
 
-What stays has nothing to do with scheduling: authentication, a tenant's own caps, retries,
-ejection of a broken account, a refused key, RPM and TPM as configured (not as headers tell). A
-429 rests nothing: without a gateway it would not either.
+All that is no scheduling stays: authentication, a tenant's own caps, retries, ejection of a
+broken account, a refused key, RPM and TPM as configured (not as in headers). A 429 rests no
+account: without a gateway it would not either.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ ENDLESS = 10**9
 
 
 def relays_at_once(settings: Settings) -> bool:
+    """True where no request waits for the scheduler."""
     return settings.schedule.bypass or settings.schedule.mode == "observe"
 
 
 def effective(settings: Settings) -> Settings:
-    """What the scheduler and the accounts are to be built from."""
+    """The settings from which the scheduler and the accounts are built."""
     return wide_open(settings) if relays_at_once(settings) else settings
 
 

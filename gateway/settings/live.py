@@ -38,7 +38,7 @@ RESTART_ONLY = (
     ("predict", "models_path"),
     *(("demo", field) for field in Demo.__struct_fields__),
 )
-"""What a reload accepts but only a restart puts in force."""
+"""Keys that a reload accepts but only a restart puts in force."""
 
 
 class ReloadState(Struct, frozen=True):
@@ -59,7 +59,7 @@ class ReloadResult(Struct, frozen=True):
 
 
 class LiveSettings:
-    """Holds the current `Settings`. Used on the loop's thread only."""
+    """The current `Settings` and the admin patches over the file. For the loop's thread only."""
 
     def __init__(
         self, path: Path, environ: Mapping[str, str] = os.environ, settings: Settings | None = None

@@ -1,7 +1,7 @@
-"""From gateway.toml, an admin patch and the environment to one validated `Settings`.
+"""Loading: from gateway.toml, an admin patch and the environment to one validated `Settings`.
 
-Precedence: environment > admin patch > file. Every failure is a
-`SettingsError` that names the file, the path in it, and what was expected.
+Precedence: environment > admin patch > file. Every failure is a `SettingsError` that names the
+file, the path in it, and what was expected.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENVIRONMENT: dict[str, tuple[str, str, type]] = {
     "INTERACTIVE_INFLIGHT_TOKENS": ("schedule", "interactive_inflight_tokens", int),
     "HEAVY_INFLIGHT_TOKENS": ("schedule", "heavy_inflight_tokens", int),
 }
-"""The seed system's environment names and where they land."""
+"""The seed system's environment names, each with its section, key and type."""
 
 IGNORED_ENVIRONMENT = {
     "PREDICTOR_BASE_URL": "the predictor is part of this process; there is no second service",
@@ -43,8 +43,8 @@ RETIRED = {
     "schedule.moderate_caps": "a constant, 0.75",
     "schedule.congested_caps": "a constant, 0.5",
 }
-"""Keys of earlier versions, with what became of them. They are accepted and ignored, with a
-warning, so that a gateway starts after an upgrade."""
+"""Keys of earlier versions, each with its fate. They are accepted and ignored, with a warning,
+so that a gateway starts after an upgrade."""
 
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`$", re.DOTALL)
 _WORDS = {
@@ -57,7 +57,7 @@ _PATH = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 
 
 def read_file(path: Path) -> Tree:
-    """The file as a tree; SettingsError when it cannot be read or is not TOML."""
+    """The file as a tree. Raises SettingsError when it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a BOM
     except OSError as error:
@@ -68,8 +68,8 @@ def read_file(path: Path) -> Tree:
         raise SettingsError(f"{path}: not valid TOML: nested too deeply") from None
 
 
-class Whole(dict[str, Any]):
-    """A table of a patch that replaces what stands in its place instead of merging with it.
+class Replacement(dict[str, Any]):
+    """A table of a patch that replaces the value in its place instead of merging with it.
 
     RFC 7396 has no word for it, and without one patches do not compose: first `{"x": null}`,
     then `{"x": {"y": 1}}` leaves only y in x, which no single plain patch says.
@@ -84,7 +84,7 @@ def merge(base: Tree, patch: Mapping[str, Any]) -> Tree:
             merged.pop(key, None)
         elif isinstance(value, Mapping):
             below = merged.get(key)
-            stays = isinstance(below, dict) and not isinstance(value, Whole)
+            stays = isinstance(below, dict) and not isinstance(value, Replacement)
             merged[key] = merge(cast(Tree, below) if stays else {}, value)
         else:
             merged[key] = value
@@ -95,14 +95,14 @@ def merge_patches(first: Mapping[str, Any], second: Mapping[str, Any]) -> Tree:
     """One patch that does what both do in turn: nulls are kept, since they still remove."""
     merged = dict(first)
     for key, value in second.items():
-        if key not in first or not isinstance(value, Mapping) or isinstance(value, Whole):
+        if key not in first or not isinstance(value, Mapping) or isinstance(value, Replacement):
             merged[key] = value
             continue
         below = first[key]
-        if isinstance(below, Mapping) and not isinstance(below, Whole):
+        if isinstance(below, Mapping) and not isinstance(below, Replacement):
             merged[key] = merge_patches(below, value)
-        else:  # what stood there is gone by now
-            merged[key] = Whole(merge(below if isinstance(below, Whole) else {}, value))
+        else:  # the first patch has removed or replaced the table
+            merged[key] = Replacement(merge(below if isinstance(below, Replacement) else {}, value))
     return merged
 
 
@@ -126,8 +126,8 @@ def build(tree: Tree, origin: str, origins: Mapping[str, str] | None = None) -> 
     """Validate a tree. Raises SettingsError.
 
     Args:
-        origin: where the tree comes from, for messages: the file's name.
-        origins: other origins of single values, by their path.
+        origin: the tree's source, for messages: the file's name.
+        origins: sources of single values from elsewhere, by their path.
     """
     try:
         return msgspec.convert(tree, Settings)
@@ -197,7 +197,7 @@ def _named(tree: Tree, path: str) -> str:
 
 
 def _plain(what: str, path: str) -> str:
-    """msgspec's words as an operator's, with what would have been right."""
+    """msgspec's message in an operator's words, with what would have been right."""
     if unknown := _UNKNOWN.match(what):
         if reason := RETIRED.get(f"{path}.{unknown[1]}"):
             return f"unknown key `{unknown[1]}`, retired: {reason}"
@@ -264,7 +264,7 @@ class Secrets(msgspec.Struct, frozen=True):
     admin: str
 
     def values(self) -> list[str]:
-        """All of them, for the log's redaction."""
+        """Every secret, for the log's redaction."""
         return [*self.accounts.values(), self.admin]
 
     def __repr__(self) -> str:

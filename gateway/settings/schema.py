@@ -1,8 +1,8 @@
 """gateway.toml as frozen, strict structs. Pure: no file, no environment.
 
 Unknown keys are errors, ranges are in the types, rules over several fields are in
-`__post_init__`. Only `decode`/`convert` validate (msgspec constructors do not), so
-settings are built by `settings.load` alone.
+`__post_init__`. Only `decode` and `convert` validate (msgspec constructors do not), so only
+`settings.load` builds settings.
 
 Keys under "Advanced" have no value that an operator could choose by looking at the provider or
 the load: they are there for simulations and benches, which compare values.
@@ -25,7 +25,6 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Tokens = Annotated[int, Meta(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Meta(ge=1024, le=64 * 2**30)]
-Share = Annotated[float, Meta(gt=0, le=1)]
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _SECRET = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f]+)\Z")
@@ -48,7 +47,7 @@ class Server(Section, frozen=True):
     body_memory_bytes: Bytes = 256 * 2**20  # all request bodies held at once
     stream_buffer_bytes: Bytes = 2**20  # between provider and one client
     buffer_memory_bytes: Bytes = 256 * 2**20  # all such buffers
-    body_timeout_s: Seconds = 60.0  # a request body must be here by then
+    body_timeout_s: Seconds = 60.0  # for a request body to arrive
     write_timeout_s: Seconds = 60.0  # a client that takes nothing for so long is cut off
     keepalive_s: Seconds = 75.0
     drain_timeout_s: Seconds = 60.0
@@ -56,7 +55,9 @@ class Server(Section, frozen=True):
 
 
 class Admin(Section, frozen=True):
-    token: str = "env:SAGESCHED_ADMIN_TOKEN"
+    """The operator's routes."""
+
+    token: str = "env:SAGESCHED_ADMIN_TOKEN"  # or file:PATH
 
     def __post_init__(self) -> None:
         if not _SECRET.match(self.token):
@@ -117,6 +118,8 @@ class Account(Section, frozen=True, kw_only=True):
 
 
 class Tenant(Section, frozen=True, kw_only=True):
+    """Clients that share keys, limits and a part of the queue."""
+
     name: Name
     keys: list[str] = []
     anonymous: bool = False  # any key or none; only on a loopback bind
@@ -147,6 +150,8 @@ class TierCaps(Section, frozen=True):
 
 
 class Schedule(Section, frozen=True):
+    """Order, budgets and bounds of waiting jobs."""
+
     mode: Literal["schedule", "observe"] = "schedule"  # observe: relay at once, note what would be
     bypass: bool = False  # relay at once, decide and note nothing
     policy: Literal["adaptive", "dual_budget"] = "adaptive"  # dual_budget: fixed budgets, hard caps
@@ -166,8 +171,8 @@ class Schedule(Section, frozen=True):
     shed: bool = True  # defer, then reject, under overload
     drain_longest_first: bool = False  # the tail of a burst: long ones first, for the makespan
     max_wait_s: Seconds = 600.0
-    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0  # of one class and tenant:
-    # nobody who comes later than this passes
+    # Jobs of one class and tenant that come later than this do not overtake a waiting one.
+    max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0
     # Advanced.
     reserve_quantile: Annotated[float, Meta(ge=0.05, le=0.95)] = 0.5  # of the forecast length
     background_weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
@@ -181,9 +186,9 @@ class Schedule(Section, frozen=True):
 
 
 class Balance(Section, frozen=True):
-    """How accounts learn their limit and when they rest."""
+    """Learned limits of accounts, and their rests after refusals."""
 
-    # Found at the knee; off: the ceiling alone; watch: both are learned and limit nothing.
+    # auto: found at the knee; off: the ceiling alone; watch: both are learned, neither limits.
     window: Literal["auto", "off", "watch"] = "auto"
     default_backoff_s: Seconds = 2.0  # a 429 without Retry-After
     max_backoff_s: Seconds = 300.0
@@ -199,6 +204,8 @@ class Balance(Section, frozen=True):
 
 
 class Retry(Section, frozen=True):
+    """Further attempts before the first byte."""
+
     attempts: Annotated[int, Meta(ge=1, le=10)] = 3  # in all, the first included
     # Advanced.
     budget_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.2  # of the jobs in flight
@@ -206,6 +213,8 @@ class Retry(Section, frozen=True):
 
 
 class Predict(Section, frozen=True):
+    """Forecasts of length and cost, and what they learn from."""
+
     enabled: bool = True
     embedding_model_name: str = "minilm-l6-length-1"
     top_k_neighbors: Annotated[int, Meta(ge=1, le=64)] = 5
@@ -226,6 +235,8 @@ class Predict(Section, frozen=True):
 
 
 class Store(Section, frozen=True):
+    """The SQLite file: history, submitted jobs, learned state."""
+
     path: str = "var/sagesched.db"
     job_ttl_s: Annotated[float, Meta(gt=0, le=30 * 86_400)] = 86_400.0
     history_rows: Count = 100_000  # kept on disk
@@ -236,6 +247,8 @@ class Store(Section, frozen=True):
 
 
 class Observe(Section, frozen=True):
+    """Log and journal."""
+
     events: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # journal length
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = True
@@ -259,6 +272,8 @@ class Demo(Section, frozen=True):
 
 
 class Settings(Section, frozen=True, kw_only=True):
+    """All of gateway.toml."""
+
     server: Server = Server()
     admin: Admin = Admin()
     accounts: list[Account]
@@ -298,8 +313,8 @@ class Settings(Section, frozen=True, kw_only=True):
             raise ValueError(
                 "tenants: anonymous = true is accepted only when server.host is a loopback address"
             )
-        known = {model for a in self.accounts for model in a.model_map}
+        models = {model for a in self.accounts for model in a.model_map}
         for t in self.tenants:
             for model in t.models:
-                if model not in known:
+                if model not in models:
                     raise ValueError(f"tenants: {t.name} names the model {model!r} of no account")

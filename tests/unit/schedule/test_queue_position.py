@@ -5,7 +5,7 @@ import pytest
 from gateway.schedule.admission import queue_position
 from gateway.schedule.rounds import Turn
 from gateway.schedule.shares import SLACK_TOKENS
-from gateway.snapshots import Standing
+from gateway.snapshots import QueuePosition
 from gateway.types import JobClass, Verdict
 from tests.unit.schedule.build import World, settings
 
@@ -26,7 +26,7 @@ def busy(**schedule: object) -> World:
     return it
 
 
-def stands(it: World, job_id: str) -> Standing:
+def stands(it: World, job_id: str) -> QueuePosition:
     found = queue_position(it.scheduler, job_id, it.now)
     assert found is not None
     return found

@@ -11,7 +11,7 @@ from gateway.errors import SettingsError
 from gateway.settings.load import (
     ENVIRONMENT,
     RETIRED,
-    Whole,
+    Replacement,
     build,
     load,
     merge,
@@ -254,7 +254,7 @@ def test_merge_patches_remembers_that_something_is_gone() -> None:
     """Removed and set anew is not the same as set: only the new keys are there."""
     both = merge_patches({"demo": None}, {"demo": {"port": 1}})
     assert merge({"demo": {"port": 4, "seed": 5}}, both) == {"demo": {"port": 1}}
-    assert isinstance(both["demo"], Whole)
+    assert isinstance(both["demo"], Replacement)
 
 
 def test_merge_patches_keeps_nulls() -> None:
