@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from gateway.types import MEDIUM_TOKENS, QUANTILE_LEVELS, SHORT_TOKENS
 
@@ -23,6 +24,8 @@ Flags = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 TOP_SHARE = 0.35
+DRAWS = 2000  # of the bootstrap
+NAN = float("nan")
 MEDIAN, P90 = QUANTILE_LEVELS.index(0.5), QUANTILE_LEVELS.index(0.9)
 _LEVELS = np.array(QUANTILE_LEVELS)
 
@@ -169,3 +172,57 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of those that exist."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+# --- runs -------------------------------------------------------------------------------
+
+
+def percentile(values: Floats, level: float) -> float:
+    """Linear interpolation; NaN of nothing."""
+    return float(np.percentile(values, level)) if len(values) else NAN
+
+
+class RelativeChange(Struct, frozen=True):
+    """A ratio minus 1, and the 95 % interval of it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def change(
+    own: Sequence[float], other: Sequence[float], *, by_sums: bool = False
+) -> RelativeChange | None:
+    """Relative change of a figure from another policy's, both a value per seed.
+
+    A ratio of times is the geometric mean of the seeds' ratios: a slow provider's seconds must
+    not outweigh a fast one's. The interval is the bootstrap's, seeds drawn anew DRAWS times.
+
+    Args:
+        by_sums: the ratio of the sums instead, for figures that may be 0.
+
+    Returns:
+        None where no seed has both values, or the other's leave nothing to divide by.
+    """
+    pairs = np.array([own, other], float)
+    pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    if not pairs.shape[1]:
+        return None
+    if (pairs[1].sum() <= 0) if by_sums else (pairs <= 0).any():
+        return None
+    draws = np.random.default_rng(5).integers(pairs.shape[1], size=(DRAWS, pairs.shape[1]))
+    whole = np.arange(pairs.shape[1])[None, :]
+    if by_sums:
+        value, drawn = _of_sums(pairs, whole), _of_sums(pairs, draws)
+    else:
+        logs = np.log(pairs[0] / pairs[1])
+        value, drawn = np.exp(logs[whole].mean(axis=1)), np.exp(logs[draws].mean(axis=1))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return RelativeChange(float(value[0]) - 1, float(low) - 1, float(high) - 1)
+
+
+def _of_sums(pairs: Floats, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Floats:
+    """NaN where by chance only seeds without any were drawn."""
+    sums = pairs[:, draws].sum(axis=2)
+    ratio: Floats = sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
+    return ratio

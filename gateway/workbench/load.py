@@ -22,13 +22,12 @@ import numpy as np
 from gateway.errors import SettingsError
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 from gateway.workbench.arguments import add_data
-from gateway.workbench.figures import Floats
+from gateway.workbench.figures import Floats, percentile
 from gateway.workbench.load_client import Hit, Shot, Volley, chat_body, fire
 from gateway.workbench.progress import Progress
 from gateway.workbench.request_texts import texts
 from gateway.workbench.simulate import arrival_gaps as arrivals
 from gateway.workbench.simulate.request_rows import MIXES, draw_sizes
-from gateway.workbench.simulate.run_figures import percentile
 
 KEY_ENV = "SAGESCHED_LOAD_KEY"
 

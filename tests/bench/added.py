@@ -29,10 +29,10 @@ from typing import Any
 
 from msgspec import Struct
 
+from gateway.workbench.tables import table
 from tests.bench.cores import Unfit, check_load, on_core
 from tests.bench.load import quantiles
 from tests.bench.overhead import ROOT, Cell, Row, Target, Turn, children, load, measure
-from tests.bench.tables import table
 
 RATES = (50, 200, 500)
 REFIT_RATE = 200

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 
-from tests.bench.tables import table
+from gateway.workbench.tables import table
 
 ROOMS = ("schedule", "balance")
 Z = 1.96  # of a 95 % interval

@@ -39,13 +39,13 @@ from msgspec import Struct, structs
 from gateway.errors import SettingsError
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
+from gateway.workbench.tables import table
 from tests.bench import added, stage0, used, used_figures
 from tests.bench.cores import Unfit, load_and_gateway, on_core, stay_on
 from tests.bench.full_window import artefacts, rows, stored, wait_full
 from tests.bench.overhead import ROOT, commit, gateway, in_turns, machine, mock_upstream, warm_up
 from tests.bench.overhead import table as overhead_table
 from tests.bench.prompts import Prompt, generated, of_file
-from tests.bench.tables import table
 
 PARTS = ("used", "memory", "added", "refit", "stage0", "speed")
 MOST_PROMPTS = 4000  # as many as the encoder remembers: the reference reads each once

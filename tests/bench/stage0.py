@@ -33,9 +33,9 @@ from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import Workload
+from gateway.workbench.tables import table as table_of
 from tests.bench.full_window import READY_S, artefacts, rows
 from tests.bench.prompts import Prompt, generated, of_file
-from tests.bench.tables import table as table_of
 
 MOST_PROMPTS = 4000
 ANSWER_S = 0.5  # from a request to its answer

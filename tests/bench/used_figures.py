@@ -12,8 +12,8 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.workbench.figures import kendall_tau
+from gateway.workbench.tables import table as table_of
 from tests.bench.prompts import Prompt
-from tests.bench.tables import table as table_of
 
 TAUS = ("used", "stage 0", "at the end", "full")
 FEWEST = 30  # jobs whose order says something

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from gateway.types import SHORT_TOKENS
-from gateway.workbench.figures import Floats, auc, kendall_tau
-from gateway.workbench.simulate.run_figures import percentile
+from gateway.workbench.figures import Floats, auc, kendall_tau, percentile
 
 
 def seen(events: Sequence[Mapping[str, Any]], account: Mapping[str, Any]) -> dict[str, float]:

@@ -48,7 +48,6 @@ from gateway.workbench.simulate import simulation_report as reports
 from gateway.workbench.simulate.cells import Played
 from gateway.workbench.simulate.request_rows import MIXES, Row, workload
 from gateway.workbench.simulate.simulated_provider import SHAPES, Nature
-from gateway.workbench.simulate.simulation_tables import markdown
 from gateway.workbench.simulate.worlds import WARM_UP_RHO, Cell, Plan, World, world_of
 
 REAL = "real"
@@ -109,7 +108,7 @@ async def _bench(args: argparse.Namespace) -> int:
     (args.out / "report.json").write_bytes(
         msgspec.json.format(msgspec.json.encode(report), indent=1)
     )
-    (args.out / "report.md").write_text(markdown(report).replace("# Simulation", "# Bench"))
+    (args.out / "report.md").write_text(reports.markdown(report, "Bench"))
     seconds = time.monotonic() - started
     print(f"{args.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
     return 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from gateway.workbench.tables import NOTHING, table
 
 Tree = Mapping[str, Any]
 
@@ -109,7 +111,7 @@ def _rungs(overall: Tree) -> str:
         for name in ("stage0", "static", "full", "full_tenants")
         for rung, found in overall.get(name, {}).get("rungs", {}).items()
     )
-    return table(["variant", "rung", "share", "τ-b"], rows)
+    return table(["variant", "rung", "share", "τ-b"], rows, text_columns=2)
 
 
 def _window(report: Tree) -> int:
@@ -124,7 +126,7 @@ def _rolling(overall: Tree) -> str:
         for group, found in overall.get(name, {}).get("coverage_p90_rolling", {}).items()
         if found
     )
-    return table(["variant", "class", "rows", "smallest", "largest"], rows)
+    return table(["variant", "class", "rows", "smallest", "largest"], rows, text_columns=2)
 
 
 def _apart(scenario: Tree) -> str:
@@ -160,11 +162,5 @@ def _time(report: Tree) -> str:
 
 def _cell(value: float | None, whole: bool = False) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     return f"{value:.0f}" if whole else f"{value:.3f}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)

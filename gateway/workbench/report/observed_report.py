@@ -29,6 +29,7 @@ from gateway.workbench.simulate.run_figures import figures
 from gateway.workbench.simulate.simulated_provider import Provider
 from gateway.workbench.simulate.virtual_loop import Policy, Request, Result
 from gateway.workbench.simulate.virtual_loop import run as play
+from gateway.workbench.tables import NOTHING, number, table
 
 FIGURES = (
     ("short_p50_s", "short P50 s"),
@@ -146,57 +147,67 @@ def _seen(request: Request, row: ObservedRow) -> Result:
 
 
 def markdown(found: Mapping[str, Any]) -> str:
-    """For a person."""
-    lines = [
+    """The tree of figures as a person reads it."""
+    parts = [
         "# What scheduling would have gained",
-        "",
         f"{found['requests']} requests in {found['hours']:.1f} h were observed"
-        f" ({_counts(found['outcomes'])}); {found['played']} answered ones are played again.",
+        f" ({_counts(found['outcomes'])}); {found['played']} answered ones are played again.\n"
         f"At their arrival the scheduler would have: {_counts(found['would'])}.",
-        "",
-        "| account | requests | regime | best window | most in flight | alone: base + output |",
-        "|---|---:|---|---:|---:|---|",
+        _accounts(found["accounts"]),
+        _comparison(found),
+        "Short is ≤ 64 output tokens, heavy > 256. Deadline: 1 s + 4 × alone.",
+        *_warnings(found),
     ]
-    for name, own in found["accounts"].items():
-        window = "–" if own["best_window"] is None else own["best_window"]
-        lines.append(
-            f"| {name} | {own['requests']} | {own['regime']} | {window} | {own['most_inflight']} |"
-            f" {own['base_s']:.2f} s + {1000 * own['output_token_s']:.1f} ms/token |"
+    return "\n\n".join(parts) + "\n"
+
+
+def _accounts(accounts: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            name,
+            own["regime"],
+            str(own["requests"]),
+            number(own["best_window"]),
+            str(own["most_inflight"]),
+            f"{own['base_s']:.2f} s + {1000 * own['output_token_s']:.1f} ms/token",
         )
-    lines += [
-        "",
-        "| | observed | played as it was | scheduled | change |",
-        "|---|---:|---:|---:|---:|",
+        for name, own in accounts.items()
     ]
-    far = False
+    head = ("account", "regime", "requests", "best window", "most in flight")
+    return table((*head, "alone: base + output"), rows, text_columns=2)
+
+
+def _comparison(found: Mapping[str, Any]) -> str:
+    rows = []
     for name, title in FIGURES:
         seen, naive, ours = (found[kind][name] for kind in ("observed", "naive", "scheduled"))
-        far = far or (name.endswith("_s") and _differs(seen, naive))
-        lines.append(
-            f"| {title} | {_n(seen)} | {_n(naive)} | {_n(ours)} | {_change(ours, naive)} |"
-        )
-    lines += ["", "Short is ≤ 64 output tokens, heavy > 256. Deadline: 1 s + 4 × alone."]
-    noisy = [name for name, own in found["accounts"].items() if own["noise"] > MUCH_NOISE]
+        rows.append((title, number(seen), number(naive), number(ours), _change(ours, naive)))
+    return table(("", "observed", "played as it was", "scheduled", "change"), rows)
+
+
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    """Reasons not to lean on the comparison."""
+    accounts = found["accounts"]
+    warnings = []
+    noisy = [name for name, own in accounts.items() if own["noise"] > MUCH_NOISE]
     if noisy:
-        lines += [
-            "",
+        warnings.append(
             f"**On {', '.join(noisy)} neither a request's size nor the load explains most of its"
-            " time: what is said here about them is worth little.**",
-        ]
-    if far:
-        lines += [
-            "",
+            " time: what is said here about them is worth little.**"
+        )
+    seconds = [name for name, _ in FIGURES if name.endswith("_s")]
+    if any(_differs(found["observed"][name], found["naive"][name]) for name in seconds):
+        warnings.append(
             "**Played as it was, a figure differs from what was observed by more than"
             f" {FAR_OFF:.0%}: the fitted provider is not yours. Observe longer, or under more"
-            " varied load, before you rely on this.**",
-        ]
-    if all(own["regime"] == "unknown" for own in found["accounts"].values()):
-        lines += [
-            "",
+            " varied load, before you rely on this.**"
+        )
+    if all(own["regime"] == "unknown" for own in accounts.values()):
+        warnings.append(
             "No account was loaded enough to show where it slows down: there is little to gain at"
-            " this load, and this report cannot say what a higher one would bring.",
-        ]
-    return "\n".join(lines) + "\n"
+            " this load, and this report cannot say what a higher one would bring."
+        )
+    return warnings
 
 
 def _differs(seen: float, played: float) -> bool:
@@ -209,11 +220,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
 
 
-def _n(value: float) -> str:
-    return f"{value:.3g}" if np.isfinite(value) else "–"
-
-
 def _change(ours: float, naive: float) -> str:
     if not np.isfinite([ours, naive]).all() or naive <= 0:
-        return "–"
+        return NOTHING
     return f"{ours / naive - 1:+.0%}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
-from gateway.workbench.evaluate.forecast_charts import COLOURS, Axis, Chart, Point
+from gateway.workbench.charts import COLOURS, Axis, Chart, Point
 from gateway.workbench.simulate.cells import Played
 
 SHOWN = ("naive", "fifo", "dual_budget", "ours", "true")

@@ -17,19 +17,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from msgspec import Struct
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS, SizeBucket
-from gateway.workbench.figures import Floats
+from gateway.workbench.figures import NAN, Floats, percentile
 from gateway.workbench.simulate.virtual_loop import Result
 
 DEADLINE_S, DEADLINE_TIMES = 1.0, 4.0
-DRAWS = 2000
 
 COUNTS = frozenset({"deadline_misses", "completed", "rejections_429", "goodput_per_s"})
 """Figures that may be 0: compared by sums."""
-
-NAN = float("nan")
 
 
 def figures(results: Sequence[Result]) -> dict[str, float]:
@@ -79,46 +75,5 @@ def tenants_p95(results: Sequence[Result]) -> dict[str, float]:
     }
 
 
-def percentile(values: Floats, level: float) -> float:
-    """Linear interpolation; NaN of nothing."""
-    return float(np.percentile(values, level)) if len(values) else NAN
-
-
 def _mean(values: Floats) -> float:
     return float(values.mean()) if len(values) else NAN
-
-
-class Change(Struct, frozen=True):
-    """A ratio minus 1, and the 95 % interval of it."""
-
-    value: float
-    low: float
-    high: float
-
-
-def change(name: str, own: Sequence[float], other: Sequence[float]) -> Change | None:
-    """How much figure `name` differs from another policy's, seed by seed; None where it cannot
-    be said (no seed has both, or the other's are all 0)."""
-    pairs = np.array([own, other], float)
-    pairs = pairs[:, ~np.isnan(pairs).any(axis=0)]
-    if not pairs.shape[1]:
-        return None
-    by_sums = name in COUNTS
-    if (pairs[1].sum() <= 0) if by_sums else (pairs <= 0).any():
-        return None
-    draws = np.random.default_rng(5).integers(pairs.shape[1], size=(DRAWS, pairs.shape[1]))
-    whole = np.arange(pairs.shape[1])[None, :]
-    if by_sums:
-        value, drawn = _of_sums(pairs, whole), _of_sums(pairs, draws)
-    else:
-        logs = np.log(pairs[0] / pairs[1])
-        value, drawn = np.exp(logs[whole].mean(axis=1)), np.exp(logs[draws].mean(axis=1))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Change(float(value[0]) - 1, float(low) - 1, float(high) - 1)
-
-
-def _of_sums(pairs: Floats, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Floats:
-    """NaN where by chance only seeds without any were drawn."""
-    sums = pairs[:, draws].sum(axis=2)
-    ratio: Floats = sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
-    return ratio

@@ -1,12 +1,8 @@
-"""From what was played to one tree of figures, with the goals held against it.
+"""From what was played to a report: one tree of figures, and its Markdown.
 
 Groups are cells that differ by seed alone. Every figure is given as its mean over the seeds
-and, against naive, as a change with its interval (simulate_metrics). A goal is *met* when the
-change reaches it, *beats the seed system* when the interval's worse end is still better than
-what that system published. Beside a missed goal stands what the same policy reaches when it is
-told the true lengths, and for the shorts what they would take alone at the provider, which
-nothing can beat. So a miss is the physics' (alone is not enough), the policy's (true lengths
-are not enough; or still the physics'), or the forecast's.
+and, against naive, as a change with its interval (run_figures.py). `by_seed` keeps the seeds'
+own figures, from which tests/bench/goals.py judges a report.
 """
 
 from __future__ import annotations
@@ -16,63 +12,65 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from msgspec import Struct
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
-from gateway.workbench.figures import auc, kendall_tau
+from gateway.workbench.figures import RelativeChange, auc, change, kendall_tau
 from gateway.workbench.simulate.cells import Played
 from gateway.workbench.simulate.request_rows import Row
-from gateway.workbench.simulate.run_figures import COUNTS, Change, change
-from gateway.workbench.simulate.simulated_provider import Shape
+from gateway.workbench.simulate.run_figures import COUNTS
 from gateway.workbench.simulate.worlds import Cell
+from gateway.workbench.tables import number, percent, table
 
-FAMILIES: dict[Shape, str] = {
-    "linear": "linear",
-    "knee": "knee",
-    "power": "peaked",
-    "quadratic": "peaked",
-    "usl": "peaked",
-    "fitted": "knee",
-}
-
-
-class Goal(Struct, frozen=True):
-    """A change against naive that should be reached at most, by family of shapes; and what the
-    seed system published of its own against its naive."""
-
-    figure: str
-    title: str
-    seed: float
-    knee: float
-    peaked: float
-    linear: float
-
-    def of(self, shape: Shape) -> float:
-        target: float = getattr(self, FAMILIES[shape])
-        return target
-
-
-GOALS = (
-    Goal("short_p50_s", "short P50", -0.725, -0.65, -0.85, -0.15),
-    Goal("short_p95_s", "short P95", -0.238, -0.50, -0.80, -0.15),
-    Goal("heavy_p95_s", "heavy P95", 0.51, 0.05, -0.40, 0.05),
-    Goal("p95_s", "global P95", 0.536, 0.0, -0.40, 0.05),
-    Goal("makespan_s", "makespan", 0.079, 0.06, -0.30, 0.06),
-    Goal("deadline_misses", "deadline misses", -0.27, -0.50, -0.50, 0.0),
+CHANGES = (
+    ("short_mean_s", "short average"),
+    ("short_p50_s", "short P50"),
+    ("short_p95_s", "short P95"),
+    ("short_by_forecast_p95_s", "short P95 (by forecast)"),
+    ("heavy_p95_s", "heavy P95"),
+    ("p95_s", "P95"),
+    ("mean_s", "mean"),
+    ("makespan_s", "makespan"),
+    ("deadline_misses", "misses"),
+    ("goodput_per_s", "met/s"),
+    ("completed", "completed"),
 )
-COMPLETED_BY_SEED = 0.995
-WITHIN_BEST = 0.10  # of the best static window, short P95 and mean
-FLOORS = {"short_p50_s": "short_alone_p50_s", "short_p95_s": "short_alone_p95_s"}
-QUIET_RATIO = 1.3
-ADDED_WAIT_S = 0.001
-JUDGED = ("ours", "cold")
+SECONDS = (
+    ("short_mean_s", "short mean"),
+    ("short_p50_s", "short P50"),
+    ("short_p95_s", "short P95"),
+    ("heavy_p95_s", "heavy P95"),
+    ("p95_s", "P95"),
+    ("mean_s", "mean"),
+    ("makespan_s", "makespan"),
+    ("wait_max_s", "longest wait"),
+)
+SHARES = (
+    ("deadline_misses", "misses"),
+    ("completed", "completed"),
+)
+OTHERS = (
+    ("goodput_per_s", "met/s"),
+    ("slowdown_p95", "slowdown P95"),
+    ("rejections_429", "429s"),
+    ("window", "window"),
+    ("forecast_tau", "τ"),
+    ("first_forecast_tau", "τ at once"),
+    ("short_auc", "AUC(short)"),
+    ("short_queue_p50_s", "short queued P50 s (wall)"),
+    ("window_end", "window at the end"),
+    ("best_window", "best window"),
+    ("quiet_p95_s", "quiet P95 s"),
+    ("quiet_alone_p95_s", "alone s"),
+    ("quiet_added_wait_s", "added wait s"),
+)
+
 
 Group = list[tuple[Cell, dict[str, Played]]]
 
 
 def tree(cells: Sequence[Cell], played: Sequence[dict[str, Played]]) -> list[dict[str, Any]]:
     """One entry per group, in the order of their first cells."""
-    return [_group(members) for members in groups(cells, played)]
+    return [_group_tree(members) for members in groups(cells, played)]
 
 
 def groups(cells: Sequence[Cell], played: Sequence[dict[str, Played]]) -> list[Group]:
@@ -83,7 +81,7 @@ def groups(cells: Sequence[Cell], played: Sequence[dict[str, Played]]) -> list[G
     return list(found.values())
 
 
-def _group(members: Group) -> dict[str, Any]:
+def _group_tree(members: Group) -> dict[str, Any]:
     cell = members[0][0]
     by_policy = {name: _by_figure(members, name) for name in members[0][1]}
     naive = by_policy.get("naive")
@@ -103,8 +101,6 @@ def _group(members: Group) -> dict[str, Any]:
         "requests": cell.requests,
         "seeds": len(members),
         "policies": policies,
-        "goals": _goals(cell, by_policy, policies),
-        "checks": _checks(cell, by_policy),
         "by_seed": by_policy,
     }
 
@@ -121,107 +117,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _against(
     own: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]]
-) -> dict[str, Change | None]:
-    return {name: change(name, own[name], other[name]) for name in other if name in own}
-
-
-def _goals(
-    cell: Cell, by_policy: Mapping[str, Any], policies: Mapping[str, Any]
-) -> dict[str, list[dict[str, Any]]]:
-    """The table's goals, of a burst."""
-    if cell.scenario != "burst" or "naive" not in by_policy:
-        return {}
+) -> dict[str, RelativeChange | None]:
     return {
-        name: [_goal(goal, cell.shape, by_policy, policies, name) for goal in GOALS]
-        + [_completed(by_policy[name]["completed"])]
-        for name in JUDGED
-        if name in by_policy
-    }
-
-
-def _goal(
-    goal: Goal,
-    shape: Shape,
-    by_policy: Mapping[str, Any],
-    policies: Mapping[str, Any],
-    name: str,
-) -> dict[str, Any]:
-    found: Change | None = policies[name]["against_naive"][goal.figure]
-    told: Change | None = None
-    if "true" in policies:
-        told = policies["true"]["against_naive"][goal.figure]
-    alone: Change | None = None
-    naive = by_policy["naive"]
-    if goal.figure in FLOORS and FLOORS[goal.figure] in naive:
-        alone = change(goal.figure, naive[FLOORS[goal.figure]], naive[goal.figure])
-    target = goal.of(shape)
-    if found is not None:
-        is_met = found.value <= target
-    else:  # naive has none of it: so must this one
-        is_met = goal.figure in COUNTS and not any(by_policy[name][goal.figure])
-    return {
-        "goal": goal.title,
-        "target": target,
-        "seed": goal.seed,
-        "found": found,
-        "true_lengths": told,
-        "alone": alone,
-        "met": is_met,
-        "beats_seed": is_met if found is None else found.high < goal.seed,
-        "limit": "" if is_met else _limit(target, alone, told),
-    }
-
-
-def _limit(target: float, alone: Change | None, told: Change | None) -> str:
-    """Why a goal was missed, as far as can be said."""
-    if alone is not None and alone.value > target:
-        return "physics"
-    if told is None:
-        return ""
-    return "forecast" if told.value <= target else "policy or physics"
-
-
-def _completed(values: Sequence[float]) -> dict[str, Any]:
-    share = float(np.mean(values))
-    return {
-        "goal": "completed",
-        "target": 1.0,
-        "seed": COMPLETED_BY_SEED,
-        "found": Change(share, min(values), max(values)),
-        "true_lengths": None,
-        "alone": None,
-        "met": share == 1.0,
-        "beats_seed": min(values) > COMPLETED_BY_SEED,
-        "limit": "",
-    }
-
-
-def _checks(cell: Cell, by_policy: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    ours, best = by_policy.get("ours"), by_policy.get("static")
-    if ours is not None and best is not None:
-        for figure in ("short_p95_s", "mean_s"):
-            ratio = change(figure, ours[figure], best[figure])
-            text = f"{figure} within {WITHIN_BEST:.0%} of the best static window's"
-            found.append(_check(text, None if ratio is None else ratio.value, WITHIN_BEST))
-    if ours is not None and cell.scenario == "flood":
-        ratio = change("quiet_p95_s", ours["quiet_p95_s"], ours["quiet_alone_p95_s"])
-        text = f"the quiet tenant's P95 within {QUIET_RATIO} × of alone"
-        found.append(_check(text, None if ratio is None else 1 + ratio.value, QUIET_RATIO))
-    if ours is not None and cell.scenario == "isolation":
-        text = f"no wait added to the other pool ({ADDED_WAIT_S:g} s)"
-        found.append(_check(text, max(ours["quiet_added_wait_s"]), ADDED_WAIT_S))
-    if ours is not None:
-        found.append(_check("refused, share", 1 - float(np.mean(ours["completed"])), 0.0))
-    return found
-
-
-def _check(text: str, value: float | None, most: float) -> dict[str, Any]:
-    return {
-        "check": text,
-        "value": value,
-        "at_most": most,
-        "met": value is not None and value <= most,
+        name: change(own[name], other[name], by_sums=name in COUNTS)
+        for name in other
+        if name in own
     }
 
 
@@ -247,3 +147,76 @@ def workload(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
             for name, own in rows.items()
         },
     }
+
+
+# --- Markdown -----------------------------------------------------------------------------
+
+
+def markdown(report: Mapping[str, Any], title: str = "Simulation") -> str:
+    """The report as a person reads it: changes against naive, then seconds."""
+    parts = [f"# {title}", _about(report)]
+    for group in report["groups"]:
+        parts += _group(group)
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(report: Mapping[str, Any]) -> str:
+    about, load = report["about"], report["workload"]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in load["shares"].items())
+    quantiles = ", ".join(f"p{level} {value:.0f}" for level, value in load["output_tokens"].items())
+    told = "".join(
+        f"; {name}: τ {number(own['kendall_tau'])}, AUC(short) {number(own['auc_short'])}"
+        for name, own in load["forecasts"].items()
+    )
+    return (
+        f"{about['seeds']} paired seeds; rows from {about['rows_from']}: {load['rows']}, output"
+        f" tokens {quantiles} ({shares}), drawn as mix {about['mix']}{told}. Arrivals"
+        f" {about['arrivals']}.{_timing(about)} Changes are against naive over the same requests,"
+        f" with 95 % bootstrap intervals. Made by `{about['command']}` in {about['seconds']:.0f} s."
+    )
+
+
+def _timing(about: Mapping[str, Any]) -> str:
+    """Of real HTTP alone."""
+    if "time_scale" not in about:
+        return ""
+    busy = ", ".join(f"{who} {share:.0%}" for who, share in about["cpu_share_at_most"].items())
+    return (
+        f" Warm-up of {about['warm_up']} requests, {about['seed_count']} rows taught before; times"
+        f" divided by {about['time_scale']:g}, {about['parallel']} seeds at a time; of a core at"
+        f" most: {busy}; left at most {about['left_late_s_at_most']:.2f} s late."
+    )
+
+
+def _group(group: Mapping[str, Any]) -> list[str]:
+    parts = [f"## {group['title']}", f"{group['seeds']} seeds of {group['requests']} requests."]
+    against = {n: p["against_naive"] for n, p in group["policies"].items() if "against_naive" in p}
+    if against:
+        changes = [
+            (name, *(percent(own.get(figure)) for figure, _ in CHANGES))
+            for name, own in against.items()
+        ]
+        parts.append(table(("against naive", *(title for _, title in CHANGES)), changes))
+    return parts + _absolute(group["policies"])
+
+
+def _absolute(policies: Mapping[str, Any]) -> list[str]:
+    means = {name: policy["mean"] for name, policy in policies.items()}
+    others = [(f, t) for f, t in OTHERS if any(f in own for own in means.values())]
+    body = [
+        (
+            name,
+            *(number(own.get(figure)) for figure, _ in SECONDS),
+            *("" if own.get(f) is None else f"{own[f]:.2%}" for f, _ in SHARES),
+            *(number(own.get(figure)) for figure, _ in others),
+        )
+        for name, own in means.items()
+    ]
+    titles = [f"{title} s" for _, title in SECONDS] + [title for _, title in (*SHARES, *others)]
+    refused = [
+        f"{name} refused: {', '.join(f'{code} {n}' for code, n in policy['refused'].items())}."
+        for name, policy in policies.items()
+        if policy.get("refused")
+    ]
+    lines = ["\n".join(refused)] if refused else []
+    return [table(("mean of seeds", *titles), body), *lines]

@@ -136,3 +136,47 @@ def test_mean_skips_what_is_missing() -> None:
     """A source without a figure does not lower the mean."""
     assert figures.mean([0.2, None, 0.4]) == pytest.approx(0.3)
     assert figures.mean([None]) is None
+
+
+def test_percentiles_interpolate_linearly() -> None:
+    """Between the two nearest values; NaN of nothing."""
+    assert figures.percentile(np.array([1.0, 2.0, 3.0, 4.0]), 50) == 2.5
+    assert figures.percentile(np.array([0.0, 10.0]), 95) == 9.5
+    assert np.isnan(figures.percentile(np.array([]), 95))
+
+
+def test_a_change_of_times_is_the_mean_of_ratios() -> None:
+    """Geometric, so that halving and doubling cancel; a seed that lacks one is left out."""
+    found = figures.change([1.0, 4.0, 3.0], [2.0, 2.0, float("nan")])
+    assert found is not None
+    assert found.value == pytest.approx(0.0)
+    assert found.low == pytest.approx(-0.5)
+    assert found.high == pytest.approx(1.0)
+
+
+def test_a_change_of_counts_is_that_of_sums() -> None:
+    """Seeds without any count too."""
+    found = figures.change([0.0, 0.1], [0.2, 0.0], by_sums=True)
+    assert found is not None
+    assert found.value == pytest.approx(-0.5)
+    assert np.isfinite([found.low, found.high]).all()
+
+
+def test_an_interval_narrows_with_seeds() -> None:
+    """And holds the value; the same seeds give the same interval."""
+    chance = np.random.default_rng(1)
+    logs = chance.normal(size=200)
+    other: list[float] = np.exp(logs).tolist()
+    own: list[float] = (0.5 * np.exp(logs + 0.2 * chance.normal(size=200))).tolist()
+    few, many = figures.change(own[:5], other[:5]), figures.change(own, other)
+    assert few is not None
+    assert many is not None
+    assert many.high - many.low < few.high - few.low
+    assert many.low < -0.5 < many.high
+    assert figures.change(own, other) == many
+
+
+def test_nothing_to_compare_is_no_change() -> None:
+    """None where no seed has both, and where the other's counts are all 0."""
+    assert figures.change([float("nan")], [1.0]) is None
+    assert figures.change([1.0], [0.0], by_sums=True) is None

@@ -1,11 +1,11 @@
-"""Figures of a run, and changes between two policies."""
+"""Figures of one run."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from gateway.workbench.simulate.run_figures import change, figures, percentile, tenants_p95
+from gateway.workbench.simulate.run_figures import figures, tenants_p95
 from gateway.workbench.simulate.virtual_loop import Result
 from tests.unit.workbench.simulate_cases import request
 
@@ -18,13 +18,6 @@ def result(i: int, output_tokens: int, latency_s: float, *, completed: bool = Tr
         completed=completed,
         rejections=2,
     )
-
-
-def test_percentiles_interpolate_linearly() -> None:
-    """Between the two nearest values; NaN of nothing."""
-    assert percentile(np.array([1.0, 2.0, 3.0, 4.0]), 50) == 2.5
-    assert percentile(np.array([0.0, 10.0]), 95) == 9.5
-    assert np.isnan(percentile(np.array([]), 95))
 
 
 def test_figures_of_a_run_by_hand() -> None:
@@ -67,40 +60,3 @@ def test_tenants_are_told_apart() -> None:
         }
     )
     assert tenants_p95([one, two]) == {"one": 1.0, "two": 9.0}
-
-
-def test_a_change_of_times_is_the_mean_of_ratios() -> None:
-    """Geometric, so that halving and doubling cancel; a seed that lacks one is left out."""
-    found = change("mean_s", [1.0, 4.0, 3.0], [2.0, 2.0, float("nan")])
-    assert found is not None
-    assert found.value == pytest.approx(0.0)
-    assert found.low == pytest.approx(-0.5)
-    assert found.high == pytest.approx(1.0)
-
-
-def test_a_change_of_counts_is_that_of_sums() -> None:
-    """Seeds without any count too."""
-    found = change("deadline_misses", [0.0, 0.1], [0.2, 0.0])
-    assert found is not None
-    assert found.value == pytest.approx(-0.5)
-    assert np.isfinite([found.low, found.high]).all()
-
-
-def test_an_interval_narrows_with_seeds() -> None:
-    """And holds the value; the same seeds give the same interval."""
-    chance = np.random.default_rng(1)
-    logs = chance.normal(size=200)
-    other: list[float] = np.exp(logs).tolist()
-    own: list[float] = (0.5 * np.exp(logs + 0.2 * chance.normal(size=200))).tolist()
-    few, many = change("mean_s", own[:5], other[:5]), change("mean_s", own, other)
-    assert few is not None
-    assert many is not None
-    assert many.high - many.low < few.high - few.low
-    assert many.low < -0.5 < many.high
-    assert change("mean_s", own, other) == many
-
-
-def test_nothing_to_compare_is_no_change() -> None:
-    """None where no seed has both, and where the other's counts are all 0."""
-    assert change("mean_s", [float("nan")], [1.0]) is None
-    assert change("rejections_429", [1.0], [0.0]) is None

@@ -40,21 +40,21 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def test_report_has_a_group_for_each_scenario_and_shape(report: dict[str, Any]) -> None:
-    """With goals for the burst, checks for all, every seed's figure."""
+    """A group holds every policy's figures, and every seed's."""
     titles = [(group["scenario"], group["shape"]) for group in report["groups"]]
     assert titles == [(s, f) for s in ("burst", "drop", "isolation") for f in ("knee", "linear")]
     burst = report["groups"][0]
-    assert {"ours", "cold"} == set(burst["goals"])
+    assert {"naive", "ours", "cold"} < set(burst["policies"])
     assert len(burst["by_seed"]["ours"]["mean_s"]) == 2
-    assert all(group["checks"] for group in report["groups"])
 
 
 def test_report_says_how_it_was_made(report: dict[str, Any], folder: Path) -> None:
-    """Command, workload, and in the Markdown what was missed."""
+    """Command and workload are in the tree and in the text."""
     assert report["about"]["rows_from"] == "generated"
     assert report["about"]["command"].startswith("sagesched")
     assert report["workload"]["forecasts"]["τ 0.55"]["kendall_tau"] == pytest.approx(0.55, abs=0.05)
-    assert "## Not met" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# Simulation\n\n2 paired seeds; rows from generated")
 
 
 def test_pictures_are_drawn(folder: Path) -> None:
