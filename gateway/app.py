@@ -24,7 +24,7 @@ from gateway.api.control import ForecastRoutes
 from gateway.api.jobs import SubmittedJobs
 from gateway.api.plane import DataPlane
 from gateway.api.problems import problem_response, send_problem
-from gateway.api.protocol import Buffers
+from gateway.api.protocol import WriteBuffers
 from gateway.api.routing import RoutingTable
 from gateway.balance.account_pool import Accounts
 from gateway.balance.saved_state import SavedState
@@ -135,7 +135,7 @@ class Gateway:
         self._secrets = load.secrets(settings, environ)
         self._admin_token = AdminToken(self._secrets.admin)
         self.predictor = self._new_predictor(settings, prices)
-        self.buffers = Buffers(settings.server)
+        self.buffers = WriteBuffers(settings.server)
         self.journal = Journal(settings.observe.events)
         self.metrics = Metrics(self._snapshots, Names.of(settings))
         self.spend = Spend()

@@ -1,4 +1,4 @@
-"""The operator's routes, behind the admin token, and the open ones: health and metrics."""
+"""Routes of the operator behind the admin token, and the open ones: health, metrics, models."""
 
 from __future__ import annotations
 
@@ -31,12 +31,19 @@ logger = logging.getLogger("gateway.api")
 
 
 class ResetRequest(Struct, forbid_unknown_fields=True):
+    """The body of POST /reset."""
+
     scope: Literal["stats", "learned", "waiting", "all"]
-    history: bool = False  # also forget what the store keeps; only with learned or all
+    history: bool = False  # also empty the stored history; only with learned or all
 
 
 class AdminRoutes:
-    """Handlers of the operator's routes."""
+    """Handlers of the operator's routes and of the open ones.
+
+    Args:
+        token: the admin token in force.
+        snapshots: takes the state of every room at this moment.
+    """
 
     def __init__(
         self,

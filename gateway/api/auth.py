@@ -1,31 +1,29 @@
-"""Who calls: a tenant by its key, or the operator by the admin token.
+"""Authentication: a tenant by its key, the operator by the admin token.
 
 Keys are random 256-bit strings, so their SHA-256 needs no salt or stretching. A look-up by
-digest leaks nothing usable through time; the digests are compared in constant time besides.
+digest reveals nothing usable through its time, and digests are compared in constant time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable
 
 from gateway.errors import Forbidden, ModelNotFound, Unauthorized
 from gateway.settings.schema import Settings, Tenant
-
-Headers = Iterable[tuple[bytes, bytes]]
+from gateway.upstream.providers import Headers
 
 _KEY_HEADERS = (b"api-key", b"x-api-key")
 
 
 def digest(key: str | bytes) -> str:
-    """A key as gateway.toml holds it: `sha256:` and 64 hex digits."""
+    """A key in the form of gateway.toml: `sha256:` and 64 hexadecimal digits."""
     raw = key.encode("utf-8", "surrogateescape") if isinstance(key, str) else key
     return "sha256:" + hashlib.sha256(raw).hexdigest()
 
 
 def bearer(headers: Headers) -> bytes | None:
-    """The token of `Authorization: Bearer TOKEN`; None where there is none."""
+    """The token of `Authorization: Bearer TOKEN`; None without one."""
     for name, value in headers:
         if name == b"authorization":
             scheme, _, token = value.strip().partition(b" ")
@@ -35,8 +33,8 @@ def bearer(headers: Headers) -> bytes | None:
 
 
 def presented_key(headers: Headers) -> bytes | None:
-    """The credential of a request: Bearer token, or Azure's and Anthropic's key headers."""
-    headers = list(headers)
+    """The credential of a request: the bearer token, else Azure's or Anthropic's key header. None
+    without any."""
     token = bearer(headers)
     if token is not None:
         return token
@@ -68,21 +66,23 @@ class Tenants:
         raise Unauthorized("Incorrect API key.", should_retry=False)
 
     def stateful(self, tenant: Tenant) -> bool:
-        """Whether routes whose objects live at the provider are relayed for this tenant.
+        """True where the tenant may use routes whose objects live at the provider.
 
-        The provider keeps such objects per account, so tenants that share one could read
-        each other's; unless it is said otherwise, only a lone tenant may use them.
+        The provider keeps such objects by account, so tenants that share one could read each
+        other's. Unless the settings say otherwise, only a lone tenant may use them.
         """
         return self.only_one if tenant.stateful is None else tenant.stateful
 
 
 def check_model(tenant: Tenant, model: str) -> None:
-    """Raises ModelNotFound when the tenant may not use the model: to it, it does not exist."""
+    """Raises ModelNotFound where the tenant may not use the model, as for one that does not
+    exist."""
     if tenant.models and model not in tenant.models:
         raise model_not_found(model)
 
 
 def model_not_found(model: str) -> ModelNotFound:
+    """The error for a model that does not exist, or that the tenant may not use."""
     return ModelNotFound(
         f"The model `{model[:200]}` does not exist or you do not have access to it.",
         param="model",
@@ -97,7 +97,7 @@ class AdminToken:
         self._digest = digest(token)
 
     def check(self, headers: Headers) -> None:
-        """Raises Unauthorized unless `Authorization: Bearer <admin token>` came."""
+        """Raises Unauthorized without `Authorization: Bearer <admin token>`."""
         key = bearer(headers)
         if key is None or not hmac.compare_digest(digest(key), self._digest):
             raise Unauthorized(
@@ -108,6 +108,7 @@ class AdminToken:
 
 
 def stateful_forbidden(path: str) -> Forbidden:
+    """The error for a stateful route, with the setting that allows it."""
     return Forbidden(
         f"`/v1{path}` keeps its objects at the provider, where tenants share an account; "
         "set `stateful = true` for this tenant to relay it.",

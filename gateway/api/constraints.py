@@ -10,9 +10,9 @@ fitted on requests without one. So it enters the forecast through history, by tw
   in an enum or the time in a title; by their bytes each would be a template of its own, from
   which no later request could learn. Digits in names are blanked for the same reason.
 
-An outline does not tell how properties nest, nor what bounds them. A list of choices is told by
-the size of its longest one. Everything else, such as a grammar, is told by its bytes, digits
-blanked. Both digests read a bounded part of any input, and follow no reference.
+An outline leaves out how properties nest and what bounds them. Of a list of choices it has the
+size of the longest; of everything else, such as a grammar, the bytes, with digits blanked. Both
+digests read a bounded part of any input, and follow no reference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-READ_BYTES = 64 * 1024  # of one constraint; beyond that its length alone is told
+READ_BYTES = 64 * 1024  # of one constraint; of a longer one the outline has the length alone
 NODES = 256  # objects and lists of a schema that are visited
 NAME_CHARS = 128
 

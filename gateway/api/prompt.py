@@ -1,65 +1,44 @@
-"""What the predictor is told of a request: one view out of every dialect's members.
+"""The predictor's view of a request: its messages, tools and prompts, of every route.
 
-Providers that speak OpenAI's format ask for thinking in ways of their own, and thinking is
-what makes an answer ten times as long, so all of them are read:
-
-- OpenAI: `reasoning_effort`; /v1/responses: `reasoning.effort`
-- Ark (Doubao), Kimi, GLM, DeepSeek: `thinking.type` enabled | disabled | auto; Anthropic's
-  `thinking.budget_tokens`
-- Qwen (DashScope): `enable_thinking`, `thinking_budget`; vLLM and SGLang the same inside
-  `chat_template_kwargs`, where DeepSeek's template calls it `thinking`
-- OpenRouter: `reasoning.enabled`, `reasoning.max_tokens`
-- Gemini: `google.thinking_config` with `thinking_budget` (0 off, -1 as the model likes) and
-  `thinking_level`, at the top or inside `extra_body`
-
-None of these is the gateway's own: whether a value is right is for the provider to say, so
-what does not read as expected is absence here, and goes on to the provider as it is. Where
-two say different things, the plainer one (in the order above: a flag before a budget) holds.
-Tools and the shape of the answer have files of their own (tools.py, shape.py).
+`dialects.py` reads what a request asks of the answer: thinking, a format, constraints. Members
+are only forecast by: what does not read as expected counts as absent, and what is huge is
+estimated by its beginning or its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
 from typing import Any
 
-from msgspec import Raw, Struct, structs
+import msgspec
+from msgspec import MsgspecError, Raw, Struct, structs
 
-from gateway.api.batch import batch_of
-from gateway.api.constraints import Constraint, exact_digest, outline_digest
+from gateway.api.constraints import exact_digest, outline_digest
+from gateway.api.dialects import LOOSE_BYTES, AnswerForm, Thinking, is_given, read_member
 from gateway.api.schemas import (
-    MAX_TOKENS,
     NULL,
     ChatRequest,
     CompletionRequest,
-    ConstraintMembers,
+    ContentPart,
     Generation,
-    LooseMessage,
-    ResponseFormat,
     ResponsesRequest,
-    given,
-    read_loose,
-    read_option,
-    word_of,
 )
-from gateway.api.tools import tools_of
-from gateway.predict.view import PromptView
-
-Json = dict[str, Any]
+from gateway.predict.view import TOOL_NAMES, PromptView
 
 
 def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
-    """What the predictor reads of a request."""
+    """The predictor's view of a request; `max_chars` of its text are kept."""
     thinking, form = Thinking(request), AnswerForm(request)
-    # `functions`: as they were called once
-    tools = tools_of(request.tools if given(request.tools) else request.functions)
-    shared: Json = {
+    # `functions` is the name that tools had before 2023.
+    tools = tools_of(request.tools if is_given(request.tools) else request.functions)
+    shared: dict[str, Any] = {
         "tenant": tenant,
         "model": request.model,
         "max_tokens": request.limit,
         "n": request.n or 1,
         "best_of": request.best_of or 1,
-        "stop": given(request.stop),
+        "stop": is_given(request.stop),
         "temperature": request.temperature,
         "reasoning_effort": thinking.effort,
         "thinking": thinking.on,
@@ -68,8 +47,8 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
         "tool_names": tools.names,
         "tools_bytes": tools.bytes,
         "response_format": form.format,
-        "shape": exact_digest(form.constraints),
-        "form": outline_digest(form.constraints),
+        "shape": exact_digest(form.constraints) if form.constraints else "",
+        "form": outline_digest(form.constraints) if form.constraints else "",
         "verbosity": form.verbosity,
         "stream": request.stream is True,
         "max_chars": max_chars,
@@ -77,7 +56,7 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     if isinstance(request, ChatRequest):
         return PromptView.of_chat(request.messages, **shared)
     if isinstance(request, ResponsesRequest):
-        return PromptView.of_chat(_items(request), **shared)
+        return PromptView.of_chat(_messages(request), **shared)
     batch = batch_of(request.prompt if isinstance(request, CompletionRequest) else NULL)
     view = PromptView.of_prompt(batch.text, **shared)
     return structs.replace(
@@ -88,158 +67,155 @@ def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     )
 
 
-def _items(request: ResponsesRequest) -> list[LooseMessage]:
-    """The input of the responses API as messages."""
-    text = read_loose(request.input, str)
+class InputItem(Struct):
+    """An input item of the responses API, as far as it reads like a message."""
+
+    role: str = ""
+    content: str | list[ContentPart] | None = None
+
+
+def _messages(request: ResponsesRequest) -> list[InputItem]:
+    """The input and the instructions of the responses API as messages."""
+    text = read_member(request.input, str)
     if text is not None:
-        messages = [LooseMessage("user", text)]
+        messages = [InputItem("user", text)]
     else:
-        messages = read_loose(request.input, list[LooseMessage]) or []
-    instructions = read_loose(request.instructions, str)
-    return [LooseMessage("system", instructions), *messages] if instructions else messages
+        messages = read_member(request.input, list[InputItem]) or []
+    instructions = read_member(request.instructions, str)
+    return [InputItem("system", instructions), *messages] if instructions else messages
 
 
-# --- thinking ---------------------------------------------------------------------------------
+# -- tools -------------------------------------------------------------------------------------
+
+HEAD_BYTES = 32 * 1024
+MOST_COMMAS = 12_000  # so many items take less than a millisecond
+
+_scan = json.JSONDecoder().raw_decode  # one value from a place on, and where it ends
+_between = re.compile(r"[\s,]*")
 
 
-class Thinking:
-    """How much thinking a request asks for; None: nothing is said, or nothing that reads.
+class Tools(Struct, frozen=True):
+    """The tools a request offers."""
 
-    `on` is the switch, `budget` tokens, `effort` a level's name in lower case.
+    count: int = 0  # of a long list: estimated by the length of its first items
+    names: tuple[str, ...] = ()  # of the first TOOL_NAMES
+    bytes: int = 0  # of their JSON, all of which the model reads
+
+
+class _Function(Struct):
+    name: str | None = None
+
+
+class _Tool(Struct):
+    type: str | None = None
+    name: str | None = None  # in the responses API
+    function: _Function | None = None
+
+
+def tools_of(raw: Raw) -> Tools:
+    """The tools in a list; anything else offers none. At most 2 ms for 1 MB.
+
+    A megabyte of `{}` is a third of a million items, and reading each would hold up the loop. A
+    list with so many commas that it may be one is read by its beginning: the names of the items
+    within HEAD_BYTES, and the number by their length. A usual list has a few dozen items, each
+    longer than a hundred bytes, and is read whole.
     """
-
-    __slots__ = ("budget", "effort", "on")
-
-    def __init__(self, request: Generation) -> None:
-        template = _options(request.chat_template_kwargs)
-        thinking = _options(request.thinking)
-        reasoning = _options(request.reasoning)
-        gemini = _gemini(request)
-        budget = _first(
-            _tokens(value)
-            for value in (
-                read_option(request.thinking_budget),
-                template.get("thinking_budget"),
-                thinking.get("budget_tokens"),
-                reasoning.get("max_tokens"),
-                gemini.get("thinking_budget"),
-            )
-        )
-        self.effort: str | None = _first(
-            word_of(value)
-            for value in (
-                read_option(request.reasoning_effort),
-                reasoning.get("effort"),
-                thinking.get("effort"),
-                gemini.get("thinking_level"),
-            )
-        )
-        self.on: bool | None = _first(
-            _flag(value)
-            for value in (
-                read_option(request.enable_thinking),
-                template.get("enable_thinking"),
-                template.get("thinking"),
-                thinking.get("type", read_option(request.thinking)),
-                reasoning.get("enabled"),
-                False if budget == 0 else None,
-            )
-        )
-        self.budget: int | None = budget
+    if not is_given(raw):
+        return Tools()
+    if len(raw) > LOOSE_BYTES or bytes(raw).count(b",") > MOST_COMMAS:
+        return _tools_by_head(raw)
+    items = read_member(raw, list[Raw])
+    if items is None:
+        return Tools()
+    tools = [read_member(item, _Tool) for item in items[:TOOL_NAMES]]
+    return Tools(len(items), _tool_names(tools), len(raw))
 
 
-def _gemini(request: Generation) -> Json:
-    google = _options(request.google)
-    if not google:
-        google = _dict(_options(request.extra_body).get("google"))
-    return _dict(google.get("thinking_config"))
+def _tools_by_head(raw: Raw) -> Tools:
+    text = bytes(memoryview(raw)[:HEAD_BYTES]).decode("utf-8", "replace")
+    if not text.startswith("["):
+        return Tools()
+    items: list[object] = []
+    end = 1
+    try:
+        while len(items) < TOOL_NAMES:
+            item, end = _scan(text, _skip(text, end))
+            items.append(item)
+    except (ValueError, RecursionError):  # the next item is cut, or too deep
+        pass
+    read = len(text[: _skip(text, end)].encode())
+    count = round(len(raw) * len(items) / read)
+    return Tools(max(count, 1), _tool_names([_tool(item) for item in items]), len(raw))
 
 
-def _options(raw: Raw) -> Json:
-    return _dict(read_option(raw))
+def _skip(text: str, at: int) -> int:
+    """The place after white space and commas."""
+    match = _between.match(text, at)
+    return at if match is None else match.end()
 
 
-def _dict(value: object) -> Json:
-    return value if isinstance(value, dict) else {}
-
-
-def _first(values: Iterator[Any]) -> Any:
-    return next((value for value in values if value is not None), None)
-
-
-_SWITCH = {"enabled": True, "disabled": False}  # "auto" and "adaptive" leave it to the model
-
-
-def _flag(value: object) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    return _SWITCH.get(value) if isinstance(value, str) else None
-
-
-def _tokens(value: object) -> int | None:
-    """Not a number, or negative (Gemini's -1: as many as the model likes): no budget."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def _tool(item: object) -> _Tool | None:
+    try:
+        return msgspec.convert(item, _Tool)
+    except MsgspecError:
         return None
-    return value if 0 <= value <= MAX_TOKENS else None
 
 
-# --- the form of the answer ---------------------------------------------------------------------
+def _tool_names(tools: list[_Tool | None]) -> tuple[str, ...]:
+    """Names of functions; a tool of the provider's own, such as a web search, has its type."""
+    names = (
+        (tool.function.name if tool.function is not None else None) or tool.name or tool.type
+        for tool in tools
+        if tool is not None
+    )
+    return tuple(name for name in names if name)
 
 
-class _Text(Struct):
-    """`text` of the responses API."""
+# -- prompts -----------------------------------------------------------------------------------
 
-    format: Raw = NULL
-    verbosity: Raw = NULL
+MOST_PROMPTS = 2048
+"""More than a provider takes (OpenAI's bound for embeddings). A client's body must not become a
+forecast of any size it likes, on which the pace of every queue would depend."""
 
-
-class _StructuredOutputs(Struct):
-    json: Raw = NULL
-    json_object: Raw = NULL
+_SPACE = b" \t\r\n"
+_BATCH_HEAD = 256
 
 
-_PLAIN = ("text", None)  # formats that constrain nothing
-_EMPTY = (b"false", b'""', b"[]", b"{}")  # members that constrain nothing
+class Batch(Struct, frozen=True):
+    """The size of one prompt, or of a batch of them together; `text` is the first one's."""
+
+    text: str = ""
+    prompts: int = 1
+    bytes: int = 0  # of texts, in UTF-8
+    ids: int = 0  # tokens sent as such
 
 
-class AnswerForm:
-    """The form a request asks for: a format, constraints, a verbosity. None or empty where a
-    member is absent or malformed."""
-
-    __slots__ = ("constraints", "format", "verbosity")
-
-    def __init__(self, request: Generation) -> None:
-        text = read_loose(request.text, _Text) or _Text()
-        stated = request.response_format if given(request.response_format) else text.format
-        read = read_loose(stated, ResponseFormat)
-        format = None if read is None else read.type
-        self.constraints = list(_constraints(request))
-        if format not in _PLAIN:
-            self.constraints.insert(0, ("response_format", stated))
-        self.format: str | None = format if format not in _PLAIN else _json_kind(self.constraints)
-        self.verbosity = word_of(read_option(request.verbosity)) or word_of(
-            read_option(text.verbosity)
-        )
-
-
-def _constraints(request: Generation) -> Iterator[Constraint]:
-    """The members that constrain the answer; those of `extra_body` after the others."""
-    for holder in (request, read_loose(request.extra_body, ConstraintMembers)):
-        for name in ConstraintMembers.__struct_fields__ if holder is not None else ():
-            raw: Raw = getattr(holder, name)
-            if given(raw) and bytes(memoryview(raw)[:5]) not in _EMPTY:
-                yield name, raw
+def batch_of(raw: Raw) -> Batch:
+    """The legacy completions' `prompt`, or the embeddings' `input`: a text, a list of texts, a
+    list of token ids or a list of such lists, each of which the provider answers and bills. Ids
+    are counted, not decoded. A value that cannot be read is one prompt of its bytes."""
+    if not is_given(raw):
+        return Batch()
+    if _is_ids(raw):
+        text = bytes(raw)
+        if b'"' in text:  # a bracket may stand inside a string
+            return Batch(bytes=len(raw))
+        prompts = min(max(text.count(b"[") - 1, 1), MOST_PROMPTS)
+        return Batch(prompts=prompts, ids=text.count(b",") + 1)
+    one = read_member(raw, str)
+    texts = [one] if one is not None else read_member(raw, list[str])
+    if texts is None:
+        return Batch(bytes=len(raw))
+    first = texts[0] if texts else ""
+    return Batch(first, min(max(len(texts), 1), MOST_PROMPTS), sum(map(_utf8_bytes, texts)))
 
 
-def _json_kind(constraints: list[Constraint]) -> str | None:
-    """The format of a constraint that makes the answer JSON; None without such a one."""
-    for name, raw in constraints:
-        if name in ("guided_json", "json_schema"):
-            return "json_schema"
-        if name == "structured_outputs":
-            options = read_loose(raw, _StructuredOutputs) or _StructuredOutputs()
-            if given(options.json):
-                return "json_schema"
-            if bytes(options.json_object) == b"true":
-                return "json_object"
-    return None
+def _is_ids(raw: Raw) -> bool:
+    """True where the first item of a list, or of the first list in one, is a number."""
+    head = bytes(memoryview(raw)[:_BATCH_HEAD])
+    inner = head.lstrip(b"[" + _SPACE)
+    return head.lstrip(_SPACE)[:1] == b"[" and inner[:1].isdigit()
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))

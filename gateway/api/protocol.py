@@ -1,17 +1,17 @@
-"""The listening side: uvicorn's HTTP protocol with a gateway's bounds.
+"""uvicorn's HTTP protocol with the bounds a gateway needs.
 
-What uvicorn leaves open and a gateway must not:
-- the bytes between provider and client: the transport's write buffer is raised to about a
-  megabyte a stream (so that a slow reader does not hold a provider's slot) and lowered for
-  everybody as connections grow, so that all of them together stay within a bound;
-- a client that takes nothing: `TCP_USER_TIMEOUT` ends it even after the answer is complete;
-- a client that sends its header drop by drop, or connects and says nothing;
-- a client that sends its next request before this one is answered (HTTP pipelining): reading
-  would have to stop, and with it the notice that the client left. The answer under way is
-  finished, what came after it is dropped, and the connection closes, as RFC 9112 §9.3.2 allows;
-- an Upgrade we do not speak (clients that offer h2c): the parser takes the body for the other
-  protocol's first bytes, so a second parser that knows the framing reads it as the body it is;
-- error texts of the server itself, which are to look like OpenAI's.
+uvicorn leaves these open:
+- the bytes between provider and client. The transport's write buffer is raised to about a
+  megabyte a stream, so that a slow reader does not hold a provider's slot, and lowered for
+  every connection as connections grow, so that all of them together stay within a bound;
+- a client that takes nothing. `TCP_USER_TIMEOUT` ends it even after the answer is complete;
+- a client that sends its header drop by drop, or connects and sends nothing;
+- a client that sends its next request before this one is answered (HTTP pipelining). Reading
+  would have to stop, and then a client that leaves goes unnoticed. So the answer under way is
+  finished, later bytes are dropped, and the connection closes (RFC 9112 §9.3.2 allows it);
+- an Upgrade to another protocol (clients that offer h2c). The parser takes the body for that
+  protocol's first bytes, so a second parser that knows the framing reads it as the body;
+- error texts of the server itself, which are to have OpenAI's form.
 """
 
 from __future__ import annotations
@@ -36,51 +36,57 @@ KERNEL_BUFFER_BYTES = 128 * 1024
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class Buffers:
-    """The write-buffer mark of every connection, so that all marks together stay bounded."""
+class WriteBuffers:
+    """The write-buffer limit of every connection, such that all limits together stay bounded."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self._open: set[asyncio.Transport] = set()
-        self._mark = server.stream_buffer_bytes
+        self._limit = server.stream_buffer_bytes
 
     def __len__(self) -> int:
         return len(self._open)
 
+    def __repr__(self) -> str:
+        return f"<WriteBuffers {len(self)} connections of {self._limit} bytes>"
+
     def add(self, transport: asyncio.Transport) -> None:
         self._open.add(transport)
         if not self._adjust():
-            transport.set_write_buffer_limits(high=self._mark)
+            transport.set_write_buffer_limits(high=self._limit)
 
     def remove(self, transport: asyncio.Transport) -> None:
         self._open.discard(transport)
         self._adjust()
 
     def held(self) -> int:
-        """Bytes that wait for slow clients right now."""
+        """Bytes that wait for slow clients at this moment."""
         return sum(t.get_write_buffer_size() for t in self._open)
 
     def _adjust(self) -> bool:
-        """Halve the mark until every connection's fits the bound; True when it moved."""
+        """Halve the limit until those of all connections fit the bound. True where it changed."""
         share = self.server.buffer_memory_bytes // max(len(self._open), 1)
-        mark = self.server.stream_buffer_bytes
-        while mark > share and mark > MIN_BUFFER_BYTES:
-            mark //= 2
-        if mark == self._mark:
+        limit = self.server.stream_buffer_bytes
+        while limit > share and limit > MIN_BUFFER_BYTES:
+            limit //= 2
+        if limit == self._limit:
             return False
-        self._mark = mark
+        self._limit = limit
         for transport in self._open:
-            transport.set_write_buffer_limits(high=mark)
+            transport.set_write_buffer_limits(high=limit)
         return True
 
 
 class GatewayProtocol(HttpToolsProtocol):
-    """See the head of this file. `buffers` is set on the class by `protocol_for`."""
+    """One client connection; the head of this file has its rules.
 
-    buffers: Buffers
-    _receipt: asyncio.TimerHandle | None = None
+    `protocol_for` sets `buffers` on a subclass, since uvicorn makes the instances.
+    """
+
+    buffers: WriteBuffers
+    _header_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
-    _deaf = False  # the client pipelined: nothing more of it is read
+    _pipelined = False  # nothing more is read of a client that pipelined
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -91,7 +97,7 @@ class GatewayProtocol(HttpToolsProtocol):
             with contextlib.suppress(OSError, AttributeError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                # Left alone, the kernel grows this to megabytes nobody has counted.
+                # By itself the kernel grows this to megabytes that no bound here counts.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BUFFER_BYTES)
                 sock.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.write_timeout_s * 1000)
@@ -105,62 +111,62 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.buffers.remove(self.transport)
-        self._stop_receipt()
+        self._stop_header_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._pipelined:
             return
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            if not self._deaf:
+            if not self._pipelined:
                 self.send_400_response("")
 
     def on_message_begin(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
-            self._deaf = True
+            self._pipelined = True
             return
-        # Only a request ends the wait for one: a stray line break, or the rest of a refused
-        # body, must not leave a connection without any timer.
+        # Only a request ends the keep-alive timer: a stray line break, or the rest of a refused
+        # body, must not leave a connection without a timer.
         self._unset_keepalive_if_required()
         super().on_message_begin()
         self._header_bytes = 0
         self.scope["state"]["connection"] = self
         within_s = min(HEADER_TIMEOUT_S, self.buffers.server.keepalive_s)
-        self._receipt = self.loop.call_later(within_s, self._late)
+        self._header_timer = self.loop.call_later(within_s, self._header_timeout)
 
     def on_url(self, url: bytes) -> None:
-        if not self._deaf:
+        if not self._pipelined:
             self._count(len(url))
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._deaf:
+        if not self._pipelined:
             self._count(len(name) + len(value))
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._deaf:
+        if self._pipelined:
             return
-        self._stop_receipt()
+        self._stop_header_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if not self._deaf:
+        if not self._pipelined:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        # At an upgrade the head alone is complete; its body is still to come.
-        if not self._deaf and not self.parser.should_upgrade():
+        # At an upgrade only the head is complete, and its body follows.
+        if not self._pipelined and not self.parser.should_upgrade():
             super().on_message_complete()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Go on with a parser that was told this request's framing and nothing of upgrades."""
-        after = _AfterHead(self)
+        """Continue with a parser that has this request's framing and no Upgrade header."""
+        after = _UpgradeCallbacks(self)
         self.parser = httptools.HttpRequestParser(after)
         framing = [b"%s: %s\r\n" % (k, v) for k, v in self.headers if k in _FRAMING]
         try:
@@ -179,13 +185,13 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
             raise ValueError("request header too large")
 
-    def _stop_receipt(self) -> None:
-        if self._receipt is not None:
-            self._receipt.cancel()
-            self._receipt = None
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _late(self) -> None:
-        if self._deaf:
+    def _header_timeout(self) -> None:
+        if self._pipelined:
             return
         error = InvalidRequest("The request header did not arrive in time.", code="request_timeout")
         error.status = 408
@@ -207,14 +213,14 @@ class GatewayProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def abort(self) -> None:
-        """Drop the connection and what it has not taken."""
+        """Drop the connection with the bytes that the client has not taken."""
         self.transport.abort()
 
 
-class _AfterHead:
-    """Callbacks of the second parser: silent for the head it is told, the protocol's after.
+class _UpgradeCallbacks:
+    """Callbacks of the second parser: silent while it reads the framing, then the protocol's.
 
-    Spelled out, since the parser binds what it finds when it is made.
+    Each is spelled out, since the parser binds its callbacks when it is made.
     """
 
     def __init__(self, protocol: GatewayProtocol) -> None:
@@ -248,6 +254,6 @@ class _AfterHead:
             self._protocol.on_message_complete()
 
 
-def protocol_for(buffers: Buffers) -> type[Any]:
-    """The protocol class uvicorn is given, bound to one set of buffers."""
+def protocol_for(buffers: WriteBuffers) -> type[Any]:
+    """The protocol class for uvicorn, bound to one set of buffers."""
     return type("BoundGatewayProtocol", (GatewayProtocol,), {"buffers": buffers})

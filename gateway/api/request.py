@@ -14,9 +14,8 @@ import time
 
 from msgspec import Struct
 
-from gateway.api.batch import batch_of
 from gateway.api.headers import header
-from gateway.api.prompt import view_of
+from gateway.api.prompt import batch_of, view_of
 from gateway.api.routing import STATELESS, RoutingTable, Scope, canonical_path, route_label
 from gateway.api.schemas import (
     ChatRequest,

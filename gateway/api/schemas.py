@@ -1,5 +1,5 @@
-"""What the gateway reads of requests, and what it answers. Only the fields it owns or
-forecasts by; everything else in a body passes through unread.
+"""Bodies of `/v1/*` requests: the members that the gateway owns or forecasts by, their bounds, and
+errors in OpenAI's wording. Every other member passes through unread.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from gateway.errors import BodyTooLarge, InvalidRequest
 T = TypeVar("T")
 MAX_CHOICES = 128
 MAX_TOKENS = 2**31 - 1  # beyond any provider's, within a 64-bit column
-
-
 NULL = Raw(b"null")  # a union with Raw would not decode
 MAX_OBJECTS = 500_000
 MAX_COMMAS = 1_000_000
@@ -24,10 +22,10 @@ COMPLEX_BYTES = 512 * 1024  # smaller bodies cannot be complex enough to matter
 
 
 def check_complexity(body: bytes) -> None:
-    """Raises BodyTooLarge for JSON with so many members that reading it would hold up the loop.
+    """Raises BodyTooLarge for JSON with so many members that decoding it would hold up the loop.
 
-    Counts characters, which may also stand inside strings: half a million objects in one
-    request are no conversation, and no text within today's context windows has so many.
+    Braces and commas inside strings count, too: no text within today's context windows has so
+    many.
     """
     if len(body) > COMPLEX_BYTES and (
         body.count(b"{") > MAX_OBJECTS or body.count(b",") > MAX_COMMAS
@@ -37,22 +35,24 @@ def check_complexity(body: bytes) -> None:
         )
 
 
-class Part(Struct):
+class ContentPart(Struct):
+    """A part of a message's content. Only text is read."""
+
     type: str = ""
     text: str | None = None
 
 
-class Message(Struct):
+class ChatMessage(Struct):
+    """A message of a conversation."""
+
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
 
-class StreamOptions(Struct):
+class StreamMembers(Struct):
+    """The member `stream_options`."""
+
     include_usage: bool | None = None
-
-
-class ResponseFormat(Struct):
-    type: str | None = None
 
 
 class ConstraintMembers(Struct):
@@ -71,12 +71,12 @@ class ConstraintMembers(Struct):
 
 
 class Generation(ConstraintMembers, kw_only=True):
-    """Members shared by the generating routes. Those of type Raw are read by prompt.py alone,
-    for the forecast; their values are for the provider to judge."""
+    """Members shared by the generating routes. Those of type Raw are read for the forecast alone
+    (dialects.py, prompt.py); their values are for the provider to judge."""
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamMembers | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -100,71 +100,33 @@ class Generation(ConstraintMembers, kw_only=True):
 
     @property
     def limit(self) -> int | None:
-        """The larger of the limits given: the smaller one beside it must not shrink a
-        reservation that the provider will not honour."""
-        given = [
-            limit
-            for limit in (self.max_tokens, self.max_completion_tokens, self.max_output_tokens)
-            if limit is not None
-        ]
-        return max(given) if given else None
-
-
-class LooseMessage(Struct):
-    """An input item of the responses API, as far as it reads like a message."""
-
-    role: str = ""
-    content: str | list[Part] | None = None
-
-
-LOOSE_BYTES = 2**20  # of a member without a fixed type, read only to forecast by
-
-
-def given(raw: Raw) -> bool:
-    return raw is not NULL and (len(raw) != 4 or bytes(raw) != b"null")
-
-
-def read_loose(raw: Raw, kind: type[T]) -> T | None:
-    """A member of no fixed type, where it reads as `kind` and is not huge; else None."""
-    if not given(raw) or len(raw) > LOOSE_BYTES:
-        return None
-    try:
-        return msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-OPTION_BYTES = 16 * 1024  # an object of options that is longer is none
-WORD = 32  # characters of a level that are kept
-
-
-def read_option(raw: Raw) -> Any:
-    """A member as it is, where it is small; None where it is absent."""
-    if raw is NULL or len(raw) > OPTION_BYTES:
-        return None
-    return read_loose(raw, object)
-
-
-def word_of(value: object) -> str | None:
-    """The name of a level, in lower case."""
-    return value[:WORD].lower() if isinstance(value, str) and value else None
+        """The largest of the limits, None without one. A smaller one beside it must not shrink
+        the reservation below what the provider may generate."""
+        limits = (self.max_tokens, self.max_completion_tokens, self.max_output_tokens)
+        return max((limit for limit in limits if limit is not None), default=None)
 
 
 class ChatRequest(Generation, kw_only=True):
-    messages: list[Message]
+    """The body of POST /v1/chat/completions."""
+
+    messages: list[ChatMessage]
 
 
 class CompletionRequest(Generation, kw_only=True):
+    """The body of POST /v1/completions."""
+
     prompt: Raw = NULL
 
 
 class ResponsesRequest(Generation, kw_only=True):
+    """The body of POST /v1/responses."""
+
     input: Raw = NULL
     instructions: Raw = NULL
 
 
 class RoutedRequest(Struct):
-    """A route the gateway only routes."""
+    """The body of a route that generates no text: the members it is routed by."""
 
     model: str | None = None
     stream: bool | None = None
@@ -180,7 +142,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     """Decode a JSON body. Raises InvalidRequest with OpenAI's wording and `param`."""
     try:
         if not body.isascii():
-            body.decode()  # msgspec looks at the strings it keeps; the rest is relayed, too
+            body.decode()  # msgspec checks decoded strings alone, but all of them are relayed
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
@@ -233,7 +195,7 @@ def check_positive(value: int | None, name: str, most: int | None = None) -> Non
 
 
 def check_generation(request: Generation) -> None:
-    """The rules over values that types do not carry."""
+    """Check the values that types do not bound. Raises InvalidRequest."""
     if not request.model.strip():
         raise InvalidRequest("'model' must not be empty.", param="model", code="invalid_value")
     check_positive(request.max_tokens, "max_tokens", MAX_TOKENS)
@@ -244,6 +206,7 @@ def check_generation(request: Generation) -> None:
 
 
 def check_messages(messages: list[Any] | None) -> None:
+    """Raises InvalidRequest without a message."""
     if not messages:
         raise InvalidRequest(
             "'messages' must hold at least one message.", param="messages", code="empty_array"

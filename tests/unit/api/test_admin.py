@@ -1,4 +1,4 @@
-"""What the operator's routes say of a moment."""
+"""The operator's routes."""
 
 from __future__ import annotations
 

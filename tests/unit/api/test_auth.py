@@ -1,4 +1,4 @@
-"""Who calls, and what it may."""
+"""Authentication of tenants and of the operator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def headers(**named: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def tenants(**anonymous: bool) -> Tenants:
-    """Tenant `one` with two keys, tenant `other` with one, and an anonymous one when asked."""
+    """Tenant `one` with two keys, tenant `other` with one, and an anonymous one on demand."""
     listed: list[dict[str, Any]] = [
         {"name": "one", "keys": [digest(b"sk-first"), digest(KEY)]},
         {"name": "other", "keys": [digest(OTHER)]},
@@ -49,7 +49,7 @@ def tenant(**fields: Any) -> Tenant:
 
 @pytest.mark.parametrize("key", ["sk-one", "", "ü", "\udcff"])
 def test_digest_is_sha256_of_the_bytes(key: str) -> None:
-    """As `printf %s KEY | sha256sum` gives it; bytes that are no text count, too."""
+    """A digest is what `printf %s KEY | sha256sum` prints; a key need not be text."""
     raw = key.encode("utf-8", "surrogateescape")
     assert digest(key) == digest(raw) == "sha256:" + hashlib.sha256(raw).hexdigest()
 
@@ -74,20 +74,20 @@ def test_digest_is_sha256_of_the_bytes(key: str) -> None:
         (headers(cookie=b"sk-one", x_key=b"sk-one"), None),
     ],
 )
-def test_presented_key_reads_every_clients_header(sent: Any, key: bytes | None) -> None:
-    """OpenAI's, Azure's and Anthropic's clients each have their own."""
+def test_presented_key_reads_the_header_of_every_client(sent: Any, key: bytes | None) -> None:
+    """OpenAI's, Azure's and Anthropic's clients each have a header of their own."""
     assert presented_key(sent) == key
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_presented_key_prefers_the_bearer_token(turned: bool) -> None:
-    """Whichever of two credentials comes first, the same one counts."""
+    """Of two credentials the same one counts, in any order."""
     sent = headers(authorization=b"Bearer sk-one", x_api_key=b"sk-other")
     assert presented_key(sent[::-1] if turned else sent) == KEY
 
 
 def test_bearer_reads_authorization_alone() -> None:
-    """The other headers are tenants' business."""
+    """The key headers of other clients are read for tenants alone."""
     assert bearer(headers(authorization=b"Bearer sk-one")) == KEY
     assert bearer(headers(api_key=b"sk-one", x_api_key=b"sk-one")) is None
 
@@ -96,14 +96,14 @@ def test_bearer_reads_authorization_alone() -> None:
 
 
 @pytest.mark.parametrize(("key", "name"), [(KEY, "one"), (b"sk-first", "one"), (OTHER, "other")])
-def test_authenticate_finds_the_keys_tenant(key: bytes, name: str) -> None:
+def test_authenticate_finds_the_tenant_of_a_key(key: bytes, name: str) -> None:
     """A tenant may have several keys, so that they can be rotated."""
     assert tenants().authenticate(headers(authorization=b"Bearer " + key)).name == name
 
 
 @pytest.mark.parametrize("key", [b"sk-on", b"sk-one2", b"SK-ONE", b"\xff", digest(KEY).encode()])
 def test_authenticate_refuses_other_keys(key: bytes) -> None:
-    """Nothing like a key is one; the hash of the settings file least of all."""
+    """A key that only resembles one is refused, and so is the digest in the settings file."""
     with pytest.raises(Unauthorized) as caught:
         tenants().authenticate(headers(authorization=b"Bearer " + key))
     error = caught.value
@@ -112,7 +112,7 @@ def test_authenticate_refuses_other_keys(key: bytes) -> None:
 
 
 def test_authenticate_says_how_to_send_a_key() -> None:
-    """A newcomer who sent none is told where it goes."""
+    """The error for a request without a key names the header."""
     with pytest.raises(Unauthorized, match="Authorization: Bearer KEY"):
         tenants().authenticate([])
 
@@ -125,22 +125,22 @@ def test_authenticate_says_how_to_send_a_key() -> None:
         (headers(authorization=b"Bearer sk-other"), "other"),
     ],
 )
-def test_authenticate_takes_anybody_where_one_is_anonymous(sent: Any, name: str) -> None:
-    """Any key or none; but who has a key of a tenant is that tenant."""
+def test_authenticate_takes_any_key_with_an_anonymous_tenant(sent: Any, name: str) -> None:
+    """Any key or none gives the anonymous tenant, but a tenant's own key gives that tenant."""
     assert tenants(anonymous=True).authenticate(sent).name == name
 
 
 def test_stateful_routes_are_for_lone_tenants() -> None:
-    """Objects at the provider belong to an account: tenants sharing it could read each
-    other's, unless the operator says otherwise."""
-    alone, told = tenant(), tenant(stateful=False)
+    """Objects at the provider belong to an account: tenants that share it could read each other's,
+    so several tenants need the operator's permission."""
+    alone, denied = tenant(), tenant(stateful=False)
     assert Tenants(valid()).stateful(alone)
-    assert not Tenants(valid()).stateful(told)
+    assert not Tenants(valid()).stateful(denied)
     assert not tenants().stateful(alone)
     assert tenants().stateful(tenant(stateful=True))
 
 
-def test_forbidden_stateful_says_what_to_set() -> None:
+def test_stateful_forbidden_names_the_setting() -> None:
     """The operator finds the setting in the message."""
     error = stateful_forbidden("/files")
     assert (error.status, error.code) == (403, "stateful_route")
@@ -151,8 +151,8 @@ def test_forbidden_stateful_says_what_to_set() -> None:
 # -- models ------------------------------------------------------------------------------------
 
 
-def test_allowed_models_are_all_or_the_listed() -> None:
-    """To a tenant that may not use it, a model does not exist: 404, as for a misspelt one."""
+def test_check_model_allows_all_models_or_the_listed() -> None:
+    """A model that a tenant may not use gives the same 404 as a misspelt one."""
     check_model(tenant(), "whatever")
     check_model(tenant(models=["m"]), "m")
     for model in ("m2", "M", "m ", ""):
@@ -161,8 +161,8 @@ def test_allowed_models_are_all_or_the_listed() -> None:
         assert caught.value.wire() == model_not_found(model).wire()
 
 
-def test_model_not_found_is_openais() -> None:
-    """Status, param and code as SDKs and their users know them; the name is bounded."""
+def test_model_not_found_has_openais_form() -> None:
+    """Status, param and code are those SDKs know, and the name in the message is bounded."""
     error = model_not_found("x" * 10_000)
     assert (error.status, error.param, error.code) == (404, "model", "model_not_found")
     assert error.should_retry is False
@@ -172,8 +172,8 @@ def test_model_not_found_is_openais() -> None:
 # -- the operator ------------------------------------------------------------------------------
 
 
-def test_admin_token_is_the_operators_alone() -> None:
-    """The token itself passes, in the one header that is documented."""
+def test_admin_token_opens_with_the_token_alone() -> None:
+    """The token passes in the documented header; other values and headers do not."""
     token = AdminToken("adm-1")
     token.check(headers(authorization=b"Bearer adm-1"))
     token.check(headers(x_api_key=b"sk-one", authorization=b"Bearer adm-1"))
@@ -190,8 +190,8 @@ def test_admin_token_is_the_operators_alone() -> None:
         assert (caught.value.status, caught.value.code) == (401, "invalid_admin_token")
 
 
-def test_admin_token_and_tenants_keys_are_two_things() -> None:
-    """A tenant's key opens no operator's route, nor the admin token a tenant's."""
+def test_admin_token_and_keys_are_not_exchangeable() -> None:
+    """A tenant's key opens no operator's route, and the admin token no tenant's."""
     with pytest.raises(Unauthorized):
         AdminToken("adm-1").check(headers(authorization=b"Bearer " + KEY))
     with pytest.raises(Unauthorized):
@@ -199,9 +199,9 @@ def test_admin_token_and_tenants_keys_are_two_things() -> None:
 
 
 def test_keys_are_not_kept_in_the_clear() -> None:
-    """A dump of the objects has digests alone; the twin finds the digest."""
-    kept = repr(vars(AdminToken("adm-1"))) + repr(vars(tenants()))
-    assert "adm-1" not in kept
-    assert "sk-" not in kept
-    assert digest("adm-1") in kept
-    assert digest(KEY) in kept
+    """A dump of the objects shows digests alone; the twin finds the digest."""
+    dump = repr(vars(AdminToken("adm-1"))) + repr(vars(tenants()))
+    assert "adm-1" not in dump
+    assert "sk-" not in dump
+    assert digest("adm-1") in dump
+    assert digest(KEY) in dump

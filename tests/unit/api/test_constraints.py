@@ -104,7 +104,7 @@ def test_outline_of_a_response_format_ignores_its_name() -> None:
 
 
 def test_outline_reads_every_form_of_a_constraint() -> None:
-    """A schema may be sent as text; choices are told by the longest, text without its digits."""
+    """A schema may be sent as text; of choices the longest counts, of other text all but digits."""
     for wrap, name in ((lambda x: {"json": x}, "structured_outputs"), (lambda x: x, "guided_json")):
         texts = [json.dumps(schema(title=title)) for title in "ab"]
         assert outline(wrap(texts[0]), name) == outline(wrap(texts[1]), name)

@@ -27,8 +27,8 @@ def headers_of(error: GatewayError) -> dict[bytes, bytes]:
     return named
 
 
-def test_problem_is_openais_object() -> None:
-    """Four members, always all of them."""
+def test_problem_has_openais_four_members() -> None:
+    """All four members of OpenAI's error object are present in every error."""
     status, _, body = problem(InvalidRequest("Bad é.", param="n", code="invalid_value"))
     assert status == 400
     assert json.loads(body) == {
@@ -54,22 +54,22 @@ def test_problem_is_openais_object() -> None:
         (float("inf"), b"86400000", b"86400"),
     ],
 )
-def test_problem_says_when_to_come_again(wait: float, ms: bytes, seconds: bytes) -> None:
-    """Milliseconds for SDKs; whole seconds, rounded up and never 0, for everyone else."""
+def test_problem_has_the_wait_in_two_headers(wait: float, ms: bytes, seconds: bytes) -> None:
+    """SDKs get milliseconds, everyone else whole seconds, rounded up and never 0."""
     headers = headers_of(Refused("Full.", retry_after_s=wait))
     assert (headers[b"retry-after-ms"], headers[b"retry-after"]) == (ms, seconds)
 
 
 @pytest.mark.parametrize("wait", [None, float("nan")])
-def test_problem_without_a_wait_says_none(wait: float | None) -> None:
-    """No header is better than a made-up one."""
+def test_problem_without_a_wait_has_no_wait_header(wait: float | None) -> None:
+    """An unknown wait sends no header."""
     headers = headers_of(Refused("Full.", retry_after_s=wait))
     assert not {b"retry-after-ms", b"retry-after"} & set(headers)
 
 
 @pytest.mark.parametrize(("should", "value"), [(True, b"true"), (False, b"false"), (None, None)])
-def test_problem_says_whether_a_retry_helps(should: bool | None, value: bytes | None) -> None:
-    """SDKs retry 429 and 5xx on their own unless they are told."""
+def test_problem_tells_sdks_to_retry_or_not(should: bool | None, value: bytes | None) -> None:
+    """SDKs retry 429 and 5xx by themselves unless the header forbids it."""
     headers = headers_of(Unavailable("Draining.", should_retry=should))
     assert headers.get(b"x-should-retry") == value
 
@@ -77,20 +77,20 @@ def test_problem_says_whether_a_retry_helps(should: bool | None, value: bytes | 
 @pytest.mark.parametrize(
     ("error", "scheme"), [(Unauthorized("No."), b"Bearer"), (InvalidRequest("No."), None)]
 )
-def test_problem_names_the_scheme_with_401_alone(error: Any, scheme: bytes | None) -> None:
-    """RFC 9110 §15.5.2: a 401 carries a challenge."""
+def test_problem_names_the_scheme_with_401(error: Any, scheme: bytes | None) -> None:
+    """A 401 carries a challenge, and no other status does (RFC 9110 §15.5.2)."""
     assert headers_of(error).get(b"www-authenticate") == scheme
 
 
-def test_problem_passes_the_providers_words_on() -> None:
-    """Its status and body, and when it wants to be asked again."""
+def test_problem_passes_a_providers_error_on() -> None:
+    """The provider's status, body and wait are sent as they came."""
     error = UpstreamRefused(429, b'{"error":{"message":"slow"}}', retry_after_s=2.0)
     assert headers_of(error)[b"retry-after"] == b"2"
     assert problem(error)[::2] == (429, b'{"error":{"message":"slow"}}')
 
 
-def test_internal_tells_nothing_of_the_inside() -> None:
-    """A fault is in the log, under the request's id; the client hears that there was one."""
+def test_internal_error_shows_nothing_of_the_inside() -> None:
+    """The log has the fault under the request's id; the client learns that there was one."""
     status, _, body = problem(internal_error())
     assert status == 500
     assert json.loads(body)["error"] == {

@@ -1,127 +1,40 @@
-"""What the predictor is told of a request, in every dialect, and of what cannot be read."""
+"""The predictor's view of a request: its tools, prompts and batches."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
-from gateway.api.prompt import view_of
-from gateway.api.schemas import (
-    OPTION_BYTES,
-    ChatRequest,
-    CompletionRequest,
-    Generation,
-    ResponsesRequest,
-    check_generation,
-    decode,
-)
-from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key, template_key
+from gateway.api.dialects import LOOSE_BYTES
+from gateway.api.prompt import HEAD_BYTES, MOST_PROMPTS, Batch, Tools, batch_of, tools_of, view_of
+from gateway.api.schemas import NULL, ChatRequest, CompletionRequest, Generation, decode
+from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
-OTHER = {"type": "object", "properties": {"b": {"type": "string"}}}
-GARBAGE: list[Any] = [
-    None,
-    5,
-    -1,
-    1.5,
-    "x",
-    True,
-    [],
-    [[]],
-    {},
-    {"type": 5},
-    {"google": 1},
-    "é" * 99,
-]
-OPTIONS = (
-    *("tools", "functions", "response_format", "text", "reasoning_effort", "reasoning"),
-    *("thinking", "enable_thinking", "thinking_budget", "chat_template_kwargs"),
-    *("extra_body", "google", "verbosity", "guided_regex", "guided_choice"),
-    *("guided_grammar", "structured_outputs", "regex", "ebnf", "grammar"),
-)
+MEGABYTE = 1_000_000
 
 
 def read(kind: type[Generation], **members: Any) -> Generation:
-    request = decode(json.dumps({"model": "m", **members}).encode(), kind)
-    check_generation(request)
-    return request
+    return decode(json.dumps({"model": "m", **members}).encode(), kind)
 
 
 def chat(**members: Any) -> PromptView:
     return view_of("t", read(ChatRequest, messages=MESSAGES, **members), 2000)
 
 
-def gemini(**config: Any) -> dict[str, Any]:
-    return {"google": {"thinking_config": config}}
-
-
-# -- thinking ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("members", "on", "budget", "effort"),
-    [
-        ({}, None, None, None),
-        ({"reasoning_effort": "high"}, None, None, "high"),
-        ({"reasoning": {"effort": "low", "summary": "auto"}}, None, None, "low"),
-        ({"thinking": {"type": "enabled"}}, True, None, None),
-        ({"thinking": {"type": "disabled"}, "reasoning_effort": "minimal"}, False, None, "minimal"),
-        ({"thinking": {"type": "auto"}}, None, None, None),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, True, 2048, None),
-        ({"enable_thinking": False}, False, None, None),
-        ({"enable_thinking": True, "thinking_budget": 500}, True, 500, None),
-        ({"thinking_budget": 0}, False, 0, None),
-        ({"chat_template_kwargs": {"enable_thinking": False}}, False, None, None),
-        ({"chat_template_kwargs": {"thinking": True}}, True, None, None),
-        ({"reasoning": {"enabled": True, "max_tokens": 4096}}, True, 4096, None),
-        (gemini(thinking_budget=800, include_thoughts=True), None, 800, None),
-        ({"extra_body": gemini(thinking_budget=0)}, False, 0, None),
-        ({"extra_body": gemini(thinking_budget=-1)}, None, None, None),
-        (gemini(thinking_level="LOW"), None, None, "low"),
-        # two that disagree: the switch holds
-        ({"enable_thinking": True, "thinking_budget": 0}, True, 0, None),
-    ],
-)
-def test_view_reads_thinking_in_every_dialect(
-    members: dict[str, Any], on: bool | None, budget: int | None, effort: str | None
-) -> None:
-    """The switch, the budget and the level arrive, whatever the provider calls them."""
-    view = chat(**members)
-    assert (view.thinking, view.thinking_budget, view.reasoning_effort) == (on, budget, effort)
-
-
-def test_view_of_responses_reads_reasoning_and_format() -> None:
-    """/v1/responses says both in places of its own."""
-    asked = read(
-        ResponsesRequest,
-        input="Hello",
-        instructions="Be brief.",
-        reasoning={"effort": "medium"},
-        text={"format": {"type": "json_schema", "name": "x", "schema": {}}, "verbosity": "low"},
-    )
-    view = view_of("t", asked, 2000)
-    assert (view.reasoning_effort, view.json_format) == ("medium", 2)
-    assert (view.text, view.system, view.messages) == ("Hello", "Be brief.", 2)
-
-
-def test_view_of_chat_reads_the_format() -> None:
-    """response_format tells whether JSON is asked for; the responses API's place is a second."""
-    assert chat(response_format={"type": "json_object"}).json_format == 1
-    assert chat(response_format={"type": "json_schema", "json_schema": {}}).json_format == 2
-    assert chat(response_format={"type": "text"}).json_format == 0
-
-
 # -- tools -------------------------------------------------------------------------------------
 
 
 def test_view_reads_names_and_bytes_of_tools() -> None:
-    """A function by its name, where either API has it; a tool of the provider's by its type."""
+    """A function has its name, in either API's place; a tool of the provider's has its type."""
     tools = [
         {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},
         {"type": "function", "name": "search", "parameters": {}},
@@ -134,88 +47,122 @@ def test_view_reads_names_and_bytes_of_tools() -> None:
 
 
 def test_view_reads_functions_as_tools() -> None:
-    """The name they had before 2023 still arrives; `tools` beside it holds."""
+    """`functions`, the name before 2023, is read where there are no `tools`."""
     old = [{"name": "weather", "parameters": {}}]
     assert chat(functions=old).tool_names == ("weather",)
     assert chat(functions=old, tools=[{"type": "function", "name": "x"}]).tool_names == ("x",)
 
 
 def test_view_of_many_tools_keeps_the_first_names() -> None:
-    """All are counted, the first are named."""
+    """All tools are counted, and the first are named."""
     view = chat(tools=[{"type": "function", "name": f"t{i}"} for i in range(500)])
     assert (view.tools, len(view.tool_names)) == (500, TOOL_NAMES)
 
 
 def test_view_of_an_odd_tool_keeps_the_others() -> None:
-    """One tool that cannot be read is counted, and hides no other."""
+    """A tool that cannot be read is counted, and hides no other."""
     view = chat(tools=[{"name": 5}, "x", {"type": "function", "function": {"name": "ok"}}])
     assert (view.tools, view.tool_names) == (3, ("ok",))
 
 
-# -- what cannot be read -------------------------------------------------------------------------
+def raw(value: object) -> Raw:
+    return Raw(json.dumps(value).encode())
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_view_of_a_garbled_option_is_a_view_without_it(name: str) -> None:
-    """What is only forecast by is for the provider to refuse: no 400, and nothing is read."""
-    plain = chat()
-    for value in GARBAGE:
-        view = chat(**{name: value})
-        assert (view.text, view.json_format, view.tool_names) == (plain.text, 0, ())
-        assert view.thinking_budget in (None, 5 if name == "thinking_budget" else None)
+def listed(item: bytes, size: int = MEGABYTE) -> Raw:
+    """A list of one item over and over, of about that many bytes."""
+    return Raw(b"[" + b",".join([item] * (size // (len(item) + 1))) + b"]")
 
 
-def test_view_of_a_huge_option_is_a_view_without_it() -> None:
-    """An object of options is small; a large one is not taken apart on the loop."""
-    pad = "x" * OPTION_BYTES
-    assert chat(chat_template_kwargs={"enable_thinking": True}).thinking is True
-    assert chat(chat_template_kwargs={"enable_thinking": True, "pad": pad}).thinking is None
+def cpu_s(work: Callable[[], object]) -> float:
+    """The least processor time of several runs."""
+    best = float("inf")
+    for _ in range(7):
+        began = time.process_time()
+        work()
+        best = min(best, time.process_time() - began)
+    return best
 
 
-_json = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["type", "google", "thinking_config", "thinking_budget", "effort", "name"]
-            ),
-            inner,
-            max_size=3,
-        )
-    ),
-    max_leaves=8,
+@pytest.mark.parametrize("item", [b"{}", b"1", b'{"type":"x"}', b"[]", b'"x"'])
+def test_tools_of_a_megabyte_of_tiny_items_cost_little(item: bytes) -> None:
+    """A list of a megabyte of tiny items takes less than a tenth of the time of reading each."""
+    tiny, items = listed(item), listed(b"{}")
+    each = msgspec.json.Decoder(list[Raw])
+    assert 10 * cpu_s(lambda: tools_of(tiny)) < cpu_s(lambda: each.decode(items))
+
+
+def test_tools_of_estimates_the_length_of_a_long_list() -> None:
+    """The number follows from the length of the items at the beginning, whose names are read."""
+    tool = {"type": "function", "function": {"name": "t", "parameters": {"a": [1, 2, 3]}}}
+    items = [tool | {"function": tool["function"] | {"name": f"t{i:05}"}} for i in range(9000)]  # type: ignore[operator]
+    tools = tools_of(raw(items))
+    assert tools.count == pytest.approx(9000, rel=0.01)
+    assert tools.names == tuple(f"t{i:05}" for i in range(TOOL_NAMES))
+    assert tools.bytes == len(json.dumps(items))
+
+
+def test_tools_of_reads_the_beginning_of_more_than_a_megabyte() -> None:
+    """A large list is estimated, neither ignored nor read whole."""
+    tool = {"type": "function", "function": {"name": "big", "description": "x" * 3000}}
+    tools = tools_of(raw([tool] * 500))
+    assert tools.count == pytest.approx(500, rel=0.05)
+    assert set(tools.names) == {"big"}
+    assert tools.bytes > 1.5 * MEGABYTE
+
+
+@pytest.mark.parametrize("space", ["", " ", "\n\t "])
+def test_tools_of_reads_spaced_lists(space: str) -> None:
+    """White space between items does not end a list."""
+    tool = json.dumps({"type": "function", "name": "näme, [1]", "x": [0] * 20})
+    text = "[" + space + f"{space},{space}".join([tool] * 3000) + space + "]"
+    tools = tools_of(Raw(text.encode()))
+    assert tools.count == pytest.approx(3000, rel=0.02)
+    assert tools.names == ("näme, [1]",) * TOOL_NAMES
+
+
+def test_tools_of_counts_one_where_the_first_is_too_long() -> None:
+    """A list whose first item does not end within the part that is read counts as one tool."""
+    tool = {"name": "x", "data": [0] * HEAD_BYTES}
+    assert tools_of(raw([tool, tool])) == Tools(1, (), len(json.dumps([tool, tool])))
+
+
+@pytest.mark.parametrize(
+    "value", [b"{}", b"5", b'"' + b"x" * 50_000 + b'"', b'{"a":"' + b"," * 99_999 + b'"}', b"null"]
 )
+def test_tools_of_other_values_are_none(value: bytes) -> None:
+    """A value that is not a list offers nothing, short or long."""
+    assert tools_of(Raw(value)) == Tools()
 
 
-@given(st.dictionaries(st.sampled_from(OPTIONS), _json))
-@hypothesis_settings(max_examples=200, deadline=None, database=None)
-def test_view_of_anything_is_well_typed(members: dict[str, Any]) -> None:
-    """Whatever stands in an option, the view holds values of its own types."""
-    view = chat(**members)
-    assert view.thinking in (True, False, None)
-    assert view.thinking_budget is None or view.thinking_budget >= 0
-    assert view.reasoning_effort is None or 0 < len(view.reasoning_effort) <= 64
-    assert all(isinstance(name, str) and name for name in view.tool_names)
+def test_tools_of_endless_nesting_have_no_name() -> None:
+    """Lists nested too deeply give no name and no failure."""
+    deep = Raw(b"[" + b"[" * 5000 + b"]" * 5000 + b"," + b"1," * 20_000 + b"1]")
+    assert tools_of(deep).names == ()
 
 
-# -- answers asked for -----------------------------------------------------------------------------
+def test_tools_of_estimates_alike_in_any_script() -> None:
+    """Bytes are compared with bytes, so Chinese descriptions do not add tools."""
+    tool = {"type": "function", "function": {"name": "f", "description": "查询天气" * 60}}
+    item = json.dumps(tool, ensure_ascii=False).encode()
+    assert tools_of(Raw(b"[" + b",".join([item] * 1500) + b"]")).count == pytest.approx(
+        1500, rel=0.05
+    )
+
+
+# -- prompts ------------------------------------------------------------------------------------
 
 
 def test_choices_count_every_prompt_of_a_batch() -> None:
-    """The legacy route generates n, or best_of, for each prompt."""
+    """The legacy route generates n, or best_of, answers for each prompt."""
     batch = read(CompletionRequest, prompt=["a", "b", "c"], n=2, best_of=4)
     view = view_of("t", batch, 2000)
     assert (view.choices, view.text) == (12, "a")
     assert view_of("t", read(ChatRequest, messages=MESSAGES, n=3), 2000).choices == 3
 
 
-def test_repeat_of_a_batch_is_not_one_of_its_first_prompt() -> None:
-    """A cached forecast holds the cost of all: other sizes are another prompt."""
+def test_prompt_key_covers_every_prompt_of_a_batch() -> None:
+    """A cached forecast holds the cost of the batch, so a batch of another size is no repeat."""
     bodies: list[dict[str, Any]] = [
         {"prompt": "a"},
         {"prompt": ["a", "b"]},
@@ -233,7 +180,7 @@ def test_repeat_of_a_batch_is_not_one_of_its_first_prompt() -> None:
 
 
 def test_prompt_tokens_are_those_of_the_whole_batch() -> None:
-    """Each text's bytes, each id; a prompt too long to be read, by its length."""
+    """Each text counts by its bytes, each id as one; a prompt too long to be read by its length."""
 
     def tokens(prompt: Any) -> int:
         view = view_of("t", read(CompletionRequest, prompt=prompt), 2000)
@@ -249,128 +196,54 @@ def test_prompt_tokens_are_those_of_the_whole_batch() -> None:
     assert tokens("x" * 2**21) == pytest.approx(2**19, rel=0.02)
 
 
-# -- the form of the answer ------------------------------------------------------------------------
-
-CONSTRAINTS: list[tuple[dict[str, Any], int]] = [
-    ({"response_format": {"type": "json_object"}}, 1),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}, 2),
-    ({"response_format": {"type": "structural_tag", "structures": []}}, 0),
-    ({"response_format": {"type": "grammar", "grammar": "root ::= [0-9]+"}}, 0),
-    ({"response_format": {"type": "regex", "pattern": "[0-9]+"}}, 0),
-    ({"guided_json": SCHEMA}, 2),
-    ({"guided_regex": "[0-9]+"}, 0),
-    ({"guided_choice": ["yes", "no"]}, 0),
-    ({"guided_grammar": "root ::= 'x'"}, 0),
-    ({"structured_outputs": {"json": SCHEMA}}, 2),
-    ({"structured_outputs": {"json_object": True}}, 1),
-    ({"structured_outputs": {"choice": ["yes", "no"]}}, 0),
-    ({"structured_outputs": {"regex": "[0-9]+"}}, 0),
-    ({"extra_body": {"guided_choice": ["yes", "no"]}}, 0),
-    ({"extra_body": {"structured_outputs": {"json": SCHEMA}}}, 2),
-    ({"regex": "[0-9]+"}, 0),
-    ({"ebnf": "root ::= 'x'"}, 0),
-    ({"grammar": "root ::= 'x'"}, 0),
-    ({"json_schema": SCHEMA}, 2),
-]
-
-
-@pytest.mark.parametrize(("members", "json_format"), CONSTRAINTS)
-def test_view_reads_every_constraint(members: dict[str, Any], json_format: int) -> None:
-    """Each constraint has both digests, and tells whether it makes the answer JSON."""
-    view = chat(**members)
-    assert (view.json_format, len(view.shape), len(view.form)) == (json_format, 16, 16)
-
-
-def test_view_of_each_constraint_has_a_digest_of_its_own() -> None:
-    """Requests under two constraints are never taken for repeats of each other."""
-    digests = [chat(**members).shape for members, _ in CONSTRAINTS]
-    assert digests == [chat(**members).shape for members, _ in CONSTRAINTS]
-    # A choice and a schema are the same constraints inside `extra_body` and outside it.
-    assert len(set(digests)) == len(digests) - 2
+def size_of(value: Any) -> Batch:
+    return batch_of(msgspec.Raw(json.dumps(value).encode()))
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("value", "batch"),
     [
-        {},
-        {"response_format": {"type": "text"}},
-        {"response_format": None, "guided_json": None},
-        {"guided_choice": [], "structured_outputs": {}, "guided_regex": "", "regex": False},
-        {"response_format": 5, "extra_body": "x"},
-        {"text": {"format": {"type": "text"}}},
+        ("hello", Batch("hello", 1, 5, 0)),
+        (["hello"], Batch("hello", 1, 5, 0)),
+        (["one", "two", "three"], Batch("one", 3, 11, 0)),
+        (["海", "é"], Batch("海", 2, 5, 0)),
+        ([1, 22, 333], Batch("", 1, 0, 3)),
+        ([[1, 2], [3], [4, 5, 6]], Batch("", 3, 0, 6)),
+        ([], Batch()),
+        ("", Batch()),
+        (None, Batch()),
     ],
 )
-def test_view_of_a_plain_answer_has_no_digest(members: dict[str, Any]) -> None:
-    """Absent, empty and malformed members constrain nothing."""
-    view = chat(**members)
-    assert (view.shape, view.form) == ("", "")
+def test_batch_of_reads_every_form(value: Any, batch: Batch) -> None:
+    """A text, texts, ids and lists of ids are read."""
+    assert size_of(value) == batch
 
 
-@pytest.mark.parametrize(
-    ("members", "verbosity"),
-    [
-        ({"verbosity": "low"}, "low"),
-        ({"verbosity": "HIGH"}, "high"),
-        ({"text": {"verbosity": "medium"}}, "medium"),
-        ({"verbosity": 5}, None),
-        ({"verbosity": ["x"] * 9999}, None),
-        ({"text": "low"}, None),
-    ],
-)
-def test_view_reads_the_verbosity(members: dict[str, Any], verbosity: str | None) -> None:
-    """OpenAI's level is read in either API's place; any other value is none."""
-    assert chat(**members).verbosity == verbosity
-    responses = read(ResponsesRequest, input="hi", **members)
-    assert view_of("t", responses, 2000).verbosity == verbosity
+def test_batch_of_other_values_is_one_prompt_of_their_bytes() -> None:
+    """Parts of other kinds, and lists longer than is read, are one prompt of that size."""
+    odd = [{"type": "image", "url": "x"}, "text"]
+    assert size_of(odd) == Batch(bytes=len(json.dumps(odd)))
+    long = ["x" * LOOSE_BYTES, "y"]
+    assert size_of(long).bytes == len(json.dumps(long))
+    assert batch_of(NULL) == Batch()
 
 
-def test_view_of_responses_reads_the_constraint() -> None:
-    """/v1/responses has the schema in `text.format`."""
-
-    def of(schema: Any) -> PromptView:
-        format = {"type": "json_schema", "name": "x", "schema": schema}
-        return view_of("t", read(ResponsesRequest, input="hi", text={"format": format}), 2000)
-
-    assert of(SCHEMA).json_format == 2
-    assert of(SCHEMA).shape != of(OTHER).shape
-    assert of(SCHEMA).form != of(OTHER).form
+def test_batch_of_counts_spaced_ids() -> None:
+    """White space in the JSON does not change the count."""
+    assert batch_of(msgspec.Raw(b" [ [ 1 ,\n 2 ] , [ 3 ] ]")) == Batch(prompts=2, ids=3)
 
 
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        ({"verbosity": "low"}, {"verbosity": "high"}),
-        ({"guided_choice": ["yes", "no"]}, {}),
-        ({"guided_json": SCHEMA}, {"guided_json": OTHER}),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": OTHER}}},
-        ),
-    ],
-)
-def test_history_keeps_two_constraints_apart(one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Two constraints are two templates and two prompts: neither learns the other's lengths."""
-    first, second = chat(**one), chat(**two)
-    assert template_key(first, b"k") != template_key(second, b"k")
-    assert prompt_key(first, b"k") != prompt_key(second, b"k")
-    assert template_key(first, b"k") == template_key(chat(**one), b"k") != ""
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
+def test_batch_of_takes_any_json(value: Any) -> None:
+    """Any value has a size."""
+    size = size_of(value)
+    assert size.prompts >= 1
+    assert min(size.bytes, size.ids) >= 0
 
 
-def test_history_takes_a_schema_made_per_request_for_one_template() -> None:
-    """Another enum and title give the same template, whose lengths are learned, but another
-    prompt: a forecast for the one is not handed to the other."""
-    first, second = (
-        chat(guided_json=SCHEMA | {"title": f"at {now}", "enum": ids})
-        for now, ids in (("12:31", ["a1"]), ("12:47", ["b7", "b9"]))
-    )
-    assert template_key(first, b"k") == template_key(second, b"k") != ""
-    assert prompt_key(first, b"k") != prompt_key(second, b"k")
-
-
-def test_repeat_with_thinking_switched_is_another_prompt() -> None:
-    """A cached forecast with thinking is not handed to a request without it."""
-    on, off, unset = (
-        prompt_key(chat(**more), b"k")
-        for more in ({"enable_thinking": True}, {"enable_thinking": False}, {})
-    )
-    assert len({on, off, unset}) == 3
+def test_batch_of_is_bounded() -> None:
+    """Brackets in a string are no prompts, and a batch has no more prompts than a provider
+    takes."""
+    assert size_of([1, "[" * 1000]).prompts == 1
+    assert size_of(["a"] * 3000).prompts == MOST_PROMPTS
+    assert size_of([[1]] * 3000).prompts == MOST_PROMPTS

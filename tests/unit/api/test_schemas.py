@@ -1,4 +1,4 @@
-"""What is read of requests, and how a bad one is told."""
+"""Decoding of request bodies, and the errors for those that cannot be read."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def refused(body: bytes, kind: type = ChatRequest) -> InvalidRequest:
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "code", "said"),
+    ("body", "param", "code", "message"),
     [
         (b"", None, "invalid_json", "parse the JSON body"),
         (b"{", None, "invalid_json", "parse the JSON body"),
@@ -94,31 +94,32 @@ def refused(body: bytes, kind: type = ChatRequest) -> InvalidRequest:
         ),
     ],
 )
-def test_decode_names_the_member_and_what_was_expected(
-    body: bytes, param: str | None, code: str, said: str
+def test_decode_names_the_member_and_the_expected_type(
+    body: bytes, param: str | None, code: str, message: str
 ) -> None:
-    """OpenAI's `param` and `code`, so that a client's code can tell one fault from another."""
+    """Errors have OpenAI's `param` and `code`, so that a client's code can tell one fault from
+    another."""
     error = refused(body)
     assert (error.param, error.code) == (param, code)
-    assert said in error.message
+    assert message in error.message
 
 
-def test_decode_refuses_what_is_no_utf8_anywhere() -> None:
-    """Also in members that are not looked at: they are relayed, and edited bodies are read."""
+def test_decode_refuses_bytes_that_are_not_utf8() -> None:
+    """Unread members count, too: they are relayed, and a body may be edited."""
     for body in (b'{"model": "m", "\xff": 1}', b'{"model": "m", "x": "\xff"}'):
         assert refused(body, RoutedRequest).code == "invalid_json"
     assert decode('{"model": "é", "ü": "日本"}'.encode(), RoutedRequest).model == "é"
 
 
-def test_decode_names_unknown_members_where_all_are_known() -> None:
-    """The gateway's own routes are strict; a slip must not be without effect."""
+def test_decode_names_unknown_members_of_own_routes() -> None:
+    """The gateway's own routes are strict, so that a misspelt member has an effect."""
     error = refused(b'{"prompt": "x", "max_token": 5}', PredictRequest)
     assert (error.param, error.code) == ("max_token", "unknown_parameter")
     assert error.message == "Unknown parameter: 'max_token'."
 
 
-def test_decode_passes_over_what_the_gateway_does_not_own() -> None:
-    """The provider's routes are not: a member of next year's API is none of our business."""
+def test_decode_passes_over_members_of_the_provider() -> None:
+    """Members that the gateway does not own may have any value."""
     request = decode(chat(new_thing={"a": 1}, logprobs="whatever"), ChatRequest)
     assert request.model == "m"
 
@@ -137,13 +138,13 @@ def test_decode_passes_over_what_the_gateway_does_not_own() -> None:
     ],
 )
 def test_chat_takes_every_kind_of_message(message: dict[str, Any]) -> None:
-    """Texts, parts, tools, refusals: everything the official client can send."""
+    """Texts, parts, tool calls and refusals are read: everything the official client can send."""
     (read,) = decode(chat(messages=[message]), ChatRequest).messages
     assert read.role == message["role"]
 
 
 def test_generation_takes_nulls_for_absent() -> None:
-    """Clients write null for what they leave out."""
+    """Clients write null for members they leave out."""
     names = ("stream", "stream_options", "max_tokens", "n", "temperature", "stop", "tools")
     request = decode(chat(**dict.fromkeys(names)), ChatRequest)
     check_generation(request)
@@ -156,8 +157,8 @@ def test_generation_takes_nulls_for_absent() -> None:
 )
 @example(body=b'{"model": "\\ud800"}', kind=RoutedRequest)
 @example(body=b"\xef\xbb\xbf{}", kind=RoutedRequest)
-def test_decode_raises_nothing_else(body: bytes, kind: type) -> None:
-    """Whatever a client sends is read or refused; it is never a fault of the gateway."""
+def test_decode_raises_invalid_request_alone(body: bytes, kind: type) -> None:
+    """Any body is read or refused; none is a fault of the gateway."""
     with contextlib.suppress(InvalidRequest):
         decode(body, kind)
 
@@ -176,15 +177,16 @@ def test_decode_raises_nothing_else(body: bytes, kind: type) -> None:
         ({"max_tokens": 9, "max_completion_tokens": 5}, 9),
     ],
 )
-def test_limit_is_the_larger_of_those_given(limits: dict[str, int], limit: int | None) -> None:
-    """A small one beside it must not shrink a reservation the provider will not honour."""
+def test_limit_is_the_largest_of_the_limits(limits: dict[str, int], limit: int | None) -> None:
+    """A smaller limit beside it must not shrink the reservation below what the provider may
+    generate."""
     assert decode(chat(**limits), ChatRequest).limit == limit
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
 @pytest.mark.parametrize("value", [0, -1, MAX_TOKENS + 1, 10**30])
 def test_check_generation_bounds_the_limits(name: str, value: int) -> None:
-    """From one token to what a 64-bit sum can hold many of."""
+    """A limit is at least one token, and at most what a 64-bit sum can hold many of."""
     request = decode(chat(**{name: value}), ChatRequest)
     with pytest.raises(InvalidRequest) as caught:
         check_generation(request)
@@ -197,7 +199,7 @@ def test_check_generation_bounds_the_limits(name: str, value: int) -> None:
 @pytest.mark.parametrize("name", ["n", "best_of"])
 @pytest.mark.parametrize("value", [0, -1, MAX_CHOICES + 1])
 def test_check_generation_bounds_the_choices(name: str, value: int) -> None:
-    """Each choice is reserved for: their number has a bound, OpenAI's."""
+    """Each choice is reserved for, so their number has OpenAI's bound."""
     with pytest.raises(InvalidRequest) as caught:
         check_generation(decode(chat(**{name: value}), ChatRequest))
     assert (caught.value.param, caught.value.code) == (name, "invalid_value")
@@ -205,24 +207,24 @@ def test_check_generation_bounds_the_choices(name: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["", " ", "\t\n"])
-def test_check_generation_wants_a_model(model: str) -> None:
-    """An empty name is no unknown model but a missing one."""
+def test_check_generation_requires_a_model(model: str) -> None:
+    """An empty name is a missing model, not an unknown one."""
     with pytest.raises(InvalidRequest) as caught:
         check_generation(decode(chat(model=model), ChatRequest))
     assert caught.value.param == "model"
 
 
 @pytest.mark.parametrize("messages", [None, []])
-def test_check_messages_wants_one(messages: list[Any] | None) -> None:
-    """No messages, nothing to answer."""
+def test_check_messages_requires_one(messages: list[Any] | None) -> None:
+    """A conversation without messages has nothing to answer."""
     with pytest.raises(InvalidRequest) as caught:
         check_messages(messages)
     assert (caught.value.param, caught.value.code) == ("messages", "empty_array")
     check_messages(MESSAGES)
 
 
-def test_positive_without_an_upper_bound() -> None:
-    """None is absent, and absent is fine."""
+def test_check_positive_without_an_upper_bound() -> None:
+    """None passes as absent, and any positive number passes."""
     check_positive(None, "x")
     check_positive(10**30, "x")
     with pytest.raises(InvalidRequest, match="expected at least 1, got 0"):
