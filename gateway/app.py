@@ -36,7 +36,7 @@ from gateway.engine.shadow import Shadow
 from gateway.errors import SettingsError
 from gateway.observe.journal import Journal
 from gateway.observe.logs import Logs
-from gateway.observe.metrics import Metrics, Names
+from gateway.observe.metrics import LabelNames, Metrics
 from gateway.observe.spend import Spend
 from gateway.predict.prices import Price, load_prices
 from gateway.predict.process.predictor import Predictor
@@ -137,7 +137,7 @@ class Gateway:
         self.predictor = self._new_predictor(settings, prices)
         self.buffers = WriteBuffers(settings.server)
         self.journal = Journal(settings.observe.events)
-        self.metrics = Metrics(self._snapshots, Names.of(settings))
+        self.metrics = Metrics(self._snapshots, LabelNames.of(settings))
         self.spend = Spend()
         self._core = core
         first = core(effective(settings), None)
@@ -271,7 +271,7 @@ class Gateway:
             self.relay.targets = new_targets
             self.relay.server = self.buffers.server = settings.server
             self.plane.routing = routing
-            self.metrics.rename(Names.of(settings))
+            self.metrics.rename(LabelNames.of(settings))
             self.journal.resize(settings.observe.events)
             self.logs.apply(settings.observe, secrets.values())
             self.store.apply(settings.store)

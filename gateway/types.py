@@ -288,7 +288,7 @@ class LifeEvent(Struct, frozen=True, gc=False, omit_defaults=True):
     """One line of the events journal (`GET /events`)."""
 
     wall_s: float
-    event: str  # submitted, reforecast, dispatched, retried, finished, refused, mode, …
+    event: str  # submitted, reforecast, dispatched, retried, finished, refused, reloaded, …
     job: str | None = None
     pool: str | None = None
     detail: dict[str, str | float | int | None] = {}

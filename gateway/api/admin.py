@@ -126,7 +126,7 @@ class AdminRoutes:
                         for outcome, count in snapshot.ended.items()
                     },
                     "draining": snapshot.draining,
-                    "cost_usd": self._spend.told(),
+                    "cost_usd": self._spend.report(),
                     "predictor": self._predictor.snapshot(),
                     "store": self._store.snapshot(),
                     "settings": self._live.state,

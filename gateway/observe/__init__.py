@@ -1,1 +1,1 @@
-"""What people see: metrics, journal, logs. Listeners and snapshots only."""
+"""Metrics, journal and logs, for people. Everything comes from listeners and snapshots."""

@@ -1,4 +1,4 @@
-"""The families that are counted as requests end, and their buckets."""
+"""Metric families that are counted as requests end, and their buckets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import Metric
 from gateway.observe.series import Counter, Histogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 300, 600)
-"""Answers of language models take up to ten minutes."""
+"""Buckets up to ten minutes, which answers of language models take."""
 WAITS = (0.001, *SECONDS)
 LAGS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
 RATIOS = tuple(2.0**k for k in (-6, -5, -4, -3, -2, -1.5, -1, -0.5, -0.25, 0,
@@ -18,9 +18,17 @@ RATIOS = tuple(2.0**k for k in (-6, -5, -4, -3, -2, -1.5, -1, -0.5, -0.25, 0,
 
 
 class Families:
-    """Each by its noun."""
+    """All such families, one attribute each, in the order of the page."""
 
     def __init__(self) -> None:
+        self._requests()
+        self._tokens()
+        self._forecasts()
+        self.lag = Histogram("loop_lag_seconds", "Lateness of the event loop.", LAGS)
+        self.scrape_errors = Counter("scrape_errors", "Scrapes without their snapshots.")
+        self._all: tuple[Counter | Histogram, ...] = tuple(vars(self).values())
+
+    def _requests(self) -> None:
         self.requests = Counter(
             "requests", "Requests ended.", "route", "model", "account", "class", "outcome"
         )
@@ -42,6 +50,8 @@ class Families:
             SECONDS, "account",
         )  # fmt: skip
         self.retries = Counter("retries", "Further attempts of requests.", "model")
+
+    def _tokens(self) -> None:
         self.tokens = Counter(
             "upstream_tokens",
             "Tokens as providers counted them; cached and audio_prompt are parts of prompt, "
@@ -64,6 +74,8 @@ class Families:
             "Sum of the forecasts' p50 in US dollars, of requests in sagesched_cost_usd.",
             "model", "tenant",
         )  # fmt: skip
+
+    def _forecasts(self) -> None:
         self.rungs = Counter(
             "forecast_rung", "Requests ended, by the rung of their last forecast.", "rung"
         )
@@ -85,14 +97,11 @@ class Families:
         self.actual_tokens = Counter(
             "actual_tokens", "Sum of output tokens per choice of requests compared.", "rung"
         )
-        self.lag = Histogram("loop_lag_seconds", "Lateness of the event loop.", LAGS)
-        self.scrape_errors = Counter("scrape_errors", "Scrapes without their snapshots.")
-        self._all: tuple[Counter | Histogram, ...] = tuple(vars(self).values())
 
     def __iter__(self) -> Iterator[Metric]:
         return (one.family() for one in self._all)
 
     def prune(self, allowed: Mapping[str, Set[str]]) -> None:
-        """Drops the series whose labels name what is no longer allowed."""
+        """Drop series with a label value that is not allowed any more."""
         for one in self._all:
             one.prune(allowed)

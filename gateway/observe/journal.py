@@ -1,12 +1,11 @@
-"""The last N things that happened, for `GET /events`.
+"""The journal: the last events of the gateway's life, for `GET /events`.
 
 A ring: the newest stay, the oldest fall off. Every event has a position, counted from the
-start of the process, so a reader that comes back with the position it got last learns exactly
-how many fell off unseen in between: nothing is lost silently. Belongs to the loop.
+start of the process. A reader that comes back with its last position learns how many events
+fell off in between, so nothing is lost silently. For the loop's thread only.
 
-What the engine tells (its Listener: submitted … ended) and what the shell tells, the journal
-words: one method per kind, and that is the whole list of kinds. No prompt, key or answer text:
-ids, names, numbers.
+One method per kind of event: those of the engine's listeners, and those of the process itself.
+An event holds ids, names and numbers, never a prompt, key or answer text.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from itertools import islice
 
 from msgspec import Struct
 
-from gateway.types import Job, JobRecord, LifeEvent, Listener, Mode, Outcome, Verdict, Workload
+from gateway.types import Job, JobRecord, LifeEvent, Listener, Outcome, Verdict, Workload
 
 Detail = str | float | int | None
 
@@ -26,8 +25,8 @@ Detail = str | float | int | None
 class Tail(Struct, frozen=True):
     """A stretch of the journal.
 
-    `next` is what to pass as `since` the next time; `dropped` counts the events after `since`
-    that had fallen off before they were asked for.
+    `next` is the `since` for the next call; `dropped` counts the events after `since` that had
+    already fallen off.
     """
 
     events: list[LifeEvent]
@@ -49,12 +48,12 @@ class Journal(Listener):
         return self._count - len(self._ring)
 
     def resize(self, size: int) -> None:
-        """A new length, keeping the newest."""
+        """Change the length, keeping the newest."""
         if size != self._ring.maxlen:
             self._ring = deque(self._ring, maxlen=size)
 
     def clear(self) -> None:
-        """Forgets all; positions go on, and what was there counts as dropped."""
+        """Drop all events; positions go on."""
         self._ring.clear()
 
     def tail(self, n: int, since: int | None = None) -> Tail:
@@ -68,9 +67,10 @@ class Journal(Listener):
         events = list(islice(self._ring, start - first, start - first + n))
         return Tail(events=events, next=start + len(events), dropped=missed)
 
-    # — what can happen —
+    # — the kinds of events —
 
     def submitted(self, job: Job) -> None:
+        """A job was handed to the scheduler, with its first forecast."""
         forecast = job.workload
         self._of(
             "submitted",
@@ -87,7 +87,7 @@ class Journal(Listener):
         )
 
     def reforecast(self, job: Job, workload: Workload) -> None:
-        """`job` as it was; `workload` is the better forecast."""
+        """A better forecast, `workload`, replaces the job's first one."""
         self._of(
             "reforecast",
             job,
@@ -100,6 +100,7 @@ class Journal(Listener):
         )
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
+        """An attempt on `account` begins."""
         self._of("dispatched", job, account=account, queue_s=queue_s, attempt=attempt)
 
     def retried(self, job: Job, account: str, verdict: Verdict) -> None:
@@ -107,12 +108,12 @@ class Journal(Listener):
         self._of("retried", job, account=account, verdict=verdict)
 
     def refused(self, job: Job, outcome: Outcome, code: str | None) -> None:
-        """Turned away (`refused`), or removed from its queue (`evicted`)."""
+        """A job was turned away (`refused`) or removed from its queue (`evicted`)."""
         event = "evicted" if outcome is Outcome.EVICTED else "refused"
         self._of(event, job, tenant=job.tenant, outcome=outcome, code=code)
 
     def ended(self, record: JobRecord) -> None:
-        """The whole request is over."""
+        """A request is over (`finished`)."""
         usage = record.usage
         self.add(
             "finished",
@@ -128,17 +129,6 @@ class Journal(Listener):
             cost_usd=record.cost_usd,
             error_code=record.error_code,
         )
-
-    def mode(self, pool: str, before: Mode, after: Mode, saturation_ratio: float) -> None:
-        self.add("mode", pool=pool, before=before, mode=after, saturation_ratio=saturation_ratio)
-
-    def account(self, name: str, before: str, after: str, *, limit: float) -> None:
-        """An account changed its state (open, backoff, ejected, …)."""
-        self.add("account", account=name, before=before, state=after, limit=limit)
-
-    def limited(self, name: str, verdict: Verdict, *, before: float, limit: float) -> None:
-        """An account's concurrency limit was cut."""
-        self.add("limited", account=name, verdict=verdict, before=before, limit=limit)
 
     def reloaded(self, generation: int, error: str | None = None, *, changed: bool = True) -> None:
         """A reload or admin patch: applied, equal to what was in force, or refused (`error`)."""
@@ -158,7 +148,7 @@ class Journal(Listener):
         """The stop has begun."""
         self.add("draining", running=running, waiting=waiting)
 
-    # — how it is written down —
+    # — the ring —
 
     def _of(self, event: str, job: Job, **detail: Detail) -> None:
         self.add(event, job=job.id, pool=job.pool, **detail)
@@ -166,7 +156,7 @@ class Journal(Listener):
     def add(
         self, event: str, *, job: str | None = None, pool: str | None = None, **detail: Detail
     ) -> None:
-        """An event with what is known of it; None is left out."""
-        known: dict[str, Detail] = {k: v for k, v in detail.items() if v is not None}
-        self._ring.append(LifeEvent(self._wall(), event, job, pool, known))
+        """Append an event; details that are None are left out."""
+        given: dict[str, Detail] = {k: v for k, v in detail.items() if v is not None}
+        self._ring.append(LifeEvent(self._wall(), event, job, pool, given))
         self._count += 1

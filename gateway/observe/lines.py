@@ -1,10 +1,10 @@
-"""Lines to a descriptor, without waiting for whoever reads it.
+"""Lines to a file descriptor, without waiting for its reader.
 
 Writing must not hold up the loop, yet a line should be out before a crash, so there is no
 queue and no second thread. Before each write the descriptor is polled: a pipe or a socket that
-says it is writable takes CHUNK_BYTES at once (pipe(7): PIPE_BUF), files always do. While the
-reader sleeps, lines wait in a bounded backlog; beyond it they are lost, counted, and the loss
-is told in a line of its own as soon as there is room.
+is writable takes CHUNK_BYTES at once (pipe(7): PIPE_BUF), a file always does. While the reader
+does not read, lines wait in a bounded backlog. Lines beyond it are lost and counted, and a
+line of its own reports the loss as soon as there is room.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def utc(wall_s: float) -> str:
 def encode_line(
     level: str, message: str, fields: dict[str, Any], wall_s: float | None = None
 ) -> bytes:
-    """One JSON object and a newline; what JSON does not know is written as its `str`."""
+    """One JSON object and a newline; values of other types are written as their `str`."""
     head = {"ts": utc(time.time() if wall_s is None else wall_s), "level": level, "msg": message}
     try:
         return _encoder.encode(head | fields) + b"\n"
@@ -50,8 +50,7 @@ def encode_line(
 
 
 class LineWriter:
-    """Bytes to a descriptor without waiting for its reader. Not thread-safe: the handler's
-    lock guards it."""
+    """Writer of lines to a descriptor. Not thread-safe: the handler's lock guards it."""
 
     def __init__(self, fd: int, backlog_bytes: int = BACKLOG_BYTES) -> None:
         self.lost = 0  # lines, ever
@@ -59,40 +58,40 @@ class LineWriter:
         self._bound = backlog_bytes
         self._waiting: collections.deque[bytes] = collections.deque()
         self._bytes = 0
-        self._untold = 0
+        self._unreported = 0
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def write(self, line: bytes) -> None:
-        """Writes the line, keeps it for later, or loses it; a line is never cut."""
+        """Write the line, keep it for later, or lose it; a line is never cut."""
         if self._bytes + len(line) > self._bound:
             self.pump()
         if self._bytes + len(line) > self._bound:
             self.lost += 1
-            self._untold += 1
+            self._unreported += 1
             return
         self._append(line)
         self.pump()
 
     def hold(self, line: bytes) -> None:
-        """As `write`, but leaves small amounts to the next `pump`: one system call for many
-        lines, and none on a request's way."""
+        """Keep the line for the next `pump` while there is little to write: one system call for
+        many lines, and none on a request's way."""
         if self._bytes + len(line) > HOLD_BYTES:
             self.write(line)
         else:
             self._append(line)
 
     def pump(self, wait_s: float = 0.0) -> bool:
-        """Writes what the reader takes now, waiting at most so long for it. True: all is out."""
+        """Write as much as the reader takes within `wait_s`. True when all is out."""
         end = time.monotonic() + wait_s if wait_s else 0.0
         while self._waiting:
             if not self._poll.poll(max(0.0, end - time.monotonic()) * 1000 if wait_s else 0):
                 return False
             if not self._write_some():
                 return False
-            if not self._waiting and self._untold:
-                untold, self._untold = self._untold, 0
-                self._append(encode_line("warning", "log lines lost", {"lines": untold}))
+            if not self._waiting and self._unreported:
+                unreported, self._unreported = self._unreported, 0
+                self._append(encode_line("warning", "log lines lost", {"lines": unreported}))
         return True
 
     def _append(self, line: bytes) -> None:
@@ -100,7 +99,7 @@ class LineWriter:
         self._bytes += len(line)
 
     def _next_chunk(self) -> bytes:
-        """The oldest line, with those after it that fit into the same write."""
+        """The oldest line, with the next ones that fit into the same write."""
         lines = [self._waiting.popleft()]
         size = len(lines[0])
         while self._waiting and size + len(self._waiting[0]) <= CHUNK_BYTES:
@@ -111,13 +110,13 @@ class LineWriter:
         return head
 
     def _write_some(self) -> bool:
-        """One chunk; False where the descriptor took nothing after all."""
+        """Write one chunk. False where the descriptor took nothing after all."""
         head = self._next_chunk()
         try:
             taken = os.write(self._fd, head[:CHUNK_BYTES])
-        except BlockingIOError:  # somebody made it non-blocking, and was faster
+        except BlockingIOError:  # non-blocking, and another writer was faster
             return False
-        except OSError:  # nobody reads any more
+        except OSError:  # the reader has gone
             taken = len(head)
             self.lost += head.count(b"\n")
         self._bytes -= taken

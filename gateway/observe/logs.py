@@ -1,7 +1,7 @@
-"""JSON lines to standard output: one a request, one for whatever else is worth telling.
+"""The log: JSON lines to standard output, one a request and one for each other message.
 
-Every line of the process goes this way: ours, uvicorn's, asyncio's, warnings, and the
-exceptions nobody caught. Each passes the redactor last, after encoding.
+Every line of the process goes this way: ours, uvicorn's, asyncio's, warnings and uncaught
+exceptions. Each passes the redactor last, after encoding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEVELS = {
 
 
 class RequestLine(Struct, rename={"job_class": "class"}, omit_defaults=True):
-    """One request in the log. Milliseconds for people, who read them by the thousand."""
+    """One request in the log. Times in milliseconds, which people read more easily."""
 
     ts: str
     level: str
@@ -84,15 +84,16 @@ class JsonHandler(logging.Handler):
         self.broken = 0  # records that could not be made a line
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line; count it as broken where it cannot be made one."""
         try:
             line = self.line(record)
-        except Exception:
-            # logging's own answer prints the record, unredacted.
+        except Exception:  # logging's own handling prints the record, unredacted
             self.broken += 1
             return
         self.writer.write(line)
 
     def line(self, record: logging.LogRecord) -> bytes:
+        """The record as a redacted JSON line."""
         fields: dict[str, Any] = {"logger": record.name}
         for key, value in vars(record).items():
             if key not in _OWN and key not in _RESERVED and key != "color_message":
@@ -106,16 +107,18 @@ class JsonHandler(logging.Handler):
         return self.redacted(encode_line(level, message, fields, record.created))
 
     def redacted(self, line: bytes) -> bytes:
+        """The line with every key masked."""
         return self.redactor.mask(line.decode()).encode()
 
     def write(self, line: bytes) -> None:
-        """A line made elsewhere, under the same lock and through the same redactor; it may
+        """Write a line made elsewhere, through the same redactor and under the same lock; it may
         wait for the next `pump`."""
         line = self.redacted(line)
         with self._guard:
             self.writer.hold(line)
 
     def flush(self) -> None:
+        """Wait at most 1 s for the reader to take the rest."""
         with self._guard:
             self.writer.pump(wait_s=1.0)
 
@@ -127,7 +130,7 @@ class JsonHandler(logging.Handler):
 
 
 def _tail(text: str) -> str:
-    """The end of a traceback says what happened; its middle may be long."""
+    """The end of a long text: of a traceback, the part that names the error."""
     return text if len(text) <= MAX_TEXT_CHARS else "…" + text[-MAX_TEXT_CHARS:]
 
 
@@ -142,11 +145,11 @@ class Logs(Listener):
 
     @property
     def lost(self) -> int:
-        """Lines that never came out."""
+        """Number of lines that were never written."""
         return self._handler.writer.lost + self._handler.broken
 
     def configure(self) -> None:
-        """Takes over logging of the whole process: root, uvicorn, asyncio, warnings, crashes.
+        """Take over all logging of the process: root, uvicorn, asyncio, warnings, crashes.
 
         uvicorn must be started with `log_config=None`, or it installs its own again.
         """
@@ -168,7 +171,7 @@ class Logs(Listener):
         self._set_level()
 
     def apply(self, settings: Observe, secrets: Iterable[str] | None = None) -> None:
-        """New level and access log, at once; new secrets where given."""
+        """Put a new level and access log in force; new secrets too, unless None."""
         self._settings = settings
         if secrets is not None:
             self._handler.redactor = Redactor(secrets)
@@ -178,28 +181,28 @@ class Logs(Listener):
 
     def _set_level(self) -> None:
         logging.getLogger().setLevel(self._level)
-        # Their INFO tells of each connection.
+        # At INFO they log each connection.
         for name in ("httpx", "httpcore", "aiohttp", "asyncio", "faiss"):
             logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
 
     def ended(self, record: JobRecord) -> None:
-        """Writes the request's line, where the access log is on and the level lets it."""
+        """Write the request's line, where the access log is on and the level lets it."""
         level = _LEVELS.get(record.outcome, logging.WARNING)
         if self._settings.access_log and level >= self._level:
             self._handler.write(msgspec.json.encode(request_line(record, level)) + b"\n")
 
     def pump(self) -> None:
-        """Gives a slow reader what waited for it; call it now and then."""
+        """Write the lines that waited for a slow reader. To be called now and then."""
         with self._handler._guard:
             self._handler.writer.pump()
 
     def flush(self) -> None:
-        """Waits at most 1 s for the reader to take the rest; for the end of the process."""
+        """Wait at most 1 s for the reader to take the rest, at the end of the process."""
         self._handler.flush()
 
 
 def request_line(record: JobRecord, level: int) -> RequestLine:
-    """The record as its line: no prompt, no key, no answer text (JobRecord has none)."""
+    """The record's line: no prompt, no key, no answer text, since JobRecord has none."""
     forecast, usage = record.workload, record.usage
     return RequestLine(
         ts=utc(record.wall_s),

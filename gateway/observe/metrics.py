@@ -1,16 +1,16 @@
-"""Prometheus metrics: what is counted at the end of a request, and the page for a scrape.
+"""Prometheus metrics: counts at the end of each request, and the page for a scrape.
 
-Two sources, never mixed. What *happened* is counted here, once per ended request. What *is*
-(queues, budgets, limits, states) is read from snapshots when somebody scrapes (state.py), so
-no decision carries metric calls and a gauge cannot drift from the truth.
+Two sources, never mixed. Events are counted here, once per ended request. The present state
+(queues, budgets, limits) is read from snapshots at a scrape (state.py), so no decision carries
+metric calls and a gauge cannot drift from the truth.
 
 Names are `sagesched_<noun>_<unit>` in base units, counters end in `_total`
 (prometheus.io/docs/practices/naming). Labels are bounded: models, accounts, tenants and routes
-come from `Names` (the settings), and what is not there is "other". Never a prompt, key or
-request id.
+are those of the settings (`LabelNames`), any other is "other". Never a prompt, key or request
+id.
 
-`ended` runs on the loop for every request: the series of each set of (bounded) label values
-are looked up once and kept.
+`ended` runs on the loop for every request: the series of each set of label values are looked
+up once and kept.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ ROUTES = frozenset({
 })  # fmt: skip
 
 
-class Names(Struct, frozen=True):
-    """The label values the settings allow. A removed account that still drains belongs in."""
+class LabelNames(Struct, frozen=True):
+    """Names that may be label values. A removed account that still drains is one of them."""
 
     models: frozenset[str] = frozenset()
     accounts: frozenset[str] = frozenset()
@@ -59,7 +59,7 @@ class Names(Struct, frozen=True):
     routes: frozenset[str] = ROUTES
 
     @classmethod
-    def of(cls, settings: Settings) -> Names:
+    def of(cls, settings: Settings) -> LabelNames:
         """The names that stand in the settings."""
         return cls(
             models=frozenset(m for a in settings.accounts for m in a.model_map),
@@ -68,7 +68,7 @@ class Names(Struct, frozen=True):
         )
 
     def bounded_tenants(self) -> frozenset[str]:
-        """The first MAX_TENANTS by name: a label per tenant is a series per tenant."""
+        """The first MAX_TENANTS by name, since each tenant's label makes series of its own."""
         return frozenset(sorted(self.tenants)[:MAX_TENANTS])
 
 
@@ -93,6 +93,7 @@ class _Tokens(Struct, gc=False):
     audio_output: Count
 
     def add(self, usage: Usage) -> None:
+        """Count the tokens of one usage."""
         self.prompt.total += usage.prompt_tokens
         self.output.total += usage.output_tokens
         self.cached.total += usage.cached_tokens
@@ -114,12 +115,14 @@ class _Forecast(Struct, gc=False):
 
 
 class Metrics(Listener):
-    """The gateway's metrics. Its methods belong to the loop, `render` to any thread.
+    """The gateway's metrics. Its methods are for the loop's thread, `render` for any.
 
-    `snapshots` is called by `take`, on the caller's thread; `names` bounds the labels.
+    Args:
+        snapshots: called by `take`, on the caller's thread.
+        names: bounds the labels.
     """
 
-    def __init__(self, snapshots: Callable[[], Snapshots], names: Names) -> None:
+    def __init__(self, snapshots: Callable[[], Snapshots], names: LabelNames) -> None:
         self._snapshots = snapshots
         self._families = Families()
         self._process = CollectorRegistry()
@@ -129,8 +132,8 @@ class Metrics(Listener):
         self._lag_window_began_s = time.monotonic()
         self.rename(names)
 
-    def rename(self, names: Names) -> None:
-        """The settings changed: series of what left them go, new names get theirs."""
+    def rename(self, names: LabelNames) -> None:
+        """Take the names of new settings; series of names that have left them are dropped."""
         self._names = names
         self._tenants = names.bounded_tenants()
         self._requests: dict[tuple[str, str, str, str, str], _Request] = {}
@@ -147,10 +150,10 @@ class Metrics(Listener):
             }
         )
 
-    # — what happens —
+    # — counting —
 
     def ended(self, record: JobRecord) -> None:
-        """Counts one ended request. On the loop: a few microseconds."""
+        """Count one ended request."""
         model = record.model if record.model in self._names.models else OTHER
         tenant = record.tenant if record.tenant in self._tenants else OTHER
         outcome = record.outcome.value
@@ -178,7 +181,7 @@ class Metrics(Listener):
             self._forecast_against_truth(record, record.workload)
 
     def lag(self, seconds: float) -> None:
-        """How late the loop was, as its probe measured it."""
+        """Count a measured lateness of the event loop."""
         seconds = max(0.0, seconds)
         self._families.lag.at().add(seconds)
         now = time.monotonic()
@@ -187,10 +190,11 @@ class Metrics(Listener):
             self._lag_window_began_s = now
         self._lag_max_s = max(self._lag_max_s, seconds)
 
-    # — what is shown —
+    # — the page —
 
     def take(self) -> Snapshots | None:
-        """The snapshots for a `render` elsewhere. None (and an alarm) where they fail."""
+        """The snapshots for a `render` on another thread. None, with a log line, where they
+        fail."""
         try:
             return self._snapshots()
         except Exception:
@@ -199,10 +203,10 @@ class Metrics(Listener):
             return None
 
     def render(self, accept: str = "", taken: Snapshots | None = None) -> tuple[bytes, str]:
-        """Body and content type, OpenMetrics where the Accept header asks for it.
+        """Body and content type of the page, OpenMetrics where the Accept header asks for it.
 
-        A scrape takes milliseconds. To keep them off the loop: `taken = metrics.take()` on the
-        loop, then `render(accept, taken)` in a thread.
+        It takes milliseconds. To keep them off the loop: `taken = metrics.take()` on the loop,
+        then `render(accept, taken)` in a thread.
         """
         encode, content_type = choose_encoder(accept)
         return encode(_Scrape(self._collect, taken or self.take())), content_type
@@ -265,7 +269,7 @@ class Metrics(Listener):
         series.used.total += 1
         if record.outcome is not Outcome.OK or record.usage is None:
             return
-        if record.finish_reason in CUT_FINISH_REASONS:  # its natural length is not known
+        if record.finish_reason in CUT_FINISH_REASONS:  # the natural length is not known
             series.censored.total += 1
             return
         actual = record.usage.output_tokens / max(record.n, 1)
@@ -294,7 +298,7 @@ class Metrics(Listener):
 
 
 class _Scrape(Collector):
-    """All families of one scrape, as the library's encoders want them."""
+    """Collector of one scrape's families, the form that the library's encoders take."""
 
     def __init__(
         self,
@@ -305,6 +309,7 @@ class _Scrape(Collector):
         self._taken = taken
 
     def collect(self) -> Iterator[Metric]:
+        """All families."""
         return self._collect(self._taken)
 
 
@@ -321,7 +326,7 @@ def _info() -> Metric:
 
 
 def _collections() -> Metric:
-    """Runs of the garbage collector stop the loop while they last."""
+    """Runs of the garbage collector, each of which stops the loop."""
     family = CounterMetricFamily(
         "python_gc_collections", "Runs of the garbage collector.", labels=("generation",)
     )

@@ -1,10 +1,10 @@
-"""No key leaves in a log line: what looks like one, and every one that is known, is masked.
+"""Masking of keys in log lines.
 
-It works on the finished JSON line, not on chosen fields, so that a message, a field, an
-exception's text and a traceback are all covered by one rule. Two kinds of match:
+One rule covers messages, fields, exceptions and tracebacks, since it works on the finished JSON
+line. Two kinds of text are masked:
 
-1. shapes: `sk-…` and its like, Google's `AIza…`, `Bearer …`/`Basic …`, `api-key: …` in
-   headers, query strings and JSON. Only the value goes; what kind it was stays readable;
+1. shapes of keys: `sk-…` and the like, Google's `AIza…`, `Bearer …`, `Basic …`, `api-key: …` in
+   headers, query strings and JSON. Only the value goes; its kind stays readable;
 2. the exact secrets the gateway holds, also as JSON or a URL writes them.
 
 A line stays valid JSON: a value never reaches over a quote or a backslash, and a secret of
@@ -39,19 +39,19 @@ _HINTS = ("sk-", "sk_", "xai-", "hf_", "aiza", "ya29.", "bearer", "basic",
 
 
 class Redactor:
-    """Masks keys in text. Holds the secrets' values; never prints them."""
+    """Masks keys in text. It holds the secrets' values and never prints them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        known = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s not in _LITERALS}
-        forms = {form for secret in known for form in _forms(secret)}
+        exact = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s not in _LITERALS}
+        forms = {form for secret in exact for form in _forms(secret)}
         # Longest first: of two secrets, one the other's beginning, the whole is masked.
         ordered = sorted(forms, key=lambda form: (-len(form), form))
-        self._known = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._exact = re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
     def mask(self, text: str) -> str:
-        """`text` without anything that is a key, or looks like one."""
-        if self._known is not None:
-            text = self._known.sub(_exact, text)
+        """`text` with every key, and all that looks like one, masked."""
+        if self._exact is not None:
+            text = self._exact.sub(_exact, text)
         lowered = text.lower()
         if any(hint in lowered for hint in _HINTS):
             text = _SHAPES.sub(_shape, text)
@@ -76,5 +76,5 @@ def _exact(match: re.Match[str]) -> str:
 
 
 def _shape(match: re.Match[str]) -> str:
-    """What says which kind of key it was, and the mask."""
+    """The text that names the kind of key, and the mask."""
     return f"{match[match.lastgroup or 0]}{MASK}"

@@ -1,9 +1,9 @@
 """Counters and histograms that one thread writes and any thread may read.
 
-prometheus_client's own take a lock and several calls for each count: about 1 µs, 25 times a
-request. These are counted by the loop alone, so a number in a list does; they become the
-library's families when somebody scrapes. A scrape from another thread may see a request half
-counted, as it may with locks that guard each number by itself.
+prometheus_client's own take a lock and several calls for each count, some 25 times a request.
+These are counted by the loop alone, so plain numbers do; they become the library's families
+at a scrape. A scrape from another thread may see a request half counted, as it may with locks
+that guard each number by itself.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class Count:
         self.total = 0.0
 
     def add(self, amount: float = 1.0) -> None:
+        """Count `amount` more."""
         self.total += amount
 
 
 class Bins:
-    """One histogram: how many fell at or below each bound, and their sum."""
+    """One histogram: the number of values up to each bound, and the sum of all."""
 
     __slots__ = ("_bounds", "counts", "sum")
 
@@ -41,6 +42,7 @@ class Bins:
         self.sum = 0.0
 
     def add(self, value: float) -> None:
+        """Count one value."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
@@ -55,15 +57,16 @@ class Counter:
             self.at()
 
     def at(self, *values: str) -> Count:
-        """The series of these label values, made where it is new."""
+        """Series of these label values, made at its first use."""
         assert len(values) == len(self._labels)
         return self._series.setdefault(values, Count())
 
     def prune(self, allowed: Mapping[str, Set[str]]) -> None:
-        """Drops series whose labels have a value that is not allowed any more."""
-        self._series = _kept(self._series, self._labels, allowed)
+        """Drop series with a label value that is not allowed any more."""
+        self._series = _allowed_series(self._series, self._labels, allowed)
 
     def family(self) -> Metric:
+        """The library's family of the present counts."""
         family = CounterMetricFamily(f"sagesched_{self._name}", self._text, labels=self._labels)
         for values, count in list(self._series.items()):
             family.add_metric(values, count.total)
@@ -80,15 +83,16 @@ class Histogram:
             self.at()
 
     def at(self, *values: str) -> Bins:
-        """The series of these label values, made where it is new."""
+        """Series of these label values, made at its first use."""
         assert len(values) == len(self._labels)
         return self._series.setdefault(values, Bins(self._bounds))
 
     def prune(self, allowed: Mapping[str, Set[str]]) -> None:
-        """Drops series whose labels have a value that is not allowed any more."""
-        self._series = _kept(self._series, self._labels, allowed)
+        """Drop series with a label value that is not allowed any more."""
+        self._series = _allowed_series(self._series, self._labels, allowed)
 
     def family(self) -> Metric:
+        """The library's family of the present counts."""
         family = HistogramMetricFamily(f"sagesched_{self._name}", self._text, labels=self._labels)
         edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         for values, bins in list(self._series.items()):
@@ -100,7 +104,7 @@ class Histogram:
         return family
 
 
-def _kept(
+def _allowed_series(
     series: dict[Values, T], labels: tuple[str, ...], allowed: Mapping[str, Set[str]]
 ) -> dict[Values, T]:
     return {

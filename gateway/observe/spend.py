@@ -1,11 +1,11 @@
-"""What requests cost, for `/stats`: counted as they end, until an operator counts anew.
+"""Cost of requests, for `/stats`: counted as they end, until an operator resets it.
 
-Beside it stands what the same requests were forecast to cost, so that the two can be held
-against each other; a median is below the mean of what it is the median of, so a sum of p50 is
-expected to be the smaller one. The metrics (metrics.py) count the same for good.
+The forecast cost of the same requests stands beside it, for comparison. A median of such lengths
+is below their mean, so the sum of p50 is expected to be the smaller of the two. The metrics
+(metrics.py) count the same and are never reset.
 
-Models and tenants are the settings' own names, or "other" (JobRecord); those of a setting
-that has changed stay until the next `clear`.
+Models and tenants are the settings' own names, or "other" (JobRecord); names that have left the
+settings stay until the next `clear`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.types import JobRecord, Listener
 
-MOST_NAMES = 1000  # of models, and of tenants; what comes later counts as "other"
+MOST_NAMES = 1000  # of models, and of tenants; later ones count as "other"
 OTHER = "other"
 
 
@@ -44,8 +44,8 @@ class Spend(Listener):
         self._models[_bounded(self._models, record.model)] += usd
         self._tenants[_bounded(self._tenants, record.tenant)] += usd
 
-    def told(self) -> dict[str, Any]:
-        """For people; `unpriced` are requests that used tokens of a model without a price."""
+    def report(self) -> dict[str, Any]:
+        """Sums for people; `unpriced` counts requests that used tokens without a price."""
         return {
             "total": _rounded(self._total),
             "predicted": _rounded(self._predicted),
@@ -55,8 +55,8 @@ class Spend(Listener):
         }
 
 
-def _bounded(known: dict[str, float], name: str) -> str:
-    return name if name in known or len(known) < MOST_NAMES else OTHER
+def _bounded(sums: dict[str, float], name: str) -> str:
+    return name if name in sums or len(sums) < MOST_NAMES else OTHER
 
 
 def _rounded(usd: float) -> float:

@@ -1,4 +1,4 @@
-"""Metric families of the present state, made from snapshots when somebody scrapes.
+"""Metric families of the present state, made from snapshots at a scrape.
 
 Pure: snapshots in, families out. One table, one row a family, in the order of the page:
 

@@ -95,7 +95,7 @@ def test_bad_reload_changes_nothing(
 def test_reload_that_misses_a_secret_changes_nothing(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """An account whose key does not resolve: refused before anything is swapped."""
+    """A reload with a key that does not resolve is refused before anything is swapped."""
     gateway = start_gateway(provider)
     gateway.edit(accounts=[account(provider), account(provider, "b", api_key="env:NOT_SET_ANY")])
     gateway.signal(signal.SIGHUP)
@@ -143,7 +143,7 @@ def test_admin_patch_is_validated_and_applied_like_a_reload(
 def test_reload_of_equal_settings_is_no_change(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """The log and the admin answer say so, and the generation stays."""
+    """The log and the admin answer say "unchanged", and the generation stays."""
     gateway = start_gateway(provider)
     gateway.signal(signal.SIGHUP)
     assert gateway.wait_log(lambda x: x.get("msg") == "settings unchanged")["generation"] == 1
@@ -156,8 +156,7 @@ def test_reload_of_equal_settings_is_no_change(
 def test_reload_takes_a_new_secret_of_equal_settings(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    """The file says the same, the key file it points to does not: the account whose key was
-    refused is tried with the new one at once."""
+    """An account whose key was refused is tried at once with a new key from the same file."""
     key = tmp_path / "provider-key"
     key.write_text("sk-refused-key")
     gateway = start_gateway(accounts=[account(provider, api_key=f"file:{key}")])
@@ -173,8 +172,8 @@ def test_reload_takes_a_new_secret_of_equal_settings(
     assert sent == ["Bearer sk-refused-key", "Bearer sk-another-key"]
 
 
-def test_restart_only_key_is_told(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """A changed port is accepted, not applied, and said to need a restart."""
+def test_restart_only_key_is_logged(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """A changed port is accepted but not applied, and the log says that it needs a restart."""
     gateway = start_gateway(provider)
     gateway.edit(server={"port": 1})
     gateway.signal(signal.SIGHUP)
@@ -185,7 +184,8 @@ def test_restart_only_key_is_told(start_gateway: Start, provider: ScriptedProvid
 def test_sigterm_lets_a_running_stream_finish(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Readiness off, new requests refused with 503, the running stream whole, exit 0."""
+    """A drain turns readiness off, refuses new requests with 503, finishes the running stream
+    and exits with 0."""
     gateway = start_gateway(provider)
     with running_stream(gateway, provider) as client:
         gateway.signal(signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_sigterm_lets_a_running_stream_finish(
 
 
 def test_second_sigterm_ends_at_once(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """Somebody who asks twice does not want to wait."""
+    """The second signal ends the process at once, with the signal's exit code."""
     gateway = start_gateway(provider)
     with running_stream(gateway, provider):
         gateway.signal(signal.SIGTERM)
@@ -233,7 +233,7 @@ def test_drain_timeout_ends_what_still_runs(
 def test_queued_request_is_served_during_a_drain(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """What waited when the drain began is answered, not dropped."""
+    """A request that waited when the drain began is answered."""
     provider.enqueue([Wait("go"), *steps.answer()])
     one = account(provider, initial_concurrency=1, max_concurrency=1)
     gateway = start_gateway(accounts=[one])

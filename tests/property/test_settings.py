@@ -41,7 +41,7 @@ TREES = PATCHES.map(lambda patch: merge({}, patch))
 def test_merge_patches_does_what_its_parts_do_in_turn(
     base: dict[str, Any], first: dict[str, Any], second: dict[str, Any], third: dict[str, Any]
 ) -> None:
-    """One patch for all, however deep and with whatever nulls, and grouped as one likes."""
+    """A joined patch does what its parts do in turn, at any depth and grouping."""
     in_turn = merge(merge(merge(base, first), second), third)
     left = merge_patches(merge_patches(first, second), third)
     right = merge_patches(first, merge_patches(second, third))
@@ -52,7 +52,7 @@ def test_merge_patches_does_what_its_parts_do_in_turn(
 @QUICK
 @given(base=TREES, patch=PATCHES)
 def test_merge_of_a_patch_twice_is_the_patch_once(base: dict[str, Any], patch: Any) -> None:
-    """A client may repeat a patch whose answer it lost."""
+    """A patch that is repeated changes nothing further."""
     once = merge(base, patch)
     assert merge(once, patch) == once
     assert merge(base, merge_patches(patch, patch)) == once
@@ -114,7 +114,7 @@ class Changes(RuleBasedStateMachine):
         return prepare
 
     def write(self, attempts: int) -> None:
-        """A new file; 0 leaves the key out, and what is out of range makes the file bad."""
+        """Write a new file; 0 leaves the key out, a value out of range makes the file bad."""
         self.file = tree(retry={"attempts": attempts}) if attempts else tree()
         text = "".join(
             f"[[{name}]]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in entry.items())
@@ -193,8 +193,8 @@ TestChanges.settings = hypothesis_settings(
     | st.text(max_size=20).map("https://".__add__)
 )
 def test_base_url_that_is_accepted_can_be_called(url: str) -> None:
-    """What the schema lets pass, the client library must take: else a reload would apply and
-    fail afterwards."""
+    """A URL that the schema accepts is taken by the client library, or a reload would fail after
+    it was applied."""
     fields = {"name": "a", "base_url": url, "api_key": "env:K", "models": ["m"]}
     try:
         account = msgspec.convert(fields, Account)

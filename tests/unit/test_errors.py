@@ -1,4 +1,4 @@
-"""The error tree is as its head draws it."""
+"""The tree of errors and their form on the wire."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BAD = "invalid_request_error"
         (UpstreamTimeout, 504, "upstream_error", "upstream_timeout"),
     ],
 )
-def test_error_knows_its_wire_shape(
+def test_error_has_its_form_on_the_wire(
     kind: type[GatewayError], status: int, type_: str, code: str | None
 ) -> None:
     """Status, type and code belong to the kind; message, param and a finer code are given."""
@@ -82,7 +82,7 @@ def test_error_tree_is_the_one_drawn() -> None:
 
 
 def test_upstream_refused_carries_the_providers_answer() -> None:
-    """Status and body as they came; it is an upstream failure to everyone who only asks that."""
+    """UpstreamRefused holds status and body as they came, and is an UpstreamFailed."""
     error = UpstreamRefused(418, b"{}", retry_after_s=1.5)
     assert (error.status, error.body, error.retry_after_s) == (418, b"{}", 1.5)
     assert isinstance(error, UpstreamFailed)
@@ -90,5 +90,5 @@ def test_upstream_refused_carries_the_providers_answer() -> None:
 
 
 def test_error_prints_its_message_alone() -> None:
-    """In a log line an error is what it says."""
+    """The text of an error is its message alone."""
     assert str(Refused("Full.", code="queue_full", retry_after_s=1.0)) == "Full."

@@ -66,7 +66,7 @@ def job(**fields: Any) -> Job:
     ],
 )
 def test_size_bucket_goes_by_the_median(tokens: float, bucket: str) -> None:
-    """short ≤ 64, medium ≤ 256, long above: the bounds belong to the smaller bucket."""
+    """The bounds 64 and 256 belong to the smaller bucket."""
     assert SizeBucket.of(tokens).value == bucket
     assert workload(p50=tokens).size_bucket.value == bucket
 
@@ -76,14 +76,14 @@ def test_size_bucket_goes_by_the_median(tokens: float, bucket: str) -> None:
     [(0.0, "heavy"), (0.2999, "heavy"), (INTERACTIVE_P_SHORT, "interactive"), (1.0, "interactive")],
 )
 def test_job_class_protects_true_shorts(p_short: float, job_class: str) -> None:
-    """interactive from a chance of 0.3 to be short, whatever the median says."""
+    """A job is interactive from a chance of 0.3 to be short, whatever its median."""
     assert workload(p_short=p_short, p50=500.0).job_class.value == job_class
     assert job(workload=workload(p_short=p_short)).job_class.value == job_class
 
 
 @pytest.mark.parametrize("override", list(JobClass))
 def test_job_class_may_be_overridden(override: JobClass) -> None:
-    """By a tenant, route or header; the forecast stays what it was."""
+    """An override decides the class; the forecast stays as it was."""
     forced = job(class_override=override)
     assert forced.job_class is override
     assert forced.workload.job_class is JobClass.INTERACTIVE
@@ -102,7 +102,7 @@ def test_job_class_may_be_overridden(override: JobClass) -> None:
     ],
 )
 def test_quantile_is_linear_between_levels_and_flat_outside(level: float, tokens: float) -> None:
-    """The grid's own values at its levels; no guess beyond its ends."""
+    """A quantile is the grid's value at its levels and does not leave its ends."""
     assert workload().quantile(level) == pytest.approx(tokens)
 
 
@@ -112,7 +112,7 @@ def test_quantile_is_linear_between_levels_and_flat_outside(level: float, tokens
     levels=st.tuples(st.floats(0, 1), st.floats(0, 1)),
 )
 def test_quantile_never_falls(steps: list[float], levels: tuple[float, float]) -> None:
-    """A higher level is never fewer tokens, and no level leaves the grid."""
+    """A higher level never has fewer tokens, and no level leaves the grid."""
     grid = tuple(sum(steps[: i + 1]) for i in range(7))
     low, high = (workload(grid=grid).quantile(level) for level in sorted(levels))
     assert grid[0] <= low <= high + 1e-9
@@ -120,7 +120,7 @@ def test_quantile_never_falls(steps: list[float], levels: tuple[float, float]) -
 
 
 def test_values_are_frozen() -> None:
-    """What crosses rooms is nobody's to change; a new value is made by replacing."""
+    """A value that crosses rooms cannot be changed; a changed one is a new value."""
     for value, field in ((workload(), "p50"), (job(), "id"), (Usage(1, 2), "output_tokens")):
         with pytest.raises(AttributeError):
             setattr(value, field, 0)
@@ -128,6 +128,6 @@ def test_values_are_frozen() -> None:
 
 
 def test_usage_says_when_it_is_estimated() -> None:
-    """Counted by the provider unless it says otherwise."""
+    """A usage counts as the provider's own unless it is marked as estimated."""
     assert not Usage(1, 2).estimated
     assert (Usage(1, 2).cached_tokens, Usage(1, 2).reasoning_tokens) == (0, 0)

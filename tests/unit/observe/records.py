@@ -1,4 +1,4 @@
-"""Records and snapshots for the tests of what people see."""
+"""Records and snapshots for the tests of metrics, journal and logs."""
 
 from __future__ import annotations
 

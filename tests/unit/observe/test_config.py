@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.observe.metrics import Metrics, Names
+from gateway.observe.metrics import LabelNames, Metrics
 from tests.unit.observe.records import record, snapshots
 
 CONFIG = Path(__file__).parents[3] / "config"
@@ -40,7 +40,9 @@ def expressions() -> Iterator[str]:
 
 def existing() -> dict[str, set[str]]:
     """Every sample name of a page in use, and its labels."""
-    metrics = Metrics(snapshots, Names(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"})))
+    metrics = Metrics(
+        snapshots, LabelNames(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"}))
+    )
     metrics.ended(record(cost_usd=0.01))
     found: dict[str, set[str]] = {}
     for line in metrics.render()[0].decode().splitlines():
@@ -51,14 +53,14 @@ def existing() -> dict[str, set[str]]:
     return found
 
 
-def test_config_asks_for_metrics_that_exist() -> None:
+def test_config_names_metrics_that_exist() -> None:
     """No rule or panel names a metric the gateway does not have."""
-    asked = {name for expr in expressions() for name in METRIC.findall(expr)}
-    assert len(asked) > 25
-    assert asked - existing().keys() == set()
+    wanted = {name for expr in expressions() for name in METRIC.findall(expr)}
+    assert len(wanted) > 25
+    assert wanted - existing().keys() == set()
 
 
-def test_config_asks_for_labels_that_exist() -> None:
+def test_config_names_labels_that_exist() -> None:
     """Each label in a selector belongs to its metric, or is one Prometheus adds."""
     have = existing()
     for expr in expressions():
@@ -82,14 +84,14 @@ def test_config_counters_are_rated() -> None:
 
 
 @pytest.mark.parametrize("rule", [r for r in rules() if "alert" in r], ids=lambda r: r["alert"])
-def test_config_alert_says_what_and_why(rule: dict[str, Any]) -> None:
+def test_config_alert_has_severity_summary_and_advice(rule: dict[str, Any]) -> None:
     """An alert has a severity, a summary and what to look at."""
     assert rule["labels"]["severity"] in {"warning", "critical"}
     assert {"summary", "description"} <= set(rule["annotations"])
 
 
 @pytest.mark.parametrize("panel", panels(), ids=lambda p: p["title"])
-def test_config_panel_is_whole(panel: dict[str, Any]) -> None:
+def test_config_panel_is_complete(panel: dict[str, Any]) -> None:
     """A panel has title, description, unit, the chosen source, and job and instance matchers."""
     assert panel["title"]
     assert panel["description"]

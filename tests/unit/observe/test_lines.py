@@ -15,7 +15,7 @@ PIPE_BYTES = 4096 * 4
 
 
 class Pipe:
-    """A small pipe whose reader reads when told to."""
+    """A small pipe whose reader reads when reported to."""
 
     def __init__(self) -> None:
         self.read_fd, self.write_fd = os.pipe()
@@ -58,7 +58,7 @@ def read_all(pipe: Pipe, writer: LineWriter) -> list[dict[str, object]]:
 
 
 def test_line_is_out_at_once(pipe: Pipe) -> None:
-    """With a reader that reads, a line does not wait for the next."""
+    """A line does not wait for the next while the reader reads."""
     LineWriter(pipe.write_fd).write(line(1))
     assert json.loads(pipe.read())["n"] == 1
 
@@ -80,22 +80,22 @@ def test_line_longer_than_the_pipe_comes_whole(pipe: Pipe) -> None:
     assert [one["n"] for one in read_all(pipe, writer)] == [1, 2, 3]
 
 
-def test_lines_beyond_the_backlog_are_counted_and_told(pipe: Pipe) -> None:
-    """What has no room is lost; written + lost = all, and a line says how many."""
+def test_lines_beyond_the_backlog_are_counted_and_reported(pipe: Pipe) -> None:
+    """Lines without room are lost; written and lost add up to all, and a line reports the loss."""
     writer = LineWriter(pipe.write_fd, backlog_bytes=10_000)
     for number in range(1000):
         writer.write(line(number))
     lines = read_all(pipe, writer)
     assert writer.lost > 0
-    told = [one for one in lines if one["msg"] == "log lines lost"]
-    assert [one["lines"] for one in told] == [writer.lost]
+    reported = [one for one in lines if one["msg"] == "log lines lost"]
+    assert [one["lines"] for one in reported] == [writer.lost]
     numbers = [one["n"] for one in lines if "n" in one]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) + writer.lost == 1000
 
 
 def test_line_without_a_reader_is_lost_not_raised(pipe: Pipe) -> None:
-    """When nobody reads any more, writing goes on without an exception, and is counted."""
+    """Writing without a reader raises nothing; the lines count as lost."""
     writer = LineWriter(pipe.write_fd)
     os.close(pipe.read_fd)
     for number in range(5):
@@ -104,7 +104,7 @@ def test_line_without_a_reader_is_lost_not_raised(pipe: Pipe) -> None:
 
 
 def test_line_to_a_full_non_blocking_descriptor_waits(pipe: Pipe) -> None:
-    """A descriptor that somebody made non-blocking is neither spun on nor cut short."""
+    """A non-blocking descriptor is neither polled in a loop nor given half a line."""
     os.set_blocking(pipe.write_fd, False)
     writer = LineWriter(pipe.write_fd)
     for number in range(1000):
@@ -113,7 +113,7 @@ def test_line_to_a_full_non_blocking_descriptor_waits(pipe: Pipe) -> None:
 
 
 def test_pump_waits_no_longer_than_it_may(pipe: Pipe) -> None:
-    """At the end the rest is given a moment, not forever: False says that some is left."""
+    """`pump` waits for at most `wait_s` and says by False that some is left."""
     writer = LineWriter(pipe.write_fd)
     for number in range(1000):
         writer.write(line(number))
@@ -129,12 +129,12 @@ def test_pump_waits_no_longer_than_it_may(pipe: Pipe) -> None:
     ],
 )
 def test_time_is_rfc_3339_in_utc(wall_s: float, text: str) -> None:
-    """Whatever the machine's zone, to the millisecond."""
+    """A time is written in UTC to the millisecond, whatever the machine's zone."""
     assert utc(wall_s) == text
 
 
-def test_line_takes_what_json_does_not_know() -> None:
-    """An exception, a path, a set of odd keys: written as text rather than not at all."""
+def test_line_writes_other_types_as_text() -> None:
+    """Values that JSON does not have are written as text."""
     fields = {"error": ValueError("no"), "odd": {1: 2, (3,): object}, "bytes": b"\xff"}
     assert json.loads(encode_line("error", "m\nn", fields, 0.0))["error"] == "no"
     assert encode_line("error", "m\nn", fields, 0.0).count(b"\n") == 1

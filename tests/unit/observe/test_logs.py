@@ -49,8 +49,8 @@ class Blind(Redactor):
         return text
 
 
-def said(sink: Sink, redactor: Redactor) -> str:
-    """What a logger of its own writes of canaries in every place they could stand."""
+def canary_lines(sink: Sink, redactor: Redactor) -> str:
+    """Lines of a logger of its own with canaries in every place they could stand."""
     logger = logging.Logger("test")
     logger.addHandler(JsonHandler(LineWriter(sink.fd), redactor))
     logger.info("key %s", "sk-canary1234567")
@@ -67,14 +67,14 @@ def said(sink: Sink, redactor: Redactor) -> str:
 
 def test_log_shows_no_canary(sink: Sink) -> None:
     """Message, argument, field, nested field, exception and its cause are masked."""
-    text = said(sink, Redactor(["canary-admin-token"]))
+    text = canary_lines(sink, Redactor(["canary-admin-token"]))
     assert len(sink.lines()) == 3
     assert [canary for canary in CANARIES if canary in text] == []
 
 
 def test_log_without_the_filter_shows_them_all(sink: Sink) -> None:
     """The twin: the same lines without the redactor hold every canary."""
-    text = said(sink, Blind())
+    text = canary_lines(sink, Blind())
     assert {canary for canary in CANARIES if canary in text} == CANARIES
 
 
@@ -102,8 +102,8 @@ def test_log_line_that_cannot_be_made_is_counted(
     assert "canary" not in "".join(capfd.readouterr())
 
 
-def test_request_line_says_what_happened(sink: Sink) -> None:
-    """The line of an answered request: forecast, truth, times in ms, account, class, outcome."""
+def test_request_line_has_forecast_truth_and_times(sink: Sink) -> None:
+    """An answered request's line has forecast, truth, times in ms, account, class, outcome."""
     logs = Logs(Observe(), fd=sink.fd)
     logs.ended(record())
     logs.flush()
@@ -142,7 +142,7 @@ def test_request_line_says_what_happened(sink: Sink) -> None:
     ]
 
 
-def test_request_line_leaves_out_what_is_not_known(sink: Sink) -> None:
+def test_request_line_leaves_out_missing_values(sink: Sink) -> None:
     """A refused request has no account, forecast or usage, and its line no nulls."""
     logs = Logs(Observe(), fd=sink.fd)
     logs.ended(
@@ -157,7 +157,7 @@ def test_request_line_leaves_out_what_is_not_known(sink: Sink) -> None:
 
 
 def test_request_line_holds_no_secret(sink: Sink) -> None:
-    """A provider's code that echoes a key is masked like everything else; unmasked it shows."""
+    """A provider's error code that echoes a key is masked; without the redactor it shows."""
     leaky = record(error_code="sk-canary1234567", workload=workload())
     logs = Logs(Observe(), ["demo-secret"], fd=sink.fd)
     logs.ended(leaky)
@@ -179,7 +179,7 @@ def test_request_line_holds_no_secret(sink: Sink) -> None:
     ],
 )
 def test_request_line_follows_the_level(sink: Sink, settings: Observe, outcomes: list[str]) -> None:
-    """What went well is info, what the client must bear a warning, our own fault an error."""
+    """Success is info, a failure that the client sees a warning, a fault of ours an error."""
     logs = Logs(Observe(), fd=sink.fd)
     logs.apply(settings)
     for outcome in (Outcome.OK, Outcome.FAILED, Outcome.EVICTED):
@@ -231,8 +231,8 @@ raise RuntimeError("Bearer canary-bearer-0042")
 """
 
 
-def test_process_says_everything_in_json_lines_without_a_secret() -> None:
-    """uvicorn, asyncio, warnings, and exceptions nobody caught: all on stdout, all masked."""
+def test_process_logs_json_lines_without_a_secret() -> None:
+    """Lines of uvicorn, asyncio, warnings and uncaught exceptions are all JSON and masked."""
     done = subprocess.run(
         [sys.executable, "-c", PROCESS], capture_output=True, text=True, cwd=ROOT, timeout=60
     )

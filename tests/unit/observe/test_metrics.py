@@ -1,4 +1,4 @@
-"""The page for a scrape: the naming rules, bounded labels, forecast against truth."""
+"""The metrics page: naming rules, bounded labels, forecast against truth."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_plain
 
-from gateway.observe.metrics import MAX_TENANTS, Metrics, Names
+from gateway.observe.metrics import MAX_TENANTS, LabelNames, Metrics
 from gateway.snapshots import Snapshots
 from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome, Rung, Usage
 from tests.unit.observe.records import record, snapshots, workload
 from tests.unit.settings.trees import account, valid
 
-NAMES = Names(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"}))
+NAMES = LabelNames(frozenset({"m"}), frozenset({"a"}), frozenset({"demo"}))
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 BAD_UNITS = re.compile(
@@ -33,7 +33,7 @@ BOUNDED = {
 
 
 def lint(families: Iterable[Metric]) -> list[str]:
-    """What the naming rules of prometheus.io/docs/practices/naming object to."""
+    """Breaks of the naming rules of prometheus.io/docs/practices/naming."""
     found: list[str] = []
     seen: set[str] = set()
     for family in families:
@@ -64,7 +64,7 @@ def lint(families: Iterable[Metric]) -> list[str]:
     return found
 
 
-def made(read: Callable[[], Snapshots] = snapshots, names: Names = NAMES) -> Metrics:
+def made(read: Callable[[], Snapshots] = snapshots, names: LabelNames = NAMES) -> Metrics:
     return Metrics(read, names)
 
 
@@ -86,7 +86,7 @@ def series(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
 
 
 def test_metrics_keep_the_naming_rules() -> None:
-    """Every family of a page in use: HELP, snake case, base units, _total, bounded labels."""
+    """Every family has HELP, snake case, base units, _total where it counts, bounded labels."""
     metrics = made()
     metrics.ended(record())
     metrics.lag(0.001)
@@ -142,7 +142,7 @@ def test_metrics_count_a_request_by_route_model_account_class_outcome() -> None:
     assert series(metrics, "sagesched_tenant_requests_total") == {("ok", "demo"): 2}
 
 
-def test_metrics_duration_leaves_out_what_reached_no_account() -> None:
+def test_metrics_duration_leaves_out_requests_without_an_account() -> None:
     """A refusal is counted, but does not make the gateway look fast."""
     metrics = made()
     metrics.ended(
@@ -156,7 +156,7 @@ def test_metrics_duration_leaves_out_what_reached_no_account() -> None:
 
 
 def test_metrics_long_answers_have_buckets() -> None:
-    """An answer of 590 s is told apart from one of 290 s and from one that never ends."""
+    """Answers of 590 s, of 290 s and of more than the last bound fall in different buckets."""
     metrics = made()
     metrics.ended(record(total_s=590.0))
     buckets = {
@@ -172,7 +172,7 @@ def hostile(i: int) -> JobRecord:
 
 
 def test_metrics_labels_come_from_the_settings_alone() -> None:
-    """Whatever a request is called, it adds no series: unknown names are "other"."""
+    """A request with unknown names adds no series: it counts under "other"."""
     metrics = made()
     metrics.ended(hostile(0))
     before = set(shown(metrics))
@@ -185,7 +185,7 @@ def test_metrics_labels_come_from_the_settings_alone() -> None:
 
 def test_metrics_labels_would_grow_if_every_name_were_allowed() -> None:
     """The twin: with the same names in the settings the same requests do add series."""
-    names = Names(
+    names = LabelNames(
         frozenset(f"sk-m{i}" for i in range(50)),
         frozenset(f"acc{i}" for i in range(50)),
         frozenset(f"t{i}" for i in range(50)),
@@ -198,7 +198,7 @@ def test_metrics_labels_would_grow_if_every_name_were_allowed() -> None:
 
 def test_metrics_tenants_are_bounded() -> None:
     """Above MAX_TENANTS configured tenants the rest share one series."""
-    names = Names(tenants=frozenset(f"t{i:04}" for i in range(MAX_TENANTS + 100)))
+    names = LabelNames(tenants=frozenset(f"t{i:04}" for i in range(MAX_TENANTS + 100)))
     metrics = made(names=names)
     for tenant in names.tenants:
         metrics.ended(record(tenant=tenant))
@@ -209,10 +209,10 @@ def test_metrics_tenants_are_bounded() -> None:
 
 def test_metrics_renamed_drop_what_left_and_keep_the_rest() -> None:
     """A reload removes the series of removed names; the others go on counting."""
-    metrics = made(names=Names(frozenset({"m", "old"}), frozenset({"a"}), frozenset({"demo"})))
+    metrics = made(names=LabelNames(frozenset({"m", "old"}), frozenset({"a"}), frozenset({"demo"})))
     metrics.ended(record())
     metrics.ended(record(model="old"))
-    metrics.rename(Names(frozenset({"m", "new"}), frozenset({"a"}), frozenset({"demo"})))
+    metrics.rename(LabelNames(frozenset({"m", "new"}), frozenset({"a"}), frozenset({"demo"})))
     for model in ("m", "old", "new"):
         metrics.ended(record(model=model))
     counts = {labels[2]: v for labels, v in series(metrics, "sagesched_requests_total").items()}
@@ -221,7 +221,7 @@ def test_metrics_renamed_drop_what_left_and_keep_the_rest() -> None:
 
 
 def test_metrics_compare_forecast_with_truth_per_choice() -> None:
-    """With n choices the usage is divided by n; p50 and p90 are covered at or above truth."""
+    """Usage is divided by the number of choices; p50 and p90 are covered at or above truth."""
     metrics = made()
     metrics.ended(record(workload=workload(100.0, 250.0), usage=Usage(10, 200), n=2))
     metrics.ended(record(workload=workload(50.0, 90.0), usage=Usage(10, 100)))
@@ -237,8 +237,8 @@ def test_metrics_compare_forecast_with_truth_per_choice() -> None:
     assert series(metrics, "sagesched_actual_tokens_total") == {(rung,): 200}
 
 
-def test_metrics_leave_out_answers_whose_length_is_not_known() -> None:
-    """Cut at the limit, failed, or not counted: the rung is counted, coverage is not."""
+def test_metrics_leave_out_answers_of_unknown_length() -> None:
+    """An answer that was cut, failed or not counted counts for its rung, not for coverage."""
     metrics = made()
     metrics.ended(record(finish_reason="length"))
     metrics.ended(record(outcome=Outcome.CANCELLED))
@@ -263,13 +263,15 @@ def test_metrics_count_no_cut_answer_as_a_natural_length(reason: str) -> None:
 
 
 def test_names_are_those_of_the_settings() -> None:
-    """Clients' names of models, not the providers'; accounts; tenants."""
+    """Label names are the clients' names of models, and the accounts' and tenants'."""
     settings = valid(accounts=[account(models={"client": "upstream"})])
-    assert Names.of(settings) == Names(frozenset({"client"}), frozenset({"a"}), frozenset({"t"}))
+    assert LabelNames.of(settings) == LabelNames(
+        frozenset({"client"}), frozenset({"a"}), frozenset({"t"})
+    )
 
 
 def test_metrics_lag_shows_its_largest() -> None:
-    """The loop's lateness is a histogram and the largest of late."""
+    """The loop's lateness is a histogram, and a gauge of the largest recent value."""
     metrics = made()
     for seconds in (0.001, 0.3, 0.002, -0.1):
         metrics.lag(seconds)
@@ -277,8 +279,8 @@ def test_metrics_lag_shows_its_largest() -> None:
     assert series(metrics, "sagesched_loop_lag_max_seconds") == {(): 0.3}
 
 
-def test_metrics_page_is_what_was_asked_for() -> None:
-    """Plain text by default, OpenMetrics where the Accept header wants it; both parse."""
+def test_metrics_page_has_the_accepted_format() -> None:
+    """The page is plain text, or OpenMetrics where the Accept header asks; both parse."""
     metrics = made()
     metrics.ended(record())
     plain, plain_type = metrics.render()
@@ -291,7 +293,7 @@ def test_metrics_page_is_what_was_asked_for() -> None:
     assert names[0] == names[1]
 
 
-def test_metrics_say_which_build_and_process() -> None:
+def test_metrics_have_build_and_process() -> None:
     """build_info is 1; the process's memory and file descriptors are there."""
     page = shown(made())
     assert [v for (name, _), v in page.items() if name == "sagesched_build_info"] == [1]
@@ -311,8 +313,8 @@ def test_metrics_survive_a_snapshot_that_fails() -> None:
     assert series(metrics, "sagesched_scrape_errors_total") == {(): 2}
 
 
-def test_metrics_render_what_was_taken_elsewhere() -> None:
-    """With `taken`, `render` does not read the snapshots again."""
+def test_metrics_render_snapshots_taken_elsewhere() -> None:
+    """`render` does not read the snapshots again where they are given."""
     reads: list[int] = []
 
     def read() -> Snapshots:
@@ -327,7 +329,7 @@ def test_metrics_render_what_was_taken_elsewhere() -> None:
 
 
 def test_money_is_counted_by_model_and_tenant_beside_its_forecast() -> None:
-    """What has no price has no series; names beyond the settings are "other"."""
+    """A request without a price adds no series; unknown names count under "other"."""
     metrics, forecast = made(), replace(workload(), cost_usd_p50=0.001)
     metrics.ended(record(cost_usd=None))
     assert series(metrics, "sagesched_cost_usd_total") == {}

@@ -31,8 +31,8 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("text", SHAPES)
-def test_redactor_masks_what_looks_like_a_key(text: str) -> None:
-    """The value goes, in plain text and inside a JSON line, which stays JSON."""
+def test_redactor_masks_text_shaped_like_a_key(text: str) -> None:
+    """The value is masked, in plain text and inside a JSON line, which stays JSON."""
     redactor = Redactor()
     assert CANARY not in redactor.mask(text)
     line = redactor.mask(
@@ -51,8 +51,8 @@ def test_redactor_shapes_hold_the_canary(text: str) -> None:
 @pytest.mark.parametrize(
     "secret", ["plainsecret", 'with"quote\\and back', "ümläut-key", "a b/c?d=e", "demo"]
 )
-def test_redactor_masks_the_secrets_it_knows(secret: str) -> None:
-    """A known secret goes in every form it may be written in: raw, JSON, URL."""
+def test_redactor_masks_its_secrets(secret: str) -> None:
+    """A secret that the gateway holds is masked in each form: raw, JSON, URL."""
     redactor = Redactor([secret, "another"])
     raw = f"before {secret} after"
     for line in (raw, msgspec.json.encode({"m": raw}).decode(), json.dumps({"m": raw})):
@@ -65,12 +65,12 @@ def test_redactor_masks_the_secrets_it_knows(secret: str) -> None:
 
 
 def test_redactor_masks_the_longer_of_two_secrets() -> None:
-    """Where one secret begins like another, nothing of the longer remains."""
+    """Nothing of the longer secret remains where another is its beginning."""
     assert Redactor(["secret-1", "secret-1-long"]).mask("x secret-1-long y") == "x *** y"
 
 
 def test_redactor_keeps_json_valid_when_a_secret_is_a_number() -> None:
-    """A secret of digits may stand where a number stands."""
+    """A secret of digits, which may stand for a number, becomes 0."""
     line = Redactor(["123456"]).mask('{"a":123456,"b":"123456","c":0.5123456}')
     assert "123456" not in line
     assert json.loads(line)["a"] == 0
@@ -85,10 +85,10 @@ def test_redactor_keeps_json_valid_when_a_secret_is_a_number() -> None:
     ],
 )  # fmt: skip
 def test_redactor_leaves_plain_text_alone(text: str) -> None:
-    """What is no key is not masked: a log nobody can read protects nobody."""
+    """Text that is no key is not masked."""
     assert Redactor(["tiny", "true"]).mask(text) == text
 
 
 def test_redactor_does_not_show_its_secrets() -> None:
-    """Its repr holds none of them."""
+    """The redactor's repr holds no secret."""
     assert CANARY not in repr(Redactor([CANARY]))

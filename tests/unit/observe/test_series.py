@@ -29,7 +29,7 @@ def text(family: Metric) -> list[str]:
     return generate_latest(registry).decode().splitlines()
 
 
-def test_histogram_says_what_the_librarys_says() -> None:
+def test_histogram_gives_the_page_of_the_library() -> None:
     """The same observations give the same page, values on a bound included."""
     registry = CollectorRegistry()
     theirs = library.Histogram(

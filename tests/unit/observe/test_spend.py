@@ -1,4 +1,4 @@
-"""What requests cost, since somebody began to count."""
+"""Cost of requests since the last reset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_spend_adds_up_by_model_and_tenant() -> None:
     spend.ended(record(cost_usd=0.002, workload=forecast))
     spend.ended(record(cost_usd=0.004, workload=forecast, tenant="b"))
     spend.ended(record(cost_usd=0.008, workload=None, model="embed"))
-    assert spend.told() == {
+    assert spend.report() == {
         "total": 0.014,
         "predicted": 0.006,
         "by_model": {"m": 0.006, "embed": 0.008},
@@ -23,12 +23,12 @@ def test_spend_adds_up_by_model_and_tenant() -> None:
     }
 
 
-def test_spend_tells_what_has_no_price() -> None:
+def test_spend_counts_unpriced_usage_apart() -> None:
     """Usage without a price is counted apart; a request without usage cost nothing."""
     spend = Spend()
     spend.ended(record(cost_usd=None))
     spend.ended(record(cost_usd=None, usage=None))
-    assert (spend.told()["unpriced"], spend.told()["total"]) == (1, 0.0)
+    assert (spend.report()["unpriced"], spend.report()["total"]) == (1, 0.0)
 
 
 def test_spend_cleared_counts_anew() -> None:
@@ -36,14 +36,14 @@ def test_spend_cleared_counts_anew() -> None:
     spend = Spend()
     spend.ended(record(cost_usd=1.0))
     spend.clear()
-    assert spend.told() == Spend().told()
+    assert spend.report() == Spend().report()
 
 
 def test_spend_names_are_bounded() -> None:
-    """Past the bound a new name counts as "other", and nothing is lost of the total."""
+    """A new name past the bound counts as "other", and the total stays right."""
     spend = Spend()
     for i in range(MOST_NAMES + 5):
         spend.ended(record(cost_usd=1.0, tenant=f"t{i}"))
-    told = spend.told()
-    assert (len(told["by_tenant"]), told["by_tenant"]["other"]) == (MOST_NAMES + 1, 5.0)
-    assert told["total"] == MOST_NAMES + 5
+    report = spend.report()
+    assert (len(report["by_tenant"]), report["by_tenant"]["other"]) == (MOST_NAMES + 1, 5.0)
+    assert report["total"] == MOST_NAMES + 5

@@ -33,7 +33,7 @@ def test_state_names_every_waiting_job_once() -> None:
 
 
 def test_state_mode_is_one_hot() -> None:
-    """1 for the mode the pool is in, 0 for each other."""
+    """The series of the pool's mode is 1, that of each other mode 0."""
     assert of(page(), "sagesched_pool_mode") == {
         (mode.value, "p"): float(mode is Mode.MODERATE) for mode in Mode
     }
@@ -63,7 +63,7 @@ def test_state_account_is_one_hot_and_counted() -> None:
     ],
 )
 def test_state_refit_is_one_hot(refit: str, state: str) -> None:
-    """What people read is a sentence; the label is one of a few words."""
+    """The label is the first word of the sentence that people read."""
     taken = snapshots().predictor
     assert taken is not None
     shown = page(predictor=structs.replace(taken, refit=refit))
@@ -71,8 +71,8 @@ def test_state_refit_is_one_hot(refit: str, state: str) -> None:
     assert states == {(each,): float(each == state) for each in REFITS}
 
 
-def test_state_tells_budgets_queues_and_losses() -> None:
-    """What the snapshots say is on the page, under its name and unit."""
+def test_state_has_budgets_queues_and_losses() -> None:
+    """Each number of the snapshots is on the page, under its name and unit."""
     shown = page()
     expected = {
         ("sagesched_budget_tokens", (("class", "heavy"), ("pool", "p"))): 7000,
@@ -106,8 +106,8 @@ def test_state_without_a_part_leaves_its_families_out() -> None:
     assert all(n.startswith(("sagesched_predictor_", "sagesched_store_")) for n in left_out)
 
 
-def test_state_window_tells_what_was_found_and_the_curve_behind_it() -> None:
-    """Per account and model: the window, its regime one-hot, the fitted numbers."""
+def test_state_window_has_its_size_and_curve() -> None:
+    """The page has each window's size, its regime one-hot, and the fitted numbers."""
     shown = page()
     assert of(shown, "sagesched_window_requests") == {("a", "m"): 16.0}
     regimes = of(shown, "sagesched_window_regime")
@@ -116,8 +116,8 @@ def test_state_window_tells_what_was_found_and_the_curve_behind_it() -> None:
     assert of(shown, "sagesched_window_unloaded_seconds")["a", "m", "output_token"] == 0.012
 
 
-def test_state_tells_what_headers_left_where_they_said_so() -> None:
-    """Per account, model and kind; what was never told has no series, which is not 0."""
+def test_state_has_header_limits_that_were_given() -> None:
+    """A limit that no header gave has no series, which is not the same as 0."""
     shown = page()
     requests, tokens = ("a", "requests", "m"), ("a", "tokens", "m")
     assert of(shown, "sagesched_ratelimit_limit") == {requests: 600}

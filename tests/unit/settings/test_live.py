@@ -50,13 +50,13 @@ def test_live_settings_start_with_the_file(path: Path) -> None:
 
 
 def test_live_settings_of_a_broken_file_do_not_start(path: Path) -> None:
-    """There is nothing to fall back to at the start."""
+    """A broken file raises at the start, since there is nothing to fall back to."""
     path.write_text("[server]")
     with pytest.raises(SettingsError, match="missing key `accounts`"):
         LiveSettings(path, {})
 
 
-def test_reload_reads_the_file_and_tells_every_part(path: Path) -> None:
+def test_reload_reads_the_file_and_changes_every_part(path: Path) -> None:
     """Each part gets the new settings once, after all have agreed."""
     live = LiveSettings(path, {})
     parts = [Part(), Part()]
@@ -71,7 +71,7 @@ def test_reload_reads_the_file_and_tells_every_part(path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["reload", "patch"])
 def test_change_to_equal_settings_touches_no_part(path: Path, change: str) -> None:
-    """The generation and the settings stay; a reload that found the file well formed is good."""
+    """The generation and the settings stay, and the reload counts as successful."""
     live = LiveSettings(path, {})
     part = Part()
     part.given = before = live.current
@@ -88,7 +88,7 @@ def test_change_to_equal_settings_touches_no_part(path: Path, change: str) -> No
 
 
 def test_change_of_a_secret_alone_is_a_change(path: Path) -> None:
-    """Equal settings are applied where a part finds that what they point to has changed."""
+    """Equal settings are applied where a part finds that a secret behind them has changed."""
     live = LiveSettings(path, {})
     still, rotated = Part(), Part()
     still.given = rotated.given = live.current
@@ -110,7 +110,7 @@ def test_patch_equal_to_the_file_holds_when_the_file_changes(path: Path) -> None
 
 
 def test_patch_survives_a_reload_and_adds_to_earlier_ones(path: Path) -> None:
-    """Patches lie over the file; null removes, what the file says, too."""
+    """Patches lie over the file; null removes a key, also one of the file."""
     live = LiveSettings(path, {})
     live.patch({"retry": {"attempts": 7}})
     live.patch({"retry": {"budget_min": 1}})
@@ -123,14 +123,14 @@ def test_patch_survives_a_reload_and_adds_to_earlier_ones(path: Path) -> None:
 
 
 def test_environment_wins_over_a_patch(path: Path) -> None:
-    """Precedence: environment, then patch, then file."""
+    """The environment is above patches, and patches are above the file."""
     live = LiveSettings(path, {"TOP_K_NEIGHBORS": "9"})
     live.patch({"predict": {"top_k_neighbors": 3}})
     assert live.current.predict.top_k_neighbors == 9
 
 
 def test_change_that_a_part_refuses_changes_nothing(path: Path) -> None:
-    """Not even in the parts that had agreed, nor in the patches that come after."""
+    """A refusal undoes the whole change: parts that had agreed, and the patch itself."""
     live = LiveSettings(path, {})
     willing, refusing = Part(), Part()
     live.on_change(willing.prepare)
@@ -163,8 +163,8 @@ def test_change_that_a_fault_stops_changes_nothing(path: Path) -> None:
     assert (live.state.ok, live.state.error) == (False, "ZeroDivisionError")
 
 
-def test_change_says_what_needs_a_restart(path: Path) -> None:
-    """What was changed but is not in force yet is named, and only that."""
+def test_change_names_keys_that_need_a_restart(path: Path) -> None:
+    """The result names the changed keys that are not in force yet, and no others."""
     live = LiveSettings(path, {})
     for patch, keys in (
         ({"server": {"port": 1234, "drain_timeout_s": 5}}, ["server.port"]),
@@ -175,7 +175,7 @@ def test_change_says_what_needs_a_restart(path: Path) -> None:
 
 
 def test_change_names_the_retired_keys_it_ignored(path: Path) -> None:
-    """They change nothing, and whoever sent them learns why."""
+    """Retired keys change nothing, and the result says why."""
     result = LiveSettings(path, {}).patch({"schedule": {"hysteresis": 0.5}})
     assert not result.changed
     assert [sentence.split()[0] for sentence in result.ignored] == ["schedule.hysteresis"]

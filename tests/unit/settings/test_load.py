@@ -1,4 +1,4 @@
-"""From file, patch and environment to settings, and how each failure is told."""
+"""Loading settings from file, patch and environment, and the message of each failure."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from gateway.settings.load import (
 from tests.unit.settings.trees import SMALLEST_TOML, account, tree, valid
 
 
-def told(**sections: Any) -> str:
-    """What the operator reads of a tree that is not valid."""
+def message_of(**sections: Any) -> str:
+    """Message for a tree that is not valid."""
     with pytest.raises(SettingsError) as caught:
         build(tree(**sections), "gateway.toml")
     return caught.value.message
@@ -36,7 +36,7 @@ def told(**sections: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"[server\nport = 1", "not valid TOML"),
         (b"port = \n", "line 1"),
@@ -45,19 +45,19 @@ def told(**sections: Any) -> str:
     ],
 )
 def test_read_file_names_the_file_that_is_no_toml(
-    tmp_path: Path, content: bytes, said: str
+    tmp_path: Path, content: bytes, expected: str
 ) -> None:
-    """The message has the file and where in it."""
+    """The message names the file and the place in it."""
     path = tmp_path / "gateway.toml"
     path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
         read_file(path)
     assert caught.value.message.startswith(f"{path}: ")
-    assert said in caught.value.message
+    assert expected in caught.value.message
 
 
 def test_read_file_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Missing, or a folder: the system's own reason."""
+    """A missing file or a folder gives the system's own reason."""
     for path, reason in ((tmp_path / "no.toml", "No such file"), (tmp_path, "directory")):
         with pytest.raises(SettingsError) as caught:
             read_file(path)
@@ -66,7 +66,7 @@ def test_read_file_names_the_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_read_file_takes_a_byte_order_mark(tmp_path: Path) -> None:
-    """Some editors write one; it is no part of the first key."""
+    """A byte order mark, which some editors write, is no part of the first key."""
     path = tmp_path / "gateway.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALLEST_TOML.encode())
     assert read_file(path) == tree()
@@ -141,13 +141,13 @@ def test_read_file_takes_a_byte_order_mark(tmp_path: Path) -> None:
 def test_build_names_file_path_and_what_was_expected(
     sections: dict[str, Any], message: str
 ) -> None:
-    """An operator reads once and knows where to look and what to write."""
-    assert told(**sections) == f"gateway.toml: {message}"
+    """The message names file, path and expectation, so that one reading is enough."""
+    assert message_of(**sections) == f"gateway.toml: {message}"
 
 
 def test_build_bounds_the_names_it_repeats() -> None:
     """A name of a megabyte does not become a log line of a megabyte."""
-    assert len(told(accounts=[account(name="x" * 2**20)])) < 300
+    assert len(message_of(accounts=[account(name="x" * 2**20)])) < 300
 
 
 # -- environment -------------------------------------------------------------------------------
@@ -178,8 +178,8 @@ def test_environment_lies_over_the_file(
     assert getattr(getattr(load(path, {}, {section: {field: other}}), section), field) == other
 
 
-def test_environment_knows_every_name_it_is_tested_for() -> None:
-    """A name that is added is added to the test above, too."""
+def test_environment_names_are_all_tested() -> None:
+    """Every name of the environment is covered by the test above."""
     assert len(ENVIRONMENT) == 7
 
 
@@ -189,7 +189,7 @@ def test_environment_ignores_what_is_empty_or_foreign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "expected"),
     [
         ("PORT", "many", "environment PORT: expected int, got 'many'"),
         ("PORT", "99999", "environment PORT: server.port: expected `int` <= 65535"),
@@ -199,18 +199,18 @@ def test_environment_ignores_what_is_empty_or_foreign() -> None:
     ],
 )
 def test_environment_names_itself_when_it_is_wrong(
-    tmp_path: Path, name: str, text: str, said: str
+    tmp_path: Path, name: str, text: str, expected: str
 ) -> None:
-    """A value of the environment must not be looked for in the file."""
+    """The message of a wrong value names the environment, not the file."""
     path = tmp_path / "gateway.toml"
     path.write_text(SMALLEST_TOML)
     with pytest.raises(SettingsError) as caught:
         load(path, {name: text})
-    assert caught.value.message.startswith(said)
+    assert caught.value.message.startswith(expected)
 
 
-def test_load_says_that_a_patch_is_in_the_game(tmp_path: Path) -> None:
-    """A value of an admin patch is not to be found in the file either."""
+def test_load_names_the_admin_patch(tmp_path: Path) -> None:
+    """The message says that an admin patch lies over the file."""
     path = tmp_path / "gateway.toml"
     path.write_text(SMALLEST_TOML)
     with pytest.raises(SettingsError) as caught:
@@ -238,7 +238,7 @@ def test_load_says_that_a_patch_is_in_the_game(tmp_path: Path) -> None:
     ],
 )
 def test_merge_is_rfc_7396(base: Any, patch: Any, result: Any) -> None:
-    """The cases of its appendix A whose ends are objects."""
+    """The cases of RFC 7396's appendix A that end in objects hold."""
     assert merge(base, patch) == result
 
 
@@ -251,14 +251,14 @@ def test_merge_changes_neither_of_its_arguments() -> None:
 
 
 def test_merge_patches_remembers_that_something_is_gone() -> None:
-    """Removed and set anew is not the same as set: only the new keys are there."""
+    """A table that was removed and set anew holds the new keys alone."""
     both = merge_patches({"demo": None}, {"demo": {"port": 1}})
     assert merge({"demo": {"port": 4, "seed": 5}}, both) == {"demo": {"port": 1}}
     assert isinstance(both["demo"], Replacement)
 
 
 def test_merge_patches_keeps_nulls() -> None:
-    """They still remove what the file says."""
+    """Nulls stay in a joined patch, since they still remove keys of the file."""
     assert merge_patches({"a": {"b": 1}}, {"a": {"b": None}}) == {"a": {"b": None}}
 
 
@@ -280,17 +280,17 @@ def test_settings_with_retired_keys_load_without_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", RETIRED)
 def test_retired_key_is_none_of_the_schema(name: str) -> None:
-    """Its section is, or it could not be found; a tool that compares values is told the reason."""
+    """A retired key is unknown to the schema, and its message gives the reason."""
     section, key = name.split(".")
     assert key not in getattr(valid(), section).__struct_fields__
-    assert f"unknown key `{key}`, retired: " in told(**{section: {key: 1}})
+    assert f"unknown key `{key}`, retired: " in message_of(**{section: {key: 1}})
 
 
 # -- secrets -----------------------------------------------------------------------------------
 
 
 def test_secret_comes_from_environment_or_file(tmp_path: Path) -> None:
-    """Blanks and the line break an editor leaves at the end are no part of it."""
+    """Blanks and the line break at the end are no part of a secret."""
     path = tmp_path / "key"
     path.write_text("  sk-file\n")
     assert secret("env:KEY", "x", {"KEY": " sk-env\n"}) == "sk-env"
@@ -298,7 +298,7 @@ def test_secret_comes_from_environment_or_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [
         ("", "the environment variable KEY is not set"),
         (" \n", "the environment variable KEY is not set"),
@@ -308,17 +308,17 @@ def test_secret_comes_from_environment_or_file(tmp_path: Path) -> None:
         ("sk-\x7f", "printable ASCII"),
     ],
 )
-def test_secret_can_stand_in_a_header(value: str, said: str) -> None:
-    """What cannot is refused at start, by its place and never by its value."""
+def test_secret_can_stand_in_a_header(value: str, expected: str) -> None:
+    """A secret that cannot is refused at the start, by its place and never by its value."""
     with pytest.raises(SettingsError) as caught:
         secret("env:KEY", "accounts (a).api_key", {"KEY": value})
     assert caught.value.message.startswith("accounts (a).api_key: ")
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert "sk-" not in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (None, "cannot be read: No such file"),
         (b"", "is empty"),
@@ -328,27 +328,27 @@ def test_secret_can_stand_in_a_header(value: str, said: str) -> None:
     ],
 )
 def test_secret_file_that_is_unusable_is_named(
-    tmp_path: Path, content: bytes | None, said: str
+    tmp_path: Path, content: bytes | None, expected: str
 ) -> None:
-    """The place in the settings, the file, and what is wrong with it."""
+    """The message names the place in the settings, the file, and its fault."""
     path = tmp_path / "key"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError) as caught:
         secret(f"file:{path}", "admin.token", {})
     assert caught.value.message.startswith("admin.token: ")
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert "sk-" not in caught.value.message
 
 
 def test_secret_of_a_missing_variable_is_named() -> None:
-    """The commonest mistake of all names the variable."""
+    """The message names the variable that is not set."""
     with pytest.raises(SettingsError, match="environment variable KEY is not set"):
         secret("env:KEY", "x", {"OTHER": "1"})
 
 
 def test_secrets_are_every_key_and_the_admin_token(tmp_path: Path) -> None:
-    """Each account's by its name; none shows in a debugger or a log."""
+    """Each account's key stands under its name; none shows in a debugger or a log."""
     path = tmp_path / "key"
     path.write_text("sk-file\n")
     settings = valid(
@@ -362,6 +362,6 @@ def test_secrets_are_every_key_and_the_admin_token(tmp_path: Path) -> None:
 
 
 def test_secrets_that_do_not_resolve_are_named_by_account() -> None:
-    """The account's name says which entry of the file is meant."""
+    """The message names the account, so that its entry is found."""
     with pytest.raises(SettingsError, match=r"accounts \(a\)\.api_key: the environment variable"):
         secrets(valid(), {})

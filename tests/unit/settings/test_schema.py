@@ -1,4 +1,4 @@
-"""The rules of gateway.toml. How a broken one is told is in test_load.py."""
+"""The rules of gateway.toml; test_load.py has the messages of broken ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def refused(**sections: Any) -> str:
 
 
 def test_settings_need_accounts_and_tenants_alone() -> None:
-    """Everything else has a default, and the smallest file is a file."""
+    """Every other key has a default."""
     settings = valid()
     assert settings == msgspec.convert(tomllib.loads(SMALLEST_TOML), Settings)
     assert settings.server.port == 3000
@@ -42,7 +42,7 @@ def test_settings_defaults_are_valid() -> None:
 
 
 def test_settings_shipped_with_the_repository_are_valid() -> None:
-    """The file a newcomer starts with."""
+    """The shipped gateway.toml is valid and has the demo on."""
     shipped = Path(__file__).parents[3] / "gateway.toml"
     settings = msgspec.convert(tomllib.loads(shipped.read_text(encoding="utf-8")), Settings)
     assert settings.demo.enabled
@@ -75,7 +75,7 @@ def test_names_can_stand_in_a_header(section: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A-1_b.c", "7", "a" * 64])
 def test_names_may_be_plain(name: str) -> None:
-    """The twin: what may stand in a header is accepted."""
+    """The twin: a name that may stand in a header is accepted."""
     assert valid(accounts=[account(name=name)]).accounts[0].name == name
 
 
@@ -111,7 +111,7 @@ def test_names_may_be_plain(name: str) -> None:
     ],
 )
 def test_base_url_is_a_plain_address(url: str) -> None:
-    """No credentials, no query, nothing a client library might read in another way."""
+    """A base URL with credentials, a query or an ambiguous address is refused."""
     assert "base_url: expected" in refused(accounts=[account(base_url=url)])
 
 
@@ -128,7 +128,7 @@ def test_base_url_is_a_plain_address(url: str) -> None:
     ],
 )
 def test_base_url_takes_hosts_and_addresses(url: str) -> None:
-    """The twin: what people write is accepted as it is."""
+    """The twin: usual host names and addresses are accepted as they are."""
     assert valid(accounts=[account(base_url=url)]).accounts[0].base_url == url
 
 
@@ -148,7 +148,7 @@ def test_secrets_are_references(reference: str) -> None:
 @pytest.mark.parametrize("name", ["", "a b", "m\n", "\tm", "m\x7f", "m" * 201])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_model_names_have_no_blanks(name: str, mapped: bool) -> None:
-    """Clients' and upstreams' names alike."""
+    """A client's or provider's model name with a blank is refused."""
     models = {"m": name, "m2": "m2"} if mapped else ["m", "m2", name]
     assert "is not a model name" in refused(accounts=[account(models=models)])
 
@@ -178,7 +178,7 @@ def test_tenant_needs_a_way_in() -> None:
 
 
 def test_tenant_may_override_the_class() -> None:
-    """By the glossary's words, and no others."""
+    """A tenant's class is one of the three, and no other word."""
     tenant = {"name": "t", "anonymous": True, "job_class": "heavy"}
     assert valid(tenants=[tenant]).tenants[0].job_class is JobClass.HEAVY
     assert "enum" in refused(tenants=[{**tenant, "job_class": "batch"}])
@@ -186,7 +186,7 @@ def test_tenant_may_override_the_class() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "gateway.example", ""])
 def test_anonymous_is_for_loopback_alone(host: str) -> None:
-    """Nobody serves the network without keys by mistake."""
+    """An anonymous tenant is refused where the network can reach the gateway."""
     assert "loopback" in refused(server={"host": host})
     keyed = valid(server={"host": host}, tenants=[{"name": "t", "keys": [HASH]}])
     assert keyed.server.host == host
@@ -194,12 +194,12 @@ def test_anonymous_is_for_loopback_alone(host: str) -> None:
 
 @pytest.mark.parametrize("host", sorted(LOOPBACK))
 def test_anonymous_is_fine_on_loopback(host: str) -> None:
-    """The twin: a newcomer needs no key on the own machine."""
+    """The twin: on a loopback address an anonymous tenant is accepted."""
     assert valid(server={"host": host}).tenants[0].anonymous
 
 
-def test_settings_refuse_what_is_ambiguous() -> None:
-    """Names stand once, a key belongs to one tenant, one tenant at most is anonymous."""
+def test_settings_refuse_ambiguous_names_and_keys() -> None:
+    """Names stand once, a key belongs to one tenant, at most one tenant is anonymous."""
     keyed = {"name": "t", "keys": [HASH]}
     assert "'a' stands twice" in refused(accounts=[account(), account()])
     assert "'t' stands twice" in refused(tenants=[keyed, {"name": "t", "anonymous": True}])
@@ -209,7 +209,7 @@ def test_settings_refuse_what_is_ambiguous() -> None:
 
 
 def test_tenant_models_exist() -> None:
-    """A tenant limited to a model nobody serves is a slip."""
+    """A tenant limited to a model of no account is refused."""
     tenant = {"name": "t", "anonymous": True, "models": ["m2"]}
     assert valid(tenants=[tenant]).tenants[0].models == ["m2"]
     assert "'m3' of no account" in refused(tenants=[{**tenant, "models": ["m2", "m3"]}])
@@ -238,7 +238,7 @@ def test_tenant_models_exist() -> None:
     ],
 )
 def test_values_have_ranges(sections: dict[str, Any]) -> None:
-    """What would hang, divide by zero or expose something is refused at the door."""
+    """A value that would hang, divide by zero or expose something is refused."""
     assert refused(**sections)
 
 
@@ -248,7 +248,7 @@ def test_tree_helper_is_valid_by_itself() -> None:
 
 
 def test_private_tenants_are_those_that_do_not_share_their_history() -> None:
-    """Sharing is the default."""
+    """A tenant shares its history unless share_history is false."""
     tenants = [
         {"name": "open", "keys": ["sha256:" + "0" * 64]},
         {"name": "closed", "keys": ["sha256:" + "1" * 64], "share_history": False},
