@@ -158,7 +158,7 @@ class Accounts:
             window.give_back(now)
         if (allowance := held.allowance) is not None:
             if verdict is Verdict.RATE_LIMITED:
-                allowance.refused(held.requests_spent, held.tokens_spent)
+                allowance.refused(held.requests_spent, held.tokens_spent, now)
             if (used := tokens_used(verdict, tokens)) is not None:
                 allowance.correct(used - held.tokens, now)
         account.give_back(

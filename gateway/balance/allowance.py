@@ -8,27 +8,16 @@ The level is what the header says is left, less what was sent since that answer'
 header cannot know of it). A limit that was told is learned, may be spent at once as the provider
 would allow it, and paces between two answers; each answer then sets the level anew, both ways.
 
-Headers lie: "0 left" for ever, a limit of 1, one of a day told as of a minute. What is said
-weighs as much as it was found true:
+Headers lie: "0 left" for ever, a limit of 1, a day's limit given as a minute's. So:
 
-1. Limits below a floor teach nothing.
-2. "Nothing left" stops traffic for at most `FIRST_HOLD_S` at first: providers fill in a 0 where
-   they do not count. A header that has counted (said that something is left) or that a 429 bore
-   out may stop it for longer, up to `MAX_HOLD_S`.
-3. A request sent after such a word and served all the same contradicts it: each contradiction
-   halves the hold, below `LEAST_HOLD_S` the header is not listened to. One that says nothing
-   else may thus stop an account that serves for 2 × its longest hold in all, 4 s when it never
-   earned trust.
-4. Answers to what had been sent before the word neither contradict it nor prolong its hold.
-5. At the pace of a limit that was told, being served contradicts nothing, and yet the limit may
-   be invented. After `PATIENCE` rounds of "nothing left" it is tried at `TRIAL` × its pace, and
-   so on, until the header says that something is left, or a 429 comes. Each trial that a 429
-   ended doubles the patience: a header that is right costs a few 429s an hour.
-6. One that says 50 and 0 in turn, and serves all, is taken for a bucket that refills: nothing
-   contradicts it, for as long as it goes on. With several requests under way it costs nothing,
-   the next answer's 50 lifts the hold. One at a time, every second request waits: one request's
-   time at the limit that was told (1 s at 60 a minute); with none 2 × `FIRST_HOLD_S`,
-   up to `MAX_HOLD_S` where it says 50 several times in a row; never longer than its reset.
+1. Limits below a floor are ignored.
+2. "Nothing left" stops traffic for at most the cap: `FIRST_HOLD_S` at first, doubled up to
+   `MAX_HOLD_S` by each answer that says that something is left, × `BORNE_OUT` by a 429.
+3. A request sent after "nothing left" and served all the same contradicts the header and halves
+   the cap; below `LEAST_HOLD_S` the header is ignored until it says that something is left, or a
+   429 comes. Being served at the pace of the header's own limit is no contradiction until
+   nothing but "nothing left" has come for the patience, which each 429 after that doubles.
+4. Answers to requests sent before the latest "nothing left" neither contradict nor prolong it.
 """
 
 from __future__ import annotations
@@ -50,12 +39,9 @@ MAX_HOLD_S = 15.0
 LEAST_HOLD_S = 0.25
 BORNE_OUT = 8.0
 """By how much a 429 lengthens the hold; its own header, heard just before, may have halved it."""
-PATIENCE = 4.0
-MOST_PATIENCE = 1024.0
-TRIAL = 4.0
-MOST_TRIAL = 4.0**10
-ROUND_S = 4.0
-"""A round that takes longer counts as several."""
+PATIENCE_S = 4.0
+"""How long "nothing left" may come alone before being served contradicts it at any pace."""
+MOST_PATIENCE_S = 4096.0
 RESET_S = 60.0
 """When all of a limit a minute is there again, where the header does not say."""
 
@@ -78,11 +64,10 @@ class Told:
         "_last_spent",
         "_least",
         "_meter",
-        "_patience",
+        "_patience_s",
         "_refused",
         "_reset_s",
-        "_rounds",
-        "_trial",
+        "_run_s",
         "_wait_s",
         "free_s",
         "learned",
@@ -95,9 +80,8 @@ class Told:
         self._hold_s = NEVER
         self._hold_spent = NEVER  # what the request of the word that set it had spent
         self._cap_s = FIRST_HOLD_S  # how long a word may stop traffic
-        self._patience = PATIENCE
-        self._rounds = 0.0  # of "nothing left" at the pace of a learned limit
-        self._trial = 1.0  # that limit is taken for so many times itself
+        self._patience_s = PATIENCE_S
+        self._run_s = NEVER  # since when "nothing left" comes alone, without a 429
         self._judged = NEVER  # spent when the last such word came; NEVER: something is left
         self._judged_s = NEVER
         self._wait_s = 0.0  # how long that word would stop traffic, were it believed
@@ -150,15 +134,15 @@ class Told:
             self._heed(remaining, reset_s, spent, now)
             self._tell()
 
-    def refused(self, spent: float) -> None:
+    def refused(self, spent: float, now: float) -> None:
         """A 429 to the request with which so much had been spent: the headers were right. Those
         of one episode, to requests that were under way together, count once."""
         if spent <= self._refused:
             return
         self._refused = self.spent
-        if self._trial > 1.0:
-            self._patience = min(2.0 * self._patience, MOST_PATIENCE)
-        self._trial, self._rounds = 1.0, 0.0
+        if self._judged != NEVER and now - self._run_s > self._patience_s:
+            self._patience_s = min(2.0 * self._patience_s, MOST_PATIENCE_S)
+        self._run_s = now
         self._cap_s = min(BORNE_OUT * self._cap_s, MAX_HOLD_S)
         if self._judged != NEVER:  # the last word's hold was cut short, wrongly
             self._hold_s = max(self._hold_s, self._judged_s + min(self._wait_s, self._cap_s))
@@ -194,40 +178,41 @@ class Told:
             self._cap_s = min(2.0 * self._cap_s, MAX_HOLD_S)
         elif not self.believed:
             self._cap_s = LEAST_HOLD_S
-        self._judged, self._rounds, self._trial = NEVER, 0.0, 1.0
+        self._judged = NEVER
         self._update()
 
     def _judge(self, now: float) -> None:
-        """Nothing is left, once more: cases 3 and 5."""
-        if self._judged != NEVER:
-            if self._meter.rate:
-                self._rounds += max(1.0, (now - self._judged_s) / ROUND_S)
-                if self._rounds >= self._patience:
-                    self._trial = min(TRIAL * self._trial, MOST_TRIAL)
-                    self._rounds = 0.0
-            else:
-                self._cap_s = max(self._cap_s / 2.0, LEAST_HOLD_S / 2.0)
+        """Nothing is left: case 3."""
+        paced = self._meter.rate and self._wait_s <= self._cap_s
+        if self._judged == NEVER:
+            self._run_s = now
+        elif not paced or now - self._run_s > self._patience_s:
+            self._cap_s = max(self._cap_s / 2.0, LEAST_HOLD_S / 2.0)
         self._judged, self._judged_s = self.spent, now
         self._update()
 
     def _heed(self, remaining: int, reset_s: float | None, spent: float, now: float) -> None:
-        rate = self._meter.rate
-        level = remaining - (self.spent - spent) if rate else float(remaining)
-        self._meter.set_level(level, now)
+        meter = self._meter
+        level = remaining - (self.spent - spent) if meter.rate else float(remaining)
+        meter.set_level(level, now)
         if level >= 1.0:
             if spent > self._hold_spent:  # a later request found something left
                 self._hold_s = NEVER
             return
         self._hold_spent = spent
-        wait_s = (1.0 - level) / rate if rate else MAX_HOLD_S
+        wait_s = (1.0 - level) / meter.rate if meter.rate else MAX_HOLD_S
         if reset_s is not None:
             wait_s = min(wait_s, reset_s)
-        self._wait_s = min(wait_s, MAX_HOLD_S)
-        self._hold_s = now + min(self._wait_s, MAX_HOLD_S if remaining > 0 else self._cap_s)
+        if remaining > 0:
+            self._hold_s = now + min(wait_s, MAX_HOLD_S)
+            return
+        self._wait_s = min(max(wait_s, meter.free_s - now), MAX_HOLD_S)
+        self._hold_s = now + min(self._wait_s, self._cap_s)
+        meter.release(self._hold_s)
 
     def _update(self) -> None:
         believed = self.believed
-        self._meter.configure(self.learned * self._trial if believed else 0.0)
+        self._meter.configure(self.learned if believed else 0.0)
         if not believed:
             self._hold_s = NEVER
         self._tell()
@@ -272,9 +257,9 @@ class Allowance:
         )
         self._update()
 
-    def refused(self, requests: float, tokens: float) -> None:
-        self.requests.refused(requests)
-        self.tokens.refused(tokens)
+    def refused(self, requests: float, tokens: float, now: float) -> None:
+        self.requests.refused(requests, now)
+        self.tokens.refused(tokens, now)
         self._update()
 
     def restore(self, rpm: int, tpm: int) -> None:

@@ -54,6 +54,11 @@ class Meter:
             self._drained_s = max(owed_s, now + ahead_s)
             self._update()
 
+    def release(self, free_s: float) -> None:
+        """Forgives the debt that would keep the next charge waiting beyond `free_s`."""
+        self._drained_s = min(self._drained_s, free_s + self._burst_s)
+        self._update()
+
     def _update(self) -> None:
         self.free_s = self._drained_s - self._burst_s if self.rate else NEVER
 

@@ -9,6 +9,7 @@ from gateway.balance.allowance import (
     LEARNED_BURST_S,
     LEAST,
     MAX_HOLD_S,
+    PATIENCE_S,
     Allowance,
     Allowances,
     Told,
@@ -171,13 +172,25 @@ def test_told_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
 
 
 @pytest.mark.parametrize(("limit", "amount"), [(10, 1.0), (60, 1.0), (60, 20.0), (600, 100.0)])
-def test_told_an_invented_limit_paces_for_less_than_a_minute(limit: int, amount: float) -> None:
-    """At its pace being served contradicts nothing: after some rounds it is tried, and is not
-    listened to any more."""
+def test_told_an_invented_limit_paces_for_seconds(limit: int, amount: float) -> None:
+    """A limit that always has nothing left and serves all is ignored after the patience and a
+    few halvings, however slow its pace."""
     provider = Provider(limit, 60.0, 0.01)
     provider.run(600.0, 1, amount)
-    assert provider.stopped_s < 60.0
-    assert provider.served > 10_000
+    assert provider.stopped_s < PATIENCE_S + 2 * FIRST_HOLD_S
+    assert provider.served > 50_000
+
+
+def test_told_an_invented_limit_costs_at_most_the_cap_for_each_request() -> None:
+    """Debt of the header's own limit is forgiven beyond the cap: 100 requests at 10 a minute."""
+    one = told()
+    one.charge(100.0, 0.0)
+    one.told(10, 0, 60.0, one.spent, 0.0)
+    assert one.free_s == FIRST_HOLD_S
+    one.refused(one.spent, 0.0)
+    one.charge(100.0, 1.0)
+    one.told(10, 0, 60.0, one.spent, 1.0)
+    assert one.free_s == 1.0 + MAX_HOLD_S
 
 
 @pytest.mark.parametrize(
@@ -186,8 +199,8 @@ def test_told_an_invented_limit_paces_for_less_than_a_minute(limit: int, amount:
 def test_told_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
     limit: int | None, reset_s: float | None, hold_s: float
 ) -> None:
-    """Case 6: for ever, but only where nothing else is under way; sixteen at a time lose
-    nothing, for the later word holds."""
+    """Such a header is never contradicted, and costs only where nothing else is under way: with
+    sixteen at a time the later answer lifts each hold."""
     alone = Provider(limit, reset_s, 0.01, says=(50, 0))
     alone.run(600.0, window=1)
     assert alone.stopped_s / (alone.served / 2) == pytest.approx(hold_s, rel=0.05)
@@ -198,7 +211,7 @@ def test_told_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
 
 
 def test_told_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() -> None:
-    """Case 6: MAX_HOLD_S, and no longer."""
+    """Each answer that says that something is left doubles the cap, up to MAX_HOLD_S."""
     alone = Provider(None, None, 0.01, says=(50, 50, 50, 50, 50, 0))
     alone.run(600.0, window=1)
     assert alone.stopped_s / (alone.served / 6) == pytest.approx(MAX_HOLD_S, rel=0.1)
@@ -214,7 +227,7 @@ def test_told_goes_on_heeding_a_word_that_429s_bear_out() -> None:
         if now - served_s >= 60.0:
             served_s = now
         else:
-            one.refused(one.spent)
+            one.refused(one.spent, now)
         now = max(now + 0.01, one.free_s)
     assert asked <= 1.25 * 1200.0 / MAX_HOLD_S
 
@@ -246,13 +259,13 @@ def refusals(limit: int, seconds: float) -> tuple[int, int]:
             served += 1
         else:
             refused += 1
-            one.refused(one.spent)
+            one.refused(one.spent, now)
         now = max(now + 0.001, one.free_s)
     return served, refused
 
 
 def test_told_at_an_honest_limit_is_seldom_refused() -> None:
-    """Always at the limit it always says "nothing left": each trial doubles the patience."""
+    """Always at the limit it always says "nothing left": each 429 doubles the patience."""
     served, refused = refusals(60, 3600.0)
     assert served >= 3600
     assert refused <= 20
@@ -274,7 +287,7 @@ def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
             one.charge(1.0, now)
             sent.append(one.spent)
         for spent in sent:
-            one.refused(spent)
+            one.refused(spent, now)
         one.charge(1.0, now)
         one.told(None, 0, 60.0, one.spent, now)
         holds.append(one.free_s - now)
@@ -285,8 +298,7 @@ def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
 
 @pytest.mark.parametrize("before", [None, 60])
 def test_told_is_believed_again_when_something_is_left(before: int | None) -> None:
-    """A provider that begins to count is heeded without a 429, be its word disbelieved or its
-    limit under trial."""
+    """A provider that begins to count is heeded without a 429, though its header was ignored."""
     one = told()
     for second in range(60):
         one.charge(1.0, float(second))
