@@ -1,10 +1,10 @@
-"""All accounts by name: where a job goes, and what comes back from there.
+"""All accounts by name: which one serves a request, and what each answer teaches.
 
-The choice is least load, (in flight + 1) / (window × weight), over every account that takes a
-request now; where all of them have shown how fast they are, times the time a request of middling
-size takes on each when unloaded: the shortest expected delay. One process knows its own load
-exactly, so there is nothing to sample (power of two choices is for balancers that guess). Equal
-accounts take turns: the one used longest ago.
+Of the accounts that take a request now, the one with the least load is chosen: (in flight + 1) /
+(window × weight). If the speed of all of them is known, load is multiplied by the time a request
+of medium size takes on each when unloaded, which gives the shortest expected delay. All accounts
+are compared, for the load of each is known exactly; "power of two choices" is for balancers that
+must guess it. Of equal accounts the one used longest ago is chosen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from gateway.balance.account import Account, tokens_used
-from gateway.balance.allowance import Allowance
+from gateway.balance.header_limits import ModelLimits
 from gateway.balance.health import State
 from gateway.balance.saved_state import MAX_AGE_S, SavedState
 from gateway.balance.window import Mark, Window
@@ -30,10 +30,11 @@ NEAREST = {
     Reason.ACCOUNT_BACKOFF: 3,
     Reason.HEALTH: 4,
 }
-"""A set of accounts is blocked for the reason of the one that is nearest to serving."""
+"""Order of reasons: a set of accounts is blocked for the first of its accounts' reasons."""
 QUIET = frozenset({Verdict.SUCCESS, Verdict.IGNORED})
 """Verdicts that close no account that was open."""
 IN_SERVICE = frozenset({Reason.WINDOW, Reason.ACCOUNT_LIMIT, Reason.PACER})
+"""Reasons of accounts that serve and will have room again soon."""
 
 
 class _Lease(Struct, frozen=True, gc=False):
@@ -41,33 +42,42 @@ class _Lease(Struct, frozen=True, gc=False):
     tokens: float
     window: Window | None
     mark: Mark | None
-    allowance: Allowance | None
-    requests_spent: float  # of the allowance, this one included
+    limits: ModelLimits | None
+    requests_spent: float  # of `limits`, this request included
     tokens_spent: float
 
 
 class Accounts:
-    """The accounts of a gateway. Times are seconds on the caller's clock, tokens include the
-    prompt's."""
+    """The accounts of a gateway.
+
+    Times are seconds on the caller's clock; tokens include the prompt's. A lease is a number,
+    larger for each request taken.
+    """
 
     def __init__(self, accounts: Sequence[AccountSettings], balance: Balance) -> None:
         self._accounts = {a.name: Account(a, balance) for a in accounts}
         self._leases: dict[int, _Lease] = {}
         self._next = 1
-        self._trust = 1.0  # in forecasts
+        self._trust = 1.0  # in forecasts, 0 to 1
+
+    def __repr__(self) -> str:
+        return f"<Accounts {', '.join(map(repr, self._accounts.values()))}>"
 
     def reconfigure(
         self, accounts: Sequence[AccountSettings], balance: Balance, now: float
     ) -> None:
-        """A reload: an account of the same name keeps its live state, a removed one drains."""
-        kept = {a.name: a for a in accounts}
+        """Applies reloaded settings.
+
+        An account of the same name keeps its live state, a removed one drains.
+        """
+        wanted = {a.name: a for a in accounts}
         for name, live in list(self._accounts.items()):
-            if name not in kept:
+            if name not in wanted:
                 live.remove()
                 if live.inflight == 0:
                     del self._accounts[name]
         order = {}
-        for name, settings in kept.items():
+        for name, settings in wanted.items():
             account = self._accounts.get(name)
             if account is None:
                 account = Account(settings, balance)
@@ -86,11 +96,11 @@ class Accounts:
         *,
         express: bool = False,
     ) -> Fit | Blocked:
-        """The best of `accounts` for one more request for `model`.
+        """The best of `accounts` for one more request for `model`, or why it must wait.
 
-        Those in `avoid` (where the job failed before) come into question only when none of
-        the others is in service; full or paced is in service, it has room again soon. `express`
-        may use `express_ratio` × the window above it.
+        Accounts in `avoid`, where the job failed before, are used only if none of the others is
+        in service. An account that is full or paced is in service. An `express` request may use
+        `express_ratio` of a window on top of it.
         """
         if not avoid:
             return self._best(model, accounts, now, express)
@@ -101,36 +111,39 @@ class Accounts:
         return self._best(model, accounts, now, express)
 
     def heals_s(self, accounts: tuple[str, ...], now: float) -> float:
-        """When the first of them may serve again: `now` if one does, infinity if only an
-        operator can help (keys refused, accounts removed)."""
+        """Time at which the first of them may serve again.
+
+        `now` if one serves; infinity if only an operator can help (keys refused, accounts
+        removed).
+        """
         live = [a for name in accounts if (a := self._accounts.get(name)) is not None]
         return min((a.health.heals_s(now) for a in live), default=float("inf"))
 
     def take(self, account: str, model: str, tokens: float, now: float) -> int:
-        """A slot on `account` for `model`, charged `tokens`; the lease's number."""
+        """Takes a slot on `account` for `model`, charges `tokens`; the lease."""
         lease, self._next = self._next, self._next + 1
         to = self._accounts[account]
-        window = to.window_of.get(model)
+        window = to.window_by_model.get(model)
         mark = None if window is None else window.take(now)
         to.take(lease, tokens, now)
         requests_spent = tokens_spent = 0.0
-        if (allowance := to.allowances.open(model)) is not None:
-            allowance.charge(tokens, now)
-            requests_spent, tokens_spent = allowance.requests.spent, allowance.tokens.spent
-        self._leases[lease] = _Lease(
-            to, tokens, window, mark, allowance, requests_spent, tokens_spent
-        )
+        if (limits := to.header_limits.open(model)) is not None:
+            limits.charge(tokens, now)
+            requests_spent, tokens_spent = limits.requests.spent, limits.tokens.spent
+        self._leases[lease] = _Lease(to, tokens, window, mark, limits, requests_spent, tokens_spent)
         return lease
 
     def answered(self, lease: int, limits: RateLimits | None, now: float) -> bool:
-        """The first byte came, with what the provider's headers say is left. True where the
-        account took nothing and now may, or will sooner than it would have."""
+        """Takes in the provider's headers, at an answer's first byte.
+
+        True if the account took nothing of this model before and now may, or may sooner.
+        """
         held = self._leases.get(lease)
-        if held is None or held.allowance is None or limits is None:
+        if held is None or held.limits is None or limits is None:
             return False
-        before_s = held.allowance.free_s
-        held.allowance.told(limits, held.requests_spent, held.tokens_spent, now)
-        return now < before_s and held.allowance.free_s < before_s
+        before_s = held.limits.free_s
+        held.limits.update(limits, held.requests_spent, held.tokens_spent, now)
+        return now < before_s and held.limits.free_s < before_s
 
     def give_back(
         self,
@@ -142,11 +155,19 @@ class Accounts:
         output_tokens: float | None = None,
         now: float,
     ) -> bool:
-        """The slot back, with what the attempt taught. `tokens`: what it really used. False
-        where that changes nothing for other models: the account took requests before, and
-        still does.
+        """Returns the slot and learns from how the attempt ended.
 
-        Raises KeyError where the lease was given back before.
+        Args:
+            retry_after_s: as the provider said; None where it said nothing.
+            tokens: prompt and output used; None where nothing was counted.
+            output_tokens: the output among them.
+
+        Returns:
+            False if nothing changes for other models: the account took requests before and
+            still does.
+
+        Raises:
+            KeyError: the lease was given back before.
         """
         held = self._leases.pop(lease)
         account, window = held.account, held.window
@@ -156,11 +177,11 @@ class Accounts:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
                 window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
             window.give_back(now)
-        if (allowance := held.allowance) is not None:
+        if (limits := held.limits) is not None:
             if verdict is Verdict.RATE_LIMITED:
-                allowance.refused(held.requests_spent, held.tokens_spent, now)
+                limits.refused(held.requests_spent, held.tokens_spent, now)
             if (used := tokens_used(verdict, tokens)) is not None:
-                allowance.correct(used - held.tokens, now)
+                limits.correct(used - held.tokens, now)
         account.give_back(
             lease,
             verdict,
@@ -175,8 +196,10 @@ class Accounts:
         return not took or verdict not in QUIET
 
     def load(self, accounts: Iterable[str]) -> float:
-        """In flight / room over these accounts, without those that are out for good; 0 to
-        about 1, more after a cut."""
+        """In flight / room of these accounts, without those whose key was refused.
+
+        0 to about 1, more just after a limit was cut.
+        """
         inflight, room = 0, 0.0
         for name in accounts:
             account = self._accounts.get(name)
@@ -186,12 +209,14 @@ class Accounts:
         return inflight / room if room else 0.0
 
     def room(self, accounts: Iterable[str]) -> float:
-        """How many requests these accounts are given at once: the sum of their windows, each
-        account's at most its limit."""
+        """Requests that these accounts may have in flight: the sum of their windows.
+
+        An account counts for at most its concurrency limit.
+        """
         return sum(a.room for name in accounts if (a := self._accounts.get(name)))
 
     def trust(self, share: float) -> None:
-        """In forecasts, 0 to 1: the less, the wider the windows."""
+        """Sets how far forecasts are trusted, 0 to 1: the less, the wider the windows."""
         self._trust = share
         for account in self._accounts.values():
             account.trust(share)
@@ -203,21 +228,20 @@ class Accounts:
         return SavedState(tuple(account.to_save() for account in self._accounts.values()))
 
     def restore(self, saved: SavedState, age_s: float) -> int:
-        """Takes back what was saved `age_s` ago; the number of accounts it was of use to.
+        """Takes back state that was saved `age_s` ago, before the first request.
 
-        Nothing where it is older than an hour; names that are not here are passed over. To be
-        called before the first request.
+        Nothing is taken if it is older than `MAX_AGE_S`; unknown names are skipped. Returns the
+        number of accounts that took something.
         """
-        known = [a for a in saved.accounts if a.name in self._accounts]
         if not 0.0 <= age_s <= MAX_AGE_S:
             return 0
-        for one in known:
-            self._accounts[one.name].restore(one)
+        known = [account for account in saved.accounts if account.name in self._accounts]
+        for account in known:
+            self._accounts[account.name].restore(account)
         return len(known)
 
     def inherit(self, old: Accounts) -> None:
-        """Health, rests and debts of the accounts of a core that failed, by name. To be called
-        before the first request."""
+        """Takes over health and debts of a failed core's accounts, before the first request."""
         self._next = old._next
         for name, account in self._accounts.items():
             before = old._accounts.get(name)
@@ -244,9 +268,9 @@ class Accounts:
             account = live.get(name)
             if account is None:
                 continue
-            window = account.window_of.get(model)
-            allowance = account.allowances.of.get(model)
-            blocked = account.blocked(now, window, allowance, express=express)
+            window = account.window_by_model.get(model)
+            limits = account.header_limits.by_model.get(model)
+            blocked = account.blocked(now, window, limits, express=express)
             if blocked is None:
                 alone_s = 0.0 if window is None else window.alone_s
                 found.append((account.score(window), account.last_lease, alone_s, name))
@@ -261,7 +285,7 @@ class Accounts:
 
 
 def _least(found: list[tuple[float, int, float, str]]) -> str:
-    """The least loaded; where the speed of each is known, of the shortest expected delay."""
+    """The least loaded account; if all speeds are known, the one with the shortest delay."""
     if all(alone_s for _, _, alone_s, _ in found):
         return min((load * alone_s, last, name) for load, last, alone_s, name in found)[2]
     return min(found)[3]

@@ -9,7 +9,7 @@ let through and those behind it pay by waiting. A large request cannot be starve
 and "when may the next start" is the same number that "may it start" compares with the clock.
 
 The limits here are the account's own, from the settings, and hold for all its models together.
-What a provider's headers say is theirs per model, and believed within bounds: `allowance.py`.
+Limits from a provider's headers are per model: header_limits.py.
 """
 
 from __future__ import annotations

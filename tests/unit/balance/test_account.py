@@ -69,7 +69,7 @@ def test_account_widens_its_windows_where_forecasts_are_not_trusted() -> None:
             window.take(0.0)
             it.take()
         assert window.inflight == given
-        account.window_of = account.windows
+        account.window_by_model = account.windows
         (seen,) = account.snapshot(0.0).windows
         assert seen.window == min(8 * (1.5 - 0.5 * trust), ceiling)
         assert account.room == seen.window

@@ -335,7 +335,7 @@ def test_accounts_remember_what_they_learned_over_a_restart() -> None:
     assert seen.limit == before.limit * 0.7
     assert again._accounts["a"].limit.ceiling == it._accounts["a"].limit.ceiling
     assert (seen.rpm, new.rpm) == (500, 0)
-    assert again._accounts["a"].allowances.limits_of("m") == (500, 0)
+    assert again._accounts["a"].header_limits.limits_of("m") == (500, 0)
     assert seen.windows[0].window == round(before.windows[0].window * 0.7)
     assert seen.windows[0].output_token_s > 0.0
     assert (new.limit, new.windows[0].output_token_s) == (8, 0.0)

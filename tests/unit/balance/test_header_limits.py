@@ -4,15 +4,15 @@ from itertools import cycle
 
 import pytest
 
-from gateway.balance.allowance import (
+from gateway.balance.header_limits import (
+    BURST_S,
     FIRST_HOLD_S,
-    LEARNED_BURST_S,
     LEAST,
     MAX_HOLD_S,
     PATIENCE_S,
-    Allowance,
-    Allowances,
-    Told,
+    AccountLimits,
+    HeaderLimit,
+    ModelLimits,
 )
 from gateway.balance.saved_state import SavedLimits
 from gateway.types import RateLimits
@@ -20,23 +20,23 @@ from gateway.types import RateLimits
 NEVER = float("-inf")
 
 
-def told() -> Told:
-    return Told(LEAST[0])
+def header_limit() -> HeaderLimit:
+    return HeaderLimit(LEAST[0])
 
 
-def counted(one: Told, now: float = 0.0) -> Told:
+def counted(one: HeaderLimit, now: float = 0.0) -> HeaderLimit:
     """After some answers that said that something is left."""
     for _ in range(4):
         one.charge(1.0, now)
-        one.told(None, 50, None, one.spent, now)
+        one.update(None, 50, None, one.spent, now)
     return one
 
 
-def test_told_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
+def test_header_limit_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
     """What a header says is left may be used now, then at the limit's pace."""
-    one = told()
+    one = header_limit()
     one.charge(1.0, 0.0)
-    one.told(60, 59, 1.0, spent=1.0, now=0.1)
+    one.update(60, 59, 1.0, spent=1.0, now=0.1)
     for _ in range(59):
         assert one.free_s <= 0.2
         one.charge(1.0, 0.2)
@@ -45,7 +45,7 @@ def test_told_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
     assert charges_in_a_minute(one) == 60
 
 
-def charges_in_a_minute(one: Told) -> int:
+def charges_in_a_minute(one: HeaderLimit) -> int:
     """Charges of 1 in the minute after it is next free."""
     start = now = one.free_s
     count = 0
@@ -56,66 +56,66 @@ def charges_in_a_minute(one: Told) -> int:
     return count
 
 
-def test_told_takes_off_what_was_sent_since_that_request() -> None:
+def test_header_limit_takes_off_what_was_sent_since_that_request() -> None:
     """A header is stale by a round trip: 10 left, 9 sent meanwhile, one may go."""
-    one = told()
+    one = header_limit()
     for _ in range(10):
         one.charge(1.0, 0.0)
-    one.told(60, 10, None, spent=1.0, now=1.0)
+    one.update(60, 10, None, spent=1.0, now=1.0)
     assert one.free_s <= 1.0
     one.charge(2.0, 1.0)
     assert one.free_s > 1.0
 
 
-def test_told_goes_by_each_answer_both_ways() -> None:
+def test_header_limit_goes_by_each_answer_both_ways() -> None:
     """The header may not count what is charged (cached tokens): its word is the level."""
-    one = told()
+    one = header_limit()
     one.charge(1.0, 0.0)
-    one.told(60, 59, None, one.spent, 0.0)
+    one.update(60, 59, None, one.spent, 0.0)
     one.charge(500.0, 0.0)
     assert one.free_s > 400.0
-    one.told(60, 30, None, one.spent, 0.0)
+    one.update(60, 30, None, one.spent, 0.0)
     assert one.free_s <= 0.0
 
 
-def test_told_of_more_under_way_than_is_left_waits_for_it() -> None:
+def test_header_limit_of_more_under_way_than_is_left_waits_for_it() -> None:
     """Something is left, but not for what was sent since: until the limit's pace has made it
     good, at most MAX_HOLD_S."""
-    one = told()
+    one = header_limit()
     one.charge(1.0, 0.0)
     one.charge(15.0, 0.0)
-    one.told(60, 8, None, 1.0, 0.0)
+    one.update(60, 8, None, 1.0, 0.0)
     assert one.free_s == 8.0
     one.charge(100.0, 0.0)
-    one.told(60, 8, None, 1.0, 0.0)
+    one.update(60, 8, None, 1.0, 0.0)
     assert one.free_s > MAX_HOLD_S
 
 
-def test_told_that_counts_may_hold_until_its_reset() -> None:
+def test_header_limit_that_counts_may_hold_until_its_reset() -> None:
     """Nothing left and no limit told: until the reset, at most MAX_HOLD_S."""
-    one = counted(told(), 9.0)
-    one.told(None, 0, 3.0, one.spent, 10.0)
+    one = counted(header_limit(), 9.0)
+    one.update(None, 0, 3.0, one.spent, 10.0)
     assert one.free_s == 13.0
-    one = counted(told(), 9.0)
-    one.told(None, 0, 86_400.0, one.spent, 10.0)
+    one = counted(header_limit(), 9.0)
+    one.update(None, 0, 86_400.0, one.spent, 10.0)
     assert one.free_s == 10.0 + MAX_HOLD_S
 
 
-def test_told_that_never_counted_holds_briefly() -> None:
+def test_header_limit_that_never_counted_holds_briefly() -> None:
     """A first "nothing left" may be filler: FIRST_HOLD_S, less where the reset is nearer."""
     for reset_s, until_s in ((None, FIRST_HOLD_S), (60.0, FIRST_HOLD_S), (0.5, 0.5)):
-        one = told()
+        one = header_limit()
         one.charge(1.0, 0.0)
-        one.told(None, 0, reset_s, one.spent, 0.0)
+        one.update(None, 0, reset_s, one.spent, 0.0)
         assert one.free_s == until_s
 
 
-def test_told_does_not_believe_absurd_limits() -> None:
+def test_header_limit_does_not_believe_absurd_limits() -> None:
     """One request a minute, while more than that is left: no limit is learned."""
-    one = told()
+    one = header_limit()
     one.charge(1.0, 0.0)
-    one.told(1, 1, 60.0, spent=1.0, now=0.0)
-    assert (one.learned, one.free_s) == (0, NEVER)
+    one.update(1, 1, 60.0, spent=1.0, now=0.0)
+    assert (one.limit, one.free_s) == (0, NEVER)
 
 
 class Provider:
@@ -131,7 +131,7 @@ class Provider:
     ) -> None:
         self.limit, self.reset_s, self.latency_s = limit, reset_s, latency_s
         self.says = cycle(says)
-        self.one = told()
+        self.one = header_limit()
         self.under_way: list[tuple[float, float]] = []  # when its header comes, spent
         self.served = 0
         self.stopped_s = 0.0  # with nothing under way: traffic stood still for a word alone
@@ -154,14 +154,14 @@ class Provider:
             now = at
             del self.under_way[0]
             self.served += 1
-            one.told(self.limit, next(self.says), self.reset_s, spent, now)
+            one.update(self.limit, next(self.says), self.reset_s, spent, now)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 10**9])
 @pytest.mark.parametrize("reset_s", [None, 1.0, 60.0, 86_400.0])
 @pytest.mark.parametrize("window", [1, 16])
 @pytest.mark.parametrize("latency_s", [0.01, 5.0])
-def test_told_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
+def test_header_limit_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
     limit: int | None, reset_s: float | None, window: int, latency_s: float
 ) -> None:
     """Served all the same, each time halves what it may hold: 2 × FIRST_HOLD_S in all."""
@@ -172,7 +172,7 @@ def test_told_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
 
 
 @pytest.mark.parametrize(("limit", "amount"), [(10, 1.0), (60, 1.0), (60, 20.0), (600, 100.0)])
-def test_told_an_invented_limit_paces_for_seconds(limit: int, amount: float) -> None:
+def test_header_limit_an_invented_limit_paces_for_seconds(limit: int, amount: float) -> None:
     """A limit that always has nothing left and serves all is ignored after the patience and a
     few halvings, however slow its pace."""
     provider = Provider(limit, 60.0, 0.01)
@@ -181,22 +181,22 @@ def test_told_an_invented_limit_paces_for_seconds(limit: int, amount: float) -> 
     assert provider.served > 50_000
 
 
-def test_told_an_invented_limit_costs_at_most_the_cap_for_each_request() -> None:
+def test_header_limit_an_invented_limit_costs_at_most_the_cap_for_each_request() -> None:
     """Debt of the header's own limit is forgiven beyond the cap: 100 requests at 10 a minute."""
-    one = told()
+    one = header_limit()
     one.charge(100.0, 0.0)
-    one.told(10, 0, 60.0, one.spent, 0.0)
+    one.update(10, 0, 60.0, one.spent, 0.0)
     assert one.free_s == FIRST_HOLD_S
     one.refused(one.spent, 0.0)
     one.charge(100.0, 1.0)
-    one.told(10, 0, 60.0, one.spent, 1.0)
+    one.update(10, 0, 60.0, one.spent, 1.0)
     assert one.free_s == 1.0 + MAX_HOLD_S
 
 
 @pytest.mark.parametrize(
     ("limit", "reset_s", "hold_s"), [(None, None, 4.0), (None, 1.0, 1.0), (60, 60.0, 1.0)]
 )
-def test_told_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
+def test_header_limit_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
     limit: int | None, reset_s: float | None, hold_s: float
 ) -> None:
     """Such a header is never contradicted, and costs only where nothing else is under way: with
@@ -210,20 +210,20 @@ def test_told_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
     assert several.served > 0.9 * 16 * 60.0 / 0.01
 
 
-def test_told_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() -> None:
+def test_header_limit_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() -> None:
     """Each answer that says that something is left doubles the cap, up to MAX_HOLD_S."""
     alone = Provider(None, None, 0.01, says=(50, 50, 50, 50, 50, 0))
     alone.run(600.0, window=1)
     assert alone.stopped_s / (alone.served / 6) == pytest.approx(MAX_HOLD_S, rel=0.1)
 
 
-def test_told_goes_on_heeding_a_word_that_429s_bear_out() -> None:
+def test_header_limit_goes_on_heeding_a_word_that_429s_bear_out() -> None:
     """The twin: one a minute is served, the rest refused; it soon waits as long as it may."""
-    one, now, asked, served_s = told(), 0.0, 0, NEVER
+    one, now, asked, served_s = header_limit(), 0.0, 0, NEVER
     while now < 1200.0:
         one.charge(1.0, now)
         asked += 1
-        one.told(None, 0, 60.0, one.spent, now)
+        one.update(None, 0, 60.0, one.spent, now)
         if now - served_s >= 60.0:
             served_s = now
         else:
@@ -249,12 +249,12 @@ class Bucket:
 
 def refusals(limit: int, seconds: float) -> tuple[int, int]:
     """Served and refused by an honest bucket that is always asked for more than it has."""
-    bucket, one = Bucket(limit), told()
+    bucket, one = Bucket(limit), header_limit()
     now, served, refused = 0.0, 0, 0
     while now < seconds:
         one.charge(1.0, now)
         ok = bucket.take(now)
-        one.told(limit, int(bucket.level + 1e-6), None, one.spent, now)
+        one.update(limit, int(bucket.level + 1e-6), None, one.spent, now)
         if ok:
             served += 1
         else:
@@ -264,20 +264,20 @@ def refusals(limit: int, seconds: float) -> tuple[int, int]:
     return served, refused
 
 
-def test_told_at_an_honest_limit_is_seldom_refused() -> None:
+def test_header_limit_at_an_honest_limit_is_seldom_refused() -> None:
     """Always at the limit it always says "nothing left": each 429 doubles the patience."""
     served, refused = refusals(60, 3600.0)
     assert served >= 3600
     assert refused <= 20
 
 
-def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
+def test_header_limit_trusts_again_after_a_refusal_but_once_an_episode() -> None:
     """A 429 gives a disbelieved header its say; the 429s of requests that were under way
     together are one."""
-    one, now = told(), 0.0
+    one, now = header_limit(), 0.0
     for _ in range(20):
         one.charge(1.0, now)
-        one.told(None, 0, 60.0, one.spent, now)
+        one.update(None, 0, 60.0, one.spent, now)
         now += 60.0
     assert one.free_s == NEVER
     holds = []
@@ -289,7 +289,7 @@ def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
         for spent in sent:
             one.refused(spent, now)
         one.charge(1.0, now)
-        one.told(None, 0, 60.0, one.spent, now)
+        one.update(None, 0, 60.0, one.spent, now)
         holds.append(one.free_s - now)
         now += 60.0
     assert 0.0 < holds[0] <= 1.0
@@ -297,16 +297,16 @@ def test_told_trusts_again_after_a_refusal_but_once_an_episode() -> None:
 
 
 @pytest.mark.parametrize("before", [None, 60])
-def test_told_is_believed_again_when_something_is_left(before: int | None) -> None:
+def test_header_limit_is_believed_again_when_something_is_left(before: int | None) -> None:
     """A provider that begins to count is heeded without a 429, though its header was ignored."""
-    one = told()
+    one = header_limit()
     for second in range(60):
         one.charge(1.0, float(second))
-        one.told(before, 0, None, one.spent, float(second))
+        one.update(before, 0, None, one.spent, float(second))
     for _ in range(100):
         one.charge(1.0, 60.0)
     assert one.free_s <= 60.0
-    one.told(60, 5, None, one.spent, 60.0)
+    one.update(60, 5, None, one.spent, 60.0)
     for _ in range(5):
         assert one.free_s <= 60.0
         one.charge(1.0, 60.0)
@@ -314,104 +314,104 @@ def test_told_is_believed_again_when_something_is_left(before: int | None) -> No
     assert one.free_s > 60.0
 
 
-def test_told_does_not_prolong_a_hold_by_answers_to_what_was_under_way() -> None:
+def test_header_limit_does_not_prolong_a_hold_by_answers_to_what_was_under_way() -> None:
     """Sent before the word, they know no more than it did."""
-    one = told()
+    one = header_limit()
     for _ in range(10):
         one.charge(1.0, 0.0)
-    one.told(None, 0, 60.0, 1.0, 1.0)
+    one.update(None, 0, 60.0, 1.0, 1.0)
     until_s = one.free_s
     for number in range(2, 11):
-        one.told(None, 0, 60.0, float(number), 1.0 + number)
+        one.update(None, 0, 60.0, float(number), 1.0 + number)
     assert one.free_s == until_s
     one.charge(1.0, 20.0)
-    one.told(None, 0, 60.0, one.spent, 20.0)
+    one.update(None, 0, 60.0, one.spent, 20.0)
     assert one.free_s > 20.0, "the twin: one that was sent after it says something"
 
 
-def test_allowance_learns_both_limits_and_keeps_them_for_a_restart() -> None:
+def test_model_limits_learns_both_limits_and_keeps_them_for_a_restart() -> None:
     """Restored they hold at once."""
-    one = Allowance()
+    one = ModelLimits()
     one.charge(100.0, 0.0)
-    one.told(RateLimits(600, 599, 0.1, 60_000, 59_900, 0.1), 1.0, 100.0, 0.5)
-    assert (one.requests.learned, one.tokens.learned) == (600, 60_000)
-    again = Allowance()
+    one.update(RateLimits(600, 599, 0.1, 60_000, 59_900, 0.1), 1.0, 100.0, 0.5)
+    assert (one.requests.limit, one.tokens.limit) == (600, 60_000)
+    again = ModelLimits()
     again.restore(600, 60_000)
     again.charge(120_000.0, 0.0)
-    assert again.free_s == 120.0 - LEARNED_BURST_S
+    assert again.free_s == 120.0 - BURST_S
     again.correct(-30_000.0, 0.0)
-    assert again.free_s == 90.0 - LEARNED_BURST_S
+    assert again.free_s == 90.0 - BURST_S
 
 
-def test_allowance_waits_for_the_slower_of_the_two() -> None:
+def test_model_limits_waits_for_the_slower_of_the_two() -> None:
     """Requests and tokens both hold."""
-    one = Allowance()
+    one = ModelLimits()
     one.restore(60, 60_000)
     for _ in range(100):
         one.charge(10.0, 0.0)
-    assert one.free_s == 100.0 - LEARNED_BURST_S
+    assert one.free_s == 100.0 - BURST_S
     one.charge(200_000.0, 0.0)
-    assert one.free_s == pytest.approx(201.0 - LEARNED_BURST_S)
+    assert one.free_s == pytest.approx(201.0 - BURST_S)
 
 
-def test_allowances_are_one_for_a_model_of_several_names() -> None:
+def test_account_limits_are_one_for_a_model_of_several_names() -> None:
     """By the provider's name; a model that is not served has none."""
-    every = Allowances({"fast": "gpt", "cheap": "gpt", "big": "gpt-big"})
-    assert every.of == {}
-    assert every.open("fast") is every.open("cheap") is every.of["fast"]
+    every = AccountLimits({"fast": "gpt", "cheap": "gpt", "big": "gpt-big"})
+    assert every.by_model == {}
+    assert every.open("fast") is every.open("cheap") is every.by_model["fast"]
     assert every.open("big") is not every.open("fast")
     assert every.open("else") is None
 
 
-def test_allowances_keep_a_model_over_a_reload_and_drop_one_that_left() -> None:
+def test_account_limits_keep_a_model_over_a_reload_and_drop_one_that_left() -> None:
     """Also where the client's name for it changed."""
-    every = Allowances({"a": "x", "b": "y"})
+    every = AccountLimits({"a": "x", "b": "y"})
     kept = every.open("a")
     every.open("b")
     every.configure({"c": "x", "d": "z"})
-    assert every.of == {"c": kept}
+    assert every.by_model == {"c": kept}
     assert every.open("b") is None
 
 
-def test_allowances_tell_the_least_of_their_limits_and_restore_each() -> None:
+def test_account_limits_tell_the_least_of_their_limits_and_restore_each() -> None:
     """Those that none was told of count for nothing; models that left are passed over."""
-    every = Allowances({"a": "x", "b": "y", "c": "z"})
+    every = AccountLimits({"a": "x", "b": "y", "c": "z"})
     for model, rpm in (("a", 500), ("b", 100), ("c", 0)):
         one = every.open(model)
         assert one is not None
         one.restore(rpm, 0)
-    assert every.limits == (100, 0)
+    assert every.lowest == (100, 0)
     assert every.limits_of("x") == (500, 0)
     assert every.limits_of("unknown") == (0, 0)
     stored = every.to_save()
     assert stored == (SavedLimits("x", 500, 0), SavedLimits("y", 100, 0))
-    again = Allowances({"b": "y", "q": "q"})
+    again = AccountLimits({"b": "y", "q": "q"})
     again.restore(stored)
-    assert again.limits == (100, 0)
-    assert list(again.of) == ["b"]
+    assert again.lowest == (100, 0)
+    assert list(again.by_model) == ["b"]
 
 
-def test_told_ends_a_hold_where_a_later_request_finds_something_left() -> None:
+def test_header_limit_ends_a_hold_where_a_later_request_finds_something_left() -> None:
     """Not where it was sent before the word that began the hold."""
     for spent, free_s in ((3.0, 2.5), (1.0, 2.5), (4.0, float("-inf"))):
-        it = Told(10)
+        it = HeaderLimit(10)
         for _ in range(4):
             it.charge(1.0, 0.0)
-        it.told(None, 0, None, 3.0, 0.5)
+        it.update(None, 0, None, 3.0, 0.5)
         assert it.free_s == 2.5
-        it.told(None, 50, None, spent, 0.6)
+        it.update(None, 50, None, spent, 0.6)
         assert it.free_s == free_s, spent
 
 
-def test_told_says_what_is_left_until_its_reset() -> None:
+def test_header_limit_says_what_is_left_until_its_reset() -> None:
     """The last word less what was sent since, never below 0; of answers that come out of order
     the one to the later request. Once reset, all of the limit."""
-    one = told()
+    one = header_limit()
     assert one.snapshot("m", "requests", 0.0) is None
     for _ in range(3):
         one.charge(1.0, 0.0)
-    one.told(60, 5, 20.0, spent=2.0, now=1.0)
-    one.told(60, 9, 50.0, spent=1.0, now=1.5)  # sent before that one
+    one.update(60, 5, 20.0, spent=2.0, now=1.0)
+    one.update(60, 9, 50.0, spent=1.0, now=1.5)  # sent before that one
     shot = one.snapshot("m", "requests", 11.0)
     assert shot is not None
     assert (shot.limit, shot.remaining, shot.reset_s) == (60, 4.0, 10.0)
@@ -427,28 +427,28 @@ def test_told_says_what_is_left_until_its_reset() -> None:
     assert (shot.remaining, shot.reset_s) == (60.0, 0.0)
 
 
-def test_told_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() -> None:
+def test_header_limit_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() -> None:
     """Then as much is left as was said; a limit alone says nothing of what is left."""
-    one = told()
-    one.told(None, 7, None, 0.0, 0.0)
+    one = header_limit()
+    one.update(None, 7, None, 0.0, 0.0)
     for now, reset_s in ((0.0, 60.0), (59.0, 1.0), (61.0, 0.0)):
         shot = one.snapshot("m", "tokens", now)
         assert shot is not None
         assert (shot.limit, shot.remaining, shot.reset_s) == (0, 7.0, reset_s)
-    one = told()
-    one.told(600, None, None, 0.0, 0.0)
+    one = header_limit()
+    one.update(600, None, None, 0.0, 0.0)
     shot = one.snapshot("m", "tokens", 0.0)
     assert shot is not None
     assert (shot.limit, shot.remaining) == (600, None)
 
 
-def test_allowances_tell_of_models_that_are_served_alone() -> None:
+def test_account_limits_tell_of_models_that_are_served_alone() -> None:
     """At most two a model, by the provider's name; a model that left is told of no more."""
-    every = Allowances({"a": "x", "b": "y"})
+    every = AccountLimits({"a": "x", "b": "y"})
     for model in ("a", "b"):
         one = every.open(model)
         assert one is not None
-        one.told(RateLimits(600, 5, 1.0, 6000, 50, 1.0), 0.0, 0.0, 0.0)
+        one.update(RateLimits(600, 5, 1.0, 6000, 50, 1.0), 0.0, 0.0, 0.0)
     told_of = [(shot.model, shot.kind) for shot in every.snapshot(0.0)]
     assert told_of == [("x", "requests"), ("x", "tokens"), ("y", "requests"), ("y", "tokens")]
     every.configure({"b": "y"})
