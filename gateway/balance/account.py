@@ -12,7 +12,7 @@ from math import ceil
 from msgspec.structs import replace
 
 from gateway.balance.header_limits import AccountLimits, ModelLimits, least
-from gateway.balance.health import OPEN, Health
+from gateway.balance.health import OPEN, AccountHealth
 from gateway.balance.limit import Limit
 from gateway.balance.pacer import Pacer
 from gateway.balance.saved_state import NO_CEILING, RESTORE_RATIO, SavedAccount
@@ -55,7 +55,7 @@ class Account:
         self.header_limits = AccountLimits(settings.model_map)
         self.inflight = 0
         self.widening = 1.0  # factor by which windows are widened
-        self.health = Health(balance)
+        self.health = AccountHealth(balance)
         self.last_lease = 0  # the newest lease's number; breaks ties between equal accounts
         self.successes = 0
         self.drops: dict[Verdict, int] = {}

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from gateway.balance.account import Account, tokens_used
 from gateway.balance.header_limits import ModelLimits
-from gateway.balance.health import State
+from gateway.balance.health import HealthState
 from gateway.balance.saved_state import MAX_AGE_S, SavedState
 from gateway.balance.window import Mark, Window
 from gateway.settings.schema import Account as AccountSettings
@@ -191,7 +191,7 @@ class Accounts:
             next_lease=self._next,
             now=now,
         )
-        if account.health.state is State.DRAINING and account.inflight == 0:
+        if account.health.state is HealthState.DRAINING and account.inflight == 0:
             del self._accounts[account.settings.name]
         return not took or verdict not in QUIET
 
@@ -203,7 +203,7 @@ class Accounts:
         inflight, room = 0, 0.0
         for name in accounts:
             account = self._accounts.get(name)
-            if account is not None and account.health.state is not State.DEAD_KEY:
+            if account is not None and account.health.state is not HealthState.DEAD_KEY:
                 inflight += account.inflight
                 room += account.room
         return inflight / room if room else 0.0
@@ -256,7 +256,7 @@ class Accounts:
         for name, account in self._accounts.items():
             account.check()
             assert account.inflight == held[name], (name, account.inflight, held[name])
-            assert account.health.state is not State.DRAINING or account.inflight, name
+            assert account.health.state is not HealthState.DRAINING or account.inflight, name
 
     def _best(
         self, model: str, accounts: Iterable[str], now: float, express: bool

@@ -1,23 +1,20 @@
-"""How many requests one account may have in flight: AIMD, taught by drops.
+"""Concurrency limit of one account: AIMD, cut by 429, 503 and time-outs.
 
-Nobody knows an account's true concurrency limit, and it moves. So the limit is probed as TCP
-probes a path: up while things go well, down by a factor when the provider says "too much". It
-is a ceiling only: what is worth sending below it, the windows find (window.py).
+An account's true limit is unknown and changes, so it is probed as TCP probes a path: up while
+requests succeed, down by a factor when the provider refuses one. It is only a ceiling; the size
+worth using below it is found by the windows (window.py).
 
-1. Slow start: +`QUICKLY` per success until the first drop, as fast as a window's. From then on
-   +1/limit per success, about +1 per round of requests.
-2. The limit grows only while it is in use (2 × in flight ≥ limit): an idle account's
-   successes say nothing about what it could carry (Netflix concurrency-limits, `AIMDLimit`).
-3. A drop cuts once per *episode*. Requests that were already under way when the limit was cut
-   ran under the old one, so their drops are old news (as in TCP NewReno). Without this rule a
-   burst of five 429s takes 20 to 4; with it, to 15.
-4. The limit before a cut is remembered. From there on growth is gentle and stops a tenth
-   above; when that has been carried for a round, it is the new mark. So an account that drops
-   at 40 is asked for 41 now and then, not for 60 every minute.
-5. A fault of the server (5xx, no connection) is no statement about load: it pauses growth for
-   a round and cuts nothing.
+1. Slow start: +`QUICKLY` per success until the first drop. From then on +1/limit per success,
+   about +1 per round of requests.
+2. The limit grows only while it is in use (2 × in flight ≥ limit): successes of an idle account
+   do not show what it could carry (Netflix concurrency-limits, `AIMDLimit`).
+3. A drop cuts once per episode: drops of requests that began before the last cut are ignored, as
+   in TCP NewReno. Otherwise a burst of five 429s would take 20 to 4; so it takes it to 15.
+4. The limit before a cut is the ceiling. Above it growth is slow and stops a tenth higher; once
+   that has held for a round, it is the new ceiling.
+5. A fault of the server (5xx, no connection) pauses growth for a round and cuts nothing.
 
-Rounds and successes, never seconds: a provider ten times as slow looks the same.
+All is counted in rounds and successes, never seconds, so slow providers are treated alike.
 """
 
 from __future__ import annotations
@@ -25,15 +22,15 @@ from __future__ import annotations
 QUICKLY = 2.0
 """Growth per success in slow start: three times the limit in a round."""
 PROBE_RATIO = 1.1
-"""How far above the remembered ceiling the limit goes before that is the ceiling."""
+"""How far above the ceiling the limit goes before that becomes the ceiling."""
 GENTLY = 0.25
-"""Growth per success above the remembered ceiling, of the usual one."""
+"""Growth per success above the ceiling, as a share of the usual growth."""
 
 
 class Limit:
     """One account's concurrency limit.
 
-    Leases are known by increasing numbers; "older than the last cut" is a comparison of them.
+    Leases are increasing numbers, so "older than the last cut" is a comparison of two of them.
     """
 
     __slots__ = (
@@ -60,14 +57,14 @@ class Limit:
         self.configure(low, high, cut_ratio)
 
     def configure(self, low: int, high: int, cut_ratio: float) -> None:
-        """New bounds; what was learned stays, moved inside them. `high` wins over `low`."""
+        """Sets new bounds and moves the limit inside them. `high` wins over `low`."""
         self._high = float(high)
         self._low = float(min(low, high))
         self._cut_ratio = cut_ratio
         self.value = min(max(self.value, self._low), self._high)
 
     def restore(self, value: float, ceiling: float) -> None:
-        """What was learned before: no slow start where a ceiling is known."""
+        """Takes back a saved limit; without slow start if a ceiling is known."""
         self.value = min(max(value, self._low), self._high)
         self.ceiling = ceiling
         self._slow_start = ceiling == float("inf")
@@ -80,7 +77,7 @@ class Limit:
         return inflight + 1 <= self.value
 
     def on_success(self, inflight: int) -> None:
-        """`inflight` includes the request that just ended."""
+        """Grows the limit where it is in use. `inflight` includes the request that just ended."""
         if self._paused > 0.0:
             self._paused -= 1.0
         elif 2 * inflight >= self.value:
@@ -100,8 +97,10 @@ class Limit:
         self.value = min(self._high, value + step)
 
     def on_drop(self, lease: int, next_lease: int) -> bool:
-        """Cuts, unless `lease` began before the last cut. `next_lease` is the number the next
-        lease will get: everything below it belongs to this episode. True if it cut."""
+        """Cuts the limit unless `lease` began before the last cut; True if it cut.
+
+        `next_lease` is the number of the next lease: all below it belong to this episode.
+        """
         if lease < self._episode:
             return False
         self.ceiling = self.value
@@ -113,4 +112,5 @@ class Limit:
         return True
 
     def on_fault(self) -> None:
+        """Pauses growth for a round."""
         self._paused = self.value

@@ -1,29 +1,30 @@
-"""Requests and tokens a minute, spent before the provider has to say no.
+"""Rate limits of one account from the settings: requests and tokens a minute.
 
-Each limit is a `Meter`, a leaky bucket kept as one time stamp (GCRA, ITU-T I.371): the moment
-at which everything charged so far will have drained. It may be ahead of the clock by at most
-the burst; the moment it is no more than that, the next charge may come.
+Each limit is a `Meter`, a leaky bucket kept as one time stamp (GCRA, ITU-T I.371): the time at
+which everything charged so far will have drained. The next charge may come when that time is
+ahead of the clock by no more than the burst.
 
-So whether a request may start never depends on its own size: the one that crosses the line is
-let through and those behind it pay by waiting. A large request cannot be starved by small ones,
-and "when may the next start" is the same number that "may it start" compares with the clock.
+Whether a request may start does not depend on its own size: the one that exceeds the limit is let
+through, and those behind it wait. So small requests cannot starve a large one, and one number
+answers both "may it start" and "when may it start".
 
-The limits here are the account's own, from the settings, and hold for all its models together.
+These limits hold for all models of the account together.
 Limits from a provider's headers are per model: header_limits.py.
 """
 
 from __future__ import annotations
 
 BURST_S = 1.0
-"""What may be spent at once of a limit of the settings, in seconds of its rate: some providers
-enforce a minute's limit in slices of 1 to 10 s."""
+"""How much of a limit may be spent at once, in seconds of its rate. Some providers enforce a
+minute's limit in slices of 1 to 10 s."""
 NEVER = float("-inf")
 
 
 class Meter:
     """One limit a minute; 0 means none.
 
-    `free_s`: from then on another charge may come (seconds on the caller's clock).
+    `free_s`: the time from which another charge may come (seconds on the caller's clock).
+    `rate`: per second.
     """
 
     __slots__ = ("_burst_s", "_drained_s", "free_s", "rate")
@@ -34,20 +35,24 @@ class Meter:
         self.configure(per_minute)
 
     def configure(self, per_minute: float) -> None:
-        """A new limit; the debt stays, in seconds."""
+        """Sets a new limit; the debt stays, in seconds."""
         self.rate = per_minute / 60.0
         self._update()
 
     def charge(self, amount: float, now: float) -> None:
-        """Spends `amount`; a negative one gives back what an earlier charge was too large by.
-        What has drained already cannot be given back: every charge starts from the clock."""
+        """Spends `amount`; a negative one corrects an earlier charge that was too large.
+
+        An amount that has already drained is not given back.
+        """
         if self.rate:
             self._drained_s = max(self._drained_s, now) + amount / self.rate
             self.free_s = self._drained_s - self._burst_s
 
     def set_level(self, level: float, now: float) -> None:
-        """So much may be spent at once from `now` on, at most the burst. A level of 0 or less
-        forgives no debt that is larger."""
+        """Lets `level`, at most the burst, be spent at once from `now` on.
+
+        A level of 0 or less does not reduce a larger debt.
+        """
         if self.rate:
             ahead_s = self._burst_s - min(max(level, 0.0) / self.rate, self._burst_s)
             owed_s = self._drained_s if level <= 0.0 else NEVER
@@ -64,14 +69,18 @@ class Meter:
 
 
 class Pacer:
-    """One account's RPM and TPM. A charge of tokens is prompt + reserve, corrected at the end."""
+    """One account's requests and tokens a minute; 0 means no limit.
+
+    A charge of tokens is prompt plus reserve, corrected when the request ends. `free_s`: the time
+    from which another request may start.
+    """
 
     __slots__ = ("free_s", "requests", "tokens")
 
     def __init__(self, rpm: int, tpm: int) -> None:
         self.requests = Meter(rpm)
         self.tokens = Meter(tpm)
-        self.free_s = NEVER  # from then on another request may start
+        self.free_s = NEVER
 
     def configure(self, rpm: int, tpm: int) -> None:
         self.requests.configure(rpm)
@@ -84,7 +93,7 @@ class Pacer:
         self._update()
 
     def correct(self, tokens: float, now: float) -> None:
-        """`tokens` is actual minus charged."""
+        """Adds `tokens`, actual minus charged."""
         self.tokens.charge(tokens, now)
         self._update()
 

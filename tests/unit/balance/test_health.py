@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.balance.health import MIN_BACKOFF_S, TRANSITIONS, Signal, State
+from gateway.balance.health import MIN_BACKOFF_S, TRANSITIONS, HealthSignal, HealthState
 from gateway.types import Reason, Verdict
 from tests.unit.balance.driver import Driver
 
@@ -213,7 +213,7 @@ def test_account_says_when_it_heals() -> None:
 
 def test_transitions_reach_every_state_and_leave_every_state() -> None:
     """The table has no dead end but draining, whose way back is a reload."""
-    assert set(TRANSITIONS.values()) == set(State)
-    for state in State:
+    assert set(TRANSITIONS.values()) == set(HealthState)
+    for state in HealthState:
         assert any(a is state and b is not state for (a, _), b in TRANSITIONS.items()), state
-    assert {signal for _, signal in TRANSITIONS} == set(Signal)
+    assert {signal for _, signal in TRANSITIONS} == set(HealthSignal)
