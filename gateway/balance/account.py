@@ -163,7 +163,7 @@ class Account:
         """Requests that may be in flight at once, over all models that are in use."""
         if self._watches:
             return ENDLESS
-        used = [w.base for w in self.windows.values() if w.inflight or w.knows]
+        used = [w.base for w in self.windows.values() if w.inflight or w.has_evidence]
         if not self.window_by_model or not used:
             return self.limit.value
         return min(self.limit.value, sum(used) * self.widening)
@@ -226,7 +226,7 @@ class Account:
             name=self.settings.name,
             limit=self.limit.value,
             ceiling=min(self.limit.ceiling, NO_CEILING),
-            windows=tuple(w.to_save() for w in self.windows.values() if w.knows),
+            windows=tuple(w.to_save() for w in self.windows.values() if w.has_evidence),
             header_limits=self.header_limits.to_save(),
         )
 

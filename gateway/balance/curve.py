@@ -1,29 +1,20 @@
-"""How a provider slows down as more is in flight: the family of curves, and which one it is.
+"""How a provider slows down under load: a family of curves, and the probability of each.
 
-A black-box provider serves N requests at once, each 1/g(N) as fast as one alone. What a window
-should be follows from g alone, for the throughput of N is N/g(N):
+A provider serves N requests at once, each 1/g(N) as fast as one alone; throughput is N/g(N).
 
-    g(N)                throughput                       the window
+    g(N)                throughput                       best window
     1 + aN              rises for ever                   wide: 9/a, more under a backlog
     max(1, N/N0)        rises to N0, then flat           N0
     (N/N0)^p, 1+(N/n)²  rises to a peak, then falls      the peak
 
-All of these, and the universal scalability law nearly, are one family,
+One family holds all of these, and nearly the universal scalability law:
 
-    g(N) = (1 + (N/n)^s)^(p/s)      n where, s how sharply, p how steeply it bends.
+    g(N) = (1 + (N/n)^s)^(p/s)      n: where it bends, s: how sharply, p: how steeply
 
-Which member a provider is, a few noisy latencies do not say; they say how likely each is. So no
-single fit is believed: every curve of a fixed grid gets its posterior probability from the
-binned latencies (its scale integrated out), and the window is the N of the best *expected* log
-throughput under all of them, less a price for its size: it stops where the last tenth more in
-flight brings less than one per cent, for that tenth is what the short requests wait inside the
-provider. The price also says how much too wide is as bad as too narrow: where the bend is not
-known exactly, a window ends up where nine tenths of the curves have bent. Where the data know
-nothing, the curves that bend further out outweigh the others, so ignorance explores and evidence
-settles; and no threshold has to tell a straight line from a flat top.
-
-Smooth bends (s = 2, 4) are given little weight before the data
-speak, lest a few unsteady samples around a sharp knee pass for one.
+A few noisy latencies do not identify one curve, so every curve of a fixed grid gets its posterior
+probability, with the scale of latencies integrated out. The window is the N of the best expected
+log throughput less `price` × ln N: it stops where a tenth more in flight brings less than 1 %.
+Where the data say little, the curves that bend further out dominate, so the window explores.
 """
 
 from __future__ import annotations
@@ -37,11 +28,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-PRICE = 0.1  # of log throughput, for every e-fold of the window
+PRICE = 0.1  # of log throughput, per e-fold of the window
 SHARP = (1.0, 2.0, 4.0, 32.0)
 STEEP = (1.0, 1.5, 2.0)
-BENT = 0.35  # log throughput that twice as much in flight brings where no bend was seen
-_WHOLE = 24  # up to here a bin per number in flight, above it every tenth
+BENT = 0.35  # gain of log throughput from twice the load above which no bend was seen
+_WHOLE = 24  # up to here one bin per number in flight, above it steps of a tenth
 _LN_N: Floats = np.log(np.concatenate([np.arange(1.0, _WHOLE), _WHOLE * 1.1 ** np.arange(42)]))
 BINS = len(_LN_N)
 _N: Floats = np.unique(np.round(np.exp(_LN_N)))
@@ -54,7 +45,7 @@ def _log_slowdown(ln_n: Floats, ln_knee: Floats, sharp: Floats, steep: Floats) -
 
 
 def _grid() -> tuple[Floats, Floats, Floats]:
-    """Sharp bends finely in n, for they move the window by as much; round ones coarsely."""
+    """Parameters s, p and ln n of every curve: n in fine steps for sharp bends."""
     parts = []
     for sharp in SHARP:
         turns = np.arange(0.3, _LN_N[-1] + 0.7, 0.04 if sharp > 4.0 else 0.12)
@@ -64,24 +55,26 @@ def _grid() -> tuple[Floats, Floats, Floats]:
 
 
 _S, _P, _K = _grid()
-_PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # nobody slows down by half when two are served
+_PLAUSIBLE = (_S > 1.0) | (_K >= 1.1)  # no provider slows down by half with two requests
 _S, _P, _K = _S[_PLAUSIBLE], _P[_PLAUSIBLE], _K[_PLAUSIBLE]
 _LINEAR = (_S == 1.0) & (_P == 1.0)
 _G = np.ascontiguousarray(
     _log_slowdown(_LN_N[:, None], _K[None, :], _S[None, :], _P[None, :])
 )  # bins × curves
 _G2 = _G * _G
+# Smooth bends (s = 2, 4) get little weight, so that a few unsteady samples around a sharp knee are
+# not taken for one.
 _PRIOR: Floats = np.log(
     np.where(_P > 1.0, 0.5, 1.0) * np.where(_S == 1.0, 3.0, np.where(_S < 5.0, 0.15, 1.0))
 )
-SCALE_SD = 3.0  # of the log scale: the unloaded latency is what the data say it is
+SCALE_SD = 3.0  # prior standard deviation of the log scale: wide, the data decide
 
 
 class Curve(Struct, frozen=True):
-    """The likeliest member of the family."""
+    """The likeliest member of the family; all 0 while the regime is unknown."""
 
     regime: str = "unknown"
-    knee: float = 0.0  # requests in flight at the knee or peak; 0: none
+    knee: float = 0.0  # requests in flight at the knee or peak; 0: no knee
     turn: float = 0.0  # n
     sharp: float = 0.0  # s
     steep: float = 0.0  # p
@@ -94,28 +87,28 @@ class Curve(Struct, frozen=True):
 
 
 class Posterior(Struct, frozen=True):
-    """What the bins say: per bin, in order of N."""
+    """Probabilities of the curves, given the bins; arrays are per bin, in order of N."""
 
     log_slowdown: Floats  # expected, relative to a request alone
     log_throughput: Floats  # expected, up to a constant
-    scale: float  # expected log of latency / the size fit's, unloaded
+    scale: float  # expected log of (unloaded latency / its fit by size)
     likeliest: int  # index of the likeliest curve
     peaked: float  # probability that throughput falls behind a peak
-    linear: float  # that latency grows along a straight line
+    linear: float  # probability that latency grows along a straight line
 
     def best(self, low: float, high: float, price: float = PRICE) -> float:
-        """The N in [low, high] of the greatest worth."""
+        """The N in [low, high] with the greatest worth."""
         ns = _candidates(low, high)
         return float(ns[int(np.argmax(self.worth(ns, price)))])
 
     def worth(self, ns: Floats, price: float = PRICE) -> Floats:
-        """Expected log throughput less `price` for every e-fold of the window."""
+        """Expected log throughput at each of `ns`, less `price` per e-fold."""
         ln_n = np.log(ns)
         value: Floats = np.interp(ln_n, _LN_N, self.log_throughput) - price * ln_n
         return value
 
     def gain(self, n: float, than: float) -> float:
-        """Expected log of throughput at `n` over that at `than`."""
+        """Expected log of (throughput at `n` / throughput at `than`)."""
         at, base = np.interp(np.log([n, than]), _LN_N, self.log_throughput)
         return float(at - base)
 
@@ -125,8 +118,8 @@ class Posterior(Struct, frozen=True):
         return value
 
     def curve(self, explored: float) -> Curve:
-        """The likeliest regime and its parameters. `explored`: the highest N there is evidence
-        of; where twice as much is still expected to bring that much more, no bend was seen."""
+        """The likeliest curve; unknown while no bend was seen up to `explored`, the highest N
+        with evidence."""
         if self.gain(2.0 * explored, explored) > BENT:
             return Curve()
         i = self.likeliest
@@ -146,7 +139,7 @@ def _candidates(low: float, high: float) -> Floats:
 
 
 class LatencyBins:
-    """Log latencies over ln N: weight and weighted sum per bin, older ones fading."""
+    """Log latencies binned by ln N: weight and weighted sum per bin; old samples fade."""
 
     __slots__ = ("sums", "weights")
 
@@ -157,9 +150,10 @@ class LatencyBins:
     def add(
         self, ln_n: Floats, values: Floats, weights: Floats, slope: Floats, keep: Floats
     ) -> None:
-        """Samples, each shared between its two neighbouring bins, after what is there has
-        faded to `keep` of itself. `slope`: the log slowdown per bin that carries a value from
-        its N to its bins'."""
+        """Fades the bins to `keep` and adds samples, each shared by its two nearest bins.
+
+        `slope` is the log slowdown per bin, by which a value moves from its own N to a bin's.
+        """
         right = np.clip(np.searchsorted(_LN_N, ln_n), 1, BINS - 1)
         left = right - 1
         share = np.clip((ln_n - _LN_N[left]) / (_LN_N[right] - _LN_N[left]), 0.0, 1.0)
@@ -170,15 +164,16 @@ class LatencyBins:
             np.add.at(self.sums, index, part * (values + slope[index] - here))
 
     def fade(self, keep: float | Floats) -> None:
+        """Keeps a share of the evidence, one for all bins or one per bin."""
         self.weights *= keep
         self.sums *= keep
 
     def shift(self, by: float) -> None:
-        """The size fit's scale moved by `by`: what was measured against it did too."""
+        """Follows a change by `by` of the log scale that latencies are divided by."""
         self.sums -= by * self.weights
 
     def explored(self) -> float:
-        """The highest N with evidence worth a few samples; 1.0 where there is none."""
+        """The highest N with evidence of a few samples; 1.0 where there is none."""
         tail = np.cumsum(self.weights[::-1])[::-1]
         known = np.flatnonzero(tail >= 3.0)
         return float(np.exp(_LN_N[known[-1]])) if len(known) else 1.0
@@ -188,7 +183,7 @@ class LatencyBins:
         return float(self.weights[math.log(n) >= _LN_N].sum()) >= 3.0
 
     def posterior(self, variance: float) -> Posterior:
-        """`variance` is that of one log latency around its curve."""
+        """The probability of each curve. `variance`: of one log latency around its curve."""
         known = np.flatnonzero(self.weights > 1e-6)
         part = slice(known[0], known[-1] + 1) if len(known) else slice(0, 0)
         w, wy = self.weights[part], self.sums[part]
@@ -213,7 +208,7 @@ class LatencyBins:
 
 
 def fade_by_distance(n: float, near: float, far: float) -> Floats:
-    """What to keep per bin: `near` within a factor of two of `n`, `far` elsewhere."""
+    """The share to keep per bin: `near` within a factor of two of `n`, `far` elsewhere."""
     keep: Floats = np.where(np.abs(_LN_N - math.log(max(n, 1.0))) <= math.log(2.0), near, far)
     return keep
 
@@ -223,7 +218,7 @@ def as_tuple(values: Floats) -> tuple[float, ...]:
 
 
 def as_bins(weights: Sequence[float], sums: Sequence[float]) -> LatencyBins:
-    """Raises ValueError where they are of another grid, or no numbers."""
+    """Bins from saved values. Raises ValueError for another grid or for no numbers."""
     bins = LatencyBins()
     bins.weights, bins.sums = np.array(weights, np.float64), np.array(sums, np.float64)
     if bins.weights.shape != (BINS,) or bins.sums.shape != (BINS,):

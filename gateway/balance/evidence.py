@@ -39,24 +39,24 @@ from gateway.balance.curve import (
 from gateway.balance.saved_state import SavedWindow
 
 NEAR_ROUNDS = 30.0  # memory of latencies within a factor of two of the present N
-FAR_ROUNDS = 100.0  # and elsewhere, and of the unloaded latency
+FAR_ROUNDS = 100.0  # memory of other latencies and of the unloaded latency
 MIN_MEMORY = 128.0  # samples
-UNSTEADY = 0.12  # relative deviation of N over a life at which a sample counts half
+UNSTEADY = 0.12  # relative deviation of N over a request's life at which a sample counts half
 SURPRISE = 4.0  # standard errors
 GOOD_SURPRISE = 3.0  # the same for better than expected, above the window
-HOPE = 2.0  # from here on it is looked at again at once
-FORGET = 0.1  # what is kept after a surprise
-RECENT = 4.0  # times as fast fades what a surprise is judged by
+HOPE = 2.0  # standard errors above the window from which a probe is repeated at once
+FORGET = 0.1  # share of the evidence kept after a surprise
+RECENT = 4.0  # how much faster the residuals fade that a surprise is judged by
 NOISE = (0.08, 0.6)  # bounds of the standard deviation of log latencies
 FIRST_NOISE = 0.3
-MEDIAN_SIZE = np.array([[1.0, 250.0, 250.0]])  # by which accounts are compared
+MEDIAN_SIZE = np.array([[1.0, 250.0, 250.0]])  # the request by which accounts are compared
 
 PRIOR = np.array([1.0, 0.0005, 0.04])
-"""Seconds for an empty request, a prompt token, an output token: a guess of their proportions
-that the first latencies scale and a dozen samples overrule."""
+"""Seconds for an empty request, a prompt token, an output token: first guess of their proportions,
+scaled by the first latencies and outweighed by a dozen samples."""
 PRIOR_WEIGHT = 1.5  # samples
 LEAST_BASE = 0.001  # of a mean latency
-CLIP = 2.5  # a latency this many times too long or too short counts as this many times
+CLIP = 2.5  # factor by which a latency may differ from its fit; more is cut to it
 
 
 class Sample(Struct, frozen=True, gc=False):
@@ -69,8 +69,12 @@ class Sample(Struct, frozen=True, gc=False):
     output_tokens: float
 
 
-class Unloaded:
-    """The three coefficients, found online."""
+class UnloadedLatency:
+    """Coefficients of the unloaded latency, fitted online by weighted least squares.
+
+    Errors grow with the latency, so relative errors are minimised: weights 1/fitted², one
+    iteration per fit. Old samples fade. Coefficients are never negative.
+    """
 
     __slots__ = ("_matrix", "_vector", "count", "theta")
 
@@ -81,13 +85,15 @@ class Unloaded:
         self.count = 0.0  # samples, faded
 
     def of(self, sizes: Floats) -> Floats:
-        """Seconds per row of (1, prompt tokens, output tokens)."""
+        """Seconds for each row of (1, prompt tokens, output tokens)."""
         value: Floats = sizes @ self.theta
         return value
 
     def learn(self, sizes: Floats, latencies_s: Floats, keep: float) -> float:
-        """`latencies_s` as they would have been unloaded. Returns the log by which the scale
-        of these sizes moved."""
+        """Fits to latencies that are already divided by the slowdown.
+
+        Returns the change of the log scale, as a mean over these sizes.
+        """
         before = self.of(sizes)
         if not self.count:
             self.theta = PRIOR * float(np.exp(np.mean(np.log(latencies_s / before))))
@@ -101,13 +107,12 @@ class Unloaded:
         return float(np.mean(np.log(self.of(sizes) / before)))
 
     def restore(self, theta: tuple[float, float, float]) -> None:
-        """Coefficients learned before; fresh samples soon outweigh them."""
+        """Takes back saved coefficients; new samples soon outweigh them."""
         self.theta = np.array(theta)
         self.count = 1e-6
 
     def _solve(self, sizes: Floats) -> None:
-        """Non-negative least squares by leaving out what would be negative, with a prior on
-        the proportions."""
+        """Solves with a prior on the proportions; drops coefficients that would be negative."""
         typical = np.diagonal(self._matrix) / self.count
         guess = PRIOR * float(np.exp(np.mean(np.log(self.of(sizes) / (sizes @ PRIOR)))))
         prior = PRIOR_WEIGHT * (typical + 1e-12)
@@ -121,30 +126,29 @@ class Unloaded:
                 theta[active] = part
                 break
             active.pop(int(np.argmin(part)))
-        # An empty request takes some time, whatever the least squares make of it: a latency is
-        # divided by this.
+        # An empty request takes some time: latencies are divided by the fit.
         theta[0] = max(theta[0], LEAST_BASE * float(np.mean(sizes @ theta)))
         if theta[0] > 0.0:
             self.theta = theta
 
 
 class Evidence:
-    """Of one window. `window` in its methods is the number of requests it allows."""
+    """Evidence of one window. `window` in its methods is the number of requests it allows."""
 
-    __slots__ = ("_bins", "_recent", "_unloaded", "_variance", "curve", "known", "slowdown")
+    __slots__ = ("_bins", "_recent", "_unloaded", "_variance", "curve", "posterior", "slowdown")
 
     def __init__(self) -> None:
-        self._unloaded = Unloaded()
+        self._unloaded = UnloadedLatency()
         self._bins = LatencyBins()
         self._variance = FIRST_NOISE**2
-        # Weight and sum of the residuals of late: up to the window, above it.
+        # Weight and sum of recent residuals: up to the window, above it.
         self._recent = ([0.0, 0.0], [0.0, 0.0])
-        self.known: Posterior | None = None
+        self.posterior: Posterior | None = None
         self.curve = Curve()
-        self.slowdown = 1.0  # recent latency / unloaded
+        self.slowdown = 1.0  # recent latency / unloaded latency
 
     def look(self, batch: list[Sample], window: float) -> bool:
-        """Takes a batch in; True where it showed more capacity than the curve knew of."""
+        """Takes in a batch; True if it showed more capacity than the curve expected."""
         ln_n = np.log(np.array([max(s.inflight, 1.0) for s in batch]))
         steady = np.array(
             [1.0 / (1.0 + (s.deviation / (UNSTEADY * s.inflight)) ** 2) for s in batch]
@@ -154,14 +158,14 @@ class Evidence:
         near = math.exp(-len(batch) / max(MIN_MEMORY, NEAR_ROUNDS * window))
         far = math.exp(-len(batch) / max(MIN_MEMORY, FAR_ROUNDS * window))
 
-        known = self.known
-        slope = known.log_slowdown if known else np.zeros(BINS)
-        expected = known.slowdown_at(ln_n) if known else np.zeros(len(batch))
-        scale = known.scale if known else 0.0
+        posterior = self.posterior
+        slope = posterior.log_slowdown if posterior else np.zeros(BINS)
+        expected = posterior.slowdown_at(ln_n) if posterior else np.zeros(len(batch))
+        scale = posterior.scale if posterior else 0.0
         moved = self._unloaded.learn(sizes, latency_s / np.exp(expected + scale), far)
         logs = np.log(latency_s / self._unloaded.of(sizes))
         better = False
-        if known:
+        if posterior:
             self._bins.shift(moved)
             expected += scale - moved
             reach = max(3.0 * math.sqrt(self._variance), 1.0)
@@ -190,26 +194,26 @@ class Evidence:
         return better
 
     def _errors(self, side: int) -> float:
-        """Standard errors between recent latencies and the curve."""
+        """Distance of recent latencies from the curve, in standard errors."""
         weight, total = self._recent[side]
         return abs(total) / math.sqrt(self._variance * max(weight, 4.0))
 
     def _conclude(self, ln_n: Floats, logs: Floats, weights: Floats) -> None:
-        known = self.known = self._bins.posterior(self._variance)
-        residual = logs - known.slowdown_at(ln_n) - known.scale
+        posterior = self.posterior = self._bins.posterior(self._variance)
+        residual = logs - posterior.slowdown_at(ln_n) - posterior.scale
         keep = math.exp(-len(logs) / MIN_MEMORY)
         latest = float(weights @ residual**2 / weights.sum())
         variance = self._variance * keep + (1.0 - keep) * latest
         self._variance = min(max(variance, NOISE[0] ** 2), NOISE[1] ** 2)
-        self.curve = known.curve(self._bins.explored())
+        self.curve = posterior.curve(self._bins.explored())
         recent = math.log(self.slowdown) * keep**RECENT
         self.slowdown = math.exp(
-            recent + (1.0 - keep**RECENT) * (float(np.mean(logs)) - known.scale)
+            recent + (1.0 - keep**RECENT) * (float(np.mean(logs)) - posterior.scale)
         )
 
     @property
     def hopeful(self) -> bool:
-        """What ran above the window went better than the curve says, if not yet surely."""
+        """True if requests above the window were probably faster than the curve expects."""
         return self._recent[1][1] < 0.0 and self._errors(1) > HOPE
 
     def explored(self) -> float:
@@ -219,23 +223,23 @@ class Evidence:
         return self._bins.known_below(n)
 
     def work_s(self, batch: list[Sample]) -> float:
-        """What the batch would have taken alone, one after the other."""
+        """Seconds that the batch would take unloaded, one request after the other."""
         sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
         return float(self._unloaded.of(sizes).sum())
 
     @property
     def coefficients(self) -> tuple[float, float, float]:
-        """Unloaded seconds of an empty request, a prompt token, an output token."""
-        scale = math.exp(self.known.scale) if self.known else 0.0
+        """Unloaded seconds for an empty request, per prompt token, per output token."""
+        scale = math.exp(self.posterior.scale) if self.posterior else 0.0
         base, prompt, output = (float(c) * scale for c in self._unloaded.theta)
         return base, prompt, output
 
     @property
     def alone_s(self) -> float:
-        """Seconds of a request of middling size alone; 0.0 while nothing is known."""
-        if self.known is None:
+        """Unloaded seconds of a request of medium size; 0.0 while nothing is known."""
+        if self.posterior is None:
             return 0.0
-        return float(self._unloaded.of(MEDIAN_SIZE)[0]) * math.exp(self.known.scale)
+        return float(self._unloaded.of(MEDIAN_SIZE)[0]) * math.exp(self.posterior.scale)
 
     def to_save(self, model: str, window: float) -> SavedWindow:
         base, prompt, output = (float(c) for c in self._unloaded.theta)
@@ -249,8 +253,10 @@ class Evidence:
         )
 
     def restore(self, saved: SavedWindow, keep: float) -> None:
-        """Takes `keep` of what was saved. Raises ValueError where it is of another grid or no
-        numbers."""
+        """Takes back a share `keep` of saved evidence.
+
+        Raises ValueError if it is of another grid, or no numbers.
+        """
         bins = as_bins(saved.weights, saved.sums)
         if not saved.noise > 0.0 or not 0.0 < sum(saved.coefficients) < math.inf:
             raise ValueError("learned: not of a window")
@@ -258,5 +264,5 @@ class Evidence:
         self._bins.fade(keep)
         self._variance = min(max(saved.noise**2, NOISE[0] ** 2), NOISE[1] ** 2)
         self._unloaded.restore(saved.coefficients)
-        self.known = self._bins.posterior(self._variance)
-        self.curve = self.known.curve(self._bins.explored())
+        self.posterior = self._bins.posterior(self._variance)
+        self.curve = self.posterior.curve(self._bins.explored())

@@ -224,8 +224,8 @@ class Window:
             self._steer(full, len(batch), _middle(batch), next_lease)
 
     def _steer(self, full: bool, answers: int, inflight: float, next_lease: int) -> None:
-        known = self._evidence.known
-        assert known is not None
+        posterior = self._evidence.posterior
+        assert posterior is not None
         settled = self._fresh >= max(BATCH[0], self.value / 2.0)
         self._pressed = self._pressed + answers if full else self._pressed * RELAXED
         self._unshrunk = self._unshrunk + answers if full else self._unshrunk * RELAXED
@@ -233,7 +233,7 @@ class Window:
         climb = min(CLIMB * (1.0 + self._unshrunk / PATIENT), LEAP)
         far, step = (LEAP, LEAP) if self._slow_start else (FAR, climb)
         reach = max(far * self._evidence.explored(), self.base)
-        best = known.best(self._low, min(self._high, reach), price)
+        best = posterior.best(self._low, min(self._high, reach), price)
         if best < ARRIVED * self.base:
             self._slow_start = False
         if self._probing:
@@ -242,7 +242,7 @@ class Window:
             self._probing = False
         if full and settled and not self._slow_start and self._anchor(next_lease):
             return
-        worth = known.worth(np.array([best, self.base]), price)
+        worth = posterior.worth(np.array([best, self.base]), price)
         # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
         # But one that was not full may have had more in flight than is best.
         may_grow = full and (settled or self._slow_start)
@@ -256,7 +256,7 @@ class Window:
         elif self.value != self.base:
             self._move(self.base, next_lease)
         if full and settled and not self._slow_start:
-            self._probe(known, next_lease)
+            self._probe(posterior, next_lease)
 
     def _anchor(self, next_lease: int) -> bool:
         """A round at ease, where the provider was not seen so for long."""
@@ -268,15 +268,15 @@ class Window:
         self._strained = 0.0
         return self._try(to, next_lease)
 
-    def _probe(self, known: Posterior, next_lease: int) -> None:
+    def _probe(self, posterior: Posterior, next_lease: int) -> None:
         """One round wider or, every other time, narrower. Often where the curve says it is
         free, now and then where it says that it costs."""
         hopeful = self._evidence.hopeful
         upward = hopeful or not self._upward
-        width = _affordable(known, self.base, WIDER if upward else NARROWER, FREE)
+        width = _affordable(posterior, self.base, WIDER if upward else NARROWER, FREE)
         if not width and self._unprobed >= COST_EVERY:
             upward = True
-            width = _affordable(known, self.base, WIDER, COST) or LEAST_STEP
+            width = _affordable(posterior, self.base, WIDER, COST) or LEAST_STEP
         if not width or (self._unprobed < FREE_EVERY and not hopeful):
             return
         self._upward = upward
@@ -301,8 +301,8 @@ class Window:
     # ---- for others
 
     @property
-    def knows(self) -> bool:
-        return self._evidence.known is not None
+    def has_evidence(self) -> bool:
+        return self._evidence.posterior is not None
 
     def snapshot(self) -> WindowSnapshot:
         base_s, prompt_s, output_s = self._evidence.coefficients
@@ -347,10 +347,10 @@ def _middle(batch: list[Sample]) -> float:
     return sorted(sample.inflight for sample in batch)[len(batch) // 2]
 
 
-def _affordable(known: Posterior, base: float, width: float, cost: float) -> float:
+def _affordable(posterior: Posterior, base: float, width: float, cost: float) -> float:
     """The factor nearest to `width` at which the curve expects to lose at most `cost` of log
     throughput; 0.0 where it is hardly a step."""
-    while known.gain(base * width, base) < -cost:
+    while posterior.gain(base * width, base) < -cost:
         width **= 0.8
         if abs(math.log(width)) < math.log(LEAST_STEP):
             return 0.0

@@ -20,7 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.balance.curve import Curve, Floats, LatencyBins
-from gateway.balance.evidence import Unloaded
+from gateway.balance.evidence import UnloadedLatency
 from gateway.errors import SettingsError
 from gateway.types import ObservedRow, Outcome, Workload
 from gateway.workbench.simulate.request_rows import Row
@@ -96,18 +96,18 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
     expected = np.zeros(len(rows))
     ones = np.ones(len(rows))
     for _ in range(ROUNDS):  # size and curve, each given the other
-        unloaded, bins = Unloaded(), LatencyBins()
+        unloaded, bins = UnloadedLatency(), LatencyBins()
         for _ in range(3):  # its weights are those of the fit before
             unloaded.learn(sizes, took / np.exp(expected), 0.0)
         logs = np.log(took / unloaded.of(sizes))
         flat = np.zeros_like(bins.weights)
         bins.add(ln_n, logs, ones, flat, np.ones_like(bins.weights))
-        known = bins.posterior(NOISE**2)
-        expected = known.slowdown_at(ln_n) + known.scale
-    curve = known.curve(bins.explored())
-    residual = np.log(took / unloaded.of(sizes)) - known.slowdown_at(ln_n) - known.scale
+        posterior = bins.posterior(NOISE**2)
+        expected = posterior.slowdown_at(ln_n) + posterior.scale
+    curve = posterior.curve(bins.explored())
+    residual = np.log(took / unloaded.of(sizes)) - posterior.slowdown_at(ln_n) - posterior.scale
     noise = max(float(residual.std()), LEAST_NOISE)
-    base_s, prompt_s, output_s = (unloaded.theta * np.exp(known.scale)).tolist()
+    base_s, prompt_s, output_s = (unloaded.theta * np.exp(posterior.scale)).tolist()
     nature = Nature(
         shape="fitted",
         knee=curve.turn or 10.0 * float(inflight.max()),

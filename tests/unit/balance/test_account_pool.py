@@ -460,7 +460,7 @@ def test_accounts_window_is_taught_by_successes_alone() -> None:
     for n in range(30):
         lease = it.take("a", "m", 100.0, float(n))
         it.give_back(lease, Verdict.IGNORED, tokens=100.0, output_tokens=50.0, now=n + 0.5)
-    assert not it._accounts["a"].windows["m"].knows
+    assert not it._accounts["a"].windows["m"].has_evidence
     assert it.snapshot(99.0)[0].windows[0].inflight == 0
 
 

@@ -29,8 +29,8 @@ def told(slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2
 
 
 def best(slowdown: Slowdown, ns: list[float]) -> tuple[float, Posterior]:
-    known = told(slowdown, ns).posterior(0.04)
-    return known.best(2, 256), known
+    posterior = told(slowdown, ns).posterior(0.04)
+    return posterior.best(2, 256), posterior
 
 
 SEEN = [3.0, 6.0, 12.0, 20.0, 28.0]
@@ -48,9 +48,9 @@ def test_posterior_puts_the_window_at_the_knee(shape: str, low: int, high: int) 
 
 def test_posterior_of_a_straight_line_is_wide() -> None:
     """Far beyond what was seen, to where a tenth more in flight brings one per cent."""
-    at, known = best(SHAPES["linear"](12), SEEN)
+    at, posterior = best(SHAPES["linear"](12), SEEN)
     assert 5 * 12 < at < 12 * 12
-    assert known.linear > 0.5
+    assert posterior.linear > 0.5
 
 
 def test_posterior_at_a_lower_price_is_wider() -> None:
@@ -63,9 +63,9 @@ def test_posterior_at_a_lower_price_is_wider() -> None:
 def test_posterior_that_saw_no_bend_explores() -> None:
     """As wide as it may, and it names no regime."""
     bins = told(lambda n: 1.0, [2.0, 4.0, 8.0])
-    known = bins.posterior(0.04)
-    assert known.best(2, 16) == 16
-    assert known.curve(bins.explored()).regime == "unknown"
+    posterior = bins.posterior(0.04)
+    assert posterior.best(2, 16) == 16
+    assert posterior.curve(bins.explored()).regime == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -172,20 +172,20 @@ def test_posterior_is_bayes_rule(each: int) -> None:
     bins = told(SHAPES["power"](12), [2.5, 6.0, 17.3, 40.0], each=each)
     bins.fade(0.7)
     for variance in (0.04, 0.36):
-        known = bins.posterior(variance)
+        posterior = bins.posterior(variance)
         slowdown, scale = by_integration(bins, variance)
-        assert known.log_slowdown == pytest.approx(slowdown, abs=2e-3)
-        assert known.scale == pytest.approx(scale, abs=2e-3)
-        assert known.log_throughput == pytest.approx(curve._LN_N - slowdown, abs=2e-3)
+        assert posterior.log_slowdown == pytest.approx(slowdown, abs=2e-3)
+        assert posterior.scale == pytest.approx(scale, abs=2e-3)
+        assert posterior.log_throughput == pytest.approx(curve._LN_N - slowdown, abs=2e-3)
 
 
 def test_posterior_of_nothing_is_the_prior() -> None:
     """A scale of one, and curves that bend further out outweigh the others."""
-    known = LatencyBins().posterior(0.09)
-    assert known.scale == 0.0
-    assert known.gain(4.0, 2.0) > 0.3
-    assert 0.0 < known.peaked < 0.5
-    assert 0.0 < known.linear < 0.5
+    posterior = LatencyBins().posterior(0.09)
+    assert posterior.scale == 0.0
+    assert posterior.gain(4.0, 2.0) > 0.3
+    assert 0.0 < posterior.peaked < 0.5
+    assert 0.0 < posterior.linear < 0.5
 
 
 def synthetic(slope: float, *, peaked: float = 0.0, linear: float = 0.0) -> Posterior:
@@ -226,17 +226,17 @@ def test_curve_puts_the_knee_where_hardly_anything_is_left_to_gain() -> None:
 
 def test_posterior_chooses_among_whole_numbers_within_its_bounds() -> None:
     """The lower bound where there is none between them."""
-    known = synthetic(0.5)
-    assert known.best(2.0, 8.0) == 8.0
-    assert known.best(43.0, 90.0) == 43.0
-    assert known.best(5.2, 5.8) == 5.2
-    assert known.best(2.0, 200.0) == pytest.approx(30.0, abs=2.0)
+    posterior = synthetic(0.5)
+    assert posterior.best(2.0, 8.0) == 8.0
+    assert posterior.best(43.0, 90.0) == 43.0
+    assert posterior.best(5.2, 5.8) == 5.2
+    assert posterior.best(2.0, 200.0) == pytest.approx(30.0, abs=2.0)
 
 
 def test_posterior_takes_a_price_off_for_the_size() -> None:
     """So the window ends where the next tenth more in flight brings next to nothing."""
-    known = synthetic(0.5)
-    worth = known.worth(np.array([10.0, 20.0]))
+    posterior = synthetic(0.5)
+    worth = posterior.worth(np.array([10.0, 20.0]))
     assert worth[1] - worth[0] == pytest.approx((0.5 - curve.PRICE) * math.log(2.0), abs=1e-3)
     assert synthetic(0.9 * curve.PRICE).best(2.0, 200.0) == 2.0
     assert synthetic(1.1 * curve.PRICE).best(2.0, 200.0) > 25.0

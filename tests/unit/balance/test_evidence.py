@@ -8,7 +8,15 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.balance.curve import Floats
-from gateway.balance.evidence import FORGET, LEAST_BASE, NOISE, PRIOR, Evidence, Sample, Unloaded
+from gateway.balance.evidence import (
+    FORGET,
+    LEAST_BASE,
+    NOISE,
+    PRIOR,
+    Evidence,
+    Sample,
+    UnloadedLatency,
+)
 from gateway.balance.saved_state import SavedWindow
 
 WINDOW = 16.0
@@ -47,8 +55,8 @@ def taught(rounds: int = 40, noise: float = 0.0) -> Evidence:
 def expected(it: Evidence, n: float, errors: float, count: int = 8) -> list[Sample]:
     """Answers that are so many standard errors slower than `it` expects at `n` in flight."""
     base, per_prompt, per_output = it.coefficients
-    assert it.known is not None
-    slowdown = math.exp(float(it.known.slowdown_at(np.log([n]))[0]))
+    assert it.posterior is not None
+    slowdown = math.exp(float(it.posterior.slowdown_at(np.log([n]))[0]))
     factor = math.exp(errors * it.to_save("m", WINDOW).noise / math.sqrt(count))
     return [
         Sample(n, 0.0, (base + per_prompt * p + per_output * o) * slowdown * factor, p, o)
@@ -67,8 +75,8 @@ def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
         found = sum(np.array(it.coefficients) * (1.0, prompt, output))
         assert found == pytest.approx(sum(np.array(TRUE) * (1.0, prompt, output)), rel=0.12)
     assert it.alone_s == pytest.approx(0.5 + 0.25 + 5.0, rel=0.1)
-    assert it.known is not None
-    at = it.known.slowdown_at(np.log([2.0, 16.0]))
+    assert it.posterior is not None
+    at = it.posterior.slowdown_at(np.log([2.0, 16.0]))
     assert math.exp(at[1] - at[0]) == pytest.approx((1 + 16 / 12) / (1 + 2 / 12), rel=0.05)
     assert it.explored() == pytest.approx(16.0, rel=0.05)
     assert (it.known_below(2.0), it.known_below(1.0)) == (True, False)
@@ -77,7 +85,7 @@ def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
 def test_evidence_knows_nothing_before_the_first_look() -> None:
     """No curve, no seconds, no slowdown, no hope."""
     it = Evidence()
-    assert (it.known, it.alone_s, it.slowdown, it.hopeful) == (None, 0.0, 1.0, False)
+    assert (it.posterior, it.alone_s, it.slowdown, it.hopeful) == (None, 0.0, 1.0, False)
     assert it.coefficients == (0.0, 0.0, 0.0)
     assert it.curve.regime == "unknown"
     assert it.look(truth(4.0), WINDOW) is False, "the first is no surprise"
@@ -223,7 +231,7 @@ def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
     it = Evidence()
     with pytest.raises(ValueError, match=r"^(learned|bins): "):
         it.restore(replace(stored, **broken), 0.7)
-    assert it.known is None
+    assert it.posterior is None
 
 
 def test_evidence_work_is_what_a_batch_would_take_alone() -> None:
@@ -252,7 +260,7 @@ def test_unloaded_finds_the_coefficients_of_an_unknown_provider(
     truth: tuple[float, float, float],
 ) -> None:
     """From a few hundred noisy latencies, within a fifth for sizes small and large."""
-    it = Unloaded()
+    it = UnloadedLatency()
     for sizes, latency_s in batches(20, truth):
         it.learn(sizes, latency_s, 1.0)
     for size in ([1.0, 20.0, 10.0], [1.0, 200.0, 200.0], [1.0, 200.0, 1500.0]):
@@ -262,7 +270,7 @@ def test_unloaded_finds_the_coefficients_of_an_unknown_provider(
 
 def test_unloaded_does_not_follow_outliers() -> None:
     """One in sixteen a hundred times as long moves it by less than a third."""
-    it = Unloaded()
+    it = UnloadedLatency()
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
         latency_s[0] *= 100.0
         it.learn(sizes, latency_s, 1.0)
@@ -271,7 +279,7 @@ def test_unloaded_does_not_follow_outliers() -> None:
 
 def test_unloaded_forgets() -> None:
     """A provider twice as slow is believed after a while, and the move is told."""
-    it = Unloaded()
+    it = UnloadedLatency()
     moved = 0.0
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
         it.learn(sizes, latency_s, 0.9)
@@ -283,7 +291,7 @@ def test_unloaded_forgets() -> None:
 
 def test_unloaded_restored_is_soon_overruled() -> None:
     """What was stored holds until fresh samples say otherwise."""
-    it = Unloaded()
+    it = UnloadedLatency()
     it.restore((5.0, 0.0, 0.2))
     assert float(it.of(np.array([[1.0, 0.0, 0.0]]))[0]) == 5.0
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
@@ -293,7 +301,7 @@ def test_unloaded_restored_is_soon_overruled() -> None:
 
 def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
     """All of it in the output tokens: a request without any still can be divided by."""
-    it = Unloaded()
+    it = UnloadedLatency()
     for sizes, latency_s in batches(20, (0.0, 0.0, 0.1), noise=0.0):
         it.learn(sizes, latency_s, 1.0)
     assert it.theta[0] == pytest.approx(LEAST_BASE * latency_s.mean(), rel=0.05)
@@ -305,7 +313,7 @@ def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
 
 def test_unloaded_counts_fresh_samples_alone() -> None:
     """Faded; what was restored counts for next to none."""
-    it = Unloaded()
+    it = UnloadedLatency()
     for n, (sizes, latency_s) in enumerate(batches(3, (0.5, 0.0, 0.02))):
         it.learn(sizes, latency_s, 0.5)
         assert it.count == pytest.approx((16.0, 24.0, 28.0)[n])
@@ -316,7 +324,7 @@ def test_unloaded_counts_fresh_samples_alone() -> None:
 
 def test_unloaded_scales_its_guess_by_the_first_latencies() -> None:
     """One batch says how long; the proportions are the prior's until more is known."""
-    it = Unloaded()
+    it = UnloadedLatency()
     sizes = np.repeat(np.array([[1.0, 100.0, 50.0]]), 4, axis=0)
     moved = it.learn(sizes, np.full(4, 31.0), 1.0)
     assert float(it.of(sizes[:1])[0]) == pytest.approx(31.0, rel=0.02)
@@ -329,7 +337,7 @@ def test_unloaded_clips_a_latency_at_both_ends() -> None:
     """One that is much too short moves it no more than one that is much too long."""
     moved = []
     for factor in (1e-4, 1e4):
-        it = Unloaded()
+        it = UnloadedLatency()
         for sizes, latency_s in batches(20, (0.5, 0.0, 0.02), noise=0.0):
             it.learn(sizes, latency_s, 1.0)
         sizes, latency_s = batches(1, (0.5, 0.0, 0.02), noise=0.0)[0]
@@ -340,7 +348,7 @@ def test_unloaded_clips_a_latency_at_both_ends() -> None:
 
 def test_unloaded_leaves_out_what_would_be_negative() -> None:
     """A prompt that makes answers faster is noise: it counts for nothing, the rest is fitted."""
-    it = Unloaded()
+    it = UnloadedLatency()
     for sizes, _ in batches(40, (0.0, 0.0, 0.0)):
         latency_s = np.maximum(3.0 - 0.002 * sizes[:, 1], 0.5) + 0.02 * sizes[:, 2]
         it.learn(sizes, latency_s, 1.0)

@@ -267,8 +267,8 @@ def test_window_learns_sizes_it_is_told_and_no_others() -> None:
             now += 1.0
             it.learn(mark, lease, lease + 1, None, output if lease < 4 else None, now)
             it.give_back(now)
-    assert silent.knows
-    assert not telling.knows
+    assert silent.has_evidence
+    assert not telling.has_evidence
 
 
 def test_window_restored_begins_at_its_share_and_knows() -> None:
@@ -289,7 +289,7 @@ def test_window_restored_begins_at_its_share_and_knows() -> None:
     ):
         it = window()
         it.restore(replace(learned, **broken))
-        assert (it.base, it.knows) == (16, False), broken
+        assert (it.base, it.has_evidence) == (16, False), broken
 
 
 @pytest.mark.parametrize("shape", ["saturating", "power", "linear"])
@@ -332,7 +332,7 @@ def test_window_of_no_time_at_all_teaches_nothing() -> None:
     for lease in range(20):
         it.learn(it.take(5.0), lease, lease + 1, 1, 1, 5.0)
         it.give_back(5.0)
-    assert not it.knows
+    assert not it.has_evidence
 
 
 def test_window_sees_how_many_were_in_flight_over_a_life() -> None:
@@ -389,7 +389,7 @@ def test_window_shows_the_provider_before_it_knows_one() -> None:
     assert (seen.model, seen.window, seen.inflight) == ("up", 16.0, 1)
     assert (seen.regime, seen.knee, seen.curve, seen.slowdown) == ("unknown", 0.0, {}, 1.0)
     assert (seen.base_s, seen.prompt_token_s, seen.output_token_s, it.alone_s) == (0, 0, 0, 0)
-    assert not it.knows
+    assert not it.has_evidence
 
 
 def test_window_is_no_wider_than_its_curves_reach() -> None:
@@ -414,12 +414,12 @@ def test_window_check_sees_damage() -> None:
 def test_probe_is_as_wide_as_it_may_cost() -> None:
     """The wish where that is free, less where it costs, nothing where the least step does."""
     x = -np.abs(_LN_N - math.log(20.0))  # falls on both sides of 20
-    known = Posterior(_LN_N - x, x, 0.0, 0, 0.0, 0.0)
+    posterior = Posterior(_LN_N - x, x, 0.0, 0, 0.0, 0.0)
     free = Posterior(_LN_N, 0.0 * x, 0.0, 0, 0.0, 0.0)
     for width in (1.4, 0.25):
         assert _affordable(free, 20.0, width, 0.03) == width
-        assert _affordable(known, 20.0, width, 2.0) == width
-        assert _affordable(known, 20.0, width, 0.03) == 0.0
-        some = _affordable(known, 20.0, width, 0.2)
+        assert _affordable(posterior, 20.0, width, 2.0) == width
+        assert _affordable(posterior, 20.0, width, 0.03) == 0.0
+        some = _affordable(posterior, 20.0, width, 0.2)
         assert 0.12 < abs(math.log(some)) <= 0.21
         assert (some > 1.0) is (width > 1.0)
