@@ -1,4 +1,4 @@
-"""Whatever an account is told: CONTRIBUTING.md's property 6, and none is lost for ever."""
+"""Limits and windows of an account under arbitrary events (property 6 of CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def one(window: str = "off", **fields: int) -> Accounts:
 def test_account_limit_moves_only_as_it_may(
     steps: list[tuple[str, Verdict, int, float | None]], rpm: int, tpm: int
 ) -> None:
-    """6: within its bounds, up only by a success while it is in use, down only by a drop."""
+    """A limit stays within its bounds, grows only by a success while in use, falls only by a
+    drop."""
     it, now, leases = one(rpm=rpm, tpm=tpm), 0.0, []
     for step, verdict, pick, after in steps:
         before = it.snapshot(now)[0]
@@ -84,8 +85,8 @@ def test_account_limit_moves_only_as_it_may(
 def test_window_moves_only_as_it_may(
     steps: list[tuple[str, Verdict, int, float | None]], pace_s: float, start: int
 ) -> None:
-    """6 for windows: within their bounds, wider only by a success that found them in use; and
-    what is in flight never passes the ceiling nor, but for express, the window."""
+    """A window stays within its bounds and grows only by a success that found it in use; what is in
+    flight passes neither the limit nor, without express, the window."""
     it = one("auto", initial_concurrency=start, max_concurrency=64)
     now, leases = 0.0, []
     for step, verdict, pick, tokens in steps:
@@ -125,7 +126,7 @@ def test_window_moves_only_as_it_may(
 def test_account_says_truly_until_when_it_is_blocked(
     steps: list[tuple[str, Verdict, int, float | None]],
 ) -> None:
-    """`until_s` is in the future, and at that moment the reason is gone or another."""
+    """`until_s` is in the future, and by then the reason is gone or another."""
     it, now, leases = one(rpm=60, tpm=600), 0.0, []
     for step, verdict, pick, after in steps:
         if step == "pass":

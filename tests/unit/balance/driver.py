@@ -1,4 +1,4 @@
-"""One account as its pool drives it, checked after every end."""
+"""One account, driven as its pool drives it and checked after every end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.schedule.build import settings
 
 
 class Driver:
-    """An account with its lease numbers."""
+    """One account and the numbers of its leases."""
 
     def __init__(self, **fields: Any) -> None:
         given = settings({"a": fields}, balance={"eject_after": 3})

@@ -28,7 +28,7 @@ class Request(Struct):
 
 
 class Provider(Struct):
-    """`slowdown` may be replaced while it runs: the capacity changes."""
+    """The simulated provider. `slowdown` may be replaced while it runs: the capacity changes."""
 
     slowdown: Slowdown
     base_s: float
@@ -48,7 +48,7 @@ class Provider(Struct):
 
 
 class Gate:
-    """What decides how much is in flight. The simulation asks it as the scheduler would."""
+    """The part that decides how many requests are in flight, asked as the scheduler asks."""
 
     def room(self, now: float) -> bool:
         raise NotImplementedError
@@ -97,8 +97,8 @@ def run(
     rate: float | None = None,
     at: Callable[[int], None] | None = None,
 ) -> Run:
-    """`rate` arrivals a second, always a backlog where None. `at(n)` is called before the n-th
-    end, to change the world."""
+    """Plays `rate` arrivals a second, or a lasting backlog where it is None. `at(n)` is called
+    before the n-th end and may change the world."""
     rng = Random(seed)
     now = virtual = 0.0
     running: list[tuple[float, int, Request]] = []

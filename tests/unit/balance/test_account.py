@@ -10,7 +10,7 @@ from tests.unit.schedule.build import settings
 
 
 def test_account_burst_of_429_cuts_and_rests_once() -> None:
-    """One episode: the limit falls once, and the rest is not begun anew by each answer."""
+    """Five 429s of one episode cut the limit once, and only the first begins the rest."""
     it = Driver()
     leases = [it.take() for _ in range(10)]
     for lease in leases:
@@ -23,14 +23,14 @@ def test_account_burst_of_429_cuts_and_rests_once() -> None:
 
 @pytest.mark.parametrize("verdict", [Verdict.SERVER_ERROR, Verdict.UNREACHABLE])
 def test_account_fault_of_the_server_does_not_cut_the_limit(verdict: Verdict) -> None:
-    """5xx and broken connections say nothing about load."""
+    """5xx and broken connections leave the limit alone: they say nothing about load."""
     it = Driver()
     it.once(verdict)
     assert (it.account.limit.value, it.account.limit.cuts) == (16, 0)
 
 
 def test_account_timeout_cuts_and_counts_as_a_failure() -> None:
-    """A provider that does not answer has too much, or is down."""
+    """A time-out cuts the limit and counts as a failure: the provider is overloaded or down."""
     it = Driver()
     for _ in range(3):
         it.once(Verdict.TIMEOUT)
@@ -39,7 +39,7 @@ def test_account_timeout_cuts_and_counts_as_a_failure() -> None:
 
 
 def test_account_at_its_ceiling_or_ahead_of_its_pace_is_blocked() -> None:
-    """The ceiling is asked before the pacer, which says until when."""
+    """The limit is asked before the pacer, and the pacer gives a time."""
     it = Driver(initial_concurrency=1, rpm=6)
     it.take()
     assert it.reason is Reason.ACCOUNT_LIMIT
@@ -51,8 +51,8 @@ def test_account_at_its_ceiling_or_ahead_of_its_pace_is_blocked() -> None:
 
 
 def test_account_widens_its_windows_where_forecasts_are_not_trusted() -> None:
-    """By half at most, the slots for the express on top, never above the limit; seen in the
-    snapshot. In full trust nothing changes."""
+    """Without trust a window is widened by half, express slots on top, within the limit, and the
+    snapshot shows it; with full trust it is not."""
     for trust, ceiling, express, given in (
         (1.0, 64, False, 8),
         (0.5, 64, False, 10),
@@ -76,7 +76,7 @@ def test_account_widens_its_windows_where_forecasts_are_not_trusted() -> None:
 
 
 def test_account_without_windows_widens_nothing() -> None:
-    """`window = "off"`: the limit alone, whatever the trust."""
+    """With `window = "off"` the limit alone counts, whatever the trust."""
     it = Driver(initial_concurrency=8, max_concurrency=8)
     it.account.trust(0.0)
     assert (it.account.room, it.account.snapshot(0.0).windows) == (8, ())
@@ -86,7 +86,7 @@ def test_account_without_windows_widens_nothing() -> None:
 
 
 def test_account_takes_what_only_a_window_refuses() -> None:
-    """Limit, pace and health let it in: then another model's request may fit."""
+    """`takes` is true while limit, pace and health allow a request: another model may have room."""
     it = Driver(initial_concurrency=1)
     assert it.account.takes(0.0)
     lease = it.take()
@@ -96,7 +96,8 @@ def test_account_takes_what_only_a_window_refuses() -> None:
 
 
 def test_account_gives_back_tokens_that_were_not_generated() -> None:
-    """A refused or unreachable attempt used none; an answered one what it says."""
+    """An attempt that was refused or reached nobody used no tokens; an answered one used its
+    count."""
     for verdict, used, free_s in (
         (Verdict.RATE_LIMITED, None, -1.0),
         (Verdict.SUCCESS, 4.0, 3.0),
@@ -108,7 +109,7 @@ def test_account_gives_back_tokens_that_were_not_generated() -> None:
 
 
 def test_account_that_has_done_nothing_shows_so() -> None:
-    """Open, nothing in flight, nothing counted, no limit learned."""
+    """A fresh account's snapshot is open, with nothing in flight, counted or learned."""
     seen = Driver(initial_concurrency=5).account.snapshot(7.0)
     assert (seen.name, seen.limit, seen.inflight) == ("a", 5.0, 0)
     assert (seen.state, seen.state_until_s) == ("open", 0.0)
@@ -116,7 +117,7 @@ def test_account_that_has_done_nothing_shows_so() -> None:
 
 
 def test_account_counts_successes_and_drops_by_verdict() -> None:
-    """A client that left is neither; the snapshot is no view of the live counts."""
+    """A client that left is neither a success nor a drop, and a snapshot does not change later."""
     it = Driver()
     before = it.account.snapshot(0.0)
     for verdict in (Verdict.SUCCESS, Verdict.IGNORED, Verdict.SUCCESS, Verdict.SERVER_ERROR):
@@ -130,7 +131,7 @@ def test_account_counts_successes_and_drops_by_verdict() -> None:
 
 
 def test_account_takes_the_limits_of_a_reload() -> None:
-    """Ceiling, pace, patience with failures: the new ones, from now on."""
+    """New bounds, pace and `eject_after` hold from the reload on."""
     it = Driver()
     it.fail(2)
     given = settings(
@@ -149,7 +150,8 @@ def test_account_takes_the_limits_of_a_reload() -> None:
 
 
 def test_account_that_only_watches_keeps_the_settings_pace() -> None:
-    """Headers, rests and limits hold nobody; what the operator wrote does."""
+    """With `window = "watch"` headers, rests and limits hold nothing back; the settings' pace
+    does."""
     given = settings({"a": {"initial_concurrency": 1, "rpm": 6}}, balance={"window": "watch"})
     it = Account(given.accounts[0], given.balance)
     it.take(1, 10.0, 0.0)
@@ -161,7 +163,7 @@ def test_account_that_only_watches_keeps_the_settings_pace() -> None:
 
 
 def test_account_scores_by_its_load_after_one_more() -> None:
-    """Over limit × weight; with a window over the smaller of both, whose load may be others'."""
+    """The score is (in flight + 1) / (limit × weight), with the smaller of limit and window."""
     it = Driver(initial_concurrency=8, weight=2.0).account
     assert it.score(None) == 1 / 16
     it.take(1, 1.0, 0.0)

@@ -40,7 +40,7 @@ def spread(it: Accounts, names: tuple[str, ...], times: int) -> list[str]:
 
 
 def test_accounts_equal_ones_take_turns() -> None:
-    """Ties go to the one used longest ago, also when nothing is in flight."""
+    """Of equal accounts the one used longest ago is chosen, also when nothing is in flight."""
     it = accounts(a={}, b={}, c={})
     assert spread(it, ("a", "b", "c"), 6) == ["a", "b", "c"] * 2
     for name in "ab":
@@ -53,7 +53,7 @@ def test_accounts_equal_ones_take_turns() -> None:
 
 
 def test_accounts_share_by_limit_times_weight() -> None:
-    """Twice the limit, or the weight, is twice the work."""
+    """Twice the limit, or twice the weight, gets twice the requests."""
     it = accounts(a={"initial_concurrency": 20}, b={"initial_concurrency": 10})
     assert spread(it, ("a", "b"), 15).count("a") == 10
     it = accounts(a={"weight": 3.0}, b={})
@@ -61,7 +61,8 @@ def test_accounts_share_by_limit_times_weight() -> None:
 
 
 def test_accounts_blocked_for_the_reason_of_the_nearest() -> None:
-    """Full is nearer than backoff, backoff nearer than ill; until the first that time heals."""
+    """The reason is that of the account nearest to serving, and the time the earliest that
+    heals."""
     it = accounts(a={"initial_concurrency": 1}, b={}, c={})
     it.take("a", "m", 1.0, 0.0)
     end(it, "b", Verdict.RATE_LIMITED, retry_after_s=9.0)
@@ -73,7 +74,7 @@ def test_accounts_blocked_for_the_reason_of_the_nearest() -> None:
 
 
 def test_accounts_avoided_ones_serve_only_at_need() -> None:
-    """A full other account is waited for; one that is ill or resting is not."""
+    """An avoided account serves only if the others are ill or resting; a full one is waited for."""
     it = accounts(a={}, b={"initial_concurrency": 1})
     avoid = frozenset({"a"})
     assert it.choose("m", ("a", "b"), 0.0, avoid) == Fit("b")
@@ -85,7 +86,7 @@ def test_accounts_avoided_ones_serve_only_at_need() -> None:
 
 
 def test_accounts_heal_when_the_first_one_does() -> None:
-    """Now if one serves; never where only an operator can help."""
+    """Accounts heal now if one serves, and never if only an operator can help."""
     it = accounts(a={}, b={}, c={})
     end(it, "a", Verdict.DEAD_KEY)
     end(it, "b", Verdict.SERVER_ERROR)
@@ -98,7 +99,7 @@ def test_accounts_heal_when_the_first_one_does() -> None:
 
 
 def test_accounts_lease_comes_back_once() -> None:
-    """A second time is an error of the caller."""
+    """A lease that is given back twice raises."""
     it = accounts(a={})
     lease = it.take("a", "m", 1.0, 0.0)
     it.give_back(lease, Verdict.SUCCESS, now=0.0)
@@ -107,7 +108,7 @@ def test_accounts_lease_comes_back_once() -> None:
 
 
 def test_accounts_keep_what_they_learned_over_a_reload() -> None:
-    """By name: limit, leases, health; new settings hold from then on."""
+    """An account of the same name keeps limit, leases and health under the new settings."""
     it = accounts(a={}, b={})
     lease = it.take("a", "m", 1.0, 0.0)
     end(it, "a", Verdict.RATE_LIMITED, retry_after_s=9.0)
@@ -121,7 +122,7 @@ def test_accounts_keep_what_they_learned_over_a_reload() -> None:
 
 
 def test_accounts_removed_one_finishes_its_leases_and_goes() -> None:
-    """It takes nothing new, and is forgotten with its last lease."""
+    """A removed account takes nothing new and is dropped with its last lease."""
     it = accounts(a={}, b={})
     lease = it.take("b", "m", 1.0, 0.0)
     reconfigured(it, a={})
@@ -133,7 +134,7 @@ def test_accounts_removed_one_finishes_its_leases_and_goes() -> None:
 
 
 def test_accounts_removed_one_that_comes_back_keeps_its_leases() -> None:
-    """Removed and named again before it had drained: one probe, then as before."""
+    """An account configured again before it has drained is probed once, then serves as before."""
     it = accounts(a={}, b={})
     lease = it.take("b", "m", 1.0, 0.0)
     reconfigured(it, a={})
@@ -145,7 +146,7 @@ def test_accounts_removed_one_that_comes_back_keeps_its_leases() -> None:
 
 
 def test_accounts_load_counts_those_that_are_not_out_for_good() -> None:
-    """In flight over limit, without refused keys; 0 where nothing is left."""
+    """Load leaves out accounts with a refused key, and is 0 if none is left."""
     it = accounts(a={"initial_concurrency": 4}, b={"initial_concurrency": 4})
     it.take("a", "m", 1.0, 0.0)
     it.take("a", "m", 1.0, 0.0)
@@ -156,7 +157,7 @@ def test_accounts_load_counts_those_that_are_not_out_for_good() -> None:
 
 
 def test_accounts_check_sees_a_lost_lease() -> None:
-    """The twin of every `check` that passes."""
+    """The twin of every `check` that passes: a lost lease is found."""
     it = accounts(a={})
     it.take("a", "m", 1.0, 0.0)
     it.check()
@@ -166,7 +167,7 @@ def test_accounts_check_sees_a_lost_lease() -> None:
 
 
 def fill(it: Accounts, times: int, model: str = "m", **how: Any) -> int:
-    """Requests placed until blocked, at most `times`."""
+    """Numbers of requests per account, placed until blocked, at most `times`."""
     for n in range(times):
         fit = it.choose(model, ("a",), 0.0, **how)
         if not isinstance(fit, Fit):
@@ -179,7 +180,7 @@ WIDE = {"initial_concurrency": 8, "max_concurrency": 100}
 
 
 def test_accounts_window_is_asked_before_the_ceiling() -> None:
-    """Full: the reason is the window's; shorts may use a quarter more, under the ceiling."""
+    """A full window is the reason; express requests may use a quarter more, within the limit."""
     it = accounts("auto", a=WIDE | {"models": {"m": "up", "other": "o"}})
     it._accounts["a"].limit.restore(11.0, float("inf"))
     assert fill(it, 99) == 8
@@ -192,7 +193,7 @@ def test_accounts_window_is_asked_before_the_ceiling() -> None:
 
 
 def test_accounts_window_belongs_to_the_providers_name() -> None:
-    """Two names of one model share a window; one that is not configured has none."""
+    """Two names of one model share a window; a model that is not configured has none."""
     it = accounts("auto", a=WIDE | {"models": {"m": "up", "alias": "up"}})
     it._accounts["a"].limit.restore(50.0, float("inf"))
     assert fill(it, 4) + fill(it, 99, "alias") == 8
@@ -201,7 +202,7 @@ def test_accounts_window_belongs_to_the_providers_name() -> None:
 
 
 def test_accounts_without_windows_have_the_ceiling_alone() -> None:
-    """window = "off"."""
+    """With `window = "off"` the limit alone holds requests back."""
     it = accounts(a=WIDE)
     it._accounts["a"].limit.restore(20.0, float("inf"))
     assert fill(it, 99) == 20
@@ -210,7 +211,7 @@ def test_accounts_without_windows_have_the_ceiling_alone() -> None:
 
 
 def test_accounts_room_is_the_sum_of_windows_under_the_limits() -> None:
-    """And load is what is in flight of it."""
+    """Room is the sum of windows within the limits, and load the share of it in flight."""
     it = accounts("auto", a=WIDE, b={"initial_concurrency": 4})
     it._accounts["a"].limit.restore(6.0, float("inf"))
     assert it.room(("a", "b")) == 10
@@ -219,7 +220,7 @@ def test_accounts_room_is_the_sum_of_windows_under_the_limits() -> None:
 
 
 def work(it: Accounts, account: str, seconds: float, start: float) -> float:
-    """A few dozen requests of one size, one after the other; the time after."""
+    """Plays a few dozen requests of one size, one after the other; the time after."""
     now = start
     for _ in range(40):
         lease = it.take(account, "m", 200.0, now)
@@ -229,8 +230,7 @@ def work(it: Accounts, account: str, seconds: float, start: float) -> float:
 
 
 def test_accounts_prefer_the_faster_of_two_until_it_is_fuller() -> None:
-    """Shortest expected delay: twice as fast takes about twice the load; unknown speed counts
-    for nothing."""
+    """An account twice as fast gets about twice the load; an unknown speed is ignored."""
     it = accounts("auto", a=WIDE, b=WIDE)
     now = work(it, "a", 1.0, 0.0)
     assert spread(it, ("a", "b"), 6).count("a") == 3, "b's speed is not known yet"
@@ -247,7 +247,8 @@ def test_accounts_prefer_the_faster_of_two_until_it_is_fuller() -> None:
 
 
 def test_accounts_heed_what_an_answer_says_is_left() -> None:
-    """Nothing left: paced until the reset; an answer without headers changes nothing."""
+    """An answer with nothing left paces the account until the reset; one without headers does
+    not."""
     it = accounts(a={})
     lease = it.take("a", "m", 10.0, 0.0)
     it.answered(lease, None, 0.0)
@@ -260,7 +261,7 @@ def test_accounts_heed_what_an_answer_says_is_left() -> None:
 
 
 def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
-    """Limits are per model, by the provider's name for it; those of the settings per account."""
+    """Headers limit the provider's model they came for; settings limit the whole account."""
     it = accounts(a={"models": {"big": "x", "huge": "x", "small": "y"}})
     lease = it.take("a", "big", 10.0, 0.0)
     it.answered(lease, RateLimits(limit_requests=60, remaining_requests=0), 0.0)
@@ -273,7 +274,7 @@ def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
 
 
 def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
-    """Charged tokens are corrected on the model's allowance as on the account; a 429 used none."""
+    """Charged tokens are corrected on the model's limits too; a 429 used none."""
     for verdict, used, free_s in (
         (Verdict.SUCCESS, 6000.0, 5.0),
         (Verdict.RATE_LIMITED, None, 0.0),
@@ -289,7 +290,7 @@ def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
 
 
 def test_accounts_tell_the_least_limit_and_each_models_own() -> None:
-    """Of the account: the least of the settings' and the headers'; of a window: its model's."""
+    """A snapshot has the lowest limit of settings and headers per account, and each model's own."""
     it = accounts("auto", a=WIDE | {"models": ["m", "n"], "tpm": 5000})
     for model, rpm, tpm in (("m", 500, 40_000), ("n", 100, 0)):
         lease = it.take("a", model, 1.0, 0.0)
@@ -308,7 +309,7 @@ def test_accounts_restore_passes_over_members_it_does_not_know() -> None:
 
 
 def test_accounts_inherit_what_a_models_headers_said() -> None:
-    """A core that failed: the one that follows it does not run into the same limit."""
+    """The core that follows a failed one keeps the header limits."""
     it = accounts(a={})
     it.answered(it.take("a", "m", 1.0, 0.0), RateLimits(60, 0, 1.0), 0.0)
     again = accounts(a={})
@@ -318,7 +319,7 @@ def test_accounts_inherit_what_a_models_headers_said() -> None:
 
 
 def test_accounts_remember_what_they_learned_over_a_restart() -> None:
-    """Limit at 0.7, ceiling, header limits, windows; by name, for an hour."""
+    """Limit at 0.7, ceiling, header limits and windows are restored by name, for an hour."""
     it = accounts("auto", a=WIDE, b=WIDE)
     work(it, "a", 1.0, 0.0)
     end(it, "a", Verdict.RATE_LIMITED)
@@ -342,7 +343,7 @@ def test_accounts_remember_what_they_learned_over_a_restart() -> None:
 
 
 def test_accounts_keep_a_window_over_a_reload_and_drop_it_with_its_model() -> None:
-    """Bounds are the new ones."""
+    """A reload keeps a model's window under new bounds and drops that of a removed model."""
     it = accounts("auto", a=WIDE | {"models": ["m", "n"]})
     given = settings(
         {"a": WIDE | {"max_concurrency": 8, "models": ["m"]}}, balance={"window": "auto"}
@@ -357,7 +358,7 @@ def test_accounts_keep_a_window_over_a_reload_and_drop_it_with_its_model() -> No
 
 
 def test_accounts_widen_windows_by_trust_over_a_reload_too() -> None:
-    """An account that comes later is as wide as those that were told."""
+    """An account added by a reload is widened like the others."""
     it = accounts("auto", a=WIDE)
     it.trust(0.0)
     given = settings({"a": WIDE, "b": WIDE}, balance={"window": "auto"})
@@ -368,8 +369,7 @@ def test_accounts_widen_windows_by_trust_over_a_reload_too() -> None:
 
 
 def test_accounts_say_whether_an_end_matters_to_other_models() -> None:
-    """Not where the account took requests before and still does; a full, paced or resting one
-    had others waiting, and a failure may close it to all."""
+    """An end matters to other models unless the account took requests before and still does."""
     for limit, verdict, wide in (
         (2, Verdict.SUCCESS, False),
         (2, Verdict.IGNORED, False),
@@ -382,8 +382,7 @@ def test_accounts_say_whether_an_end_matters_to_other_models() -> None:
 
 
 def test_accounts_say_whether_headers_open_one() -> None:
-    """Paced by what was spent of a learned limit, it takes more where an answer says more is
-    left; not where the word is of no consequence, or there is none."""
+    """`answered` is true only if headers let a paced account take requests sooner."""
     it = accounts(a={"initial_concurrency": 9})
     first, second, third = (it.take("a", "m", 1.0, 0.0) for _ in range(3))
     little, much, none = (RateLimits(limit_requests=60, remaining_requests=n) for n in (3, 50, 0))
@@ -398,7 +397,7 @@ def test_accounts_say_whether_headers_open_one() -> None:
 
 
 def test_accounts_teach_a_window_prompt_and_output_apart() -> None:
-    """What an attempt used is both; the window is told which is which."""
+    """A window learns prompt and output tokens separately from their sum."""
     it = accounts("auto", a=WIDE)
     now, rng = 0.0, Random(4)
     for _ in range(200):
@@ -412,7 +411,7 @@ def test_accounts_teach_a_window_prompt_and_output_apart() -> None:
 
 
 def test_accounts_ask_the_window_also_where_a_job_has_failed() -> None:
-    """Nowhere else is in service: it waits for a slot of its model there."""
+    """A job whose only serving account has failed it waits for a slot of its model there."""
     it = accounts("auto", a=WIDE)
     it._accounts["a"].limit.restore(50.0, float("inf"))
     assert fill(it, 99) == 8
@@ -421,7 +420,7 @@ def test_accounts_ask_the_window_also_where_a_job_has_failed() -> None:
 
 
 def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
-    """From this very moment to the hour; not from the future."""
+    """Saved state is used from age 0 to an hour, not from the future."""
     stored = accounts(a={}).to_save()
     ages = (-0.1, 0.0, 3600.0, 3600.1)
     assert [accounts(a={}).restore(stored, age_s) for age_s in ages] == [0, 1, 1, 0]
@@ -429,7 +428,8 @@ def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
 
 
 def test_accounts_of_a_failed_core_lend_their_lease_numbers_on() -> None:
-    """So "older than the last cut" keeps its meaning."""
+    """Lease numbers continue after a failed core, so "older than the last cut" keeps its
+    meaning."""
     old = accounts(a={})
     for _ in range(5):
         end(old, "a", Verdict.SUCCESS)
@@ -441,7 +441,7 @@ def test_accounts_of_a_failed_core_lend_their_lease_numbers_on() -> None:
 
 
 def test_accounts_room_counts_the_windows_in_use() -> None:
-    """A model that nobody asks for promises nothing; where none is in use, the limit does."""
+    """A model without requests adds no room; if no window is in use, the limit is the room."""
     it = accounts("auto", a=WIDE | {"models": ["m", "n"]})
     it._accounts["a"].limit.restore(50.0, float("inf"))
     assert it.room(("a", "gone")) == 50.0
@@ -455,7 +455,7 @@ def test_accounts_room_counts_the_windows_in_use() -> None:
 
 
 def test_accounts_window_is_taught_by_successes_alone() -> None:
-    """A failure says nothing of how long an answer takes; its slot comes back all the same."""
+    """A failure teaches the window nothing and frees its slot."""
     it = accounts("auto", a=WIDE)
     for n in range(30):
         lease = it.take("a", "m", 100.0, float(n))
@@ -465,7 +465,7 @@ def test_accounts_window_is_taught_by_successes_alone() -> None:
 
 
 def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
-    """Of all that are blocked by time; None where only an end of a request does."""
+    """The time is the earliest of accounts blocked by time; None if only an end can help."""
     it = accounts(a={"rpm": 6}, b={"rpm": 12}, c={"initial_concurrency": 1})
     for name in "abc":
         it.take(name, "m", 1.0, 0.0)
@@ -476,7 +476,7 @@ def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
 
 
 def test_accounts_share_by_their_windows() -> None:
-    """Where the model has one: it says what is worth giving, the limit what is allowed."""
+    """Where the model has windows, requests are shared in proportion to them."""
     it = accounts(
         "auto",
         a={"initial_concurrency": 4, "max_concurrency": 99},
@@ -488,7 +488,7 @@ def test_accounts_share_by_their_windows() -> None:
 
 
 def test_accounts_pass_over_names_that_are_gone() -> None:
-    """Wherever they stand among the others."""
+    """Unknown names are skipped wherever they stand in the list."""
     it = accounts(a={})
     assert it.choose("m", ("gone", "a"), 0.0) == Fit("a")
     assert it.choose("m", ("a", "gone"), 0.0) == Fit("a")

@@ -41,27 +41,27 @@ SEEN = [3.0, 6.0, 12.0, 20.0, 28.0]
     [("saturating", 11, 15), ("power", 11, 13), ("quadratic", 9, 14), ("usl", 9, 14)],
 )
 def test_posterior_puts_the_window_at_the_knee(shape: str, low: int, high: int) -> None:
-    """A knee of 12, seen from both sides."""
+    """A knee of 12 seen from both sides is found."""
     at, _ = best(SHAPES[shape](12), SEEN)
     assert low <= at <= high
 
 
 def test_posterior_of_a_straight_line_is_wide() -> None:
-    """Far beyond what was seen, to where a tenth more in flight brings one per cent."""
+    """On a straight line the window ends where a tenth more in flight brings one per cent."""
     at, posterior = best(SHAPES["linear"](12), SEEN)
     assert 5 * 12 < at < 12 * 12
     assert posterior.linear > 0.5
 
 
 def test_posterior_at_a_lower_price_is_wider() -> None:
-    """On a straight line, about in proportion; at a sharp knee hardly."""
+    """A lower price widens in proportion on a straight line, and hardly at a sharp knee."""
     line, knee = (told(SHAPES[s](12), SEEN).posterior(0.04) for s in ("linear", "saturating"))
     assert line.best(2, 1000, 0.05) > 1.2 * line.best(2, 1000, 0.1)
     assert knee.best(2, 1000, 0.05) < 1.3 * knee.best(2, 1000, 0.1)
 
 
 def test_posterior_that_saw_no_bend_explores() -> None:
-    """As wide as it may, and it names no regime."""
+    """Without a bend the best window is the upper bound, and no regime is named."""
     bins = told(lambda n: 1.0, [2.0, 4.0, 8.0])
     posterior = bins.posterior(0.04)
     assert posterior.best(2, 16) == 16
@@ -72,7 +72,7 @@ def test_posterior_that_saw_no_bend_explores() -> None:
     ("shape", "regime"), [("saturating", "saturating"), ("power", "peaked"), ("linear", "linear")]
 )
 def test_curve_names_the_regime_and_the_knee(shape: str, regime: str) -> None:
-    """Of what was seen from both sides; a straight line has no knee."""
+    """Regime and knee are named for what was seen from both sides; a straight line has no knee."""
     bins = told(SHAPES[shape](12), SEEN)
     seen = bins.posterior(0.04).curve(bins.explored())
     assert seen.regime == regime
@@ -81,7 +81,7 @@ def test_curve_names_the_regime_and_the_knee(shape: str, regime: str) -> None:
 
 
 def test_posterior_does_not_hang_on_the_scale() -> None:
-    """All latencies eight times as long: the same window, the scale told."""
+    """Latencies eight times as long give the same window and another scale."""
     bins = told(SHAPES["saturating"](12), SEEN)
     before = bins.posterior(0.04)
     bins.shift(-math.log(8.0))
@@ -91,7 +91,7 @@ def test_posterior_does_not_hang_on_the_scale() -> None:
 
 
 def test_bins_share_a_sample_without_moving_it() -> None:
-    """Between two bins, the slope carries the value to each."""
+    """A sample between two bins is shared, and the slope carries its value to each."""
     bins, slope = LatencyBins(), np.log(np.maximum(np.arange(BINS) + 1.0, 1.0))
     n = np.array([math.log(6.5)])
     bins.add(
@@ -103,7 +103,7 @@ def test_bins_share_a_sample_without_moving_it() -> None:
 
 
 def test_bins_forget_near_and_keep_far() -> None:
-    """Within a factor of two of N, and elsewhere."""
+    """Bins within a factor of two of N fade faster than others."""
     keep = fade_by_distance(8.0, 0.5, 0.9)
     ns = np.arange(1, 24)
     near = set(ns[keep[:23] == 0.5])
@@ -115,7 +115,7 @@ def test_bins_forget_near_and_keep_far() -> None:
 
 
 def test_bins_know_how_far_they_have_seen() -> None:
-    """Evidence of a few samples counts, less does not."""
+    """Evidence of a few samples counts as explored, less does not."""
     bins = told(lambda n: 1.0, [4.0], each=20)
     assert not bins.known_below(3.0)
     assert bins.known_below(4.0)
@@ -125,7 +125,7 @@ def test_bins_know_how_far_they_have_seen() -> None:
 
 
 def test_bins_come_back_from_storage() -> None:
-    """As they were; another grid or no numbers are refused."""
+    """Saved bins are restored as they were; another grid or no numbers are refused."""
     bins = told(SHAPES["power"](12), SEEN)
     again = as_bins(as_tuple(bins.weights), as_tuple(bins.sums))
     assert again.posterior(0.04).best(2, 256) == bins.posterior(0.04).best(2, 256)
@@ -136,7 +136,7 @@ def test_bins_come_back_from_storage() -> None:
 
 
 def test_family_is_the_formula() -> None:
-    """g(N) = (1 + (N/n)^s)^(p/s), and its grid holds all kinds of bends, sharp ones finely."""
+    """g(N) is (1 + (N/n)^s)^(p/s), and the grid holds all kinds of bends, sharp ones finely."""
     for n, turn, sharp, steep in ((1.0, 5.0, 1.0, 1.0), (7.0, 3.0, 2.0, 1.5), (9.0, 9.0, 4.0, 2.0)):
         found = curve._log_slowdown(*(np.array([v]) for v in np.log([n, turn])), sharp, steep)
         assert math.exp(float(found[0])) == pytest.approx(
@@ -168,7 +168,7 @@ def by_integration(bins: LatencyBins, variance: float) -> tuple[Floats, float]:
 
 @pytest.mark.parametrize("each", [1, 2, 20])
 def test_posterior_is_bayes_rule(each: int) -> None:
-    """Against sums over all scales, where little is known as where much is."""
+    """The posterior equals sums over all scales, with little evidence and with much."""
     bins = told(SHAPES["power"](12), [2.5, 6.0, 17.3, 40.0], each=each)
     bins.fade(0.7)
     for variance in (0.04, 0.36):
@@ -180,7 +180,7 @@ def test_posterior_is_bayes_rule(each: int) -> None:
 
 
 def test_posterior_of_nothing_is_the_prior() -> None:
-    """A scale of one, and curves that bend further out outweigh the others."""
+    """Without evidence the scale is one and curves that bend further out weigh more."""
     posterior = LatencyBins().posterior(0.09)
     assert posterior.scale == 0.0
     assert posterior.gain(4.0, 2.0) > 0.3
@@ -189,20 +189,21 @@ def test_posterior_of_nothing_is_the_prior() -> None:
 
 
 def synthetic(slope: float, *, peaked: float = 0.0, linear: float = 0.0) -> Posterior:
-    """Log throughput that rises by `slope` of ln N up to 30 in flight and falls from there."""
+    """A posterior whose log throughput rises by `slope` of ln N up to 30 in flight and then
+    falls."""
     x = slope * np.minimum(curve._LN_N, 2 * math.log(30.0) - curve._LN_N)
     return Posterior(curve._LN_N - x, x, 0.0, 17, peaked, linear)
 
 
 def test_curve_saw_no_bend_where_twice_as_much_brings_that_much_more() -> None:
-    """BENT of log throughput for twice as much in flight, from what was explored on."""
+    """The regime is unknown while twice the explored load brings BENT of log throughput."""
     assert synthetic(0.49).curve(10.0).regime == "saturating"
     assert synthetic(0.52).curve(10.0).regime == "unknown"
     assert synthetic(0.52).curve(25.0).regime == "saturating", "the top is within reach"
 
 
 def test_curve_is_the_likeliest_regime() -> None:
-    """Peaked from one half on; else a line where that is likelier than a flat top."""
+    """The regime is peaked from one half on; else linear where that is likelier than a flat top."""
     for peaked, linear, regime in (
         (0.5, 0.4, "peaked"),
         (0.49, 0.3, "linear"),
@@ -218,14 +219,14 @@ def test_curve_is_the_likeliest_regime() -> None:
 
 
 def test_curve_puts_the_knee_where_hardly_anything_is_left_to_gain() -> None:
-    """A twentieth below the top; a peak at the top itself."""
+    """The knee is a twentieth below the top; for a peak it is the top."""
     flat = synthetic(0.3).curve(20.0)
     assert flat.knee == pytest.approx(30.0 * math.exp(-0.05 / 0.3), rel=0.06)
     assert synthetic(0.3, peaked=1.0).curve(20.0).knee == pytest.approx(30.0, rel=0.05)
 
 
 def test_posterior_chooses_among_whole_numbers_within_its_bounds() -> None:
-    """The lower bound where there is none between them."""
+    """The best N is a whole number within the bounds, or the lower bound if there is none."""
     posterior = synthetic(0.5)
     assert posterior.best(2.0, 8.0) == 8.0
     assert posterior.best(43.0, 90.0) == 43.0
@@ -234,7 +235,7 @@ def test_posterior_chooses_among_whole_numbers_within_its_bounds() -> None:
 
 
 def test_posterior_takes_a_price_off_for_the_size() -> None:
-    """So the window ends where the next tenth more in flight brings next to nothing."""
+    """Worth is log throughput less the price per e-fold of the window."""
     posterior = synthetic(0.5)
     worth = posterior.worth(np.array([10.0, 20.0]))
     assert worth[1] - worth[0] == pytest.approx((0.5 - curve.PRICE) * math.log(2.0), abs=1e-3)
@@ -243,7 +244,7 @@ def test_posterior_takes_a_price_off_for_the_size() -> None:
 
 
 def test_bins_weigh_a_sample_as_they_are_told() -> None:
-    """Both of its bins together by its weight, and never beyond the grid's ends."""
+    """Both bins together get the sample's weight, also beyond the grid's ends."""
     bins = LatencyBins()
     ln_n = np.log([6.4, 1.0, 2000.0])
     values, weights = np.array([0.3, -0.2, 1.0]), np.array([0.5, 0.25, 2.0])
@@ -256,7 +257,7 @@ def test_bins_weigh_a_sample_as_they_are_told() -> None:
 
 
 def test_bins_fade_before_they_take_a_sample_in() -> None:
-    """What comes counts in full."""
+    """A new sample counts in full; the older ones have faded."""
     bins = told(lambda n: 1.0, [4.0], each=10)
     one = np.zeros(1)
     bins.add(np.log([4.0]), one, np.ones(1), np.zeros(BINS), np.full(BINS, 0.5))
@@ -264,7 +265,7 @@ def test_bins_fade_before_they_take_a_sample_in() -> None:
 
 
 def test_bins_explored_counts_all_that_lies_further_out() -> None:
-    """Three samples' worth, one here and two there."""
+    """Three samples' worth counts, one at an N and two further out."""
     bins = LatencyBins()
     for n, each in ((4.0, 5), (8.0, 1), (12.0, 2)):
         bins.add(

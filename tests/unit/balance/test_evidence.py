@@ -69,7 +69,7 @@ def mass(it: Evidence) -> float:
 
 
 def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
-    """Unloaded seconds, the curve over them, what is made of late."""
+    """Unloaded seconds, curve and recent slowdown are found together."""
     it = taught()
     for prompt, output in ((100.0, 50.0), (400.0, 300.0), (20.0, 900.0)):
         found = sum(np.array(it.coefficients) * (1.0, prompt, output))
@@ -83,7 +83,7 @@ def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
 
 
 def test_evidence_knows_nothing_before_the_first_look() -> None:
-    """No curve, no seconds, no slowdown, no hope."""
+    """Fresh evidence has no posterior, no seconds, no slowdown and no hope."""
     it = Evidence()
     assert (it.posterior, it.alone_s, it.slowdown, it.hopeful) == (None, 0.0, 1.0, False)
     assert it.coefficients == (0.0, 0.0, 0.0)
@@ -92,7 +92,8 @@ def test_evidence_knows_nothing_before_the_first_look() -> None:
 
 
 def test_evidence_tells_the_slowdown_of_late() -> None:
-    """Latency over the unloaded latency, whatever the sizes; it follows the load."""
+    """The recent slowdown is latency over unloaded latency, whatever the sizes, and follows the
+    load."""
     it = taught()
     for n in (8.0, 2.0):
         for seed in range(30):
@@ -101,13 +102,13 @@ def test_evidence_tells_the_slowdown_of_late() -> None:
 
 
 def test_evidence_learns_how_noisy_a_provider_is() -> None:
-    """The standard deviation of log latencies, within its bounds."""
+    """The standard deviation of log latencies is learned, within its bounds."""
     assert taught(80, 0.25).to_save("m", 1.0).noise == pytest.approx(0.25, rel=0.2)
     assert taught(80, 0.0).to_save("m", 1.0).noise == NOISE[0]
 
 
 def test_evidence_of_an_unsteady_number_in_flight_counts_less() -> None:
-    """Half where it moved by an eighth of itself."""
+    """A sample counts half where the number in flight moved by an eighth of itself."""
     it = Evidence()
     it.look([replace(s, deviation=0.12 * s.inflight) for s in truth(8.0)], WINDOW)
     assert mass(it) == pytest.approx(5.0)
@@ -133,9 +134,8 @@ def test_evidence_of_an_unsteady_number_in_flight_counts_less() -> None:
 def test_evidence_goes_where_it_is_contradicted(
     n: float, errors: float, surprised: bool, better: bool
 ) -> None:
-    """By four standard errors; by three where it went better above the window, which is
-    looked for. Only better news are told. (At and below the window sixteen times as many
-    answers are remembered as come in one batch: an error of theirs is a quarter as large.)"""
+    """Evidence is dropped at four standard errors, and at three where latencies above the window
+    are better; only better ones are reported."""
     it = taught()
     before = mass(it)
     assert it.look(expected(it, n, errors), WINDOW) is better
@@ -148,7 +148,8 @@ def test_evidence_goes_where_it_is_contradicted(
 
 
 def test_evidence_is_hopeful_before_it_is_surprised() -> None:
-    """From two standard errors better above the window on; nowhere else, and not for worse."""
+    """Two standard errors better above the window are hope; elsewhere, and for worse, there is
+    none."""
     for n, errors, hopeful in ((20.0, -2.6, True), (20.0, -1.2, False), (20.0, 2.6, False),
                                (8.0, -2.6, False)):  # fmt: skip
         it = taught()
@@ -157,7 +158,7 @@ def test_evidence_is_hopeful_before_it_is_surprised() -> None:
 
 
 def test_evidence_may_hope_from_its_second_look_on() -> None:
-    """There is nothing against it in store."""
+    """Hope is possible from the second look on."""
     it = Evidence()
     it.look(truth(4.0), WINDOW)
     it.look(expected(it, 20.0, -2.9), WINDOW)
@@ -168,7 +169,7 @@ def test_evidence_may_hope_from_its_second_look_on() -> None:
 
 
 def test_evidence_forgets_surprises_by_completions() -> None:
-    """Small ones add up, unless what is as expected comes between them."""
+    """Small surprises add up unless expected latencies come between them."""
     it = taught()
     assert not any(it.look(expected(it, 20.0, -1.6), WINDOW) for _ in range(2))
     assert it.hopeful
@@ -178,7 +179,7 @@ def test_evidence_forgets_surprises_by_completions() -> None:
 
 
 def test_evidence_is_not_carried_away_by_one_answer() -> None:
-    """A single latency a hundred times too long neither ends it nor moves it far."""
+    """One latency a hundred times too long neither drops the evidence nor moves it far."""
     it = taught()
     before, alone_s = mass(it), it.alone_s
     batch = truth(8.0)
@@ -189,7 +190,7 @@ def test_evidence_is_not_carried_away_by_one_answer() -> None:
 
 
 def test_evidence_fades_near_and_stays_far() -> None:
-    """Of what is seen again and again the last rounds count; of elsewhere what there was."""
+    """Evidence near the present N fades with the rounds; elsewhere it stays."""
     it = taught()
     far = it.to_save("m", WINDOW).weights[1]
     for seed in range(200):
@@ -201,7 +202,8 @@ def test_evidence_fades_near_and_stays_far() -> None:
 
 
 def test_evidence_comes_back_from_storage() -> None:
-    """A part of it, with its curve, its noise in bounds, its seconds."""
+    """Restored evidence has a share of its weight, its curve, its seconds and noise within
+    bounds."""
     it = taught(noise=0.2)
     stored = it.to_save("m", 12.0)
     assert (stored.model, stored.window) == ("m", 12.0)
@@ -226,7 +228,7 @@ def test_evidence_comes_back_from_storage() -> None:
     ],
 )
 def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
-    """And stays as it was."""
+    """Damaged evidence raises and changes nothing."""
     stored: SavedWindow = taught(8).to_save("m", 12.0)
     it = Evidence()
     with pytest.raises(ValueError, match=r"^(learned|bins): "):
@@ -235,7 +237,7 @@ def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
 
 
 def test_evidence_work_is_what_a_batch_would_take_alone() -> None:
-    """One after the other; in proportion to the sizes, not to how long they took."""
+    """Work is the sum of unloaded latencies by size, whatever the latencies were."""
     it = taught()
     quick, slow = truth(1.0), truth(16.0)
     assert it.work_s(quick) == it.work_s(slow)
@@ -259,7 +261,7 @@ def batches(
 def test_unloaded_finds_the_coefficients_of_an_unknown_provider(
     truth: tuple[float, float, float],
 ) -> None:
-    """From a few hundred noisy latencies, within a fifth for sizes small and large."""
+    """A few hundred noisy latencies give small and large sizes within a fifth."""
     it = UnloadedLatency()
     for sizes, latency_s in batches(20, truth):
         it.learn(sizes, latency_s, 1.0)
@@ -269,7 +271,7 @@ def test_unloaded_finds_the_coefficients_of_an_unknown_provider(
 
 
 def test_unloaded_does_not_follow_outliers() -> None:
-    """One in sixteen a hundred times as long moves it by less than a third."""
+    """One latency in sixteen that is a hundred times as long moves the fit by less than a third."""
     it = UnloadedLatency()
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
         latency_s[0] *= 100.0
@@ -278,7 +280,7 @@ def test_unloaded_does_not_follow_outliers() -> None:
 
 
 def test_unloaded_forgets() -> None:
-    """A provider twice as slow is believed after a while, and the move is told."""
+    """A provider that becomes twice as slow is followed, and the change is returned."""
     it = UnloadedLatency()
     moved = 0.0
     for sizes, latency_s in batches(20, (0.5, 0.0, 0.02)):
@@ -290,7 +292,7 @@ def test_unloaded_forgets() -> None:
 
 
 def test_unloaded_restored_is_soon_overruled() -> None:
-    """What was stored holds until fresh samples say otherwise."""
+    """Restored coefficients hold until new samples outweigh them."""
     it = UnloadedLatency()
     it.restore((5.0, 0.0, 0.2))
     assert float(it.of(np.array([[1.0, 0.0, 0.0]]))[0]) == 5.0
@@ -300,7 +302,7 @@ def test_unloaded_restored_is_soon_overruled() -> None:
 
 
 def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
-    """All of it in the output tokens: a request without any still can be divided by."""
+    """The base stays above 0 even if all time is in the output tokens."""
     it = UnloadedLatency()
     for sizes, latency_s in batches(20, (0.0, 0.0, 0.1), noise=0.0):
         it.learn(sizes, latency_s, 1.0)
@@ -312,7 +314,7 @@ def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
 
 
 def test_unloaded_counts_fresh_samples_alone() -> None:
-    """Faded; what was restored counts for next to none."""
+    """The count is of faded samples; restored coefficients count for almost none."""
     it = UnloadedLatency()
     for n, (sizes, latency_s) in enumerate(batches(3, (0.5, 0.0, 0.02))):
         it.learn(sizes, latency_s, 0.5)
@@ -323,7 +325,7 @@ def test_unloaded_counts_fresh_samples_alone() -> None:
 
 
 def test_unloaded_scales_its_guess_by_the_first_latencies() -> None:
-    """One batch says how long; the proportions are the prior's until more is known."""
+    """One batch sets the scale; the proportions stay the prior's until more samples come."""
     it = UnloadedLatency()
     sizes = np.repeat(np.array([[1.0, 100.0, 50.0]]), 4, axis=0)
     moved = it.learn(sizes, np.full(4, 31.0), 1.0)
@@ -334,7 +336,7 @@ def test_unloaded_scales_its_guess_by_the_first_latencies() -> None:
 
 
 def test_unloaded_clips_a_latency_at_both_ends() -> None:
-    """One that is much too short moves it no more than one that is much too long."""
+    """A latency much too short moves the fit no more than one much too long."""
     moved = []
     for factor in (1e-4, 1e4):
         it = UnloadedLatency()
@@ -347,7 +349,7 @@ def test_unloaded_clips_a_latency_at_both_ends() -> None:
 
 
 def test_unloaded_leaves_out_what_would_be_negative() -> None:
-    """A prompt that makes answers faster is noise: it counts for nothing, the rest is fitted."""
+    """A coefficient that would be negative is 0, and the others are fitted without it."""
     it = UnloadedLatency()
     for sizes, _ in batches(40, (0.0, 0.0, 0.0)):
         latency_s = np.maximum(3.0 - 0.002 * sizes[:, 1], 0.5) + 0.02 * sizes[:, 2]

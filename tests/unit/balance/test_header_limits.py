@@ -25,7 +25,7 @@ def header_limit() -> HeaderLimit:
 
 
 def counted(one: HeaderLimit, now: float = 0.0) -> HeaderLimit:
-    """After some answers that said that something is left."""
+    """The limit after four answers that said that something is left."""
     for _ in range(4):
         one.charge(1.0, now)
         one.update(None, 50, None, one.spent, now)
@@ -33,7 +33,7 @@ def counted(one: HeaderLimit, now: float = 0.0) -> HeaderLimit:
 
 
 def test_header_limit_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
-    """What a header says is left may be used now, then at the limit's pace."""
+    """What a header says is left may be spent at once, then the limit's pace holds."""
     one = header_limit()
     one.charge(1.0, 0.0)
     one.update(60, 59, 1.0, spent=1.0, now=0.1)
@@ -46,7 +46,7 @@ def test_header_limit_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
 
 
 def charges_in_a_minute(one: HeaderLimit) -> int:
-    """Charges of 1 in the minute after it is next free."""
+    """Number of charges of 1 in the minute after the limit is next free."""
     start = now = one.free_s
     count = 0
     while now < start + 60.0 - 1e-6:
@@ -57,7 +57,7 @@ def charges_in_a_minute(one: HeaderLimit) -> int:
 
 
 def test_header_limit_takes_off_what_was_sent_since_that_request() -> None:
-    """A header is stale by a round trip: 10 left, 9 sent meanwhile, one may go."""
+    """With 10 left and 9 sent since the request, one more may go."""
     one = header_limit()
     for _ in range(10):
         one.charge(1.0, 0.0)
@@ -68,7 +68,8 @@ def test_header_limit_takes_off_what_was_sent_since_that_request() -> None:
 
 
 def test_header_limit_goes_by_each_answer_both_ways() -> None:
-    """The header may not count what is charged (cached tokens): its word is the level."""
+    """Each answer sets the level, also upwards: providers may not count what is charged (cached
+    tokens)."""
     one = header_limit()
     one.charge(1.0, 0.0)
     one.update(60, 59, None, one.spent, 0.0)
@@ -79,8 +80,8 @@ def test_header_limit_goes_by_each_answer_both_ways() -> None:
 
 
 def test_header_limit_of_more_under_way_than_is_left_waits_for_it() -> None:
-    """Something is left, but not for what was sent since: until the limit's pace has made it
-    good, at most MAX_HOLD_S."""
+    """If more was sent than is left, the limit waits for its pace to make up, at most
+    MAX_HOLD_S."""
     one = header_limit()
     one.charge(1.0, 0.0)
     one.charge(15.0, 0.0)
@@ -92,7 +93,7 @@ def test_header_limit_of_more_under_way_than_is_left_waits_for_it() -> None:
 
 
 def test_header_limit_that_counts_may_hold_until_its_reset() -> None:
-    """Nothing left and no limit told: until the reset, at most MAX_HOLD_S."""
+    """Without a limit, "nothing left" holds until the reset, at most MAX_HOLD_S."""
     one = counted(header_limit(), 9.0)
     one.update(None, 0, 3.0, one.spent, 10.0)
     assert one.free_s == 13.0
@@ -102,7 +103,7 @@ def test_header_limit_that_counts_may_hold_until_its_reset() -> None:
 
 
 def test_header_limit_that_never_counted_holds_briefly() -> None:
-    """A first "nothing left" may be filler: FIRST_HOLD_S, less where the reset is nearer."""
+    """A first "nothing left" holds for FIRST_HOLD_S, or until an earlier reset."""
     for reset_s, until_s in ((None, FIRST_HOLD_S), (60.0, FIRST_HOLD_S), (0.5, 0.5)):
         one = header_limit()
         one.charge(1.0, 0.0)
@@ -111,7 +112,7 @@ def test_header_limit_that_never_counted_holds_briefly() -> None:
 
 
 def test_header_limit_does_not_believe_absurd_limits() -> None:
-    """One request a minute, while more than that is left: no limit is learned."""
+    """A limit of one request a minute is ignored."""
     one = header_limit()
     one.charge(1.0, 0.0)
     one.update(1, 1, 60.0, spent=1.0, now=0.0)
@@ -119,8 +120,8 @@ def test_header_limit_does_not_believe_absurd_limits() -> None:
 
 
 class Provider:
-    """Serves all, `latency_s` each, and says of every answer that nothing is left, or of each
-    in turn what `says` has."""
+    """Serves everything, `latency_s` each, and says that nothing is left, or what `says` has in
+    turn."""
 
     def __init__(
         self,
@@ -164,7 +165,7 @@ class Provider:
 def test_header_limit_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
     limit: int | None, reset_s: float | None, window: int, latency_s: float
 ) -> None:
-    """Served all the same, each time halves what it may hold: 2 × FIRST_HOLD_S in all."""
+    """A header that always says "nothing left" stops an account for 2 × FIRST_HOLD_S in all."""
     provider = Provider(limit, reset_s, latency_s)
     provider.run(120.0, window)
     assert provider.stopped_s <= 2 * FIRST_HOLD_S
@@ -173,8 +174,8 @@ def test_header_limit_nothing_left_for_ever_stops_a_fresh_account_for_seconds(
 
 @pytest.mark.parametrize(("limit", "amount"), [(10, 1.0), (60, 1.0), (60, 20.0), (600, 100.0)])
 def test_header_limit_an_invented_limit_paces_for_seconds(limit: int, amount: float) -> None:
-    """A limit that always has nothing left and serves all is ignored after the patience and a
-    few halvings, however slow its pace."""
+    """A limit that always has nothing left and serves everything is ignored after the patience and
+    a few halvings, however slow its pace."""
     provider = Provider(limit, 60.0, 0.01)
     provider.run(600.0, 1, amount)
     assert provider.stopped_s < PATIENCE_S + 2 * FIRST_HOLD_S
@@ -182,7 +183,7 @@ def test_header_limit_an_invented_limit_paces_for_seconds(limit: int, amount: fl
 
 
 def test_header_limit_an_invented_limit_costs_at_most_the_cap_for_each_request() -> None:
-    """Debt of the header's own limit is forgiven beyond the cap: 100 requests at 10 a minute."""
+    """Debt of the header's own limit is forgiven beyond the cap."""
     one = header_limit()
     one.charge(100.0, 0.0)
     one.update(10, 0, 60.0, one.spent, 0.0)
@@ -199,8 +200,8 @@ def test_header_limit_an_invented_limit_costs_at_most_the_cap_for_each_request()
 def test_header_limit_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
     limit: int | None, reset_s: float | None, hold_s: float
 ) -> None:
-    """Such a header is never contradicted, and costs only where nothing else is under way: with
-    sixteen at a time the later answer lifts each hold."""
+    """A header that alternates is never contradicted; it costs a hold per two requests one at a
+    time, and nothing with sixteen under way."""
     alone = Provider(limit, reset_s, 0.01, says=(50, 0))
     alone.run(600.0, window=1)
     assert alone.stopped_s / (alone.served / 2) == pytest.approx(hold_s, rel=0.05)
@@ -218,7 +219,7 @@ def test_header_limit_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() 
 
 
 def test_header_limit_goes_on_heeding_a_word_that_429s_bear_out() -> None:
-    """The twin: one a minute is served, the rest refused; it soon waits as long as it may."""
+    """The twin: where one a minute is served and the rest refused, the hold reaches MAX_HOLD_S."""
     one, now, asked, served_s = header_limit(), 0.0, 0, NEVER
     while now < 1200.0:
         one.charge(1.0, now)
@@ -233,7 +234,7 @@ def test_header_limit_goes_on_heeding_a_word_that_429s_bear_out() -> None:
 
 
 class Bucket:
-    """An honest provider of `limit` a minute, full to begin with."""
+    """An honest provider of `limit` a minute, full at first."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.level, self.at = limit, float(limit), 0.0
@@ -248,7 +249,7 @@ class Bucket:
 
 
 def refusals(limit: int, seconds: float) -> tuple[int, int]:
-    """Served and refused by an honest bucket that is always asked for more than it has."""
+    """Requests served and refused by an honest bucket that is asked whenever the limit allows."""
     bucket, one = Bucket(limit), header_limit()
     now, served, refused = 0.0, 0, 0
     while now < seconds:
@@ -265,15 +266,14 @@ def refusals(limit: int, seconds: float) -> tuple[int, int]:
 
 
 def test_header_limit_at_an_honest_limit_is_seldom_refused() -> None:
-    """Always at the limit it always says "nothing left": each 429 doubles the patience."""
+    """At an honest limit, which always says "nothing left", each 429 doubles the patience."""
     served, refused = refusals(60, 3600.0)
     assert served >= 3600
     assert refused <= 20
 
 
 def test_header_limit_trusts_again_after_a_refusal_but_once_an_episode() -> None:
-    """A 429 gives a disbelieved header its say; the 429s of requests that were under way
-    together are one."""
+    """A 429 makes an ignored header count again; 429s of requests under way together count once."""
     one, now = header_limit(), 0.0
     for _ in range(20):
         one.charge(1.0, now)
@@ -298,7 +298,7 @@ def test_header_limit_trusts_again_after_a_refusal_but_once_an_episode() -> None
 
 @pytest.mark.parametrize("before", [None, 60])
 def test_header_limit_is_believed_again_when_something_is_left(before: int | None) -> None:
-    """A provider that begins to count is heeded without a 429, though its header was ignored."""
+    """An ignored header counts again as soon as it says that something is left."""
     one = header_limit()
     for second in range(60):
         one.charge(1.0, float(second))
@@ -315,7 +315,7 @@ def test_header_limit_is_believed_again_when_something_is_left(before: int | Non
 
 
 def test_header_limit_does_not_prolong_a_hold_by_answers_to_what_was_under_way() -> None:
-    """Sent before the word, they know no more than it did."""
+    """Answers to requests sent before a "nothing left" do not prolong its hold."""
     one = header_limit()
     for _ in range(10):
         one.charge(1.0, 0.0)
@@ -330,7 +330,7 @@ def test_header_limit_does_not_prolong_a_hold_by_answers_to_what_was_under_way()
 
 
 def test_model_limits_learns_both_limits_and_keeps_them_for_a_restart() -> None:
-    """Restored they hold at once."""
+    """Both limits are learned, and hold at once when restored."""
     one = ModelLimits()
     one.charge(100.0, 0.0)
     one.update(RateLimits(600, 599, 0.1, 60_000, 59_900, 0.1), 1.0, 100.0, 0.5)
@@ -344,7 +344,7 @@ def test_model_limits_learns_both_limits_and_keeps_them_for_a_restart() -> None:
 
 
 def test_model_limits_waits_for_the_slower_of_the_two() -> None:
-    """Requests and tokens both hold."""
+    """The later of the two limits counts."""
     one = ModelLimits()
     one.restore(60, 60_000)
     for _ in range(100):
@@ -355,7 +355,7 @@ def test_model_limits_waits_for_the_slower_of_the_two() -> None:
 
 
 def test_account_limits_are_one_for_a_model_of_several_names() -> None:
-    """By the provider's name; a model that is not served has none."""
+    """Names of one provider's model share limits; a model that is not served has none."""
     every = AccountLimits({"fast": "gpt", "cheap": "gpt", "big": "gpt-big"})
     assert every.by_model == {}
     assert every.open("fast") is every.open("cheap") is every.by_model["fast"]
@@ -364,7 +364,8 @@ def test_account_limits_are_one_for_a_model_of_several_names() -> None:
 
 
 def test_account_limits_keep_a_model_over_a_reload_and_drop_one_that_left() -> None:
-    """Also where the client's name for it changed."""
+    """A reload keeps a model's limits, also under a new client's name, and drops a removed
+    model's."""
     every = AccountLimits({"a": "x", "b": "y"})
     kept = every.open("a")
     every.open("b")
@@ -374,7 +375,7 @@ def test_account_limits_keep_a_model_over_a_reload_and_drop_one_that_left() -> N
 
 
 def test_account_limits_tell_the_least_of_their_limits_and_restore_each() -> None:
-    """Those that none was told of count for nothing; models that left are passed over."""
+    """`lowest` ignores models without a limit; restoring skips models that left."""
     every = AccountLimits({"a": "x", "b": "y", "c": "z"})
     for model, rpm in (("a", 500), ("b", 100), ("c", 0)):
         one = every.open(model)
@@ -392,7 +393,7 @@ def test_account_limits_tell_the_least_of_their_limits_and_restore_each() -> Non
 
 
 def test_header_limit_ends_a_hold_where_a_later_request_finds_something_left() -> None:
-    """Not where it was sent before the word that began the hold."""
+    """Only the answer to a later request ends a hold early."""
     for spent, free_s in ((3.0, 2.5), (1.0, 2.5), (4.0, float("-inf"))):
         it = HeaderLimit(10)
         for _ in range(4):
@@ -404,8 +405,8 @@ def test_header_limit_ends_a_hold_where_a_later_request_finds_something_left() -
 
 
 def test_header_limit_says_what_is_left_until_its_reset() -> None:
-    """The last word less what was sent since, never below 0; of answers that come out of order
-    the one to the later request. Once reset, all of the limit."""
+    """A snapshot has the newest answer's rest less what was sent since, and the whole limit after
+    the reset."""
     one = header_limit()
     assert one.snapshot("m", "requests", 0.0) is None
     for _ in range(3):
@@ -428,7 +429,8 @@ def test_header_limit_says_what_is_left_until_its_reset() -> None:
 
 
 def test_header_limit_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() -> None:
-    """Then as much is left as was said; a limit alone says nothing of what is left."""
+    """Without a reset an answer is out of date after a minute; without an answer nothing is known
+    to be left."""
     one = header_limit()
     one.update(None, 7, None, 0.0, 0.0)
     for now, reset_s in ((0.0, 60.0), (59.0, 1.0), (61.0, 0.0)):
@@ -443,7 +445,7 @@ def test_header_limit_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() ->
 
 
 def test_account_limits_tell_of_models_that_are_served_alone() -> None:
-    """At most two a model, by the provider's name; a model that left is told of no more."""
+    """A snapshot has at most two entries per served model, by the provider's name."""
     every = AccountLimits({"a": "x", "b": "y"})
     for model in ("a", "b"):
         one = every.open(model)

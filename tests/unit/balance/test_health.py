@@ -1,4 +1,4 @@
-"""Through the account, whose health it is."""
+"""Health, tested through the account that owns it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.unit.balance.driver import Driver
 
 
 def test_account_rests_as_long_as_the_provider_says() -> None:
-    """Retry-After of a 429 is honoured, then the account is open at once."""
+    """Retry-After of a 429 is the length of the rest, after which the account is open at once."""
     it = Driver()
     it.once(Verdict.RATE_LIMITED, after=7.0)
     assert (it.state, it.reason) == ("backoff", Reason.ACCOUNT_BACKOFF)
@@ -24,14 +24,14 @@ def test_account_rests_as_long_as_the_provider_says() -> None:
     ("after", "rest"), [(None, 2.0), (1e9, 300.0), (0.0, MIN_BACKOFF_S), (-5.0, MIN_BACKOFF_S)]
 )
 def test_account_bounds_its_rest(after: float | None, rest: float) -> None:
-    """Without Retry-After the default; never longer than max_backoff_s, never nothing."""
+    """A rest is the default without Retry-After, at most max_backoff_s, and never 0."""
     it = Driver()
     it.once(Verdict.OVERLOADED, after)
     assert it.account.health.until_s == rest
 
 
 def test_account_extends_its_rest_by_a_later_retry_after() -> None:
-    """A Retry-After speaks of the future, however old its request is; it never shortens."""
+    """A Retry-After of an old request extends a rest and never shortens it."""
     it = Driver()
     one, two, three = it.take(), it.take(), it.take()
     it.end(one, Verdict.RATE_LIMITED, 5.0)
@@ -41,7 +41,7 @@ def test_account_extends_its_rest_by_a_later_retry_after() -> None:
 
 
 def test_account_is_ejected_after_failures_in_a_row() -> None:
-    """eject_after failures without a success between them."""
+    """eject_after failures without a success between them eject the account."""
     it = Driver()
     it.fail(2)
     it.once(Verdict.SUCCESS)
@@ -52,7 +52,7 @@ def test_account_is_ejected_after_failures_in_a_row() -> None:
 
 
 def test_account_lets_one_probe_through_when_its_ejection_ends() -> None:
-    """half_open: a single probe, whose success opens the account."""
+    """Half open, one probe is let through, and its success opens the account."""
     it = Driver()
     it.fail(3)
     it.now = 30.0
@@ -64,7 +64,8 @@ def test_account_lets_one_probe_through_when_its_ejection_ends() -> None:
 
 
 def test_account_is_ejected_longer_each_time() -> None:
-    """eject_s × the number of ejections, at most max_eject_s; a success starts over."""
+    """An ejection lasts eject_s × the number of ejections, at most max_eject_s; a success starts
+    over."""
     it = Driver()
     it.fail(3)
     rests = []
@@ -81,7 +82,7 @@ def test_account_is_ejected_longer_each_time() -> None:
 
 
 def test_account_probe_that_says_nothing_makes_room_for_another() -> None:
-    """The client left: the account stays half open."""
+    """A probe whose client left leaves the account half open for another."""
     it = Driver()
     it.fail(3)
     it.now = 30.0
@@ -90,7 +91,7 @@ def test_account_probe_that_says_nothing_makes_room_for_another() -> None:
 
 
 def test_account_does_not_hear_requests_older_than_its_state() -> None:
-    """A stream from before the ejection neither heals nor harms it."""
+    """The end of a request from before the ejection changes nothing."""
     it = Driver()
     good, bad, late, later = (it.take() for _ in range(4))
     it.fail(3)
@@ -106,7 +107,7 @@ def test_account_does_not_hear_requests_older_than_its_state() -> None:
 
 
 def test_account_is_not_opened_past_its_probe() -> None:
-    """A late 429 with a Retry-After would lead to backoff, and from there to open."""
+    """A late 429 with Retry-After does not open a half-open account."""
     it = Driver()
     late = it.take()
     it.fail(3)
@@ -117,7 +118,7 @@ def test_account_is_not_opened_past_its_probe() -> None:
 
 
 def test_account_with_a_refused_key_is_out_and_probed_later() -> None:
-    """dead_key for dead_key_s, then one probe; refused again, out again."""
+    """A refused key is out for dead_key_s, then probed once; refused again, it is out again."""
     it = Driver()
     it.once(Verdict.DEAD_KEY)
     assert (it.state, it.reason) == ("dead_key", Reason.HEALTH)
@@ -132,7 +133,7 @@ def test_account_with_a_refused_key_is_out_and_probed_later() -> None:
 
 
 def test_account_with_a_refused_key_is_probed_after_a_reload() -> None:
-    """The operator may have mended it; answers from before say nothing any more."""
+    """A reload probes a refused key, and ends of older requests are ignored."""
     it = Driver()
     old = it.take()
     it.once(Verdict.DEAD_KEY)
@@ -143,7 +144,7 @@ def test_account_with_a_refused_key_is_probed_after_a_reload() -> None:
 
 
 def test_account_that_was_removed_drains() -> None:
-    """It finishes what it has and takes nothing, whatever its leases say."""
+    """A removed account finishes its leases and takes nothing, however they end."""
     it = Driver()
     lease = it.take()
     it.account.remove()
@@ -153,7 +154,7 @@ def test_account_that_was_removed_drains() -> None:
 
 
 def test_account_shows_how_long_its_state_still_lasts() -> None:
-    """Seconds from now; a running probe and a draining have no end of their own."""
+    """A snapshot has the seconds until the state ends; a probe and draining have no such time."""
     it = Driver()
     it.once(Verdict.RATE_LIMITED, after=7.0)
     assert it.account.snapshot(3.0).state_until_s == 4.0
@@ -171,7 +172,7 @@ def test_account_shows_how_long_its_state_still_lasts() -> None:
 
 
 def test_account_that_hears_old_news_is_ejected_as_long_as_without() -> None:
-    """A success from before the key was refused does not shorten the next ejection."""
+    """A success from before a refused key does not shorten the next ejection."""
     it = Driver()
     old = it.take()
     it.fail(3)
@@ -187,7 +188,7 @@ def test_account_that_hears_old_news_is_ejected_as_long_as_without() -> None:
 
 
 def test_account_extends_an_ejection_by_a_retry_after() -> None:
-    """An answer from before it, but about the future; it never shortens one."""
+    """A Retry-After of an older request extends an ejection and never shortens it."""
     it = Driver()
     one, two = it.take(), it.take()
     it.fail(3)
@@ -198,7 +199,7 @@ def test_account_extends_an_ejection_by_a_retry_after() -> None:
 
 
 def test_account_says_when_it_heals() -> None:
-    """Now while it serves or a probe runs; when its rest ends; never where only people help."""
+    """An account heals now, when its rest ends, or never if only an operator can help."""
     it = Driver()
     assert it.account.health.heals_s(5.0) == 5.0
     it.once(Verdict.RATE_LIMITED, after=7.0)
@@ -212,7 +213,7 @@ def test_account_says_when_it_heals() -> None:
 
 
 def test_transitions_reach_every_state_and_leave_every_state() -> None:
-    """The table has no dead end but draining, whose way back is a reload."""
+    """The table has no dead end but draining, which a reload ends."""
     assert set(TRANSITIONS.values()) == set(HealthState)
     for state in HealthState:
         assert any(a is state and b is not state for (a, _), b in TRANSITIONS.items()), state

@@ -8,7 +8,7 @@ def limit(initial: int = 16, low: int = 1, high: int = 64) -> Limit:
 
 
 def test_limit_triples_in_a_round_before_the_first_drop() -> None:
-    """Slow start: +`QUICKLY` per success while the limit is in use."""
+    """In slow start the limit grows by QUICKLY per success while it is in use."""
     it = limit(4)
     for inflight in (4, 6, 8, 10):
         it.on_success(inflight)
@@ -17,7 +17,7 @@ def test_limit_triples_in_a_round_before_the_first_drop() -> None:
 
 
 def test_limit_grows_by_one_in_a_round_after_a_drop() -> None:
-    """Congestion avoidance: +1/limit per success."""
+    """After a drop the limit grows by 1/limit per success."""
     it = limit(16)
     assert it.on_drop(lease=1, next_lease=2)
     assert it.value == 12
@@ -27,7 +27,7 @@ def test_limit_grows_by_one_in_a_round_after_a_drop() -> None:
 
 
 def test_limit_does_not_grow_while_it_is_not_in_use() -> None:
-    """Fewer than half in flight: a success says nothing about the limit."""
+    """With fewer than half in flight a success does not raise the limit."""
     it = limit(16)
     it.on_success(7)
     assert it.value == 16
@@ -36,7 +36,7 @@ def test_limit_does_not_grow_while_it_is_not_in_use() -> None:
 
 
 def test_limit_is_cut_once_per_episode() -> None:
-    """Drops of requests that began before the cut are old news."""
+    """Drops of requests that began before the last cut are ignored."""
     it = limit(20)
     assert it.on_drop(lease=3, next_lease=21)
     assert [it.on_drop(lease, next_lease=21) for lease in range(4, 21)] == [False] * 17
@@ -46,7 +46,7 @@ def test_limit_is_cut_once_per_episode() -> None:
 
 
 def test_limit_stays_within_its_bounds() -> None:
-    """Never below low, never above high."""
+    """The limit never goes below low or above high."""
     it = limit(2, low=2, high=3)
     for lease in range(10):
         it.on_drop(lease, lease + 1)
@@ -57,7 +57,7 @@ def test_limit_stays_within_its_bounds() -> None:
 
 
 def test_limit_pauses_growth_for_a_round_after_a_fault_and_cuts_nothing() -> None:
-    """A 5xx is no statement about load."""
+    """A 5xx pauses growth for a round and cuts nothing."""
     it = limit(4)
     it.on_fault()
     for _ in range(4):
@@ -68,8 +68,8 @@ def test_limit_pauses_growth_for_a_round_after_a_fault_and_cuts_nothing() -> Non
 
 
 def test_limit_remembers_the_ceiling_and_probes_it_gently() -> None:
-    """Up to the limit before the cut as usual, then at a quarter of the pace, a tenth further;
-    what was carried there for a round is the new ceiling."""
+    """Above the ceiling growth is a quarter as fast and stops a tenth higher; once held for a
+    round, that is the new ceiling."""
     it = limit(40, high=100)
     it.on_drop(1, 2)
     assert (it.value, it.ceiling) == (30, 40)
@@ -88,7 +88,7 @@ def test_limit_remembers_the_ceiling_and_probes_it_gently() -> None:
 
 
 def test_limit_restored_with_a_ceiling_does_not_start_slowly() -> None:
-    """Nor does it forget it; without one slow start goes on."""
+    """A restored ceiling is kept and ends slow start; without one slow start goes on."""
     it = limit(4)
     it.restore(28, 40)
     it.on_success(28)
@@ -100,7 +100,7 @@ def test_limit_restored_with_a_ceiling_does_not_start_slowly() -> None:
 
 
 def test_limit_moves_into_new_bounds_and_keeps_what_it_learned() -> None:
-    """A reload clamps, the highest bound wins."""
+    """A reload moves the limit into the new bounds; the highest bound wins."""
     it = limit(16)
     it.configure(1, 8, 0.5)
     assert it.value == 8
@@ -111,7 +111,7 @@ def test_limit_moves_into_new_bounds_and_keeps_what_it_learned() -> None:
 
 
 def test_limit_has_room_for_whole_requests_only() -> None:
-    """A limit of 1.75 carries one."""
+    """A limit of 1.75 has room for one."""
     it = limit(2)
     it.on_drop(1, 2)
     assert it.value == 1.5
@@ -120,7 +120,7 @@ def test_limit_has_room_for_whole_requests_only() -> None:
 
 
 def test_limit_carries_a_whole_round_at_each_mark() -> None:
-    """As many successes at the end of the probe as it is wide, from none, each time anew."""
+    """Each new ceiling needs as many successes at the end of the probe as the limit is wide."""
     it = limit(40, high=1000)
     it.on_drop(1, 2)
     for ceiling in (40.0, 44.0, 48.4):
@@ -134,7 +134,7 @@ def test_limit_carries_a_whole_round_at_each_mark() -> None:
 
 
 def test_limit_restored_above_its_ceiling_moves_the_mark_after_a_round() -> None:
-    """What was learned before a restart is probed as what is learned now."""
+    """A limit restored above its ceiling becomes the ceiling after a round."""
     it = limit(4)
     it.restore(44, 40)
     for _ in range(43):
@@ -145,7 +145,7 @@ def test_limit_restored_above_its_ceiling_moves_the_mark_after_a_round() -> None
 
 
 def test_limit_that_is_cut_begins_its_round_anew() -> None:
-    """Successes before a drop do not count towards the next mark."""
+    """Successes before a drop do not count towards the next ceiling."""
     it = limit(40, high=1000)
     it.restore(44, 40)
     for _ in range(43):
@@ -157,7 +157,7 @@ def test_limit_that_is_cut_begins_its_round_anew() -> None:
 
 
 def test_limit_after_a_fault_waits_for_as_many_successes_as_it_is_wide() -> None:
-    """A second fault begins the pause anew; a drop is heard in it."""
+    """A second fault starts the pause again, and a drop during it still cuts."""
     it = limit(4)
     it.on_fault()
     it.on_success(4)

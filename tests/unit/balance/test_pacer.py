@@ -4,7 +4,7 @@ from gateway.balance.pacer import BURST_S, Meter, Pacer
 
 
 def spend(meter: Meter, amount: float, until_s: float) -> float:
-    """Charges as often as may be; what was spent by then."""
+    """Charges as often as the meter allows; the amount spent by then."""
     now, spent = 0.0, 0.0
     while now <= until_s:
         meter.charge(amount, now)
@@ -14,20 +14,20 @@ def spend(meter: Meter, amount: float, until_s: float) -> float:
 
 
 def test_meter_holds_the_rate_over_a_minute() -> None:
-    """At most a minute's limit, the burst and the one that crosses the line."""
+    """A minute spends at most the limit, the burst and the charge that crosses the line."""
     assert 60 <= spend(Meter(60), 1.0, 60.0) <= 60 * (60 + BURST_S) / 60 + 1
     assert 6000 <= spend(Meter(6000), 900.0, 60.0) <= 6000 * (60 + BURST_S) / 60 + 900
 
 
 def test_meter_lets_a_charge_larger_than_its_burst_through() -> None:
-    """The one that crosses the line goes; those behind it wait until it has drained."""
+    """A charge that exceeds the burst is let through, and later ones wait until it has drained."""
     meter = Meter(600)
     meter.charge(100.0, 0.0)
     assert meter.free_s == 10.0 - BURST_S
 
 
 def test_meter_is_free_again_exactly_when_it_says() -> None:
-    """`free_s` is the number the clock is compared with: no wake-up in vain."""
+    """At `free_s` the next charge may come, not a moment earlier or later."""
     meter = Meter(7)
     for _ in range(5):
         meter.charge(1.0, 1e6)
@@ -37,7 +37,7 @@ def test_meter_is_free_again_exactly_when_it_says() -> None:
 
 
 def test_meter_gives_back_what_was_charged_too_much() -> None:
-    """A correction shortens the wait, but cannot make up for time that has passed."""
+    """A correction shortens the wait but does not give back time that has passed."""
     meter = Meter(60)
     meter.charge(10.0, 0.0)
     meter.charge(-8.0, 1.0)
@@ -48,14 +48,14 @@ def test_meter_gives_back_what_was_charged_too_much() -> None:
 
 
 def test_meter_without_a_limit_never_waits() -> None:
-    """0 is no limit."""
+    """A limit of 0 is no limit."""
     meter = Meter(0)
     meter.charge(1e9, 0.0)
     assert meter.free_s == float("-inf")
 
 
 def test_pacer_waits_for_the_slower_of_its_two_meters() -> None:
-    """RPM and TPM both hold."""
+    """The later of requests and tokens counts."""
     by_requests = Pacer(rpm=6, tpm=60_000)
     by_requests.charge(10.0, 0.0)
     assert by_requests.free_s == 10.0 - BURST_S
@@ -67,7 +67,7 @@ def test_pacer_waits_for_the_slower_of_its_two_meters() -> None:
 
 
 def test_pacer_takes_a_new_limit_and_keeps_its_debt() -> None:
-    """A reload from no limit to one begins without debt."""
+    """A reload keeps the debt; one from no limit to a limit begins without."""
     pacer = Pacer(0, 0)
     pacer.charge(1000.0, 0.0)
     pacer.configure(60, 0)
@@ -80,7 +80,7 @@ def test_pacer_takes_a_new_limit_and_keeps_its_debt() -> None:
 
 
 def test_meter_takes_a_level_it_is_given() -> None:
-    """So much at once from now on, at most the burst; nothing left forgives no larger debt."""
+    """A level may be spent at once, at most the burst; a level of 0 reduces no larger debt."""
     meter = Meter(60, burst_s=10.0)
     meter.set_level(3.0, 100.0)
     meter.charge(3.0, 100.0)
