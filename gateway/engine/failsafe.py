@@ -201,10 +201,10 @@ class Failsafe:
         while True:
             try:
                 fresh = self._fresh()
+                started, bad = self._filled(fresh, gone | poison, now)
             except Exception as error:
                 logger.error("no new scheduler could be built", exc_info=error)
                 return self._leave_out(now, "none could be built", gone)
-            started, bad = self._filled(fresh, gone | poison, now)
             if bad is None:
                 break
             poison.add(bad)
@@ -308,7 +308,7 @@ class Failsafe:
 def _plain_values(event: Event, at_s: float) -> dict[str, Any]:
     """An event as plain values, without prompt, key or text."""
     members = [name for name in event.__struct_fields__ if name not in _UNTOLD]
-    values = {name: to_builtins(getattr(event, name)) for name in members}
+    values = {name: to_builtins(getattr(event, name), enc_hook=str) for name in members}
     return {"event": type(event).__name__, "at_s": at_s, **values}
 
 

@@ -1,4 +1,4 @@
-"""The story that the log holds of a core that raised."""
+"""A core that raised: what goes on without it, and the story that the log holds of it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from gateway.schedule.events import (
     Action,
     Answered,
     AttemptFailed,
+    DrainStarted,
     Event,
     Finished,
     Reforecast,
@@ -30,7 +31,7 @@ from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.types import Job, Outcome, RateLimits, Verdict, Workload
 from tests.kit.story import play, story_of
-from tests.unit.schedule.build import job, settings, workload
+from tests.unit.schedule.build import job, refused, settings, started, workload
 
 GIVEN = settings({"a": {"initial_concurrency": 2}, "b": {"initial_concurrency": 1}})
 
@@ -154,6 +155,27 @@ def test_story_is_bounded_and_begins_anew_with_each_core(caplog: pytest.LogCaptu
     with caplog.at_level(logging.ERROR, "gateway.engine"):
         safe.handle(Reforecast("lives", workload(20)), 1001.0)
     assert [entry["event"] for entry in story_of(logged(caplog))] == ["Adopted", "Reforecast"]
+
+
+def test_core_that_cannot_drain_is_left_out() -> None:
+    """A fault in the drain itself raises nothing either: jobs go around the core, and new ones
+    are refused."""
+
+    class Undrained(Scheduler):
+        def handle(self, event: Event, now: float) -> list[Action]:
+            if isinstance(event, DrainStarted):
+                raise RuntimeError("drain")
+            return super().handle(event, now)
+
+    def core(given: Settings, old: Scheduler | None) -> Scheduler:
+        return Undrained(given, Accounts(given.accounts, given.balance))
+
+    waits = job("waits", accounts=("a",))
+    safe = Failsafe(core(GIVEN, None), core, {"waits": Live(waits, waits.workload)}, lambda _: None)
+    assert started(safe.handle(DrainStarted(), 0.0)) == ["waits"]
+    assert refused(safe.handle(Submitted(job("new")), 1.0)) == {
+        "new": ("draining", Outcome.REJECTED)
+    }
 
 
 def test_story_keeps_no_error_alive() -> None:
