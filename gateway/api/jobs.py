@@ -232,7 +232,7 @@ class SubmittedJobs(Listener):
         body = _row_body(row)
         if row.ended_wall_s is None and (forecast := self._engine.forecast(row.id)) is not None:
             body["forecast"] = forecast_body(forecast)
-        if row.status == "queued" and (position := self._engine.standing(row.id)) is not None:
+        if row.status == "queued" and (position := self._engine.queue_position(row.id)) is not None:
             body["queue"] = msgspec.to_builtins(position)
         return body
 

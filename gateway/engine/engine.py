@@ -1,13 +1,14 @@
-"""The single writer around the pure core: events in, actions out, permits between.
+"""The one writer of the scheduler: feeds it events, carries out its actions, hands out permits.
 
 Rules:
 1. One event at a time, on the loop's thread; nothing is awaited between deciding and doing.
 2. A permit is settled exactly once, synchronously, whatever ends it: its own `end`, a
    refusal of the core, or leaving its `with` block by cancellation. A permit granted while
    its waiter is being cancelled goes back the same way.
-3. The engine keeps its own ledger of permits: the core can be asked for truth, but does not
-   own who waits. That is what a core that raised is built anew from (failsafe.py).
+3. The engine keeps a ledger of the permits in force, beside the core's own state. A core that
+   raised is built anew from it (failsafe.py).
 4. One timer, armed for the core's next deadline; no polling.
+5. Listeners are called after the event's change; one that raises loses nothing (listeners.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gateway.types import Job, JobRecord, Listener, Outcome, RateLimits, Usage, 
 
 
 class Permit:
-    """One job's leave to run; a context manager that always settles."""
+    """One job's leave to run; a context manager that always settles. Made by `Engine.submit`."""
 
     __slots__ = (
         "_engine",
@@ -48,21 +49,25 @@ class Permit:
         self.job = job
         self.body_bytes = body_bytes  # held while it waits
         self.workload = job.workload  # the latest forecast
-        self.account: str | None = None  # while a lease is held
+        self.account: str | None = None  # the present attempt's; None while the job waits
         self.attempts = 0
         self.queue_s = 0.0  # arrival → first dispatch
-        self.dispatched_s = 0.0
+        self.dispatched_s = 0.0  # the last attempt's begin, the engine's clock
         self.outcome: Outcome | None = None  # how it was settled; None while it waits or runs
         self._refusal: GatewayError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    def __repr__(self) -> str:
+        state = self.outcome or (f"on {self.account}" if self.account else "waiting")
+        return f"<Permit {self.job.id} {state}, {self.attempts} attempts>"
+
     @property
     def settled(self) -> bool:
-        """The job neither waits nor runs any more."""
+        """True once the job neither waits nor runs."""
         return self.outcome is not None
 
     async def granted(self) -> str:
-        """The account to use, as soon as there is one. Raises the core's refusal."""
+        """Wait for the account to use. Raises the error of the core's refusal."""
         if self.account is None and self._refusal is None:
             self._waiter = self._engine.loop.create_future()
             try:
@@ -75,7 +80,7 @@ class Permit:
         return self.account
 
     def answered(self, limits: RateLimits) -> None:
-        """The answer's headers came and say what is left of the account's limits."""
+        """Report an answer's headers, which give the account's remaining rate limits."""
         if not self.settled:
             self._engine.feed(events.Answered(job_id=self.job.id, limits=limits))
 
@@ -87,7 +92,12 @@ class Permit:
         *,
         retryable: bool,
     ) -> None:
-        """The attempt brought nothing; `granted` gives the next account or raises `error`."""
+        """Report a failed attempt; `granted` then gives the next account or raises `error`.
+
+        Args:
+            retry_after_s: the provider's wish, None where it has none.
+            retryable: False where another attempt cannot help or must not be made.
+        """
         account, self.account = self.account, None
         assert account is not None
         self._engine.listeners.retried(self.job, account, verdict)
@@ -102,11 +112,14 @@ class Permit:
         )
 
     def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
-        """Settle: reserve and lease go back, the account learns. Only the first call counts."""
+        """Settle: reserve and lease go back, the account learns. Only the first call counts.
+
+        `usage` is None where nobody counted.
+        """
         if self.outcome is not None:
             return
         self.outcome = outcome
-        self._engine.settle(self.job, outcome, verdict, usage)
+        self._engine._settle(self.job, outcome, verdict, usage)
 
     def __enter__(self) -> Permit:
         return self
@@ -117,8 +130,8 @@ class Permit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        gone = kind is not None and issubclass(kind, asyncio.CancelledError)
-        self.end(Outcome.CANCELLED if gone else Outcome.FAILED, Verdict.IGNORED)
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        self.end(Outcome.CANCELLED if cancelled else Outcome.FAILED, Verdict.IGNORED)
         self._refusal = None  # its traceback holds this permit
 
     def _dispatch(self, account: str, now: float) -> None:
@@ -140,7 +153,14 @@ class Permit:
 
 
 class Engine:
-    """The asyncio shell. One per process, bound to the running loop."""
+    """The asyncio shell around a scheduler. One per process, bound to the running loop.
+
+    Args:
+        core: the scheduler, built from the settings in force.
+        build: makes another one after a fault.
+        listeners: those that the life of each job is reported to.
+        clock: monotonic seconds.
+    """
 
     def __init__(
         self,
@@ -159,8 +179,15 @@ class Engine:
         self._idle: asyncio.Future[None] | None = None
         self.draining = False
 
+    def __repr__(self) -> str:
+        draining = ", draining" if self.draining else ""
+        return f"<Engine {len(self._ledger)} jobs{draining}, {self._core!r}>"
+
     def submit(self, job: Job, body_bytes: int) -> Permit:
-        """Hand a job to the core. The permit must be entered as a context at once."""
+        """Hand a job to the core. The permit must be entered as a context at once.
+
+        `body_bytes` is the memory that the job's body holds while it waits.
+        """
         permit = Permit(self, job, body_bytes)
         self._ledger[job.id] = permit
         self.listeners.submitted(job)
@@ -168,7 +195,7 @@ class Engine:
         return permit
 
     def reforecast(self, job_id: str, workload: Workload) -> None:
-        """A better forecast has come; nothing happens when the job is gone."""
+        """Take a better forecast of a job; does nothing when the job has ended."""
         permit = self._ledger.get(job_id)
         if permit is None or permit.settled:
             return
@@ -177,10 +204,10 @@ class Engine:
         self.feed(events.Reforecast(job_id=job_id, workload=workload))
 
     def outgrown(self, job_id: str, output_tokens: int) -> None:
-        """A running answer has passed its forecast: `output_tokens` of each choice so far."""
+        """Report a running answer that has passed its forecast, at `output_tokens` a choice."""
         self.feed(events.Outgrown(job_id=job_id, output_tokens=output_tokens))
 
-    def settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
+    def _settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
         self._ledger.pop(job.id, None)
         self.feed(
             events.Finished(
@@ -191,24 +218,24 @@ class Engine:
                 prompt_tokens=None if usage is None or usage.estimated else usage.prompt_tokens,
             )
         )
-        self._tell_idle()
+        self._check_idle()
 
     def ended(self, record: JobRecord) -> None:
-        """The whole request is over, answer sent or not: tell who listens."""
+        """Report the end of a request to the listeners; also of one that never became a job."""
         self.listeners.ended(record)
 
     def holds(self, job_id: str) -> bool:
-        """Whether the job still waits or runs; may be asked from any thread."""
+        """True while the job waits or runs. May be called from any thread."""
         return job_id in self._ledger
 
     def forecast(self, job_id: str) -> Workload | None:
-        """The latest, of a job that waits or runs."""
+        """The latest forecast of a job that waits or runs; None of any other."""
         permit = self._ledger.get(job_id)
         return None if permit is None else permit.workload
 
-    def standing(self, job_id: str) -> QueuePosition | None:
-        """Where it stands in its queue; None where it does not wait. Linear in all jobs."""
-        return self._core.standing(job_id, self.clock())
+    def queue_position(self, job_id: str) -> QueuePosition | None:
+        """A job's position in its queue; None unless it waits. Linear in all jobs."""
+        return self._core.queue_position(job_id, self.clock())
 
     @property
     def core(self) -> Scheduler:
@@ -217,10 +244,11 @@ class Engine:
 
     @property
     def jobs(self) -> int:
+        """Jobs that wait or run."""
         return len(self._ledger)
 
     def feed(self, event: events.Event) -> int:
-        """One event through the core; how many jobs it started."""
+        """Hand an event to the core and carry out its actions; the number of jobs it started."""
         now = self.clock()
         started = 0
         for action in self._core.handle(event, now):
@@ -237,16 +265,17 @@ class Engine:
                 del self._ledger[action.job_id]
                 permit._refuse(action.error, action.outcome)
                 self.listeners.refused(permit.job, action.outcome, action.error.code)
-                self._tell_idle()
+                self._check_idle()
         self._arm(now)
         return started
 
     def tick(self) -> int:
-        """One scheduling round; how many jobs it started (none: rounds run by themselves)."""
+        """Run one scheduling round; the number of jobs it started, 0 as rounds run by
+        themselves."""
         return self.feed(events.Woke())
 
     def drop_waiting(self) -> int:
-        """Refuse every job that has not been started; how many. Running jobs go on."""
+        """Refuse every job that was never started; their number. Running jobs go on."""
         dropped = 0
         for permit in list(self._ledger.values()):
             # One refusal may make room for the next: a job that has started meanwhile stays.
@@ -258,24 +287,25 @@ class Engine:
             self.listeners.refused(permit.job, Outcome.EVICTED, error.code)
             self.feed(events.Withdrawn(job_id=permit.job.id, outcome=Outcome.EVICTED))
             dropped += 1
-        self._tell_idle()
+        self._check_idle()
         return dropped
 
     def snapshot(self) -> SchedulerSnapshot:
+        """The scheduler's state, for people and metrics."""
         return self._core.snapshot(self.clock())
 
     def check(self) -> None:
-        """Every invariant of the core, and the ledger against it."""
+        """Assert every invariant of the core."""
         self._core.check()
 
     def drain(self) -> None:
-        """Refuse what is new; what waits and runs goes on."""
+        """Refuse new jobs from now on; those that wait and run go on."""
         if not self.draining:
             self.draining = True
             self.feed(events.DrainStarted())
 
     async def idle(self) -> None:
-        """Until no job waits or runs."""
+        """Wait until no job waits or runs."""
         while self._ledger:
             self._idle = self._idle or self.loop.create_future()
             await asyncio.shield(self._idle)
@@ -283,7 +313,7 @@ class Engine:
     def _rebuilt(self, reason: str) -> None:
         self.listeners.alarm("rebuilt", reason)
 
-    def _tell_idle(self) -> None:
+    def _check_idle(self) -> None:
         if not self._ledger and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
@@ -303,5 +333,6 @@ class Engine:
         self.feed(events.Woke())
 
     def close(self) -> None:
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()

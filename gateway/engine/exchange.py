@@ -111,7 +111,7 @@ class Exchange:
         self.permit.end(OUTCOMES[reason], Verdict.IGNORED, counted)
 
     def record(self, prices: Mapping[str, Price]) -> JobRecord:
-        """The whole of it, for the listeners. `prices` are by model."""
+        """The frozen record of the request, for the listeners. `prices` are by model."""
         job, permit, usage = self.job, self.permit, self.usage
         return JobRecord(
             id=job.id,

@@ -1,24 +1,22 @@
-"""The core, with what happens when it raises: nobody's request fails for want of cleverness.
+"""The scheduler behind a door that never raises: a fault of ours fails nobody's request.
 
-The scheduler decides; it does not own who waits. The engine keeps its own ledger of permits, so
-a core that raised (a fault of ours, whatever it was) is thrown away and a fresh one is built
-from the ledger:
+A scheduler ("core") that raised is thrown away, and a fresh one is built from the engine's own
+ledger of permits:
 
-1. What runs is adopted where it runs. What waits is submitted again, in order of arrival, to a
-   core that orders first come, first served: the plainest code we have. What the accounts had
-   learned is kept if it can still be read.
-2. The event that raised is in the ledger already (the engine writes first and tells after), so
-   it is not repeated. The exception is a failed attempt: its job waits for another, twice at
-   most, then it gets its error.
-3. A job that makes the fresh core raise as well goes *around* it: straight to the first of its
-   accounts, known to nobody but this file.
-4. A core that is rebuilt `STORM` times within `STORM_S` is left out altogether for that long:
-   every job goes around. Then it gets another chance.
-5. After `HEAL_S` without a fault the configured ordering comes back.
+1. Jobs that run are adopted where they run. Jobs that wait are submitted again, in order of
+   arrival, to a core that orders first come, first served: the plainest code we have. What the
+   accounts had learned is kept if it can still be read.
+2. The event that raised is in the ledger already (the engine writes it before it feeds the
+   core), so it is not repeated. A failed attempt is not: its job waits for another account,
+   `SECOND_CHANCES` times at most, then it gets its error.
+3. A job that makes the fresh core raise as well goes around it: straight to the first of its
+   accounts, and only this file knows of it.
+4. A core that is rebuilt `STORM` times within `STORM_S` is left out for that long: every job
+   goes around. Then it gets another chance.
+5. `HEAL_S` after the last fault the configured ordering comes back.
 
-Each rebuild is an alarm: a log line with its traceback, a journal entry, a metric, and the last
-`STORY` events in the log, from which a test plays the fault again (tests/kit/story.py). Each
-rebuild looks at every live job; it is for faults, not for a life.
+Each rebuild is an alarm: a log line with its traceback, the last `STORY` events in the log
+(tests/kit/story.py plays them again), a journal entry, a metric. A rebuild visits every job.
 """
 
 from __future__ import annotations
@@ -59,41 +57,40 @@ HEAL_S = 300.0
 LOOK_AGAIN_S = 1.0
 SECOND_CHANCES = 2
 STORY, STORY_PART = 200, 20  # events kept, events a log line
-_UNTOLD = frozenset({"error", "settings"})  # members that may hold a provider's text, or secrets
 
-
+_UNLOGGED = frozenset({"error", "settings"})  # may hold a provider's text, or names of secrets
 _NO_ERROR = UpstreamFailed("not kept")
 
 
-class Live(Protocol):
-    """A permit, as far as it is needed here."""
+class LedgerEntry(Protocol):
+    """A permit in force, as far as a core is built from it."""
 
     job: Job
-    workload: Workload
-    account: str | None  # where it runs
+    workload: Workload  # the latest forecast
+    account: str | None  # None: it waits
     attempts: int
     body_bytes: int
 
 
 Build = Callable[[Settings, Scheduler | None], Scheduler]
-"""A fresh core for these settings; of the old one, if there is one, what can be kept."""
+"""Makes a core for these settings; of the old one, if there is one, it keeps what it can."""
 
 
 class Failsafe:
     """A scheduler that does not raise.
 
     Args:
-        core: the first one, built from `settings`.
+        core: the first one.
         build: makes another. It may raise; then every job goes around.
         ledger: the engine's permits by job, in order of arrival.
-        alarm: told the reason of each rebuild.
+        alarm: called with the reason of each rebuild.
     """
 
     def __init__(
         self,
         core: Scheduler,
         build: Build,
-        ledger: Mapping[str, Live],
+        ledger: Mapping[str, LedgerEntry],
         alarm: Callable[[str], None],
     ) -> None:
         self.core = core
@@ -104,15 +101,19 @@ class Failsafe:
         self._ledger = ledger
         self._alarm = alarm
         self._draining = False
-        self._chances: dict[str, int] = {}  # job → failed attempts that raised
-        self._lately: deque[float] = deque(maxlen=STORM)
+        self._used_chances: dict[str, int] = {}  # job → failed attempts that raised
+        self._rebuilt_s: deque[float] = deque(maxlen=STORM)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY)
-        self._heal_s = float("inf")  # then the configured ordering comes back
-        self._out = False  # every job goes around, until `_heal_s`
+        self._heal_s = float("inf")  # time of the next step back to the configured ordering
+        self._left_out = False  # every job goes around, until `_heal_s`
+
+    def __repr__(self) -> str:
+        state = "left out" if self._left_out else "degraded" if self.degraded else "sound"
+        return f"<Failsafe {state}, {self.rebuilds} rebuilds, {len(self.around)} jobs around>"
 
     @property
     def degraded(self) -> bool:
-        """First come, first served, or no core at all, since a fault."""
+        """True while jobs go first come, first served, or around the core, after a fault."""
         return self._heal_s != float("inf")
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -123,7 +124,7 @@ class Failsafe:
             case DrainStarted():
                 self._draining = True
             case Finished() | Withdrawn():
-                self._chances.pop(event.job_id, None)
+                self._used_chances.pop(event.job_id, None)
                 if self.around.pop(event.job_id, None) is not None:
                     return []
             case AttemptFailed() if event.job_id in self.around:
@@ -131,16 +132,16 @@ class Failsafe:
         try:
             if now >= self._heal_s:
                 return self._healed(event, now)
-            if self._out:
+            if self._left_out:
                 return self._without_core(event, now)
-            return self._feed(self.core, self._safe(event), now)
+            return self._feed(self.core, self._adapted(event), now)
         except Exception as error:
             return self._rebuild(error, event, now)
 
     def next_wake(self, now: float) -> float | None:
         """As `Scheduler.next_wake`; never raises."""
         wake_s = None
-        if not self._out:
+        if not self._left_out:
             try:
                 wake_s = self.core.next_wake(now)
             except Exception as error:
@@ -151,15 +152,18 @@ class Failsafe:
         return self._heal_s if wake_s is None else min(wake_s, self._heal_s)
 
     def snapshot(self, now: float) -> SchedulerSnapshot:
-        taken = self.core.snapshot(now)
+        """As `Scheduler.snapshot`, with the faults. May raise."""
+        shot = self.core.snapshot(now)
         return replace(
-            taken, rebuilds=self.rebuilds, degraded=self.degraded, around=len(self.around)
+            shot, rebuilds=self.rebuilds, degraded=self.degraded, around=len(self.around)
         )
 
-    def standing(self, job_id: str, now: float) -> QueuePosition | None:
-        return None if self._out else queue_position(self.core, job_id, now)
+    def queue_position(self, job_id: str, now: float) -> QueuePosition | None:
+        """A job's position in its queue; None unless it waits."""
+        return None if self._left_out else queue_position(self.core, job_id, now)
 
     def check(self) -> None:
+        """Assert every invariant of the core."""
         self.core.check()
 
     # -- a fault -------------------------------------------------------------------------------
@@ -185,23 +189,23 @@ class Failsafe:
         self._log_story()
         self._alarm(reason)
         self._heal_s = now + HEAL_S
-        storm = len(self._lately) == STORM and now - self._lately[0] < STORM_S
-        self._lately.append(now)
+        storm = len(self._rebuilt_s) == STORM and now - self._rebuilt_s[0] < STORM_S
+        self._rebuilt_s.append(now)
         actions: list[Action] = []
         if isinstance(event, AttemptFailed) and not self._another_chance(event):
             actions.append(self._give_up(event))
         gone = {action.job_id for action in actions}
         if storm:
             return actions + self._leave_out(now, "it was rebuilt too often", gone)
-        return actions + self._built(gone, event, now)
+        return actions + self._refill(gone, event, now)
 
-    def _built(self, gone: set[str], event: Event, now: float) -> list[Action]:
+    def _refill(self, gone: set[str], event: Event, now: float) -> list[Action]:
         """A fresh core that holds every live job, but for those that make it raise."""
         poison: set[str] = set()
         while True:
             try:
                 fresh = self._fresh()
-                started, bad = self._filled(fresh, gone | poison, now)
+                started, bad = self._fill(fresh, gone | poison, now)
             except Exception as error:
                 logger.error("no new scheduler could be built", exc_info=error)
                 return self._leave_out(now, "none could be built", gone)
@@ -214,10 +218,13 @@ class Failsafe:
         self.core = fresh
         return [*started, *self._go_around(poison)]
 
-    def _filled(
+    def _fill(
         self, fresh: Scheduler, without: set[str], now: float
     ) -> tuple[list[Action], str | None]:
-        """Every live job into the fresh core; what it starts, and the job that made it raise."""
+        """Feed every live job to the fresh core; its actions, and the job that made it raise.
+
+        Raises where the core cannot drain.
+        """
         actions: list[Action] = []
         # What waits is started where there seems to be room: what runs is counted before.
         running_first = sorted(self._ledger.items(), key=lambda one: one[1].account is None)
@@ -234,22 +241,22 @@ class Failsafe:
         return actions, None
 
     def _another_chance(self, event: AttemptFailed) -> bool:
-        used = self._chances.get(event.job_id, 0)
-        self._chances[event.job_id] = used + 1
+        used = self._used_chances.get(event.job_id, 0)
+        self._used_chances[event.job_id] = used + 1
         return event.retryable and used < SECOND_CHANCES
 
     def _give_up(self, event: AttemptFailed) -> Refuse:
         self.around.pop(event.job_id, None)
-        self._chances.pop(event.job_id, None)
+        self._used_chances.pop(event.job_id, None)
         return Refuse(event.job_id, event.error, outcome_of(event.verdict))
 
     # -- without a core ------------------------------------------------------------------------
 
     def _leave_out(self, now: float, why: str, gone: set[str]) -> list[Action]:
         logger.error("no scheduling for %g s: %s", STORM_S, why)
-        self._out = True
+        self._left_out = True
         self._heal_s = now + STORM_S
-        self._lately.clear()
+        self._rebuilt_s.clear()
         return self._go_around(job_id for job_id in self._ledger if job_id not in gone)
 
     def _go_around(self, job_ids: Iterable[str]) -> list[Action]:
@@ -275,44 +282,44 @@ class Failsafe:
 
     def _healed(self, event: Event, now: float) -> list[Action]:
         """One step back: from no core to a plain one, from a plain one to the configured."""
-        if self._out:
+        if self._left_out:
             logger.warning("scheduling goes on, first come, first served")
             self._heal_s = now + HEAL_S
             fresh = self._fresh()
             _carry_counts(self.core, fresh, event)
-            self.core, self._out = fresh, False
+            self.core, self._left_out = fresh, False
             if self._draining:
                 self._feed(fresh, DrainStarted(), now)
-            return self._feed(fresh, self._safe(event), now)
+            return self._feed(fresh, self._adapted(event), now)
         logger.warning("scheduling goes on as configured")
         self._heal_s = float("inf")
         actions = self._feed(self.core, event, now)  # first: its job may be gone already
         return actions + self._feed(self.core, SettingsChanged(self._settings), now)
 
-    def _safe(self, event: Event) -> Event:
+    def _adapted(self, event: Event) -> Event:
         if isinstance(event, SettingsChanged) and self.degraded:
-            return SettingsChanged(self._plain())
+            return SettingsChanged(self._fcfs_settings())
         return event
 
     def _fresh(self) -> Scheduler:
         """Another core, first come, first served; its story begins. May raise."""
-        fresh = self._build(self._plain(), self.core)
+        fresh = self._build(self._fcfs_settings(), self.core)
         self._story.clear()
         return fresh
 
-    def _plain(self) -> Settings:
+    def _fcfs_settings(self) -> Settings:
         schedule = replace(self._settings.schedule, ordering="fcfs")
         return replace(self._settings, schedule=schedule)
 
 
 def _plain_values(event: Event, at_s: float) -> dict[str, Any]:
     """An event as plain values, without prompt, key or text."""
-    members = [name for name in event.__struct_fields__ if name not in _UNTOLD]
+    members = [name for name in event.__struct_fields__ if name not in _UNLOGGED]
     values = {name: to_builtins(getattr(event, name), enc_hook=str) for name in members}
     return {"event": type(event).__name__, "at_s": at_s, **values}
 
 
-def _entrance(live: Live) -> Event:
+def _entrance(live: LedgerEntry) -> Event:
     if live.account is None:
         return Submitted(replace(live.job, workload=live.workload), live.body_bytes)
     return Adopted(live.job, live.workload, live.account, live.attempts, live.body_bytes)

@@ -1,13 +1,13 @@
-"""How far forecasts are to be trusted for ordering: as far as they keep their word.
+"""The trust in forecasts that the scheduler orders by: full as long as they hold.
 
 A forecast's p90 should hold for nine answers of ten. Where it holds for far fewer, or for all
-(so wide that it says nothing), the forecasts have lost touch with the traffic (a new source, a
-changed model), and ordering by them does harm. The scheduler is told, and shrinks all sizes
-towards the typical one: towards first come, first served.
+(then it is too wide to be of use), the forecasts have lost touch with the traffic (a new source,
+a changed model), and ordering by them does harm. The less trust, the more the scheduler shrinks
+all sizes towards the typical one, and its order towards first come, first served.
 
-Counted over the last answers, faded by number and not by time; cut, cancelled and uncounted
-answers say nothing. Below `SURE` of them everything is trusted: a cold start is no bad news.
-An engine listener.
+Coverage is counted over the last answers, faded by number and not by time. Cut, cancelled and
+uncounted answers are left out. Below `SURE` answers the trust is full: a cold start is no bad
+news.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ SURE = 50.0
 WANTED = 0.9
 TOLERATED = 0.07  # off the wanted share, without any loss of trust
 LOST = 0.35  # off it: no trust at all
-STEP = 0.1  # a smaller change is not told
+STEP = 0.1  # a smaller change is not reported
 
 
 class ForecastTrust(Listener):
-    """`told` gets the trust, 0 to 1, whenever it has changed by `STEP`."""
+    """An engine listener that calls `changed` with the trust, 0 to 1, at each change by `STEP`.
 
-    def __init__(self, told: Callable[[float], object]) -> None:
-        self._told = told
+    `value` is the trust last reported.
+    """
+
+    def __init__(self, changed: Callable[[float], object]) -> None:
+        self._changed = changed
         self._answers = 0.0
         self._covered = 0.0
         self.value = 1.0
@@ -45,10 +48,10 @@ class ForecastTrust(Listener):
         self._answers = self._answers * keep + 1.0
         self._covered = self._covered * keep + (usage.output_tokens / record.n <= forecast.p90)
         trust = self._trust()
-        whole = trust in (0.0, 1.0) and trust != self.value
-        if whole or abs(trust - self.value) >= STEP:
+        reached_an_end = trust in (0.0, 1.0) and trust != self.value
+        if reached_an_end or abs(trust - self.value) >= STEP:
             self.value = trust
-            self._told(trust)
+            self._changed(trust)
 
     def _trust(self) -> float:
         if self._answers < SURE:

@@ -9,9 +9,9 @@ Rules:
    them lies the connection's write buffer, about a megabyte (see gateway/api/protocol.py).
 3. Every way out settles once. Dropping the provider's socket is synchronous.
 
-    exchange.py  what is asked, and what becomes of it   attempt.py   one account is called
-    response.py  what the client is sent                 stream.py    its answer, as events …
-    client_watch.py  the client may leave                buffered.py  … or as anything else
+    exchange.py      the request and its outcome    attempt.py   a call to one account
+    response.py      what the client is sent        stream.py    its answer as events …
+    client_watch.py  the client may leave           buffered.py  … or as anything else
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
-"""`mode = "observe"`: every request is relayed at once, and noted with what would have been.
+"""`mode = "observe"`: requests are relayed at once, and a second scheduler decides beside.
 
-Beside the scheduler that relays (wide open, settings/effective.py) a second one, as configured,
-is told the same arrivals and forecasts. Its dispatches start nothing; they say when the request
-*would* have started. Two things it cannot see are estimated:
+The scheduler that relays is wide open (settings/effective.py). The shadow's, as configured, gets
+the same arrivals and forecasts. Its dispatches start nothing; they give the time at which a
+request *would* have started. Two things are estimated:
 
-1. Its windows. Under naive load latencies are those of the crowd, so the shadow does not learn
-   windows of its own: it gets, every `FOLLOW_S`, those that the real accounts learned from the
-   real latencies, as plain ceilings.
-2. How long the request would have taken: as long as it did, over the crowd's slowdown at the
-   time. Within its window the provider would not have been crowded.
+1. Windows. Without limits the latencies are those of a crowded provider, so the shadow learns no
+   windows of its own: every `FOLLOW_S` it takes those that the real accounts have learned, as
+   plain ceilings.
+2. The time a request would have taken: the time it took, divided by the slowdown of its account.
+   Within its window the provider would not have been crowded.
 
 So `would` (start, refuse, or the reason to wait, at arrival) is the configured scheduler's own
-decision on this traffic, and `would_wait_s` an estimate. `sagesched report` does better with
-hindsight: it fits the provider to the whole journal and plays the traffic again.
+decision on this traffic, and `would_wait_s` an estimate. `sagesched report` fits the provider to
+the whole journal and plays the traffic again, which is more exact.
 
-A listener of the engine, on the loop. A fault in here is logged and ends the shadowing, never a
-request.
+A fault in here is logged and ends the shadowing, never a request.
 """
 
 from __future__ import annotations
@@ -48,32 +47,31 @@ from gateway.types import Blocked, Job, JobRecord, Listener, ObservedRow, Outcom
 
 logger = logging.getLogger("gateway.engine")
 FOLLOW_S = 5.0
-MOST_JOBS = 20_000
-"""Known to the shadow at once; further ones are relayed and not noted."""
+MOST_JOBS = 20_000  # at a time; further ones are relayed and not recorded
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class _Seen(Struct):
-    """One request's two lives."""
+class ShadowJob(Struct):
+    """A job as the shadow decides of it, and as it really went."""
 
     job: Job
-    last: Workload
+    last: Workload  # the latest forecast
     would: str = "start"
     would_start_s: float | None = None
-    takes_s: float | None = None  # known when the real one has ended
+    takes_s: float | None = None  # once it has really ended
     record: JobRecord | None = None
 
 
 class Shadow(Listener):
-    """The scheduler as configured, deciding for nobody.
+    """A scheduler as configured whose decisions are recorded and not carried out.
 
     Args:
         settings: as configured, not wide open.
-        build: a scheduler with accounts of its own.
-        accounts: the real ones, now.
+        build: makes a scheduler with accounts of its own.
+        accounts: snapshots of the real accounts.
         clock: the engine's.
-        noted: takes each row once both lives are over.
+        store: takes the row of each job that has ended, really and here.
     """
 
     def __init__(
@@ -82,120 +80,120 @@ class Shadow(Listener):
         build: Callable[[Settings], Scheduler],
         accounts: Callable[[], tuple[AccountSnapshot, ...]],
         clock: Callable[[], float],
-        noted: Callable[[ObservedRow], object],
+        store: Callable[[ObservedRow], object],
     ) -> None:
         self._settings = settings
         self._accounts = accounts
         self._clock = clock
-        self._noted = noted
-        self._seen: dict[str, _Seen] = {}
+        self._store = store
+        self._jobs: dict[str, ShadowJob] = {}
         self._ends: list[tuple[float, str]] = []
         self._slowdowns: dict[str, float] = {}  # by account
         self._ceilings: dict[str, int] = {}
-        self._followed_s = self._told_s = float("-inf")
-        self._core = build(self._shadowed())
+        self._followed_s = self._latest_s = float("-inf")
+        self._core = build(self._shadow_settings())
         self.broken = False
 
     # -- the engine's listener -----------------------------------------------------------------
 
     def submitted(self, job: Job) -> None:
-        if not self.broken and len(self._seen) < MOST_JOBS:
+        if not self.broken and len(self._jobs) < MOST_JOBS:
             self._safely(lambda now: self._submit(job, now))
 
     def reforecast(self, job: Job, workload: Workload) -> None:
-        seen = self._seen.get(job.id)
-        if seen is not None and not self.broken:
-            seen.last = workload
-            self._safely(lambda now: self._tell(Reforecast(job.id, workload), now))
+        entry = self._jobs.get(job.id)
+        if entry is not None and not self.broken:
+            entry.last = workload
+            self._safely(lambda now: self._feed(Reforecast(job.id, workload), now))
 
     def ended(self, record: JobRecord) -> None:
-        if record.id in self._seen and not self.broken:
+        if record.id in self._jobs and not self.broken:
             self._safely(lambda now: self._end(record, now))
 
     def recalibrated(self, trust: float) -> None:
-        """How far forecasts are trusted, as the scheduler that relays is told."""
+        """Take the trust in forecasts, 0 to 1, that the scheduler that relays goes by."""
         if not self.broken:
-            self._safely(lambda now: self._tell(Recalibrated(trust), now))
+            self._safely(lambda now: self._feed(Recalibrated(trust), now))
 
-    # -- the two lives -------------------------------------------------------------------------
+    # -- what would have been ------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Time has passed: ends that were due, windows that were learned."""
+        """Let time pass: end the jobs that are due, follow the learned windows."""
         if not self.broken:
             self._safely(lambda now: None)
 
     def close(self) -> None:
-        """No more shadowing: what has really ended is noted, with the wait it would have had
-        so far where it would still wait."""
+        """End the shadowing. Jobs that have really ended are recorded, those that would still
+        wait with their wait so far."""
         self.broken = True
-        for job_id, seen in list(self._seen.items()):
-            if seen.record is not None:
-                if seen.would_start_s is None and seen.would != "refuse":
-                    seen.would_start_s = self._clock()
-                self._note(job_id)
+        for job_id, entry in list(self._jobs.items()):
+            if entry.record is not None:
+                if entry.would_start_s is None and entry.would != "refuse":
+                    entry.would_start_s = self._clock()
+                self._record(job_id)
 
     def _submit(self, job: Job, now: float) -> None:
-        seen = self._seen[job.id] = _Seen(job, job.workload)
-        self._tell(Submitted(job), now)
-        if seen.would == "refuse" or seen.would_start_s is not None:
+        entry = self._jobs[job.id] = ShadowJob(job, job.workload)
+        self._feed(Submitted(job), now)
+        if entry.would == "refuse" or entry.would_start_s is not None:
             return
         answer = self._core.fits(job.id, now)
-        seen.would = answer.reason.value if isinstance(answer, Blocked) else "start"
+        entry.would = answer.reason.value if isinstance(answer, Blocked) else "start"
 
     def _end(self, record: JobRecord, now: float) -> None:
-        """The real life is over: now it is known how long the other takes."""
-        seen = self._seen[record.id]
-        seen.record = record
-        crowd = self._slowdowns.get(record.account or "", 1.0)
-        seen.takes_s = (record.upstream_s or 0.0) / max(1.0, crowd)
-        if record.account is None or seen.would == "refuse":  # it never ran, there or here
-            self._tell(Withdrawn(record.id), now)
-            self._note(record.id)
-        elif seen.would_start_s is not None:
-            self._due(record.id, seen)
+        """The job has really ended: now its time here is known."""
+        entry = self._jobs[record.id]
+        entry.record = record
+        slowdown = self._slowdowns.get(record.account or "", 1.0)
+        entry.takes_s = (record.upstream_s or 0.0) / max(1.0, slowdown)
+        if record.account is None or entry.would == "refuse":  # it never ran, really or here
+            self._feed(Withdrawn(record.id), now)
+            self._record(record.id)
+        elif entry.would_start_s is not None:
+            self._due(record.id, entry)
 
-    def _due(self, job_id: str, seen: _Seen) -> None:
-        assert seen.would_start_s is not None
-        assert seen.takes_s is not None
-        heappush(self._ends, (seen.would_start_s + seen.takes_s, job_id))
+    def _due(self, job_id: str, entry: ShadowJob) -> None:
+        assert entry.would_start_s is not None
+        assert entry.takes_s is not None
+        heappush(self._ends, (entry.would_start_s + entry.takes_s, job_id))
 
     def _advance(self, now: float) -> None:
-        """Every end of the other life that was due, each at its own time."""
+        """End every job that is due, each at its own time."""
         while self._ends and self._ends[0][0] <= now:
             at_s, job_id = heappop(self._ends)
-            seen = self._seen[job_id]
-            usage = seen.record.usage if seen.record is not None else None
+            entry = self._jobs[job_id]
+            usage = entry.record.usage if entry.record is not None else None
             tokens = None if usage is None else float(usage.output_tokens)
-            self._tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, tokens), at_s)
-            self._note(job_id)
-        self._tell(Woke(), now)
+            self._feed(Finished(job_id, Outcome.OK, Verdict.SUCCESS, tokens), at_s)
+            self._record(job_id)
+        self._feed(Woke(), now)
 
-    def _tell(self, event: Event, now: float) -> None:
-        # An end is known late, when the real life is over: its time may be past by then.
-        self._told_s = max(self._told_s, now)
-        for action in self._core.handle(event, self._told_s):
-            self._heed(action, now)
+    def _feed(self, event: Event, now: float) -> None:
+        # The time of an end is known only once the job has really ended: it may be past by then.
+        self._latest_s = max(self._latest_s, now)
+        for action in self._core.handle(event, self._latest_s):
+            self._carry_out(action, now)
 
-    def _heed(self, action: Action, now: float) -> None:
-        seen = self._seen.get(action.job_id)
-        if seen is None:
+    def _carry_out(self, action: Action, now: float) -> None:
+        entry = self._jobs.get(action.job_id)
+        if entry is None:
             return
         match action:
             case Dispatch():
-                seen.would_start_s = max(now, seen.job.arrived_s)
-                if seen.takes_s is not None:
-                    self._due(action.job_id, seen)
+                entry.would_start_s = max(now, entry.job.arrived_s)
+                if entry.takes_s is not None:
+                    self._due(action.job_id, entry)
             case Refuse():
-                seen.would = "refuse"
-                if seen.record is not None:
-                    self._note(action.job_id)
+                entry.would = "refuse"
+                if entry.record is not None:
+                    self._record(action.job_id)
 
-    def _note(self, job_id: str) -> None:
-        seen = self._seen.pop(job_id)
-        record = seen.record
+    def _record(self, job_id: str) -> None:
+        entry = self._jobs.pop(job_id)
+        record = entry.record
         assert record is not None
-        start_s = seen.would_start_s
-        self._noted(
+        start_s = entry.would_start_s
+        self._store(
             ObservedRow(
                 arrived_wall_s=record.wall_s - record.total_s,
                 tenant=record.tenant,
@@ -206,36 +204,36 @@ class Shadow(Listener):
                 n=record.n,
                 prompt_tokens=record.usage.prompt_tokens if record.usage else 0,
                 output_tokens=record.usage.output_tokens if record.usage else 0,
-                first=_encode(seen.job.workload),
-                last=_encode(seen.last),
+                first=_encode(entry.job.workload),
+                last=_encode(entry.last),
                 queue_s=record.queue_s,
                 ttft_s=record.ttft_s or 0.0,
                 upstream_s=record.upstream_s or 0.0,
                 attempts=record.attempts,
-                would=seen.would,
-                would_wait_s=0.0 if start_s is None else start_s - seen.job.arrived_s,
+                would=entry.would,
+                would_wait_s=0.0 if start_s is None else start_s - entry.job.arrived_s,
             )
         )
 
-    # -- what it follows -----------------------------------------------------------------------
+    # -- what is taken from the real accounts --------------------------------------------------
 
     def _follow(self, now: float) -> None:
-        """The learned windows as ceilings, the crowd's slowdown."""
+        """Take the learned windows as ceilings, and the accounts' slowdowns."""
         if now < self._followed_s + FOLLOW_S:
             return
         self._followed_s = now
         ceilings = {}
         for account in self._accounts():
-            known = [w for w in account.windows if w.regime != "unknown"]
-            if not known:
+            learned = [w for w in account.windows if w.regime != "unknown"]
+            if not learned:
                 continue
-            self._slowdowns[account.name] = max(w.slowdown for w in known)
-            ceilings[account.name] = max(1, round(sum(w.window for w in known)))
+            self._slowdowns[account.name] = max(w.slowdown for w in learned)
+            ceilings[account.name] = max(1, round(sum(w.window for w in learned)))
         if ceilings != self._ceilings:
             self._ceilings = ceilings
-            self._tell(SettingsChanged(self._shadowed()), now)
+            self._feed(SettingsChanged(self._shadow_settings()), now)
 
-    def _shadowed(self) -> Settings:
+    def _shadow_settings(self) -> Settings:
         accounts = [
             replace(account, initial_concurrency=ceiling, max_concurrency=ceiling)
             if (ceiling := self._ceilings.get(account.name))
@@ -253,5 +251,5 @@ class Shadow(Listener):
             call(now)
         except Exception:
             self.broken = True
-            self._seen.clear()
+            self._jobs.clear()
             logger.exception("observing ended: a fault of the gateway; requests are relayed on")

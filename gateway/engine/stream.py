@@ -30,8 +30,7 @@ class LengthAlarm:
     """Compares a running answer's length with its forecast.
 
     `at` is the length, of all choices together, past which `passed` is to be called: the p90,
-    then each doubling of it. That an answer is still running is news only where it should have
-    ended.
+    then each doubling of it. Up to there the forecast may still be right.
     """
 
     __slots__ = ("_n", "_outgrown", "at")
@@ -117,7 +116,7 @@ def _settle(exchange: Exchange, meter: StreamMeter) -> None:
 
 
 def _is_complete(exchange: Exchange, meter: StreamMeter) -> bool:
-    """True of a stream that ended in good order and said all it had to say."""
+    """True of a stream that ended in good order and with the end of its route."""
     if meter.done or exchange.stream_end is StreamEnd.ANY:
         return True
     choices = exchange.stream_end is StreamEnd.CHOICES

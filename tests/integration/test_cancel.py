@@ -1,4 +1,4 @@
-"""The client leaves, at any moment: the provider's connection closes within 100 ms, the
+"""A client that leaves at any moment: the provider's connection closes within 100 ms, the
 permit goes back, and the request is counted as cancelled."""
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _single(provider: ScriptedProvider) -> dict[str, Any]:
 
 
 def gateway_waits(gateway: GatewayProcess, count: int) -> None:
-    """Until so many jobs wait, as /stats tells."""
+    """Poll /stats until so many jobs wait."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         if in_flight(gateway)[1] == count:

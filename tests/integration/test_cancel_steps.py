@@ -1,5 +1,5 @@
-"""The client leaves at every single step of the loop: whatever the step, the core's
-invariants hold and nothing is left, no permit, lease, provider stream or task.
+"""A client that leaves at each single step of the loop: the core's invariants hold and no permit,
+lease, provider stream or task is left.
 
 The engine, core, accounts, relay and client are the real ones on a real loop; only the HTTP
 transport (a seam) is a script, so that each step of the loop is the same in every run.
@@ -149,7 +149,7 @@ class House:
         )
 
     def check_empty(self) -> None:
-        """Property 9: nothing is left."""
+        """Assert that no permit, lease, job or provider stream is left."""
         self.engine.check()
         assert self.engine.jobs == 0
         assert self.relay.open == 0
@@ -205,7 +205,8 @@ async def leave_at(step: int, stream: bool, statuses: list[int], how: str) -> Jo
 @pytest.mark.parametrize("statuses", [[], [500], [200, 500]])
 @pytest.mark.parametrize("how", ["disconnect", "cancel"])
 def test_leaving_at_any_step_leaves_nothing(stream: bool, statuses: list[int], how: str) -> None:
-    """From the first step to the one after the last: permits, leases, streams, tasks all go."""
+    """Left at any step, from the first to the one after the last, a request leaves no permit,
+    lease, stream or task."""
     step = 0
     while True:
         record = asyncio.run(leave_at(step, stream, statuses, how))
@@ -253,8 +254,8 @@ def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: fl
 
 @pytest.mark.parametrize("statuses", [[], [500] * 9, [400]])
 def test_body_is_let_go_of_with_the_end_of_its_request(statuses: list[int]) -> None:
-    """Whether it is answered or refused: the scheduler may keep a refusal's error for minutes,
-    and the error's traceback would keep the body that is counted no more."""
+    """An answered and a refused request both drop their body. The scheduler may keep a refusal's
+    error for minutes; its traceback must not keep the body, which is counted no more."""
 
     async def main() -> None:
         house = House(False, list(statuses))
@@ -272,8 +273,8 @@ def test_body_is_let_go_of_with_the_end_of_its_request(statuses: list[int]) -> N
 
 
 def test_stream_that_stalls_teaches_no_pace() -> None:
-    """Its time was its client's, not the provider's: nothing of it is counted, and the tenant
-    that held the slot pays what was forecast."""
+    """A stalled stream's time was its client's, not the provider's: it teaches no pace, and the
+    tenant that held the slot pays what was forecast."""
 
     async def main() -> None:
         house = House(True, [])
@@ -316,7 +317,7 @@ def holds_itself(*_: object) -> None:
 
 
 def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
-    """Objects that only the collector could free, after so many calls one after the other."""
+    """The number of objects that only the collector can free after so many requests in turn."""
     body = msgspec.json.encode({"model": "m", "messages": [{"role": "user"}], "stream": stream})
 
     async def main() -> int:
@@ -356,8 +357,8 @@ def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("end", ["served", "refused there", "refused here"])
-def test_call_leaves_nothing_to_the_collector(stream: bool, end: str) -> None:
-    """A server in service collects seldom: what a call held, the body of one that was refused
-    too, goes with its end, by itself."""
+def test_request_leaves_nothing_to_the_collector(stream: bool, end: str) -> None:
+    """The memory of a request, of a refused one too, is freed at its end without the garbage
+    collector, which runs seldom in service."""
     assert circles(20, stream, end, spoiled=False) < 20
     assert circles(20, stream, end, spoiled=True) >= 20

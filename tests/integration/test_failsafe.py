@@ -47,7 +47,7 @@ def jobs(gateway: GatewayProcess) -> tuple[int, int]:
 
 
 def wait_jobs(gateway: GatewayProcess, count: int) -> None:
-    """Until so many run or wait."""
+    """Poll until so many jobs run or wait."""
     for _ in range(500):
         if sum(jobs(gateway)) == count:
             return
@@ -57,19 +57,20 @@ def wait_jobs(gateway: GatewayProcess, count: int) -> None:
 def test_core_that_raised_once_is_rebuilt_and_nobody_notices(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
-    """Two run, two wait, the fifth makes the core raise: five answers, in order of arrival,
-    never more in flight than the limit, one alarm, and no permit left."""
+    """Two run and two wait when the fifth makes the core raise: there are five answers, in order
+    of arrival, never more in flight than the limit, one alarm, the story in the log, and no
+    permit left."""
     for _ in range(5):
         provider.enqueue([Wait("go"), *answer()])
     with ThreadPoolExecutor(5) as pool:
-        asked = []
+        sent = []
         for model in [*["kit-model"] * 4, "once-m"]:
-            asked.append(pool.submit(ask, gateway, model))
-            wait_jobs(gateway, len(asked))
+            sent.append(pool.submit(ask, gateway, model))
+            wait_jobs(gateway, len(sent))
         assert len(provider.open_exchanges) == 2  # those that ran were adopted
         assert jobs(gateway) == (2, 3)
         provider.gate("go").mark()
-        assert [one.result(10) for one in asked] == [200] * 5
+        assert [one.result(10) for one in sent] == [200] * 5
     wait_jobs(gateway, 0)
     assert metric(gateway, "sagesched_scheduler_rebuilds_total") == 1
     assert metric(gateway, "sagesched_scheduler_degraded") == 1
@@ -85,10 +86,10 @@ def test_core_that_raised_once_is_rebuilt_and_nobody_notices(
     ]
 
 
-def test_job_that_no_core_can_bear_goes_around_it(
+def test_job_that_breaks_every_core_is_dispatched_without_one(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
-    """Every core raises on it; it is answered, and so are the others."""
+    """A job that every core raises on is answered, and so are the others."""
     assert ask(gateway, "poison-m") == 200
     assert ask(gateway, "kit-model") == 200
     provider.error(500)  # its failed attempt is its error: there is no core to try again
@@ -101,7 +102,7 @@ def test_job_that_no_core_can_bear_goes_around_it(
 def test_core_that_always_raises_is_left_out(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
-    """Nothing is scheduled, everything is answered."""
+    """With no core nothing is scheduled and everything is answered."""
     assert ask(gateway, "always-m") == 200
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: ask(gateway, "kit-model"), range(40))) == {200}

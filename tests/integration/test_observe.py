@@ -1,5 +1,5 @@
-"""`mode = "observe"` and `bypass`: relayed at once, whatever the limits; observed with what
-would have been."""
+"""`mode = "observe"` and `bypass`: requests are relayed at once, whatever the limits; observed
+ones are recorded with what scheduling would have done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ask(gateway: GatewayProcess, key: str = TENANT_KEY) -> int:
 
 
 def three_at_once(gateway: GatewayProcess, provider: ScriptedProvider) -> None:
-    """Three requests that the provider holds; returns when all have their answers."""
+    """Send three requests that the provider holds; return when all have their answers."""
     provider.default = [Wait("go"), *steps.answer()]
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask, gateway) for _ in range(3)]
@@ -45,24 +45,24 @@ def rows(gateway: GatewayProcess) -> list[ObservedRow]:
     return read_observed(gateway.directory / "sagesched.db", 100)
 
 
-def test_observing_relays_at_once_and_notes_what_would_have_been(
+def test_observing_relays_at_once_and_records_what_would_have_been(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
     """One would have started, the others would have waited for the account, one after the
-    other; their forecasts and truths are kept, no text is."""
+    other; their forecasts and lengths are stored, no text is."""
     gateway = start_gateway(accounts=[account(provider, **ONE)], schedule={"mode": "observe"})
     three_at_once(gateway, provider)
-    noted = rows(gateway)
-    assert [row.would for row in noted].count("start") == 1
-    assert [row.would for row in noted].count("account_limit") == 2
-    waits = sorted(row.would_wait_s for row in noted)
+    recorded = rows(gateway)
+    assert [row.would for row in recorded].count("start") == 1
+    assert [row.would for row in recorded].count("account_limit") == 2
+    waits = sorted(row.would_wait_s for row in recorded)
     assert waits[0] < 0.05  # a moment between arrival and submission
     assert waits[0] < waits[1] < waits[2]
-    assert {row.outcome for row in noted} == {Outcome.OK}
-    assert all(row.queue_s < 0.5 for row in noted)
-    assert all(row.output_tokens > 0 and row.upstream_s > 0 for row in noted)
-    assert msgspec.msgpack.decode(noted[0].first, type=Workload).p50 > 0
-    assert b"hi" not in b"".join(row.first + row.last for row in noted)
+    assert {row.outcome for row in recorded} == {Outcome.OK}
+    assert all(row.queue_s < 0.5 for row in recorded)
+    assert all(row.output_tokens > 0 and row.upstream_s > 0 for row in recorded)
+    assert msgspec.msgpack.decode(recorded[0].first, type=Workload).p50 > 0
+    assert b"hi" not in b"".join(row.first + row.last for row in recorded)
 
 
 def test_scheduling_notes_nothing(start_gateway: Start, provider: ScriptedProvider) -> None:
@@ -81,7 +81,7 @@ def test_scheduling_notes_nothing(start_gateway: Start, provider: ScriptedProvid
 def test_bypass_relays_at_once_and_keeps_hygiene(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Nothing waits for the account; keys and a tenant's own cap hold; nothing is noted."""
+    """Nothing waits for the account; keys and a tenant's own cap hold; nothing is recorded."""
     capped = tenant("capped", "kit-capped-key", max_inflight=1)
     gateway = start_gateway(
         accounts=[account(provider, **ONE)],
@@ -104,7 +104,7 @@ def test_bypass_relays_at_once_and_keeps_hygiene(
 def test_observing_does_not_rest_an_account(
     start_gateway: Start, provider: ScriptedProvider, status: int
 ) -> None:
-    """A 429 with an hour's Retry-After keeps nobody else waiting: without us it would not."""
+    """A 429 with an hour's Retry-After makes no other request wait, as without a gateway."""
     gateway = start_gateway(accounts=[account(provider)], schedule={"mode": "observe"},
                             retry={"attempts": 1})  # fmt: skip
     provider.error(status, headers={"retry-after": "3600"})
@@ -113,7 +113,7 @@ def test_observing_does_not_rest_an_account(
 
 
 def test_mode_is_changed_by_a_reload(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """From observing to scheduling in front of the same provider, without a restart."""
+    """A reload turns observing into scheduling in front of the same provider, without a restart."""
     gateway = start_gateway(accounts=[account(provider, **ONE)], schedule={"mode": "observe"})
     three_at_once(gateway, provider)
     gateway.edit(schedule={"mode": "schedule"})

@@ -53,8 +53,8 @@ def test_sleeping_client_does_not_hold_the_slot(
 
 
 def test_stalled_client_is_cut_off(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """More than the buffer holds and a client that takes nothing for write_timeout_s: its
-    stream is cancelled upstream and the slot is free."""
+    """A client that takes nothing for write_timeout_s, of more than the buffer holds, has its
+    stream cancelled upstream, and the slot is free."""
     provider.enqueue(long_stream(2000, "x" * 10_000))
     one = account(provider, initial_concurrency=1, max_concurrency=1)
     gateway = start_gateway(

@@ -1,4 +1,4 @@
-"""What the provider does wrong, and what the client sees of it."""
+"""The provider's failures, and what the client gets of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def two() -> Any:
 def test_stream_cut_upstream_ends_with_one_error_event(
     start_gateway: Start, provider: ScriptedProvider, rst: bool
 ) -> None:
-    """A stream that dies after its first event: one error event, no [DONE], no half event."""
+    """A stream that dies after its first event ends with one error event, without [DONE] and
+    without half an event."""
     provider.enqueue(
         [
             Head(headers=EVENTS),
@@ -66,7 +67,7 @@ def test_stream_cut_upstream_ends_with_one_error_event(
 def test_stream_that_ends_without_its_end_is_an_error(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A body that ends properly but without finish_reason and [DONE] was truncated: say so."""
+    """A stream that ends without finish_reason and [DONE] was truncated and ends with an error."""
     provider.enqueue([Stream([chunk({"content": "a"})])])
     gateway = start_gateway(provider)
     events = events_of(post(gateway, stream=True))
@@ -74,7 +75,7 @@ def test_stream_that_ends_without_its_end_is_an_error(
     assert "[DONE]" not in events
 
 
-def test_whole_stream_ends_with_done_and_no_error(
+def test_complete_stream_ends_with_done_and_no_error(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
     """The twin: a stream that ends as it should has its [DONE] and no error event."""
@@ -118,7 +119,7 @@ def test_failed_attempt_goes_to_the_other_account(
 def test_429_keeps_its_account_closed_until_retry_after(
     start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
 ) -> None:
-    """While Retry-After runs, the account gets nothing; the other serves."""
+    """While Retry-After runs, the account gets no request and the other serves."""
     a, b = two
     a.error(429, retry_after=30)
     gateway = start_gateway(a, b)
@@ -133,7 +134,7 @@ def test_429_keeps_its_account_closed_until_retry_after(
 def test_429_everywhere_waits_instead_of_failing(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """One account, a 429 with a short Retry-After: the request waits for it and succeeds."""
+    """Where the only account answers 429 with a short Retry-After, the request waits for it."""
     provider.error(429, retry_after_ms=300)
     gateway = start_gateway(provider)
     response = post(gateway)
@@ -142,11 +143,11 @@ def test_429_everywhere_waits_instead_of_failing(
     assert arrived[1] - arrived[0] >= 0.29
 
 
-def test_headers_that_say_nothing_is_left_turn_to_the_other_account(
+def test_account_without_limits_left_gives_way_to_the_other(
     start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
 ) -> None:
-    """The provider need not refuse first: what its last answer left decides, and its limits are
-    the account's, not the client's, to see."""
+    """The limits left in the last answer decide, without a refusal first; the client is not sent
+    them."""
     a, b = two
     left = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "12s"}
     payload = b'{"choices": []}'
@@ -164,7 +165,7 @@ def test_headers_that_say_nothing_is_left_turn_to_the_other_account(
 def test_client_error_passes_through_once(
     start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider]
 ) -> None:
-    """A 400 is the client's: no second account is asked, and the provider's words arrive."""
+    """A 400 is the client's fault: no second account is called, and the provider's text arrives."""
     a, b = two
     a.error(400, code="context_length_exceeded", message="too long")
     gateway = start_gateway(a, b)
@@ -192,7 +193,7 @@ def test_error_never_shows_the_account_key(
 
 
 def test_unreachable_provider_is_a_502(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """Nobody listens: after the attempts, an OpenAI-shaped 502."""
+    """Where nothing listens, the client gets an OpenAI-shaped 502 after the last attempt."""
     provider.refuse_connections()
     gateway = start_gateway(provider)
     response = post(gateway)
@@ -201,7 +202,8 @@ def test_unreachable_provider_is_a_502(start_gateway: Start, provider: ScriptedP
 
 
 def test_silent_provider_times_out(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """No first byte within first_byte_timeout_s: 504, and the provider's socket is closed."""
+    """Without a first byte within first_byte_timeout_s the client gets a 504, and the provider's
+    socket is closed."""
     provider.enqueue([Hang()])
     one = account(provider, first_byte_timeout_s=0.3)
     gateway = start_gateway(accounts=[one], retry={"attempts": 1})
@@ -214,7 +216,8 @@ def test_silent_provider_times_out(start_gateway: Start, provider: ScriptedProvi
 def test_stream_that_falls_silent_ends_with_an_error_event(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """No next byte within idle_timeout_s: one error event, and the provider's socket closes."""
+    """Without a next byte within idle_timeout_s the stream ends with one error event, and the
+    provider's socket is closed."""
     provider.enqueue([Head(headers=EVENTS), Send(event(chunk({"content": "a"}))), Hang()])
     gateway = start_gateway(accounts=[account(provider, idle_timeout_s=0.3)])
     events = events_of(post(gateway, stream=True))
@@ -237,7 +240,7 @@ def test_half_a_large_answer_breaks_the_connection(
 def test_injected_usage_is_hidden_and_counted(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Usage is asked for upstream, kept from a client that did not ask, and counted."""
+    """Usage is requested upstream, counted, and not sent to a client that did not request it."""
     provider.stream(["a", "b"], usage=(7, 2))
     gateway = start_gateway(provider)
     response = post(gateway, stream=True)
@@ -250,8 +253,10 @@ def test_injected_usage_is_hidden_and_counted(
     assert (line["prompt_tokens"], line["actual"]) == (7, 2)
 
 
-def test_asked_usage_arrives_untouched(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """A client that asks for usage gets the provider's bytes as they are."""
+def test_requested_usage_arrives_untouched(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """A client that requests usage gets the provider's bytes as they are."""
     sent = chunks(["a", "b"], (7, 2))
     provider.enqueue([Stream(sent, done=True)])
     gateway = start_gateway(provider)

@@ -126,8 +126,8 @@ class World:
 @example(205703, 0.02)  # healing dispatched a job that its event ended
 @QUICK
 def test_failsafe_ends_every_job_once(seed: int, chance: float) -> None:
-    """However often the core raises: each job is started at most once at a time and ends once;
-    with the faults over, whatever still waits is served."""
+    """However often the core raises, each job is started at most once at a time and ends once;
+    with the faults over, the jobs that still wait are served."""
     world = World(seed, chance)
     for _ in range(60):
         world.step()
@@ -148,7 +148,8 @@ def test_failsafe_ends_every_job_once(seed: int, chance: float) -> None:
 
 
 def test_failsafe_goes_back_to_the_configured_ordering() -> None:
-    """Five minutes after the last fault; until then first come, first served."""
+    """The configured ordering returns five minutes after the last fault; until then jobs go first
+    come, first served."""
     world = World(0, 2.0)
     world.feed(Woke())
     world.chance = 0.0
@@ -162,7 +163,7 @@ def test_failsafe_goes_back_to_the_configured_ordering() -> None:
 
 
 def test_failsafe_counters_never_fall() -> None:
-    """A rebuild keeps what was counted."""
+    """A rebuild keeps every count."""
     world = World(1, 0.0)
     for _ in range(200):
         world.step()

@@ -1,4 +1,4 @@
-"""ForecastTrust in forecasts follows how often their p90 held."""
+"""The trust in forecasts follows the share of answers within their p90."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.schedule.build import job, settings, workload
 
 
 def answer(tokens: int, **more: object) -> JobRecord:
-    """An answer of so many tokens whose forecast's p90 was 100."""
+    """The record of an answer of so many tokens whose forecast's p90 was 100."""
     record = JobRecord(
         id="j", wall_s=0.0, route="/v1/chat/completions", tenant="t", model="m",
         outcome=Outcome.OK, status=200, workload=workload(100), usage=Usage(10, tokens),
@@ -26,8 +26,8 @@ def answer(tokens: int, **more: object) -> JobRecord:
 
 
 def trust_after(covered: float, **more: object) -> tuple[float, list[float]]:
-    told: list[float] = []
-    trust = ForecastTrust(told.append)
+    reported: list[float] = []
+    trust = ForecastTrust(reported.append)
     held = 0
     for i in range(1, 401):  # spread evenly
         if held < covered * i:
@@ -35,18 +35,19 @@ def trust_after(covered: float, **more: object) -> tuple[float, list[float]]:
             trust.ended(answer(50, **more))
         else:
             trust.ended(answer(500, **more))
-    return trust.value, told
+    return trust.value, reported
 
 
 @pytest.mark.parametrize(
     ("covered", "low", "high"), [(0.9, 1.0, 1.0), (0.7, 0.3, 0.7), (0.4, 0.0, 0.0), (1.0, 0.8, 1.0)]
 )
 def test_trust_falls_with_coverage(covered: float, low: float, high: float) -> None:
-    """Full at nine of ten, none where hardly any holds; each step told once."""
-    value, told = trust_after(covered)
+    """The trust is full at nine of ten and none where hardly any holds; each step is reported
+    once."""
+    value, reported = trust_after(covered)
     assert low <= value <= high
-    assert len(told) < 40
-    assert not told or told[-1] == value
+    assert len(reported) < 40
+    assert not reported or reported[-1] == value
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_trust_falls_with_coverage(covered: float, low: float, high: float) -> N
         {"workload": None},
     ],
 )
-def test_trust_learns_nothing_from_what_says_nothing(more: dict[str, object]) -> None:
-    """Cut, cancelled, uncounted, without a forecast."""
+def test_trust_leaves_out_answers_without_a_true_length(more: dict[str, object]) -> None:
+    """Cut, cancelled and uncounted answers, and those without a forecast, change nothing."""
     assert trust_after(0.0, **more) == (1.0, [])
 
 
-def test_trust_is_whole_at_a_cold_start() -> None:
-    """A few misses are no news."""
+def test_trust_is_full_at_a_cold_start() -> None:
+    """Misses among the first answers do not lower it."""
     trust = ForecastTrust(lambda value: None)
     for _ in range(int(SURE) - 1):
         trust.ended(answer(500))
@@ -73,20 +74,20 @@ def test_trust_is_whole_at_a_cold_start() -> None:
 
 
 def test_trust_comes_back() -> None:
-    """When forecasts hold again."""
-    told: list[float] = []
-    trust = ForecastTrust(told.append)
+    """It returns to full once forecasts hold again."""
+    reported: list[float] = []
+    trust = ForecastTrust(reported.append)
     for _ in range(200):
         trust.ended(answer(500))
     assert trust.value == 0.0
     for i in range(1500):
         trust.ended(answer(500 if i % 10 == 0 else 50))
-    assert trust.value == told[-1] == 1.0
+    assert trust.value == reported[-1] == 1.0
 
 
 def test_trust_that_is_lost_widens_windows_through_the_engine() -> None:
-    """Answers that break their forecasts' word: the engine's core starts what waited for the
-    window, and its accounts show it wider."""
+    """When answers leave their forecasts, the engine's core widens its windows and starts jobs
+    that waited for them."""
 
     async def play() -> None:
         account = {"initial_concurrency": 4, "max_concurrency": 64}

@@ -1,4 +1,4 @@
-"""Which headers a client is sent."""
+"""The headers of a client's response."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def sent(
     stream: bool = False,
     closing: bool = False,
 ) -> list[tuple[bytes, bytes]]:
-    """Of an answer with these headers, without those that tell of the gateway's own work."""
+    """The client's headers of an answer with these, without those about the gateway's work."""
     answer, one = Answer(200, list(headers), NOBODY), permit()
     own = permit_headers(one)
-    told = answer_headers(answer, one, length, stream=stream, closing=closing)
-    assert all(pair in told for pair in own)
-    return [pair for pair in told if pair not in own]
+    headers = answer_headers(answer, one, length, stream=stream, closing=closing)
+    assert all(pair in headers for pair in own)
+    return [pair for pair in headers if pair not in own]
 
 
-def test_answer_headers_are_those_of_the_clients_business() -> None:
-    """An account's limits and cookies stay here; the provider's name for the request is kept."""
+def test_answer_headers_pass_on_only_the_allowed() -> None:
+    """An account's limits and cookies stay here; the provider's request id gets another name."""
     assert sent(
         (b"content-type", b"text/plain"),
         (b"set-cookie", b"a=b"),
@@ -44,21 +44,21 @@ def test_answer_headers_are_those_of_the_clients_business() -> None:
 
 
 def test_answer_header_with_a_control_character_is_left_out() -> None:
-    """A provider cannot write into the client's protocol."""
+    """A provider cannot write into the client's protocol: of controls only the tab may stand."""
     assert not sent((b"openai-model", b"m\r\nset-cookie: a"), (b"x-request-id", b"a\nb"))
     assert sent((b"openai-model", b"m\tn")) == [(b"openai-model", b"m\tn")]
 
 
-def test_answer_headers_tell_the_length_or_how_events_are_kept() -> None:
-    """A stream is not to be cached or buffered on its way; a known length is told instead."""
+def test_answer_headers_hold_the_length_or_forbid_buffering() -> None:
+    """A known length is sent; a stream without one must not be cached or buffered on its way."""
     assert sent(length=b"3", stream=True) == [(b"content-length", b"3")]
     assert dict(sent(stream=True))[b"x-accel-buffering"] == b"no"
     assert sent() == []
     assert sent(closing=True) == [(b"connection", b"close")]
 
 
-def test_call_headers_tell_what_the_gateway_did() -> None:
-    """The class that holds, the latest forecast, the wait, and the account while there is one."""
+def test_permit_headers_describe_the_gateways_work() -> None:
+    """They hold the class, the latest forecast, the wait, and the account while there is one."""
     one = permit(class_override=JobClass.HEAVY)
     assert dict(permit_headers(one)) == {
         b"x-request-id": b"req_1",

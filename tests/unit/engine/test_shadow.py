@@ -1,4 +1,4 @@
-"""The scheduler that decides for nobody hears what the one that relays hears."""
+"""The shadow scheduler gets the events and the trust of the one that relays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.schedule.build import job, settings
 
 
 def record(job_id: str, tokens: int) -> JobRecord:
-    """Of a job that was relayed for a second."""
+    """The record of a job that was relayed for a second."""
     return JobRecord(
         id=job_id, wall_s=0.0, route="/v1/chat/completions", tenant="t", model="m",
         outcome=Outcome.OK, status=200, account="a", usage=Usage(10, tokens), upstream_s=1.0,
@@ -22,15 +22,15 @@ def record(job_id: str, tokens: int) -> JobRecord:
 
 @pytest.mark.parametrize(("trust", "first"), [(1.0, "small"), (0.0, "large")])
 def test_shadow_orders_by_the_trust_in_forecasts(trust: float, first: str) -> None:
-    """At full trust the smaller would go first, at none the one that came first."""
+    """At full trust the smaller job would go first, at none the one that came first."""
 
     def build(given: Settings) -> Scheduler:
         return Scheduler(given, Accounts(given.accounts, given.balance))
 
     now = 0.0
-    noted: list[ObservedRow] = []
+    rows: list[ObservedRow] = []
     given = settings({"a": {"initial_concurrency": 1}}, schedule={"mode": "observe"})
-    shadow = Shadow(given, build, lambda: (), lambda: now, noted.append)
+    shadow = Shadow(given, build, lambda: (), lambda: now, rows.append)
     shadow.recalibrated(trust)
     for name, tokens in (("runs", 300), ("large", 3000), ("small", 100)):
         shadow.submitted(job(name, tokens))
@@ -40,7 +40,7 @@ def test_shadow_orders_by_the_trust_in_forecasts(trust: float, first: str) -> No
     now = 10.0
     shadow.tick()
     assert not shadow.broken
-    waits = {row.output_tokens: row.would_wait_s for row in noted}
+    waits = {row.output_tokens: row.would_wait_s for row in rows}
     assert waits == {300: 0.0} | (
         {100: 1.0, 3000: 2.0} if first == "small" else {3000: 1.0, 100: 2.0}
     )
