@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from gateway.settings.schema import Store as StoreSettings
-from gateway.store import Store
+from gateway.store.store import Store
 from tests.unit.store.rows import history
 
 EARLY_ROWS = 5000

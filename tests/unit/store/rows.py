@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from typing import Any
 
-from gateway.store import JobRow
+from gateway.store.rows import JobRow
 from gateway.types import HistoryRow
 
 WAIT_S = 20.0

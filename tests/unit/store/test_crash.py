@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from gateway.settings.schema import Store as StoreSettings
-from gateway.store import Store
+from gateway.store.store import Store
 from tests.unit.store.rows import WAIT_S
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS", "6"))

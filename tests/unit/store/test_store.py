@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from gateway.errors import NotFound, SettingsError, Unavailable
 from gateway.settings.schema import Store as StoreSettings
-from gateway.store import JobRow, Store, read_history
 from gateway.store.newest_rows import PAGE_ROWS
 from gateway.store.retention import SLICE_ROWS
-from gateway.store.store import TOMBSTONE_S
+from gateway.store.rows import JobRow
+from gateway.store.store import TOMBSTONE_S, Store, read_history
 from tests.unit.store.rows import WAIT_S, Heard, history, job
 
 TTL_S = 100.0

@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import SettingsError
 from gateway.settings.schema import Store as StoreSettings
 from gateway.shipped import shipped
-from gateway.store import Store
+from gateway.store.store import Store
 from gateway.types import HistoryRow
 from gateway.workbench.evaluate.judged_rows import choose, fit_keys, read, read_history
 from gateway.workbench.split import is_fit, pack, row_keys, unpack, was_fitted
