@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,8 +40,9 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import LabelNames, Metrics
 from gateway.observe.spend import Spend
 from gateway.predict.prices import Price, load_prices
+from gateway.predict.process.client import start_child
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.process.remote import Remote
+from gateway.predict.process.teach_rule import lesson_of
 from gateway.predict.refit.due import Refits
 from gateway.predict.view import PromptView
 from gateway.schedule import events
@@ -54,7 +56,7 @@ from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.snapshots import ProcessSnapshot, Snapshots
 from gateway.store.store import Store
-from gateway.types import CUT_FINISH_REASONS, HistoryRow, Job, JobRecord, Listener, Outcome
+from gateway.types import HistoryRow, Job, JobRecord, Listener
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -63,10 +65,6 @@ LAG_PERIOD_S = 0.1
 SWEEP_PERIOD_S = 60.0
 SAVE_PERIOD_S = 30.0
 LAST_WORDS_S = 2.0
-
-_LEARNED = frozenset(
-    {Outcome.OK, Outcome.CANCELLED, Outcome.UPSTREAM_ERROR, Outcome.STALLED, Outcome.SHUTDOWN}
-)
 
 
 def targets(settings: Settings, secrets: Secrets) -> dict[str, Target]:
@@ -186,9 +184,7 @@ class Gateway:
             refits=Refits(
                 Path(settings.predict.models_path), own_command("refit", "--config", config)
             ),
-            open_backend=lambda setup: Remote(
-                own_command("predictor"), setup, own_environ(self._environ)
-            ),
+            connect=partial(start_child, own_command("predictor"), own_environ(self._environ)),
         )
 
     # -- life --------------------------------------------------------------------------------
@@ -231,7 +227,7 @@ class Gateway:
         if self._shadow is not None:
             self._shadow.close()
         self.engine.close()
-        await asyncio.to_thread(self.predictor.stop, 5.0)
+        await self.predictor.stop(5.0)
         await asyncio.to_thread(self.store.stop, 10.0)
         await self.client.aclose()
 
@@ -340,33 +336,15 @@ class Gateway:
         return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
-        """What the answer teaches. One that was cut teaches that it is at least so long.
+        """Learn the answer at once, and store its row as soon as may be: a row that a crash or
+        a full disk takes is known to the running index and to no later one."""
+        lesson = lesson_of(view, record)
+        if lesson is not None:
+            self.predictor.learn(lesson, done=self._store_row)
 
-        Learned at once, stored as soon as may be: a row that a crash or a full disk takes is
-        known to the running index and to no later one.
-        """
-        usage = record.usage
-        if usage is None or record.outcome not in _LEARNED or usage.output_tokens <= 0:
-            return
-        whole = record.outcome is Outcome.OK
-        cut = record.finish_reason in CUT_FINISH_REASONS
-
-        def learned(row: HistoryRow | Exception) -> None:
-            if isinstance(row, HistoryRow):
-                self.store.append_history(row)
-
-        self.predictor.learn(
-            view,
-            output_tokens=max(round(usage.output_tokens / job.n), 1),
-            # Of a batch of prompts the view is one, the usage all of them.
-            prompt_tokens=None if usage.estimated or view.prompts > 1 else usage.prompt_tokens,
-            censored=not whole or cut,
-            success=whole,
-            wall_s=record.wall_s,
-            cached_tokens=usage.cached_tokens,
-            reasoning_tokens=round(usage.reasoning_tokens / job.n),
-            done=learned,
-        )
+    def _store_row(self, row: HistoryRow | Exception) -> None:
+        if isinstance(row, HistoryRow):
+            self.store.append_history(row)
 
     # -- what people see -----------------------------------------------------------------------
 

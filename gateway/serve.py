@@ -38,7 +38,7 @@ from gateway.store.store import Store
 
 logger = logging.getLogger("gateway")
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
-SWITCH_S = 0.0005  # so soon the store's and the predictor's threads hand the interpreter back
+SWITCH_S = 0.0005  # so soon the store's thread hands the interpreter back
 
 
 def serve(args: argparse.Namespace, core: Build = fresh_core) -> int:

@@ -24,9 +24,10 @@ from gateway.api.plane import DataPlane
 from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.api.schemas import check_messages, check_positive, decode
 from gateway.errors import InvalidRequest, Unavailable
-from gateway.predict.process.backend import BackendError, BackendGone
-from gateway.predict.process.inbox import Stored
+from gateway.predict.lesson import Lesson
+from gateway.predict.process.pending import Stored
 from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.wire import ChildError, ChildGone
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
@@ -184,7 +185,7 @@ def _client_error(error: Exception) -> Exception:
     """Unavailable for a store that cannot write (disk full, I/O, locked, damaged) and for a
     predictor that is being replaced: both pass, and neither is the request's fault. Any other
     error as it is."""
-    if isinstance(error, BackendGone | BackendError):
+    if isinstance(error, ChildGone | ChildError):
         return Unavailable(
             "The predictor is being restarted.", code="predictor_failing", retry_after_s=2.0
         )
@@ -251,15 +252,11 @@ class ForecastRoutes:
     async def _forecast(self, view: PromptView) -> Workload:
         """The best forecast to be had within the wait; stage 0's where a better one is late."""
         first = self._predictor.forecast(view)
-        loop = asyncio.get_running_loop()
-        better: asyncio.Future[Workload] = loop.create_future()
-
-        def deliver(workload: Workload) -> None:
-            if not better.done():
-                better.set_result(workload)
+        better: asyncio.Future[Workload] = asyncio.get_running_loop().create_future()
 
         def done(workload: Workload) -> None:
-            loop.call_soon_threadsafe(deliver, workload)
+            if not better.done():
+                better.set_result(workload)
 
         if not self._predictor.refine(view, done, lambda: not better.done()):
             return first
@@ -274,20 +271,19 @@ class ForecastRoutes:
         output, prompt, limit = example.output_tokens, example.prompt_tokens, example.max_tokens
         _check_tokens(output, "output_tokens")
         _check_tokens(prompt, "prompt_tokens")
-        view = self._view(tenant, example)
+        lesson = Lesson(
+            view=self._view(tenant, example),
+            output_tokens=output,
+            prompt_tokens=prompt,
+            censored=not example.success or (limit is not None and output >= limit),
+            success=example.success,
+            wall_s=time.time(),
+        )
         keeper = RowKeeper(self._store)
         try:
             await from_thread(
                 lambda done: self._predictor.learn(
-                    view,
-                    output_tokens=output,
-                    prompt_tokens=prompt,
-                    censored=not example.success or (limit is not None and output >= limit),
-                    success=example.success,
-                    wall_s=time.time(),
-                    done=done,
-                    urgent=True,
-                    keep=keeper.keep,
+                    lesson, done=done, urgent=True, keep=keeper.keep
                 ),
                 "The predictor takes no more results now.",
             )

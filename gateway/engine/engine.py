@@ -225,7 +225,7 @@ class Engine:
         self.listeners.ended(record)
 
     def holds(self, job_id: str) -> bool:
-        """True while the job waits or runs. May be called from any thread."""
+        """True while the job waits or runs."""
         return job_id in self._ledger
 
     def forecast(self, job_id: str) -> Workload | None:

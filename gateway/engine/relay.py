@@ -32,7 +32,7 @@ from gateway.errors import GatewayError
 from gateway.predict.prices import Price
 from gateway.predict.process.predictor import Predictor
 from gateway.settings.schema import Server
-from gateway.types import JobRecord, Outcome, Workload
+from gateway.types import JobRecord, Outcome
 from gateway.upstream.client import AttemptError, UpstreamClient
 from gateway.upstream.providers import Failure, Target
 
@@ -186,11 +186,9 @@ class Relay:
         if view is None or permit.account is not None or permit.settled:
             return
         engine, job_id = self._engine, exchange.job.id
-
-        def refined(workload: Workload) -> None:
-            engine.loop.call_soon_threadsafe(engine.reforecast, job_id, workload)
-
-        self._predictor.refine(view, refined, lambda: engine.holds(job_id))
+        self._predictor.refine(
+            view, partial(engine.reforecast, job_id), partial(engine.holds, job_id)
+        )
 
     def _outgrown(self, exchange: Exchange, output_tokens: int) -> None:
         """An answer is longer than its forecast: so many tokens of each choice so far."""

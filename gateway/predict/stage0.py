@@ -1,17 +1,16 @@
-"""Stage 0: the forecast the event loop makes by itself, and its cache of repeats.
+"""Stage 0: the forecast that the event loop makes by itself, and its cache of repeats.
 
-The loop owns everything here. What comes from the predictor thread is immutable and comes by
-replacing a reference (`Trees`, `Calibration`), or through `news`, a deque that is emptied
-into the cache a few at a time.
+Everything here belongs to the event loop. Model, tables and calibration are replaced together:
+residuals belong to one model, and a forecast that mixed them with another's trees would be
+neither's.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from gateway.predict.artefacts import Tables
 from gateway.predict.calibrate import Calibration
@@ -32,29 +31,17 @@ from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
 
 CACHE_ITEMS = 4096  # repeats remembered, about 1 kB each
-NEWS_ITEMS = 1024  # forecasts on their way to the cache
-NEWS_PER_CALL = 64  # taken over by one forecast: some 10 µs
 
 CacheKey = tuple[str, str, int | None, int, bytes]
 
 
-class Trees(Struct, frozen=True):
-    """The loop's own booster and the tables it reads: replaced together."""
-
-    model: LengthModel | None = None
-    tables: Tables | None = None
-
-
-class Known(Struct, frozen=True):
-    """All that a forecast rests on, replaced together: residuals are of one model, and a
-    forecast of the next that took them would be neither's."""
-
-    trees: Trees = Trees()
-    calibration: Calibration = Calibration()
-
-
 class Stage0:
-    """Forecasts on the caller's thread; see `Predictor` for the arguments."""
+    """The cheap forecast; see `Predictor` for the arguments.
+
+    Attributes:
+        generation: changes whenever the cache is emptied; a forecast asked for under another
+            one is not remembered.
+    """
 
     def __init__(
         self,
@@ -63,51 +50,49 @@ class Stage0:
         key: bytes,
     ) -> None:
         self.settings = settings
-        self.known = Known()
-        self._writing = threading.Lock()  # the loop resets, the predictor's thread learns
-        self.generation = object()  # news of another one is not taken over
+        self.calibration = Calibration()
+        self.tables: Tables | None = None
+        self.generation = object()
         self.hits = 0
+        self._model: LengthModel | None = None
         self._prices = prices
         self._key = key
         self._cache: OrderedDict[CacheKey, Workload] = OrderedDict()
-        self._news: deque[tuple[object, CacheKey, Workload]] = deque(maxlen=NEWS_ITEMS)
 
-    @property
-    def calibration(self) -> Calibration:
-        return self.known.calibration
+    def __repr__(self) -> str:
+        return f"<Stage0 cached={len(self._cache)} hits={self.hits}>"
 
-    def take(self, trees: Trees, calibration: Calibration) -> None:
-        """Another model, and what is known of it."""
-        with self._writing:
-            self.known = Known(trees, calibration)
+    def take(
+        self, model: LengthModel | None, tables: Tables | None, calibration: Calibration
+    ) -> None:
+        """Replace the model, its tables, and its calibration."""
+        self._model, self.tables, self.calibration = model, tables, calibration
 
     def calibrate(self, calibration: Calibration) -> None:
-        """Of the same trees."""
-        with self._writing:
-            self.known = Known(self.known.trees, calibration)
+        """Replace the calibration by a newer one of the same model."""
+        self.calibration = calibration
 
     def forecast(self, view: PromptView) -> Workload:
-        """A repeat that was refined or learned lately comes from the cache, with its rung."""
+        """Forecast a request; a repeat that was refined or learned lately comes from the cache,
+        with the rung it was given then."""
         if not self.settings.enabled:
             return self.plain(view)
-        self._take_news()
         view = self.cut(view)
         key = self.cache_key(view)
-        found = self._cache.get(key)
-        if found is not None:
+        cached = self._cache.get(key)
+        if cached is not None:
             self._cache.move_to_end(key)
             self.hits += 1
-            return found
-        known = self.known
-        table, trees = known.calibration, known.trees
-        of = scopes(view.model, view.tenant, template_key(view, self._key))
-        cheap = [] if trees.tables is None else trees.tables.features_of(view, table.running(of))
-        grid, rung = stage0_grid(view, trees.model, cheap)
-        grid = levelled(shifted(grid, table.stage0(of)), STAGE0, table, of)
-        return workload_of(view, grid, rung, self._money, table, of)
+            return cached
+        table, tables = self.calibration, self.tables
+        keys = scopes(view.model, view.tenant, template_key(view, self._key))
+        cheap = [] if tables is None else tables.features_of(view, table.running(keys))
+        grid, rung = stage0_grid(view, self._model, cheap)
+        grid = levelled(shifted(grid, table.stage0(keys)), STAGE0, table, keys)
+        return workload_of(view, grid, rung, self._money, table, keys)
 
     def plain(self, view: PromptView) -> Workload:
-        """Without any model or correction."""
+        """Forecast without any model or correction."""
         return workload_of(view, heuristic_grid(view), Rung.HEURISTIC, self._money)
 
     def cut(self, view: PromptView) -> PromptView:
@@ -118,27 +103,29 @@ class Stage0:
         return structs.replace(view, text=cut(view.text, limit))
 
     def forget(self) -> None:
-        """Empty the cache; news on its way is void."""
+        """Empty the cache; forecasts asked for before this are not remembered."""
         self.generation = object()
         self._cache.clear()
 
-    def tell(self, generation: object, view: PromptView, workload: Workload) -> None:
-        """News for the cache, from the predictor thread. `view` is cut."""
-        self._news.append((generation, self.cache_key(view), workload))
+    def remember(self, generation: object, view: PromptView, workload: Workload) -> None:
+        """Cache a better forecast.
+
+        Args:
+            generation: the one under which it was asked for.
+            view: already cut.
+        """
+        if generation is not self.generation:
+            return
+        key = self.cache_key(view)
+        self._cache[key] = workload
+        self._cache.move_to_end(key)
+        if len(self._cache) > CACHE_ITEMS:
+            self._cache.popitem(last=False)
+
+    def cache_key(self, view: PromptView) -> CacheKey:
+        """What makes two requests repeats of each other. The view is already cut."""
+        return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
 
     @property
     def _money(self) -> Money:
         return Money(self.settings.cost_output_ratio, self._prices)
-
-    def cache_key(self, view: PromptView) -> CacheKey:
-        return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
-
-    def _take_news(self) -> None:
-        for _ in range(min(len(self._news), NEWS_PER_CALL)):
-            generation, key, workload = self._news.popleft()
-            if generation is not self.generation:
-                continue
-            self._cache[key] = workload
-            self._cache.move_to_end(key)
-            if len(self._cache) > CACHE_ITEMS:
-                self._cache.popitem(last=False)

@@ -26,8 +26,10 @@ from msgspec import Meta, Struct, structs
 
 from gateway.demo.history_rows import rows
 from gateway.errors import SettingsError
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoders import exported_in
+from gateway.predict.foresight import Foresight
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.backend import Local, Setup
 from gateway.predict.view import PromptView, cut
 from gateway.settings import load
 from gateway.settings.schema import Settings
@@ -241,28 +243,38 @@ def teach(settings: Settings, lessons: Iterable[Lesson]) -> int:
         stored += error is None
 
     try:
-        predictor = Local(
-            Setup(
-                settings=settings.predict,
-                folder=str(shipped("models")),
-                key=store.prompt_secret(),
-                prices={},
-                private=settings.private_tenants,
-                calibration=store.get_state("calibration"),
-            )
-        )
+        forecaster = _forecaster(settings, store)
         try:
             for lesson in lessons:
-                view = structs.replace(
-                    lesson.view, text=cut(lesson.view.text, settings.predict.max_chars)
-                )
-                [row] = predictor.learn([structs.replace(lesson, view=view)])
-                if not isinstance(row, HistoryRow):
+                row = _learned(forecaster, lesson, settings.predict.max_chars)
+                if row is None:
                     continue
                 while not store.append_history(row, committed):
                     store.get_state("calibration")  # waits for all that was queued before it
         finally:
-            store.put_state("calibration", predictor.calibration.dump())
+            store.put_state("calibration", forecaster.calibration.dump())
     finally:
         store.stop(60.0)
     return stored
+
+
+def _forecaster(settings: Settings, store: Store) -> Foresight:
+    """The gateway's own forecaster with its calibration, and an empty index."""
+    predict = settings.predict
+    artefacts = Artefacts(
+        *(shipped("models"), predict.embedding_model_name, predict.max_encoder_tokens),
+        exported=exported_in(predict.models_path),
+    )
+    forecaster = Foresight(predict, artefacts, store.prompt_secret(), {}, settings.private_tenants)
+    if (calibration := store.get_state("calibration")) is not None:
+        forecaster.restore(calibration)
+    return forecaster
+
+
+def _learned(forecaster: Foresight, lesson: Lesson, max_chars: int) -> HistoryRow | None:
+    """The row of a lesson; None where it cannot be learned."""
+    view = structs.replace(lesson.view, text=cut(lesson.view.text, max_chars))
+    try:
+        return forecaster.learn(structs.replace(lesson, view=view))
+    except Exception:
+        return None

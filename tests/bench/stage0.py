@@ -19,6 +19,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,12 @@ import numpy as np
 import uvloop
 from msgspec import structs
 
+from gateway.predict.lesson import Lesson
+from gateway.predict.process.client import start_child
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.process.remote import Remote
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
-from gateway.types import Workload
 from gateway.workbench.tables import table as table_of
 from tests.bench.full_window import READY_S, artefacts, rows
 from tests.bench.prompts import Prompt, generated, of_file
@@ -88,7 +89,7 @@ async def under_load(
     idle: bool = False,
 ) -> dict[str, float]:
     """With everything the child does for such a rate; with nothing of it when `idle`."""
-    loop, chance, times = asyncio.get_running_loop(), random.Random(seed), Times()
+    chance, times = random.Random(seed), Times()
     began, before_s = time.perf_counter(), predictor.snapshot().seconds
     due = began
     while due - began < seconds:
@@ -101,32 +102,35 @@ async def under_load(
         view = structs.replace(view, text=f"{view.text[:-8]} {len(times)}-{seed}")
         times.forecast(predictor, view)
         if not idle:
-            _hand_on(predictor, loop, prompt, view)
+            _hand_on(predictor, prompt, view)
     at_work = (predictor.snapshot().seconds - before_s) / (time.perf_counter() - began)
     return {**times.report(), "child_at_work": at_work}
 
 
-def _hand_on(
-    predictor: Predictor, loop: asyncio.AbstractEventLoop, prompt: Prompt, view: PromptView
-) -> None:
-    def home(workload: Workload) -> None:
-        loop.call_soon_threadsafe(lambda: None)  # what it costs the loop to be told
-
+def _hand_on(predictor: Predictor, prompt: Prompt, view: PromptView) -> None:
     def learn() -> None:
         predictor.learn(
-            view,
-            output_tokens=prompt.output_tokens,
-            prompt_tokens=None,
-            censored=prompt.censored,
-            success=True,
-            wall_s=time.time(),
+            Lesson(
+                view=view,
+                output_tokens=prompt.output_tokens,
+                prompt_tokens=None,
+                censored=prompt.censored,
+                success=True,
+                wall_s=time.time(),
+            )
         )
 
-    predictor.refine(view, home, lambda: True)
-    loop.call_later(ANSWER_S, learn)
+    predictor.refine(view, lambda _: None, lambda: True)
+    asyncio.get_running_loop().call_later(ANSWER_S, learn)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Every part of the bench on one loop of its own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(options))
+
+
+async def _run(options: argparse.Namespace) -> dict[str, Any]:
     settings = Predict()
     prompts = generated(MOST_PROMPTS) if not options.data else of_file(options.data, MOST_PROMPTS)
     pairs = [(one, one.view("bench", settings.max_chars)) for one in prompts]
@@ -135,31 +139,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         settings,
         shipped("models"),
         history=lambda _: [history],
-        open_backend=lambda setup: Remote(own_command("predictor"), setup, own_environ()),
+        connect=partial(start_child, own_command("predictor"), own_environ()),
     )
     predictor.start()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            _wait_ready(predictor)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(20_000, 20, 50)  # as the gateway has it
-            alone(predictor, pairs[:200])  # the first calls load what is loaded late
-            found = {"alone, one after the other": alone(predictor, pairs)}
-            rates = [float(rate) for rate in options.rates.split(",")]
-            # First those with nothing beside: the others leave the child work for a while.
-            for number, (idle, rate) in enumerate(product((True, False), rates)):
-                work = under_load(predictor, pairs, rate, options.seconds, number, idle=idle)
-                found[f"at {rate:g}/s{', alone' if idle else ''}"] = runner.run(work)
-            return found
-        finally:
-            predictor.stop(1.0)
+    try:
+        await wait_ready(predictor)
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)  # as the gateway has it
+        alone(predictor, pairs[:200])  # the first calls load what is loaded late
+        figures = {"alone, one after the other": alone(predictor, pairs)}
+        rates = [float(rate) for rate in options.rates.split(",")]
+        # First those with nothing beside: the others leave the child work for a while.
+        for number, (idle, rate) in enumerate(product((True, False), rates)):
+            figures[f"at {rate:g}/s{', alone' if idle else ''}"] = await under_load(
+                predictor, pairs, rate, options.seconds, number, idle=idle
+            )
+        return figures
+    finally:
+        await predictor.stop(1.0)
 
 
-def _wait_ready(predictor: Predictor) -> None:
-    until = time.monotonic() + READY_S
-    while not predictor.snapshot().ready and time.monotonic() < until:
-        time.sleep(0.1)
+async def wait_ready(predictor: Predictor) -> None:
+    """Until its child is open."""
+    async with asyncio.timeout(READY_S):
+        while not predictor.snapshot().ready:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.1)
     assert predictor.snapshot().state == "ready", predictor.snapshot()
 
 

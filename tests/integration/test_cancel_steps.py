@@ -27,6 +27,7 @@ from gateway.app import fresh_core
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.relay import Relay
+from gateway.predict.process.client import ChildLink
 from gateway.predict.process.predictor import Predictor
 from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.routes import routes
@@ -112,7 +113,7 @@ class House:
         self.settings = settings
         self.stream = stream
         self.provider = Provider(stream, statuses)
-        self.predictor = Predictor(settings.predict, Path("nowhere"))
+        self.predictor = Predictor(settings.predict, Path("nowhere"), connect=no_child)
         self.engine = Engine(fresh_core(settings, None), fresh_core)
         self.relay = Relay(
             self.engine,
@@ -159,6 +160,11 @@ class House:
         for cls in snapshot.pools[0].classes.values():
             assert (cls.running, cls.waiting, cls.inflight_tokens) == (0, 0, 0)
         assert snapshot.submitted == sum(snapshot.ended.values())
+
+
+async def no_child() -> ChildLink:
+    """For a predictor that is never started."""
+    raise AssertionError
 
 
 async def silent(message: dict[str, Any]) -> None:

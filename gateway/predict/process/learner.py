@@ -1,184 +1,192 @@
-"""From results to lessons: what the predictor thread does with the answers it is told of.
+"""From finished requests to lessons, and what becomes of their rows.
 
-Two ways to learn. A relayed request is learned at once and its row stored when it may be: best
-effort, so after a crash, or while the disk is full, index and calibration know of answers that
-history does not, until the next start, when the index is what history is. A row that somebody
-is promised (`Result.keep`) is drafted, stored, and only then learned: refused, it was never
-known.
-
-Who owns what. All of it is the predictor thread's; any thread may read what has no underscore,
-for people. `_settle` alone runs on another one, whichever stores rows: it reads and writes no
-state here, but puts the result back into the inbox, or tells whoever waits for it.
+Two ways to learn. A relayed request is learned at once and its row stored when it may be: after
+a crash, or while the disk is full, index and calibration know answers that the history does
+not, until the next start fills the index from it. A row that somebody is promised
+(`PendingLesson.keep`) is drafted, stored, and only then learned: refused, it was never known.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from msgspec import structs
 
 from gateway.errors import Unavailable
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.backend import BackendGone
-from gateway.predict.process.backends import Backends
-from gateway.predict.process.faults import Faults
-from gateway.predict.process.inbox import BATCH, Result
+from gateway.predict.process.pending import BATCH, PendingLesson
+from gateway.predict.process.supervisor import ChildSupervisor, FaultLog
+from gateway.predict.process.wire import (
+    ChildError,
+    ChildGone,
+    DraftRows,
+    LearnLessons,
+    MakeForecast,
+)
 from gateway.predict.stage0 import CacheKey, Stage0
 from gateway.predict.view import PromptView
 from gateway.types import HistoryRow
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
-REPEATS = 4096  # prompts learned lately, to know one that comes again
+REPEATS = 4096  # prompts learned lately, to notice one that comes again
 _FULL = "The history takes no more rows now."
 
 
 class Learner:
-    """Has a backend learn, and tells whoever waits what came of it.
+    """Has the child learn, and reports what came of it.
 
     Args:
-        backends: whose open one learns.
-        stage0: is told the forecast of a prompt that comes again.
-        settle: puts a result back whose row is stored (`Inbox.settle`); any thread.
+        child: the one that learns, while it is open.
+        stage0: gets the forecast of a prompt that comes again.
+        put_back: takes a lesson whose row is stored; False where nobody will learn it.
     """
 
     def __init__(
         self,
-        backends: Backends,
+        child: ChildSupervisor,
         stage0: Stage0,
-        settle: Callable[[Result], bool],
-        faults: Faults,
+        put_back: Callable[[PendingLesson], bool],
+        faults: FaultLog,
     ) -> None:
-        self._backends = backends
+        self._child = child
         self._stage0 = stage0
-        self._put_back = settle
+        self._put_back = put_back
         self._faults = faults
-        self._seen: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
-        self.lessons = 0
+        self._recent: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
+        self.learned = 0
         self.learned_briefly = 0
-        self.lost = 0  # results of which nothing was learned
+        self.lost = 0  # lessons of which nothing was learned
 
-    def take_in(self, results: Sequence[Result]) -> None:
-        """Learn from them, or have their rows stored first. Raises BackendGone, once all of
-        them are told."""
-        lessons, drafts = [], []
-        for result in results:
-            if result.keep is not None:
-                drafts.append(result)
-            elif result.stored is not None and result.life != self._backends.life:
-                # The backend opened since was filled from history, which had the row by then.
-                self._hear(result, result.stored)
+    async def take_in(self, batch: Sequence[PendingLesson]) -> None:
+        """Learn a batch, or have its rows stored first.
+
+        Raises:
+            ChildGone: after everybody who waits got it, too.
+        """
+        now, drafts = [], []
+        for pending in batch:
+            if pending.keep is not None:
+                drafts.append(pending)
+            elif pending.stored is not None and pending.life != self._child.life:
+                # The child opened since was filled from history, which had the row by then.
+                self._report(pending, pending.stored)
             else:
-                lessons.append(result)
-        brief = len(results) > BATCH
-        drafted = self._draft(drafts)  # first: it does not raise, and somebody waits for it
-        for row in drafted + self._learn(lessons, brief):
-            if isinstance(row, BackendGone):
+                now.append(pending)
+        drafted = await self._draft(drafts)  # first: somebody waits for it
+        for row in drafted + await self._learn(now, brief=len(batch) > BATCH):
+            if isinstance(row, ChildGone):
                 raise row
 
-    def give_up(self, results: Sequence[Result], error: Exception) -> None:
-        """Nobody learns from them."""
-        for result in results:
-            self._tell(result, error)
+    def give_up(self, batch: Sequence[PendingLesson], error: Exception) -> None:
+        """Report that nobody learns them."""
+        for pending in batch:
+            self._finish(pending, error)
 
     def forget(self) -> None:
-        """No prompt was learned lately."""
-        self._seen.clear()
+        """Forget which prompts were learned lately."""
+        self._recent.clear()
 
-    def _learn(self, results: list[Result], brief: bool) -> list[HistoryRow | Exception]:
+    async def _learn(
+        self, batch: list[PendingLesson], *, brief: bool
+    ) -> list[HistoryRow | Exception]:
         generation = self._stage0.generation
-        lessons = [self._lesson(result, brief) for result in results]
-        rows = self._rows_of(lessons)
-        self.learned_briefly += brief * len(results)
-        for result, row in zip(results, rows, strict=True):
-            self._tell(result, row)
+        lessons = [self._cut(pending, brief=brief) for pending in batch]
+        rows = await self._rows_of(LearnLessons(lessons))
+        self.learned_briefly += brief * len(batch)
+        for pending, row in zip(batch, rows, strict=True):
+            self._finish(pending, row)
         for lesson, row in zip(lessons, rows, strict=True):
             if isinstance(row, HistoryRow) and not lesson.running:
-                self._count(None if brief else generation, lesson.view)
+                await self._count(None if brief else generation, lesson.view)
         return rows
 
-    def _draft(self, results: list[Result]) -> list[HistoryRow | Exception]:
+    async def _draft(self, batch: list[PendingLesson]) -> list[HistoryRow | Exception]:
         """Have the rows stored; their lessons come again when they are."""
-        rows = self._rows_of([self._lesson(result) for result in results], draft=True)
-        for result, row in zip(results, rows, strict=True):
+        rows = await self._rows_of(DraftRows([self._cut(pending) for pending in batch]))
+        for pending, row in zip(batch, rows, strict=True):
             if isinstance(row, Exception):
-                self._tell(result, row)
-                continue
-            keep = result.keep
-            again = structs.replace(result, keep=None, stored=row, life=self._backends.life)
-            assert keep is not None
-            try:
-                kept = keep(row, partial(self._settle, again))
-            except Exception as error:
-                self._tell(result, error)
+                self._finish(pending, row)
             else:
-                if not kept:
-                    self._hear(result, Unavailable(_FULL, code="busy", retry_after_s=1.0))
+                self._store(pending, row)
         return rows
 
-    def _settle(self, result: Result, error: Exception | None) -> None:
-        """A drafted row is stored, or not. Called by whoever stores."""
-        if error is not None:
-            self._hear(result, error)
-        elif not self._put_back(result):
-            assert result.stored is not None
-            self._hear(result, result.stored)  # closing: the next start reads it
+    def _store(self, pending: PendingLesson, row: HistoryRow) -> None:
+        again = structs.replace(pending, keep=None, stored=row, life=self._child.life)
+        loop = asyncio.get_running_loop()
 
-    def _lesson(self, result: Result, brief: bool = False) -> Lesson:
-        lesson = result.lesson
+        def stored(error: Exception | None) -> None:
+            loop.call_soon_threadsafe(self._stored, again, row, error)
+
+        assert pending.keep is not None
+        try:
+            taken = pending.keep(row, stored)
+        except Exception as error:
+            self._finish(pending, error)
+            return
+        if not taken:
+            self._report(pending, Unavailable(_FULL, code="busy", retry_after_s=1.0))
+
+    def _stored(self, pending: PendingLesson, row: HistoryRow, error: Exception | None) -> None:
+        """Learn a drafted row that is stored now. Closing, the next start reads it."""
+        if error is not None:
+            self._report(pending, error)
+        elif not self._put_back(pending):
+            self._report(pending, row)
+
+    def _cut(self, pending: PendingLesson, *, brief: bool = False) -> Lesson:
+        lesson = pending.lesson
         return structs.replace(lesson, view=self._stage0.cut(lesson.view), brief=brief)
 
-    def _rows_of(
-        self, lessons: list[Lesson], *, draft: bool = False
-    ) -> list[HistoryRow | Exception]:
-        """Does not raise: what fails for all of them is the answer for each."""
-        if not lessons:
+    async def _rows_of(self, question: LearnLessons | DraftRows) -> list[HistoryRow | Exception]:
+        """The row of each lesson, or its error; what fails for all is the error of each."""
+        if not question.lessons:
             return []
         try:
-            backend = self._backends.current
-            rows = backend.draft(lessons) if draft else backend.learn(lessons)
-            self._backends.publish()
+            rows = (await self._child.ask(question)).rows
+            return [ChildError(row) if isinstance(row, str) else row for row in rows]
         except Exception as error:
-            return [error] * len(lessons)
-        return rows
+            return [error] * len(question.lessons)
 
-    def _tell(self, result: Result, row: HistoryRow | Exception) -> None:
-        """What came of it, to whoever asked for it; a fault is counted. What is stored is kept
-        whatever came of the lesson: the next backend reads it."""
+    def _finish(self, pending: PendingLesson, row: HistoryRow | Exception) -> None:
+        """Count what came of a lesson, and report it. A row that is stored is reported whatever
+        came of it: the next child reads it."""
         try:
             if isinstance(row, Exception):
                 self.lost += 1
-                if not isinstance(row, BackendGone):
+                if not isinstance(row, ChildGone):
                     raise row
         except Exception:
             self._faults("learning failed")
-        self._hear(result, row if result.stored is None else result.stored)
+        self._report(pending, row if pending.stored is None else pending.stored)
 
-    def _hear(self, result: Result, row: HistoryRow | Exception) -> None:
+    def _report(self, pending: PendingLesson, row: HistoryRow | Exception) -> None:
         try:
-            if result.done is not None:
-                result.done(row)
+            if pending.done is not None:
+                pending.done(row)
         except Exception:
-            self._faults("whoever waited for a lesson failed")
+            self._faults("the caller of a lesson failed")
 
-    def _count(self, generation: object | None, view: PromptView) -> None:
-        self.lessons += 1
-        if self.lessons % KEEP_EVERY == 0:
-            self._backends.keep_calibration()
+    async def _count(self, generation: object | None, view: PromptView) -> None:
+        self.learned += 1
+        if self.learned % KEEP_EVERY == 0:
+            await self._child.keep_calibration()
         try:
             if generation is not None:
-                self._remember_repeat(generation, view)
-        except BackendGone:
+                await self._prepare_repeat(generation, view)
+        except ChildGone:
             raise
         except Exception:
             self._faults("a repeat was not prepared")
 
-    def _remember_repeat(self, generation: object, view: PromptView) -> None:
-        """A prompt learned for the second time comes again: have its forecast ready on the loop.
-        For one that came once this would be the dearest part of learning it."""
+    async def _prepare_repeat(self, generation: object, view: PromptView) -> None:
+        """Have the forecast of a prompt that is learned for the second time ready in stage 0's
+        cache. For one that came once this would be the dearest part of learning it."""
         key = self._stage0.cache_key(view)
-        if key in self._seen:
-            self._stage0.tell(generation, view, self._backends.current.forecast(view))
-        self._seen[key] = None
-        if len(self._seen) > REPEATS:
-            self._seen.pop(next(iter(self._seen)))
+        if key in self._recent:
+            workload = (await self._child.ask(MakeForecast(view))).workload
+            assert workload is not None
+            self._stage0.remember(generation, view, workload)
+        self._recent[key] = None
+        if len(self._recent) > REPEATS:
+            self._recent.pop(next(iter(self._recent)))

@@ -1,42 +1,47 @@
-"""The predictor: stage 0 on the caller's thread, everything slow in a process of its own.
+"""The predictor: stage 0 on the event loop, everything slow in a child process.
 
-This is its face, for the event loop and whoever it serves; what stands behind it, file by file:
+`Predictor` is all that other rooms see. Its task takes work from two bounded queues
+(`PendingWork`): forecasts first, each only if it is still wanted, then lessons in batches. It
+has them done by the child (`ChildSupervisor`, `Learner`) and replaces a child that ends or hangs
+after a pause, which grows while that keeps happening. Everything runs on the event loop.
 
-- `Stage0` (stage0.py): the forecast the loop makes itself, its booster, the cache of repeats;
-- `PredictorThread` (thread.py): the one thread that talks to a backend. Views and lessons come
-  to it through two bounded queues (inbox.py), forecasts before learning; whether a forecast is
-  still wanted is asked just before the work;
-- `Backends` (backends.py): opens, replaces and ends the `Backend`, which has encoder, index,
-  boosters and residual sums and lives in a child process (worker.py says why);
-- `Learner` (learner.py): how results become lessons and rows.
-
-Who owns what. `Stage0` and the counts here are the loop's; thread, backends and learner are the
-predictor thread's, of which this reads counts alone. Workloads, trees and the calibration come
-back by replacing a reference, or as news for the cache.
-
-Fail open: `forecast` never raises; a full queue, a late item, a bad artefact, a backend that has
-gone or a dead thread costs quality, never an answer.
+Fail open: `forecast` never raises. A full queue, a late item, a bad artefact, a child that has
+gone or a dead task costs quality, never an answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from math import expm1, isnan
 from pathlib import Path
+from time import monotonic
 
 from msgspec import structs
 
 from gateway.predict.calibrate import Calibration
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
-from gateway.predict.process.backend import Backend, Local, Setup
-from gateway.predict.process.backends import Backends, History
-from gateway.predict.process.faults import Faults
-from gateway.predict.process.inbox import Done, Inbox, Keep, Learned, Question, Result
-from gateway.predict.process.kept import Kept
+from gateway.predict.process.client import Connect
 from gateway.predict.process.learner import Learner
-from gateway.predict.process.thread import PredictorThread
+from gateway.predict.process.pending import (
+    BATCH,
+    Keep,
+    Learned,
+    PendingForecast,
+    PendingLesson,
+    PendingWork,
+)
+from gateway.predict.process.supervisor import (
+    CalibrationStore,
+    ChildSupervisor,
+    FaultLog,
+    HistoryPages,
+)
+from gateway.predict.process.wire import ChildGone, MakeForecast
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
 from gateway.predict.view import PromptView
@@ -44,29 +49,34 @@ from gateway.settings.schema import Predict
 from gateway.snapshots import PredictorSnapshot
 from gateway.types import HistoryRow, Rung, Workload
 
+logger = logging.getLogger(__name__)
+
+STUCK_S = 5.0  # in one item, after which the state says so
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a child that has gone is replaced
+WELL_S = 60.0  # of life, after which the next pause is the first again
+
 
 def _no_history(encoder: str) -> Iterable[Sequence[HistoryRow]]:
     return ()
 
 
 class Predictor:
-    """Forecasts of output length, with a thread that has them refined and learned from.
+    """Forecasts of output length, and a task that has them refined and learned from.
 
-    `forecast` and `reconfigure` are the loop's; `refine`, `learn`, `observe`, `tick`,
-    `snapshot` may be called from any thread.
+    Belongs to the event loop.
 
     Args:
         settings: [predict].
         folder: models/.
+        connect: starts a child.
         history: the rows of an encoder to fill the index with, oldest first, in pages of some
-            hundred; read on the thread, at the start and whenever a backend is opened again.
+            hundred; read on a worker thread whenever a child is opened.
         prices: by model, for `cost_usd_p50`.
         key: of the prompt hash, at most 64 bytes; random when empty.
         private: tenants with `share_history = false`.
         state: the calibration as `keep` was last given it.
-        keep: stores the calibration; called on the predictor thread, must not block.
+        keep: stores the calibration; must not block.
         refits: where refitted models are and who makes them; None: shipped models only.
-        open_backend: begins a backend; by default one that works on the predictor thread.
     """
 
     def __init__(
@@ -74,82 +84,108 @@ class Predictor:
         settings: Predict,
         folder: Path,
         *,
-        history: History = _no_history,
+        connect: Connect,
+        history: HistoryPages = _no_history,
         prices: Mapping[str, Price] | None = None,
         key: bytes = b"",
         private: Collection[str] = (),
         state: bytes | None = None,
         keep: Callable[[bytes], object] | None = None,
         refits: Refits | None = None,
-        open_backend: Callable[[Setup], Backend] = Local,
     ) -> None:
         key = key or os.urandom(16)
+        self._settings = settings
+        self._private = frozenset(private)
         self._prices: Mapping[str, Price] = prices or {}
-        self._faults = faults = Faults()
-        # the loop's
+        self._faults = faults = FaultLog()
         self._stage0 = Stage0(settings, self._prices, key)
-        self._forecasts = dict.fromkeys(Rung, 0)
-        # any thread's: safe in itself, or a count for people
-        self._inbox = Inbox()
-        self._dropped_full = self._lost = 0
-        # the thread's
-        self._backends = Backends(
+        self._pending = PendingWork()
+        self._child = ChildSupervisor(
             *(folder, key, self._prices),
             stage0=self._stage0,
-            kept=Kept(state, keep, faults),
+            calibrations=CalibrationStore(state, keep, faults),
             history=history,
             refits=refits,
-            open_backend=open_backend,
+            connect=connect,
             faults=faults,
         )
-        self._learner = Learner(self._backends, self._stage0, self._inbox.settle, faults)
-        self._thread = PredictorThread(
-            settings,
-            frozenset(private),
-            inbox=self._inbox,
-            stage0=self._stage0,
-            backends=self._backends,
-            learner=self._learner,
-            faults=faults,
-        )
+        self._learner = Learner(self._child, self._stage0, self._put_back, faults)
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()  # there may be something to do
+        self._closing = asyncio.Event()
+        self._configure_due = self._forget_due = self._tend_due = False
+        self._death = ""
+        self._busy_since_s: float | None = None  # of the item in work
+        self._seconds = 0.0  # of items in work, so far
+        self._forecasts = dict.fromkeys(Rung, 0)
+        self._skipped_late = self._dropped_full = self._lost = 0
 
-    # --- life ---------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"<Predictor {self._describe()!r} {self._pending!r} {self._child!r}>"
+
+    # --- life -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread; artefacts are loaded there. Does nothing when not enabled."""
-        self._thread.start()
+        """Start the task; it loads the models. Nothing when not enabled, or the second time."""
+        if self._settings.enabled and self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="predictor")
 
-    def stop(self, timeout_s: float) -> None:
-        """End the thread: forecasts are dropped, results learned from while time allows."""
-        self._inbox.close(timeout_s)
-        self._thread.join(timeout_s)
-        self._lost += self._inbox.abandon()
+    async def stop(self, timeout_s: float) -> None:
+        """End task and child: forecasts are dropped, lessons learned while time allows."""
+        self._pending.close()
+        self._closing.set()
+        self._wake.set()
+        task = self._task
+        if task is not None:
+            learns = self._child.opened or not self._pending.empty
+            await asyncio.wait({task}, timeout=timeout_s if learns else 0.0)
+            task.cancel()
+            await asyncio.wait({task})
+        self._learner.give_up(self._pending.abandon(), ChildGone("the predictor has stopped"))
 
     def reconfigure(self, settings: Predict, private: Collection[str] | None = None) -> None:
-        """Take new settings; what they change on the thread is done there.
+        """Take new settings. Another encoder, or another folder of models, needs a restart.
 
         Args:
             private: tenants with `share_history = false`; None: as before.
         """
+        if private is not None:
+            self._private = frozenset(private)
         self._stage0.settings = settings
         self._stage0.forget()
-        self._thread.reconfigure(settings, None if private is None else frozenset(private))
+        if self._task is None:
+            self._settings = settings
+            self.start()
+            return
+        self._settings = structs.replace(
+            settings,
+            embedding_model_name=self._settings.embedding_model_name,
+            models_path=self._settings.models_path,
+        )
+        self._configure_due = True
+        self._wake.set()
 
     def reset_learned(self) -> None:
         """Empty the index, the calibration and the cache of repeats, and leave refits aside."""
         self._stage0.forget()
         self._stage0.calibrate(Calibration())
-        self._thread.forget()
+        if self._alive:
+            self._forget_due = True
+            self._wake.set()
+        else:
+            self._child.forget_stored()
 
     def tick(self) -> None:
         """Look after refits: to be called every minute or so."""
-        self._thread.tend()
+        if self._works:
+            self._tend_due = True
+            self._wake.set()
 
-    # --- forecasts ----------------------------------------------------------------------
+    # --- forecasts ------------------------------------------------------------------------
 
     def forecast(self, view: PromptView) -> Workload:
-        """Stage 0: ≤ 0.2 ms, never raises. A lately refined or learned repeat is answered
-        from the cache, with the rung it was given then."""
+        """Stage 0's forecast: ≤ 0.2 ms, never raises. A lately refined or learned repeat is
+        answered from the cache, with the rung it was given then."""
         try:
             workload = self._stage0.forecast(view)
         except Exception:
@@ -172,36 +208,33 @@ class Predictor:
             cost_usd_p90=usd,
         )
 
-    def refine(self, view: PromptView, done: Done, wanted: Callable[[], bool]) -> bool:
+    def refine(
+        self, view: PromptView, done: Callable[[Workload], None], wanted: Callable[[], bool]
+    ) -> bool:
         """Ask for the best forecast.
 
         Args:
-            done: gets it, on the predictor thread, at most once; never after False.
-            wanted: asked on the predictor thread just before work; False skips the item.
+            done: gets it, later and at most once; never after False.
+            wanted: asked just before the work; False skips it.
 
         Returns:
             False when the queue is full or nobody works on it.
         """
-        settings = self._thread.settings
-        taken = self._thread.works and self._inbox.ask(
-            Question(view, done, wanted), settings.queue_items
+        settings = self._settings
+        taken = self._works and self._pending.add_forecast(
+            PendingForecast(view, done, wanted), settings.queue_items
         )
         self._dropped_full += not taken and settings.enabled
+        if taken:
+            self._wake.set()
         return taken
 
-    # --- learning -----------------------------------------------------------------------
+    # --- learning -------------------------------------------------------------------------
 
     def learn(
         self,
-        view: PromptView,
+        lesson: Lesson,
         *,
-        output_tokens: int,
-        prompt_tokens: int | None,
-        censored: bool,
-        success: bool,
-        wall_s: float,
-        cached_tokens: int = 0,
-        reasoning_tokens: int = 0,
         done: Learned | None = None,
         urgent: bool = False,
         keep: Keep | None = None,
@@ -209,55 +242,45 @@ class Predictor:
         """Learn from a finished request; forecasts go first.
 
         Args:
-            output_tokens: per choice.
-            prompt_tokens: as the provider counted; None takes the estimate.
-            censored: the answer was cut: its natural length is longer.
-            success: the provider answered; a failed, uncensored length is not learned from.
-            wall_s: when it ended, Unix time.
-            cached_tokens: of the prompt, read from the provider's cache.
-            reasoning_tokens: of the output, per choice.
-            done: gets the history row, on the predictor thread, once it is learned; or the
-                error that kept it from being. With `keep` it may be on the thread that stores.
+            lesson: a failed, uncensored length in it is not learned from.
+            done: gets the history row, later, once it is learned; or the error that kept it
+                from being.
             urgent: somebody waits for that: do not let it linger.
-            keep: stores the row; called on the predictor thread, must not block. Nothing is
-                learned of a row it refuses, or says is not stored.
+            keep: stores the row; must not block. Nothing is learned of a row it refuses, or
+                reports as not stored.
 
         Returns:
-            False when the queue is full or nobody works on it: the result is lost.
+            False when the queue is full or nobody works on it: the lesson is lost.
         """
-        lesson = Lesson(
-            view=view,
-            output_tokens=output_tokens,
-            prompt_tokens=prompt_tokens,
-            censored=censored,
-            success=success,
-            wall_s=wall_s,
-            cached_tokens=cached_tokens,
-            reasoning_tokens=reasoning_tokens,
-        )
-        return self._tell(Result(lesson, done, urgent, keep))
+        return self._add(PendingLesson(lesson, done, urgent, keep))
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
-        """An answer still running has so many tokens (per choice): a lower bound. Of use where
-        that is past its p90. Nothing is stored; False as for `learn`."""
+        """Learn that an answer still running has so many tokens (per choice): a lower bound. Of
+        use where that is past its p90. Nothing is stored; False as for `learn`."""
         lesson = Lesson(view, output_tokens, None, True, False, 0.0, running=True)
-        return self._tell(Result(lesson, None))
+        return self._add(PendingLesson(lesson, None))
 
-    def _tell(self, result: Result) -> bool:
-        settings = self._thread.settings
-        taken = self._thread.works and self._inbox.tell(result, settings.learn_items)
+    def _add(self, pending: PendingLesson) -> bool:
+        settings = self._settings
+        taken = self._works and self._pending.add_lesson(pending, settings.learn_items, monotonic())
         self._lost += not taken and settings.enabled
+        if taken and (pending.urgent or self._pending.lessons in (1, BATCH)):
+            self._wake.set()
         return taken
 
-    # --- for people ---------------------------------------------------------------------
+    def _put_back(self, pending: PendingLesson) -> bool:
+        self._wake.set()
+        return self._pending.put_back(pending)
+
+    # --- for people -----------------------------------------------------------------------
 
     def profile(self, model: str) -> dict[str, float | None]:
-        """What is known of a model, for people: typical length and prices."""
-        tables, price = self._stage0.known.trees.tables, self._prices.get(model)
+        """A model's typical length and prices; None where unknown."""
+        tables, price = self._stage0.tables, self._prices.get(model)
         mean = None
         if tables is not None:
-            known = tables.model_mean(model)
-            mean = tables.mean if isnan(known) else known
+            own = tables.model_mean(model)
+            mean = tables.mean if isnan(own) else own
         return {
             "typical_output_tokens": None if mean is None else round(expm1(max(mean, 0.0)), 1),
             "usd_per_million_prompt_tokens": None if price is None else price.prompt,
@@ -266,23 +289,150 @@ class Predictor:
         }
 
     def snapshot(self) -> PredictorSnapshot:
-        thread, backends, learner = self._thread, self._backends, self._learner
+        """State and counts, for people."""
+        child, learner = self._child, self._learner
         return PredictorSnapshot(
-            ready=thread.works and backends.opened,
-            state=thread.describe(),
-            encoder=backends.encoder,
-            index_rows=backends.rows,
-            forecast_queue=self._inbox.questions,
-            learn_queue=self._inbox.results,
-            forecasts={rung: self._forecasts[rung] + thread.refined[rung] for rung in Rung},
-            skipped_late=thread.skipped_late,
+            ready=self._works and child.opened,
+            state=self._describe(),
+            encoder=child.encoder,
+            index_rows=child.rows,
+            forecast_queue=self._pending.forecasts,
+            learn_queue=self._pending.lessons,
+            forecasts=dict(self._forecasts),
+            skipped_late=self._skipped_late,
             dropped_full=self._dropped_full,
             learn_lost=self._lost + learner.lost,
             cache_hits=self._stage0.hits,
-            seconds=thread.seconds,
-            drifts=backends.drifts,
-            version=backends.version,
-            refit=backends.refit,
-            restarts=backends.restarts,
+            seconds=self._seconds,
+            drifts=child.drifts,
+            version=child.version,
+            refit=child.refit,
+            restarts=child.restarts,
             learned_briefly=learner.learned_briefly,
         )
+
+    @property
+    def _alive(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    @property
+    def _works(self) -> bool:
+        """Whether work that is queued now will be seen to."""
+        return self._settings.enabled and self._alive
+
+    def _describe(self) -> str:
+        if not self._settings.enabled:
+            return "off"
+        state = self._death or self._child.state
+        if self._task is not None and not self._alive and not state.startswith("degraded"):
+            return "degraded: the predictor has ended"
+        since_s = self._busy_since_s
+        if since_s is not None and (stuck_s := monotonic() - since_s) > STUCK_S:
+            return f"degraded: no progress for {stuck_s:.0f} s"
+        return state
+
+    # --- the task -------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause_s = PAUSE_S
+        try:
+            await self._child.begin(self._settings)
+            while not self._closing.is_set():
+                opened_s = float("inf")
+                try:
+                    await self._follow_orders()
+                    if not self._settings.enabled:
+                        await self._idle()
+                        continue
+                    await self._child.open(self._settings, self._private)
+                    opened_s = monotonic()
+                    await self._work()
+                    if not self._closing.is_set():
+                        await self._child.switch_off()
+                    continue
+                except Exception as error:
+                    await self._child.lose(error)
+                pause_s = PAUSE_S if monotonic() - opened_s > WELL_S else pause_s
+                await _within(pause_s, self._closing)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        except Exception as error:  # stage 0 goes on alone
+            self._death = f"degraded: the predictor died: {type(error).__name__}"
+            logger.exception("the predictor died")
+        finally:
+            await self._child.close()
+            if self._forget_due:
+                self._child.forget_stored()
+            self._child.stop_refit()
+
+    async def _work(self) -> None:
+        """Until it is closing or switched off, and what was taken before is done."""
+        while True:
+            self._wake.clear()
+            with self._at_work():
+                await self._follow_orders()
+            if (item := self._pending.take(monotonic())) is None:
+                due_s = self._pending.due_s()
+                if due_s is None and (self._closing.is_set() or not self._settings.enabled):
+                    return
+                await _within(None if due_s is None else due_s - monotonic(), self._wake)
+                continue
+            with self._at_work():
+                if isinstance(item, PendingForecast):
+                    await self._answer(item)
+                else:
+                    await self._learner.take_in(item)
+
+    async def _idle(self) -> None:
+        """Switched off: nothing but orders, until it is on or closing."""
+        while not (self._settings.enabled or self._closing.is_set()):
+            self._wake.clear()
+            await self._follow_orders()
+            self._learner.give_up(self._pending.abandon(), ChildGone("it is switched off"))
+            await self._wake.wait()
+
+    async def _follow_orders(self) -> None:
+        """Those given since the last time. Where no child is open, the next one begins with
+        what they ask of it."""
+        if self._configure_due:
+            self._configure_due = False
+            await self._child.configure(self._settings, self._private)
+        if self._forget_due:
+            self._forget_due = False
+            self._learner.forget()
+            await self._child.forget()
+        if self._tend_due:
+            self._tend_due = False
+            await self._child.tend(self._settings, self._learner.learned)
+
+    async def _answer(self, pending: PendingForecast) -> None:
+        generation = self._stage0.generation
+        try:
+            if not pending.wanted():
+                self._skipped_late += 1
+                return
+            view = self._stage0.cut(pending.view)
+            workload = (await self._child.ask(MakeForecast(view))).workload
+            assert workload is not None
+            self._forecasts[workload.rung] += 1
+            self._stage0.remember(generation, view, workload)
+            pending.done(workload)
+        except ChildGone:
+            raise
+        except Exception:
+            self._faults("a refinement failed")
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        began_s = self._busy_since_s = monotonic()
+        try:
+            yield
+        finally:
+            self._busy_since_s = None
+            self._seconds += monotonic() - began_s
+
+
+async def _within(timeout_s: float | None, event: asyncio.Event) -> None:
+    """Wait for the event for at most so long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

@@ -1,136 +1,176 @@
-"""What the predictor's thread and its child process say to each other.
+"""Messages between the predictor and its child process, and their frames.
 
-MessagePack frames with a length before each, over two pipes: one question, one answer, never
-two at once. Nothing of it leaves the machine or outlives the process, so it has no versions.
+MessagePack, each message with its length before it, over one socket: a question, its answer,
+then the next question. Nothing of it leaves the machine or outlives the two processes, so the
+messages have no versions.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import time
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
 
 from gateway.predict.calibrate import Changes
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.backend import About, BackendGone, Setup
+from gateway.predict.prices import Price
 from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 
 HEAD_BYTES = 4
-MOST_BYTES = 1 << 30
-PART_BYTES = 1 << 20
+MAX_BYTES = 1 << 30
 
 
-class Open(Struct, frozen=True, tag=True):
-    setup: Setup
+class ChildGone(Exception):
+    """The child has ended or does not answer; what it knew is lost."""
 
 
-class Forecast(Struct, frozen=True, tag=True):
+class ChildError(Exception):
+    """The child could not do what was asked, and goes on. The text is a traceback without any
+    prompt."""
+
+
+class ChildSetup(Struct, frozen=True):
+    """All that the child's models begin with, but for the history."""
+
+    settings: Predict
+    folder: str  # models/
+    key: bytes  # of the prompt hash
+    prices: dict[str, Price]
+    private: frozenset[str]  # tenants with `share_history = false`
+    version: str = ""  # folder of the refit in force; "": as shipped
+    calibration: bytes | None = None  # from `Calibration.dump`
+
+
+class ChildStatus(Struct, frozen=True):
+    """State of the child's models after a question."""
+
+    encoder: str = ""
+    rows: int = 0  # of the index
+    drifts: int = 0  # sources whose lengths were seen to change
+    problems: tuple[str, ...] = ()
+    restored: bool = True  # False: the calibration of its setup could not be used
+
+
+class OpenModels(Struct, frozen=True, tag=True):
+    """Load the models. The first question."""
+
+    setup: ChildSetup
+
+
+class MakeForecast(Struct, frozen=True, tag=True):
+    """Answered with `workload`."""
+
     view: PromptView
 
 
-class Learn(Struct, frozen=True, tag=True):
+class LearnLessons(Struct, frozen=True, tag=True):
+    """Answered with `rows`, one for each."""
+
     lessons: list[Lesson]
 
 
-class Draft(Struct, frozen=True, tag=True):
+class DraftRows(Struct, frozen=True, tag=True):
+    """Answered with the `rows` that history would keep; nothing is learned."""
+
     lessons: list[Lesson]
 
 
-class Remember(Struct, frozen=True, tag=True):
+class FillIndex(Struct, frozen=True, tag=True):
+    """Put stored rows into the index; answered with `bad`."""
+
     rows: list[HistoryRow]
 
 
-class Configure(Struct, frozen=True, tag=True):
+class ChangeSettings(Struct, frozen=True, tag=True):
+    """Take new settings."""
+
     settings: Predict
     private: frozenset[str]
 
 
-class Adopt(Struct, frozen=True, tag=True):
+class UseVersion(Struct, frozen=True, tag=True):
+    """Take the models of a refit's folder; "": as shipped."""
+
     version: str
 
 
-class Forget(Struct, frozen=True, tag=True):
-    pass
+class ForgetLearned(Struct, frozen=True, tag=True):
+    """Empty index and calibration."""
 
 
-Question = Open | Forecast | Learn | Draft | Remember | Configure | Adopt | Forget
+Question = (
+    OpenModels
+    | MakeForecast
+    | LearnLessons
+    | DraftRows
+    | FillIndex
+    | ChangeSettings
+    | UseVersion
+    | ForgetLearned
+)
 
 
-class Answer(Struct, frozen=True, omit_defaults=True):
-    """To any question; what it does not ask for is None."""
+class ChildAnswer(Struct, frozen=True, omit_defaults=True):
+    """Answer to any question; what the question does not call for is left out."""
 
-    about: About = About()
-    changes: Changes | None = None  # in the calibration; None: nothing moved
+    status: ChildStatus = ChildStatus()
+    changes: Changes | None = None  # of the calibration; None: nothing moved
     workload: Workload | None = None
-    rows: list[HistoryRow | str] = []  # a string: what went wrong
+    rows: list[HistoryRow | str] = []  # a string: the traceback of a lesson that failed
     bad: int = 0  # rows that could not be read
     error: str | None = None  # a traceback
 
 
-question_decoder = msgspec.msgpack.Decoder(Question)
-answer_decoder = msgspec.msgpack.Decoder(Answer)
 encoder = msgspec.msgpack.Encoder()
+question_decoder = msgspec.msgpack.Decoder(Question)
+answer_decoder = msgspec.msgpack.Decoder(ChildAnswer)
 
 
-class Frames:
-    """Frames over a pair of pipe ends, of which each call waits at most so long.
-
-    Raises BackendGone: the other side closed, or said nothing in time.
-    """
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self._read_fd, self._write_fd = read_fd, write_fd
-        os.set_blocking(read_fd, False)
-        os.set_blocking(write_fd, False)
-        self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(read_fd, select.POLLIN | select.POLLHUP)
-        self._writable.register(write_fd, select.POLLOUT | select.POLLERR)
-
-    def send(self, payload: bytes, timeout_s: float | None) -> None:
-        until = _until(timeout_s)
-        left = memoryview(len(payload).to_bytes(HEAD_BYTES, "big") + payload)
-        while left:
-            _wait(self._writable, until)
-            try:
-                left = left[os.write(self._write_fd, left) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise BackendGone(f"closed: {error.strerror}") from None
-
-    def receive(self, timeout_s: float | None) -> bytes:
-        until = _until(timeout_s)
-        size = int.from_bytes(self._exactly(HEAD_BYTES, until), "big")
-        if size > MOST_BYTES:
-            raise BackendGone("what came is no frame")
-        return self._exactly(size, until)
-
-    def _exactly(self, size: int, until: float | None) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            _wait(self._readable, until)
-            try:
-                part = os.read(self._read_fd, min(size - len(parts), PART_BYTES))
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise BackendGone(f"closed: {error.strerror}") from None
-            if not part:
-                raise BackendGone("the other side has ended")
-            parts += part
-        return bytes(parts)
+def encoded(question: Question) -> bytes:
+    """The question as MessagePack; lone surrogates, which are no Unicode, become "?"."""
+    try:
+        return encoder.encode(question)
+    except UnicodeEncodeError:
+        return encoder.encode(_clean(question))
 
 
-def _until(timeout_s: float | None) -> float | None:
-    return None if timeout_s is None else time.monotonic() + timeout_s
+def _clean(value: object) -> object:
+    """The same value with every text valid."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, tuple):
+        return tuple(map(_clean, value))
+    if isinstance(value, list):
+        return list(map(_clean, value))
+    if isinstance(value, Struct):
+        fields = value.__struct_fields__
+        return msgspec.structs.replace(
+            value, **{name: _clean(getattr(value, name)) for name in fields}
+        )
+    return value
 
 
-def _wait(poll: select.poll, until: float | None) -> None:
-    left_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000
-    if not poll.poll(left_ms):
-        raise BackendGone("no answer in time")
+def framed(payload: bytes) -> bytes:
+    """The payload with its length before it."""
+    return len(payload).to_bytes(HEAD_BYTES, "big") + payload
+
+
+def payload_size(head: bytes) -> int:
+    """Length of the payload behind a frame's head. Raises ChildGone where it is no frame's."""
+    size = int.from_bytes(head, "big")
+    if size > MAX_BYTES:
+        raise ChildGone("what came is no frame")
+    return size
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """Wait for one frame on a blocking stream; its payload, or None where the stream ends."""
+    head = stream.read(HEAD_BYTES)
+    if len(head) < HEAD_BYTES:
+        return None
+    size = payload_size(head)
+    payload = stream.read(size)
+    return payload if len(payload) == size else None

@@ -1,15 +1,12 @@
 """The predictor's child process: encoder, index and boosters, away from the event loop.
 
-Why a process. The libraries give the interpreter lock free while they compute, but what
-lies between them does not, and the loop waits for the lock: on two cores at 200 requests a second
-a thread raised p99 by 15 to 20 ms, a process by some 8 in the middle of runs that differ as
-much among themselves (tests/bench/RESULTS.md). A process can also be given a low priority
-without holding the lock while it waits for its turn, can be killed when it hangs, and may
-crash in native code without taking a request along.
+It is a process and no thread because the numeric libraries hold the interpreter lock between
+their computations, and the event loop waits for that lock. A process can also be given a low
+priority, can be killed when it hangs, and may crash in native code without taking a request
+along. What it brings is measured in tests/bench/RESULTS.md.
 
-It answers one question at a time (wire.py) from its standard input to its standard output
-until the first is closed. Where the system allows it, the end of whoever started it ends it
-at once, however busy it is.
+It answers one question at a time (wire.py) from its standard input to its standard output,
+until the first is closed. On Linux the end of the gateway ends it at once, however busy it is.
 """
 
 from __future__ import annotations
@@ -19,33 +16,40 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
-import msgspec
+from msgspec import structs
 
-from gateway.predict.calibrate import Changes
-from gateway.predict.process.backend import BackendGone, Local
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoders import exported_in
+from gateway.predict.foresight import Foresight
+from gateway.predict.lesson import Lesson
 from gateway.predict.process.wire import (
-    Adopt,
-    Answer,
-    Configure,
-    Draft,
-    Forecast,
-    Forget,
-    Frames,
-    Learn,
-    Open,
+    ChangeSettings,
+    ChildAnswer,
+    ChildSetup,
+    ChildStatus,
+    DraftRows,
+    FillIndex,
+    ForgetLearned,
+    LearnLessons,
+    MakeForecast,
+    OpenModels,
     Question,
-    Remember,
+    UseVersion,
     encoder,
+    framed,
     question_decoder,
+    read_frame,
 )
+from gateway.types import HistoryRow
 
 NICE = 7
-"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it has
-98 %, which it has no use for, and beside a busy neighbour a forecast of 6 ms takes 400 ms and more;
-at 7 some 40. Measured in tests/bench/RESULTS.md."""
+"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it
+would keep 98 %, and a forecast beside a busy neighbour take ten times as long (RESULTS.md)."""
 OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
 
 
@@ -58,25 +62,19 @@ def run() -> int:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     # Libraries print to standard output at will: it is theirs no more.
-    write_fd = os.dup(1)
+    answers_fd = os.dup(1)
     os.dup2(2, 1)
-    serve(Frames(0, write_fd))
+    with suppress(OSError), os.fdopen(0, "rb") as questions, os.fdopen(answers_fd, "wb") as answers:
+        serve(questions, answers)
     return 0
 
 
-def serve(frames: Frames) -> None:
-    """Answer until the other side closes."""
-    desk = Desk()
-    while True:
-        try:
-            payload = frames.receive(None)
-        except BackendGone:
-            return
-        answer = desk.answer(payload)
-        try:
-            frames.send(encoder.encode(answer), None)
-        except BackendGone:
-            return
+def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until the questions end. Raises OSError where nobody takes the answers."""
+    host = ModelHost(_lower_priority)
+    while (payload := read_frame(questions)) is not None:
+        answers.write(framed(encoder.encode(host.answer(payload))))
+        answers.flush()
 
 
 def _die_with_parent() -> None:
@@ -86,60 +84,113 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _give_way() -> None:
-    """Lower priority from now on: opening at it would take long beside busy neighbours."""
+def _lower_priority() -> None:
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
 
 
-class Desk:
-    """Questions in, answers out, around a `Local`."""
+class ModelHost:
+    """The models, and the answers they give to questions.
 
-    def __init__(self) -> None:
-        self._backend: Local | None = None
-        self._at_work = False
+    Args:
+        begins_work: called once, before the first forecast or lesson. Opening comes before it:
+            at a low priority that would take long beside busy neighbours.
+    """
 
-    def answer(self, payload: bytes) -> Answer:
-        """Never raises: what failed is said, and the next question is heard."""
+    def __init__(self, begins_work: Callable[[], None]) -> None:
+        self._begins_work: Callable[[], None] | None = begins_work
+        self._artefacts: Artefacts | None = None
+        self._forecaster: Foresight | None = None
+        self._restored = True
+
+    def answer(self, payload: bytes) -> ChildAnswer:
+        """Answer an encoded question; what fails is the answer's `error`."""
         try:
-            said = self._said(question_decoder.decode(payload))
+            answer = self._answered(question_decoder.decode(payload))
         except Exception as error:
-            said = Answer(error=_told(error))
-        if self._backend is None:
-            return said
-        changes: Changes | None = self._backend.changes()
-        if changes is not None and not (
-            changes.whole or changes.models or changes.templates or changes.levels
-        ):
-            changes = None
-        return msgspec.structs.replace(said, about=self._backend.about, changes=changes)
+            answer = ChildAnswer(error=_described(error))
+        forecaster, artefacts = self._forecaster, self._artefacts
+        if forecaster is None or artefacts is None:
+            return answer
+        changes, residuals = forecaster.changes(), forecaster
+        moved = changes.whole or changes.models or changes.templates or changes.levels
+        status = ChildStatus(
+            artefacts.encoder_name,
+            forecaster.rows,
+            residuals.drifts,
+            tuple(artefacts.problems),
+            self._restored,
+        )
+        return structs.replace(answer, status=status, changes=changes if moved else None)
 
-    def _said(self, question: Question) -> Answer:
-        if isinstance(question, Open):
-            self._backend = Local(question.setup)
-            return Answer()
-        backend = self._backend
-        assert backend is not None, "nothing is opened yet"
-        if isinstance(question, Forecast | Learn | Draft) and not self._at_work:
-            self._at_work = True
-            _give_way()
-        if isinstance(question, Forecast):
-            return Answer(workload=backend.forecast(question.view))
-        if isinstance(question, Learn | Draft):
-            make = backend.learn if isinstance(question, Learn) else backend.draft
-            rows = make(question.lessons)
-            return Answer(rows=[_told(x) if isinstance(x, Exception) else x for x in rows])
-        if isinstance(question, Remember):
-            return Answer(bad=backend.remember(question.rows))
-        if isinstance(question, Configure):
-            backend.configure(question.settings, question.private)
-        elif isinstance(question, Adopt):
-            backend.adopt(question.version)
-        elif isinstance(question, Forget):
-            backend.forget()
-        return Answer()
+    def _answered(self, question: Question) -> ChildAnswer:
+        if isinstance(question, OpenModels):
+            self._open(question.setup)
+            return ChildAnswer()
+        forecaster = self._forecaster
+        assert forecaster is not None, "nothing is opened yet"
+        if isinstance(question, MakeForecast | LearnLessons | DraftRows):
+            return self._worked(forecaster, question)
+        if isinstance(question, FillIndex):
+            return ChildAnswer(bad=_fill(forecaster, question.rows))
+        if isinstance(question, ChangeSettings):
+            forecaster.configure(question.settings, question.private)
+        elif isinstance(question, UseVersion):
+            assert self._artefacts is not None
+            self._artefacts = self._artefacts.refitted(_folder(question.version))
+            forecaster.adopt(self._artefacts)
+        elif isinstance(question, ForgetLearned):
+            forecaster.forget()
+        return ChildAnswer()
+
+    def _open(self, setup: ChildSetup) -> None:
+        settings = setup.settings
+        self._artefacts = Artefacts(
+            *(Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens),
+            exported=exported_in(settings.models_path),
+        ).refitted(_folder(setup.version))
+        self._forecaster = Foresight(
+            settings, self._artefacts, setup.key, setup.prices, setup.private
+        )
+        stored = setup.calibration
+        self._restored = stored is None or self._forecaster.restore(stored)
+
+    def _worked(
+        self,
+        forecaster: Foresight,
+        question: MakeForecast | LearnLessons | DraftRows,
+    ) -> ChildAnswer:
+        if self._begins_work is not None:
+            begins_work, self._begins_work = self._begins_work, None
+            begins_work()
+        if isinstance(question, MakeForecast):
+            return ChildAnswer(workload=forecaster.forecast(question.view))
+        make = forecaster.learn if isinstance(question, LearnLessons) else forecaster.draft
+        return ChildAnswer(rows=[_tried(make, lesson) for lesson in question.lessons])
 
 
-def _told(error: Exception) -> str:
+def _folder(version: str) -> Path | None:
+    return Path(version) if version else None
+
+
+def _tried(make: Callable[[Lesson], HistoryRow], lesson: Lesson) -> HistoryRow | str:
+    try:
+        return make(lesson)
+    except Exception as error:
+        return _described(error)
+
+
+def _fill(forecaster: Foresight, rows: list[HistoryRow]) -> int:
+    """Rows that cannot be read; one of them is no reason to forget the rest."""
+    bad = 0
+    for row in rows:
+        try:
+            forecaster.remember(row)
+        except Exception:
+            bad += 1
+    return bad
+
+
+def _described(error: Exception) -> str:
     """A traceback: lines of code and the error's kind, no prompt."""
     return "".join([*traceback.format_tb(error.__traceback__)[-6:], type(error).__name__])

@@ -1,4 +1,4 @@
-"""When models are refitted, and by whom: a child process, one at a time.
+"""Refits: when one is due, and the child process that makes it, one at a time.
 
 A refit takes minutes of a core, so it runs in a process of its own, spawned by exec with one
 thread at nice 19 (refit.py sees to both), and reads the store through a connection of its
@@ -6,7 +6,7 @@ own. It is due when enough new answers came since the last and either its time h
 source was seen to change. What it makes lies in `folder/<n>/`; `folder/current` names the
 version in force and is written last, so a refit killed at any moment changes nothing.
 
-The predictor thread owns a `Refits` and asks it every minute or so.
+`Refits` belongs to the predictor's task on the event loop, which asks it every minute or so.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ACCEPTED, KEPT = 0, 3
 
 
 class Refits:
-    """Begins refits and hears how they ended.
+    """Starts refits, and reports how they ended.
 
     Args:
         folder: where versions lie (`predict.models_path`).
-        command: what to run, `sagesched refit --store PATH --out FOLDER` or the like; empty:
+        command: runs a refit, `sagesched refit --store PATH --out FOLDER` or the like; empty:
             versions are used, none is made.
         clock: seconds, monotonic.
     """
@@ -54,7 +54,7 @@ class Refits:
         self._lessons = self._drifts = 0  # as they were when the last one began
 
     def current(self) -> Path | None:
-        """The folder of the version in force."""
+        """Folder of the version in force; None: as shipped."""
         return current_version(self._folder)
 
     def tend(self, settings: Predict, lessons: int, drifts: int) -> bool:
@@ -71,12 +71,12 @@ class Refits:
         return False
 
     def forget(self) -> None:
-        """No version is in force from now on; their folders stay."""
+        """Put no version in force from now on; their folders stay."""
         self.stop()
         (self._folder / CURRENT).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """End a running refit; nothing of it remains in force."""
+        """End a running refit, and wait for its process; nothing of it comes into force."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -127,7 +127,7 @@ class Refits:
 
 
 def current_version(folder: Path) -> Path | None:
-    """What `current` names, where that is there."""
+    """The version folder that the file `current` names; None where there is none."""
     try:
         name = (folder / CURRENT).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):

@@ -1,19 +1,15 @@
-"""Predictors, and folders of artefacts, whole and broken, for the predictor's tests."""
+"""Folders of artefacts, whole and broken, for the predictor's tests."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.process.predictor import Predictor
-from gateway.settings.schema import Predict
 from gateway.shipped import shipped
-from tests.unit.predict.process.asking import Make
 
 NAME = "minilm-l6-length-1"
 Damage = Callable[[Path], object]
@@ -39,26 +35,6 @@ def damaged(tmp_path: Path) -> Callable[[Damage], Path]:
         return folder
 
     return make
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Starts predictors, and stops them after the test."""
-    made: list[Predictor] = []
-
-    def build(
-        settings: Predict | None = None, folder: Path | None = None, **more: Any
-    ) -> Predictor:
-        predictor = Predictor(
-            settings or Predict(), folder or shipped("models"), key=b"key", **more
-        )
-        made.append(predictor)
-        predictor.start()
-        return predictor
-
-    yield build
-    for predictor in made:
-        predictor.stop(10)
 
 
 def replace(name: str, content: bytes | None) -> Damage:

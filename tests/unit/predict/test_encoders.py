@@ -14,7 +14,8 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
 from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.manifest import ArtefactError, Folder
-from gateway.predict.process.backend import Local, Setup
+from gateway.predict.process.wire import ChildSetup, ChildStatus, OpenModels, encoded
+from gateway.predict.process.worker import ModelHost
 from gateway.predict.refit.fitting import full_data, stage0_data
 from gateway.predict.refit.refit import refit
 from gateway.predict.view import PromptView
@@ -211,12 +212,16 @@ def test_refit_under_an_exported_encoder_fits_stage0_alone(
 
 def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
     """What the child opens is chosen by the settings alone."""
-    local = Local(Setup(settings(home), str(MODELS), b"key", {}, frozenset()))
-    assert (local.about.encoder, local.about.problems) == ("tiny", ())
-    elsewhere = structs.replace(settings(home), models_path=str(home / "elsewhere"))
-    lost = Local(Setup(elsewhere, str(MODELS), b"key", {}, frozenset()))
-    assert lost.about.encoder == ""
-    assert lost.about.problems
+
+    def opened(chosen: Predict) -> ChildStatus:
+        setup = ChildSetup(chosen, str(MODELS), b"key", {}, frozenset())
+        return ModelHost(lambda: None).answer(encoded(OpenModels(setup))).status
+
+    here = opened(settings(home))
+    assert (here.encoder, here.problems) == ("tiny", ())
+    elsewhere = opened(structs.replace(settings(home), models_path=str(home / "elsewhere")))
+    assert elsewhere.encoder == ""
+    assert elsewhere.problems
 
 
 def test_resize_keeps_an_encoder_s_cache_where_nothing_changes(tiny: Artefacts) -> None:

@@ -1,4 +1,4 @@
-"""The predictor's face: stage 0 on the caller's thread, the rest asked of another."""
+"""The predictor's face: stage 0 at once, the rest asked of a child."""
 
 from __future__ import annotations
 
@@ -9,114 +9,141 @@ from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung
-from tests.unit.predict.process.asking import (
-    Gate,
-    Inbox,
+from tests.unit.predict.process.inline_child import (
+    Children,
+    Mailbox,
     Make,
     always,
+    holding,
     learned,
+    lesson,
     refined,
     view,
 )
 
+pytestmark = pytest.mark.anyio
 
-def test_predictor_becomes_ready_and_refines(make: Make) -> None:
-    """With the shipped artefacts a refinement comes home from the thread."""
+
+async def test_predictor_becomes_ready_and_refines(make: Make) -> None:
+    """With the shipped artefacts a refinement comes back from the child."""
     predictor = make()
-    found = refined(predictor, view())
-    assert found.rung is Rung.MODEL_ONLY
+    workload = await refined(predictor, view())
+    assert workload.rung is Rung.MODEL_ONLY
     shot = predictor.snapshot()
     assert (shot.ready, shot.state, shot.encoder) == (True, "ready", "minilm-l6-length-1")
 
 
-def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
-    """A refined prompt is answered with its refinement, another limit or tenant is not."""
+async def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
+    """A refined prompt is answered with its refinement; another limit or tenant is not."""
     predictor = make()
-    found = refined(predictor, view())
-    assert predictor.forecast(view()) == found
+    workload = await refined(predictor, view())
+    assert predictor.forecast(view()) == workload
     assert predictor.snapshot().cache_hits == 1
     predictor.forecast(view(max_tokens=7))
     predictor.forecast(view(tenant="b"))
     assert predictor.snapshot().cache_hits == 1
 
 
-def test_predictor_refuses_when_a_queue_is_full(make: Make) -> None:
-    """Beyond its bound a queue says False at once, and counts what it lost."""
-    predictor = make(Predict(queue_items=2, learn_items=1))
-    gate = Gate(predictor)
-    inbox = Inbox()
-    assert [predictor.refine(view(), inbox, always) for _ in range(3)] == [True, True, False]
-    told = {"prompt_tokens": 1, "censored": False, "success": True, "wall_s": 1.0}
-    assert [predictor.learn(view(), output_tokens=9, **told) for _ in range(2)] == [True, False]
+async def test_forecast_asked_for_before_a_reset_is_not_cached(make: Make) -> None:
+    """It was made with what is forgotten since."""
+    children = Children()
+    predictor = make(connect=children)
+    await refined(predictor, view("barrier"))
+    children.last.hold()
+    late = Mailbox()
+    assert predictor.refine(view(), late, always)
+    await children.last.held.wait()
+    predictor.reset_learned()
+    children.last.release()
+    await late.wait()
+    predictor.forecast(view())
+    assert predictor.snapshot().cache_hits == 0
+
+
+async def test_predictor_refuses_when_a_queue_is_full(make: Make) -> None:
+    """Beyond its bound a queue refuses at once, and counts what it lost."""
+    children = Children()
+    predictor = make(Predict(queue_items=2, learn_items=1), connect=children)
+    await refined(predictor, view())
+    await holding(predictor, children.last)
+    mailbox = Mailbox()
+    assert [predictor.refine(view(), mailbox, always) for _ in range(3)] == [True, True, False]
+    assert [predictor.learn(lesson(9)) for _ in range(2)] == [True, False]
     shot = predictor.snapshot()
     assert (shot.forecast_queue, shot.learn_queue) == (2, 1)
     assert (shot.dropped_full, shot.learn_lost) == (1, 1)
-    gate.open()
-    inbox.wait(2)
+    children.last.release()
+    await mailbox.wait(2)
 
 
-def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
-    """Without a thread there is a forecast; refining and learning say False."""
-    idle = Predictor(Predict(), shipped("models"))
+async def test_predictor_forecasts_before_start_and_after_stop(make: Make) -> None:
+    """Without its task there is a forecast; refining and learning are refused."""
+    idle = Predictor(Predict(), shipped("models"), connect=Children())
     assert idle.forecast(view()).rung is Rung.HEURISTIC
     assert idle.snapshot().state == "starting"
+    assert not idle.learn(lesson(9))
     predictor = make()
-    refined(predictor, view())
-    predictor.stop(10)
+    await refined(predictor, view())
+    await predictor.stop(10)
     assert predictor.forecast(view("another")).rung is Rung.MODEL_ONLY
     assert not predictor.refine(view(), lambda _: None, always)
+    assert not predictor.learn(lesson(9))
     shot = predictor.snapshot()
     assert not shot.ready
-    assert shot.state == "degraded: the predictor thread has ended"
+    assert shot.state == "degraded: the predictor has ended"
 
 
-def test_predictor_disabled_is_off_and_cheap(make: Make) -> None:
-    """enabled = false: heuristics, no thread, nothing learned or lost."""
-    predictor = make(Predict(enabled=False))
+async def test_predictor_disabled_is_off_and_cheap(make: Make) -> None:
+    """With enabled = false there are heuristics, no child, and nothing learned or lost."""
+    children = Children()
+    predictor = make(Predict(enabled=False), connect=children)
     assert predictor.forecast(view()).rung is Rung.HEURISTIC
     assert not predictor.refine(view(), lambda _: None, always)
+    assert not predictor.learn(lesson(9))
     shot = predictor.snapshot()
-    assert (shot.state, shot.ready, shot.dropped_full) == ("off", False, 0)
+    assert (shot.state, shot.ready, shot.dropped_full, shot.learn_lost) == ("off", False, 0, 0)
+    assert children.made == []
 
 
-def test_reset_learned_forgets_everything_learned(make: Make) -> None:
+async def test_reset_learned_forgets_everything_learned(make: Make) -> None:
     """Index, calibration and cache are empty; the forecast is the untaught one."""
     predictor = make()
-    before = refined(predictor, view())
+    before = await refined(predictor, view())
     for _ in range(3):
-        learned(predictor, view(), 3000)
+        await learned(predictor, 3000)
     predictor.reset_learned()
     assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
     assert predictor.forecast(view()).p50 < 1000
-    assert refined(predictor, view()) == before
+    assert await refined(predictor, view()) == before
     assert predictor.snapshot().index_rows == 0
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "x" * 1_000_000, "\x00\xff", "\ud800", "😀" * 3000, "请写一首诗" * 1000]
 )
-def test_predictor_takes_any_text(make: Make, text: str) -> None:
-    """Empty, huge, binary, surrogates, emoji, Chinese: stage 0, refine and learn answer."""
+async def test_predictor_takes_any_text(make: Make, text: str) -> None:
+    """Empty, huge, binary, surrogates, emoji, Chinese: all are forecast, refined and learned."""
     predictor = make()
     seen = view(text)
-    refined(predictor, seen)
-    learned(predictor, seen, 10)
+    await refined(predictor, seen)
+    row = await learned(predictor, 10, view=seen)
+    assert row.output_tokens == 10
     assert predictor.forecast(seen).p50 >= 0
     assert predictor.snapshot().ready
 
 
-def test_forecast_never_raises(make: Make) -> None:
+async def test_forecast_never_raises(make: Make) -> None:
     """Even a view of wrong types gets a forecast."""
     predictor = make()
-    refined(predictor, view())
+    await refined(predictor, view())
     broken = PromptView(tenant="a", model="m", text=None)  # type: ignore[arg-type]
     assert predictor.forecast(broken).rung is Rung.HEURISTIC
 
 
-def test_snapshot_counts_forecasts_by_rung(make: Make) -> None:
+async def test_snapshot_counts_forecasts_by_rung(make: Make) -> None:
     """Each forecast given, of either stage, is counted under its rung."""
     predictor = make()
-    refined(predictor, view())
+    await refined(predictor, view())
     predictor.forecast(view("one"))
     predictor.forecast(view("two"))
     shot = predictor.snapshot()
@@ -124,10 +151,10 @@ def test_snapshot_counts_forecasts_by_rung(make: Make) -> None:
     assert set(shot.forecasts) == set(Rung)
 
 
-def test_profile_tells_typical_length_and_price(make: Make) -> None:
-    """A model's profile has its typical length; a price where one is known."""
+async def test_profile_has_typical_length_and_price(make: Make) -> None:
+    """A model's profile has its typical length, and a price where one is known."""
     predictor = make()
-    refined(predictor, view())
+    await refined(predictor, view())
     profile = predictor.profile("m")
     assert profile["typical_output_tokens"] is not None
     assert profile["usd_per_million_output_tokens"] is None

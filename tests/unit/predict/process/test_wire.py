@@ -1,89 +1,58 @@
-"""Frames between the gateway and the predictor's process."""
+"""Messages and frames between the gateway and the predictor's process."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator
+from io import BytesIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.predict.process.backend import BackendGone
-from gateway.predict.process.wire import Frames
-from gateway.predict.process.worker import Desk
-
-Ends = tuple[Frames, Frames, list[int]]
-
-
-def ends() -> Ends:
-    """Two sides, joined by pipes, and the descriptors."""
-    (near_in, far_out), (far_in, near_out) = os.pipe(), os.pipe()
-    fds = [near_in, far_out, far_in, near_out]
-    return Frames(near_in, near_out), Frames(far_in, far_out), fds
-
-
-@pytest.fixture
-def both() -> Iterator[Ends]:
-    made = ends()
-    yield made
-    for fd in made[2]:
-        try:
-            os.close(fd)
-        except OSError:
-            continue  # the test closed it
+from gateway.predict.process.wire import (
+    MAX_BYTES,
+    ChildGone,
+    MakeForecast,
+    encoded,
+    framed,
+    payload_size,
+    question_decoder,
+    read_frame,
+)
+from gateway.predict.view import PromptView
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.binary(max_size=300_000), max_size=4))
-def test_frames_arrive_as_they_were_sent(payloads: list[bytes]) -> None:
-    """Of any size, pipes' own capacity and none included, in order."""
-    near, far, fds = ends()
-    try:
-        sender = threading.Thread(target=lambda: [near.send(p, 10) for p in payloads])
-        sender.start()
-        assert [far.receive(10) for _ in payloads] == payloads
-        sender.join()
-    finally:
-        for fd in fds:
-            os.close(fd)
+@given(st.lists(st.binary(max_size=3000), max_size=4))
+def test_frames_are_read_as_they_were_written(payloads: list[bytes]) -> None:
+    """Of any size, none included, in order, and then the end."""
+    stream = BytesIO(b"".join(map(framed, payloads)))
+    assert [read_frame(stream) for _ in payloads] == payloads
+    assert read_frame(stream) is None
 
 
-def test_frames_do_not_wait_for_ever(both: Ends) -> None:
-    """Neither for bytes that do not come nor for room that is not made."""
-    near, _, _ = both
-    with pytest.raises(BackendGone, match="no answer in time"):
-        near.receive(0.05)
-    with pytest.raises(BackendGone, match="no answer in time"):
-        near.send(b"x" * 1_000_000, 0.05)
+@given(st.binary(min_size=1, max_size=300), st.data())
+def test_frame_that_is_cut_is_the_end(payload: bytes, data: st.DataObject) -> None:
+    """A stream that ends inside a frame, in its head or behind it, has no further frame."""
+    frame = framed(payload)
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    assert read_frame(BytesIO(frame[:cut])) is None
 
 
-def test_frames_say_when_the_other_side_has_closed(both: Ends) -> None:
-    """In the middle of a frame, too."""
-    near, far, fds = both
-    far.send(b"whole", 1)
-    os.write(fds[1], b"\x00\x00\x00\x09half")
-    os.close(fds[1])
-    assert near.receive(1) == b"whole"
-    with pytest.raises(BackendGone, match="the other side has ended"):
-        near.receive(1)
-    os.close(fds[2])
-    with pytest.raises(BackendGone, match="closed"):
-        near.send(b"x", 1)
+def test_frame_beyond_reason_is_refused() -> None:
+    """A length that no message has is not waited for."""
+    assert payload_size(MAX_BYTES.to_bytes(4, "big")) == MAX_BYTES
+    with pytest.raises(ChildGone, match="no frame"):
+        payload_size((MAX_BYTES + 1).to_bytes(4, "big"))
 
 
-def test_frames_refuse_what_is_no_frame(both: Ends) -> None:
-    """A length beyond reason is not waited for."""
-    near, _, fds = both
-    os.write(fds[1], b"\xff\xff\xff\xff")
-    with pytest.raises(BackendGone, match="no frame"):
-        near.receive(1)
-
-
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", b"\x81\xa4type\xa3Nix"])
-def test_desk_answers_what_it_cannot_read(payload: bytes) -> None:
-    """Garbage, or a question before anything is opened, gets an error and no end."""
-    desk = Desk()
-    assert desk.answer(payload).error
-    assert desk.answer(b"\x81\xa4type\xa6Forget").error
+def test_texts_that_are_not_unicode_are_sent() -> None:
+    """A lone surrogate in any field becomes a question mark; all else stays as it is."""
+    odd = PromptView.of_chat(
+        [{"role": "user", "content": "\ud800 sea"}, {"role": "system", "content": "\udfff"}],
+        tenant="a",
+        model="m",
+        tool_names=["\ud800"],
+    )
+    question = question_decoder.decode(encoded(MakeForecast(odd)))
+    assert isinstance(question, MakeForecast)
+    assert (question.view.text, question.view.system) == ("? sea", "?")
+    assert question.view.tenant == "a"

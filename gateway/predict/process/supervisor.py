@@ -1,0 +1,355 @@
+"""Life of the predictor's child, and what outlives it.
+
+A child may hang, be killed or be switched off, and the next one begins with what is held here:
+the calibration, the version of the models it belongs to, and the counts that people see. The
+index is not; the history fills it anew.
+
+What a child has learned reaches stage 0 only from here: its calibration after each question,
+and trees and calibration together when the models change. So no forecast is made by one model
+with the residuals of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import Calibration, Mirror
+from gateway.predict.lengths import LengthModel
+from gateway.predict.prices import Price
+from gateway.predict.process.client import ChildLink, Connect
+from gateway.predict.process.wire import (
+    ChangeSettings,
+    ChildAnswer,
+    ChildError,
+    ChildGone,
+    ChildSetup,
+    ChildStatus,
+    FillIndex,
+    ForgetLearned,
+    OpenModels,
+    Question,
+    UseVersion,
+)
+from gateway.predict.refit.due import Refits
+from gateway.predict.stage0 import Stage0
+from gateway.settings.schema import Predict
+from gateway.types import HistoryRow
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 120.0  # a cold disk, a busy machine
+TIMEOUT_S = 30.0  # a forecast takes some 6 ms
+
+HistoryPages = Callable[[str], Iterable[Sequence[HistoryRow]]]
+"""The rows of an encoder, oldest first, in pages of some hundred; read on a worker thread."""
+
+
+class FaultLog:
+    """Counts exceptions that were survived, and logs ever fewer of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, what: str) -> None:
+        """Count the exception being handled; log the first, second, fourth, eighth … with its
+        traceback, which holds no prompt."""
+        self.count += 1
+        if self.count & (self.count - 1) == 0:
+            logger.exception("predictor: %s (%d so far)", what, self.count)
+
+
+class CalibrationStore:
+    """The calibration as bytes: for the next child, and for the next start.
+
+    Args:
+        state: the bytes stored last; None: none were.
+        store: called with the bytes; must not block.
+    """
+
+    def __init__(
+        self, state: bytes | None, store: Callable[[bytes], object] | None, faults: FaultLog
+    ) -> None:
+        self.state = state
+        self._store = store
+        self._faults = faults
+
+    def put(self, state: bytes) -> None:
+        """Keep the bytes, and store them."""
+        self.state = state
+        try:
+            if self._store is not None:
+                self._store(state)
+        except Exception:
+            self._faults("the calibration was not stored")
+
+
+class ChildSupervisor:
+    """Opens, replaces and ends the child; at most one is open.
+
+    The coroutines are the predictor's task's, which awaits one after the other. For the
+    arguments see `Predictor`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: bytes,
+        prices: Mapping[str, Price],
+        *,
+        stage0: Stage0,
+        calibrations: CalibrationStore,
+        history: HistoryPages,
+        refits: Refits | None,
+        connect: Connect,
+        faults: FaultLog,
+    ) -> None:
+        self._folder = folder
+        self._key = key
+        self._prices = prices
+        self._stage0 = stage0
+        self._calibrations = calibrations
+        self._history = history
+        self._refits = refits
+        self._connect = connect
+        self._faults = faults
+        self._child: ChildLink | None = None
+        self._status = ChildStatus()
+        self._mirror = Mirror()  # of the child's calibration
+        self._artefacts: Artefacts | None = None  # what stage 0 needs of them
+        self._version: Path | None = None  # of the models that the calibration belongs to
+        self._drifts_before = 0  # of children that have gone
+        self.opened = False
+        self.state = "starting"
+        self.encoder = ""
+        self.rows = 0  # of the index
+        self.drifts = 0  # in all
+        self.restarts = 0
+        self.life = 0  # children opened
+
+    def __repr__(self) -> str:
+        return f"<ChildSupervisor {self.state!r} child={self._child!r} life={self.life}>"
+
+    @property
+    def version(self) -> int:
+        """Number of the refitted models in use; 0: as shipped."""
+        artefacts = self._artefacts
+        return 0 if artefacts is None else artefacts.version
+
+    @property
+    def refit(self) -> str:
+        """State of the refits."""
+        return "off" if self._refits is None else self._refits.state
+
+    # --- opening and ending ---------------------------------------------------------------
+
+    async def begin(self, settings: Predict) -> None:
+        """Load what stage 0 needs. Once, before all else; may raise what reading files does."""
+        version = self._current()
+
+        def load() -> tuple[Artefacts, LengthModel | None]:
+            names = settings.embedding_model_name, settings.max_encoder_tokens
+            return _refitted(Artefacts(self._folder, *names, only_stage0=True), version)
+
+        self._take(version, *await asyncio.to_thread(load), Calibration())
+
+    async def open(self, settings: Predict, private: frozenset[str]) -> None:
+        """Open a child as the last one was, for the calibration belongs to its models; then
+        let it take the newest.
+
+        Raises:
+            Exception: whatever starting it or reading history raises; then none is open.
+        """
+        if self.restarts == 0:
+            self.state = "starting"
+        version = self._version
+        setup = ChildSetup(
+            settings=settings,
+            folder=str(self._folder),
+            key=self._key,
+            prices=dict(self._prices),
+            private=private,
+            version="" if version is None else str(version),
+            calibration=self._calibrations.state,
+        )
+        self._mirror = Mirror()
+        self._child = await self._connect()
+        try:
+            await self._exchange(OpenModels(setup), OPEN_TIMEOUT_S)
+            await self._refill()
+        except BaseException:
+            await self._end()
+            raise
+        self.opened = True
+        self.life += 1
+        self._publish()
+        if not self._status.restored:
+            logger.warning("predictor: the stored calibration is not usable: begun anew")
+        self.encoder = self._status.encoder
+        self._report()
+        if (newest := self._current()) != version:
+            await self._adopt(newest)
+
+    async def close(self) -> None:
+        """End the child, and keep its calibration; nothing where none is open."""
+        opened, self.opened = self.opened, False
+        if opened:
+            await self.keep_calibration()
+        await self._end()
+
+    async def lose(self, error: Exception) -> None:
+        """Give up a child that is gone or of no use, and its index with it."""
+        await self.close()
+        self.restarts += 1
+        self.rows, self._drifts_before = 0, self.drifts
+        why = str(error) if isinstance(error, ChildGone) else type(error).__name__
+        self.state = f"degraded: the predictor's process: {why}"
+        logger.error(
+            "the predictor's process: %s; it is begun again",
+            why,
+            exc_info=None if isinstance(error, ChildGone) else error,
+        )
+
+    async def switch_off(self) -> None:
+        """End the child and a refit; what was learned is in history and in the calibration."""
+        self.rows, self._drifts_before, self.encoder = 0, self.drifts, ""
+        await self.close()
+        self.stop_refit()
+        self.state = "starting"  # as the next one will be
+        logger.info("the predictor is switched off")
+
+    def stop_refit(self) -> None:
+        """End the process that refits, where there is one."""
+        if self._refits is not None:
+            self._refits.stop()
+
+    # --- questions ------------------------------------------------------------------------
+
+    async def ask(self, question: Question) -> ChildAnswer:
+        """Ask the open child, and give stage 0 what it has learned. Raises ChildGone and
+        ChildError."""
+        answer = await self._exchange(question)
+        self._publish()
+        return answer
+
+    async def configure(self, settings: Predict, private: Collection[str]) -> None:
+        """Give the open child other settings; the next one is opened with them."""
+        if self.opened:
+            await self.ask(ChangeSettings(settings, frozenset(private)))
+
+    async def forget(self) -> None:
+        """Empty index and calibration, and return to the shipped models."""
+        self.forget_stored()
+        if not self.opened:
+            await self._adopt(None)
+            return
+        self.opened = False  # should it be lost from here on, its calibration is not kept
+        await self._exchange(ForgetLearned())
+        await self._adopt(None)
+        self.opened = True
+
+    def forget_stored(self) -> None:
+        """Drop what would bring the learned back at the next start."""
+        self._calibrations.put(Calibration().dump())
+        if self._refits is not None:
+            self._refits.forget()
+
+    async def tend(self, settings: Predict, lessons: int) -> None:
+        """Take a refit that is done; begin one that is due.
+
+        Args:
+            lessons: learned so far.
+        """
+        if self._refits is None or not self.opened:
+            return
+        try:
+            if self._refits.tend(settings, lessons, self.drifts):
+                await self._adopt(self._current())
+                await self.keep_calibration()
+        except ChildGone:
+            raise
+        except Exception:
+            self._faults("looking after refits failed")
+
+    async def keep_calibration(self) -> None:
+        """Store the child's calibration. Encoding it may take some ms: on a worker thread."""
+        self._calibrations.put(await asyncio.to_thread(self._mirror.table.dump))
+
+    # --- inside ---------------------------------------------------------------------------
+
+    async def _exchange(self, question: Question, timeout_s: float = TIMEOUT_S) -> ChildAnswer:
+        assert self._child is not None
+        answer = await self._child.ask(question, timeout_s)
+        self._status = answer.status
+        if answer.changes is not None:
+            self._mirror.apply(answer.changes)
+        if answer.error is not None:
+            raise ChildError(answer.error)
+        return answer
+
+    def _publish(self) -> None:
+        self._stage0.calibrate(self._mirror.table)
+        self.rows, self.drifts = self._status.rows, self._drifts_before + self._status.drifts
+
+    async def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.close()
+
+    async def _refill(self) -> None:
+        encoder, bad = self._status.encoder, 0
+        pages = iter(self._history(encoder) if encoder else ())
+        while (page := await asyncio.to_thread(next, pages, None)) is not None:
+            bad += await self._fill(page)
+            self.rows = self._status.rows
+        if bad:
+            logger.warning("predictor: %d history rows cannot be used", bad)
+
+    async def _fill(self, rows: Sequence[HistoryRow]) -> int:
+        """Rows that could not be read: one that cannot even be sent spoils its frame."""
+        try:
+            return (await self._exchange(FillIndex(list(rows)))).bad
+        except ChildError:
+            if len(rows) == 1:
+                return 1
+        return sum([await self._fill([row]) for row in rows])
+
+    def _current(self) -> Path | None:
+        return None if self._refits is None else self._refits.current()
+
+    async def _adopt(self, version: Path | None) -> None:
+        """Have the child and stage 0 take a version's models, stage 0 last and all at once."""
+        assert self._artefacts is not None
+        loaded = await asyncio.to_thread(_refitted, self._artefacts, version)
+        if self._child is None:
+            self._take(version, *loaded, Calibration())
+            return
+        await self._exchange(UseVersion("" if version is None else str(version)))
+        self._take(version, *loaded, self._mirror.table)
+        self._publish()
+        self._report()
+
+    def _take(
+        self,
+        version: Path | None,
+        artefacts: Artefacts,
+        model: LengthModel | None,
+        calibration: Calibration,
+    ) -> None:
+        self._version, self._artefacts = version, artefacts
+        self._stage0.take(model, artefacts.tables, calibration)
+
+    def _report(self) -> None:
+        problems = self._status.problems
+        self.state = f"degraded: {'; '.join(problems)}" if problems else "ready"
+        for problem in problems:
+            logger.error("predictor: %s", problem)
+
+
+def _refitted(artefacts: Artefacts, version: Path | None) -> tuple[Artefacts, LengthModel | None]:
+    """The artefacts with a refit's corrections, and their model for stage 0. Reads files."""
+    refitted = artefacts.refitted(version)
+    return refitted, refitted.stage0()

@@ -1,0 +1,279 @@
+"""The client of the child process, against the real child and against scripted ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from gateway.predict.calibrate import Mirror
+from gateway.predict.process.client import ENVIRONMENT, ChildClient, start_child
+from gateway.predict.process.wire import (
+    ChangeSettings,
+    ChildAnswer,
+    ChildGone,
+    ChildSetup,
+    DraftRows,
+    FillIndex,
+    ForgetLearned,
+    LearnLessons,
+    MakeForecast,
+    OpenModels,
+    Question,
+    UseVersion,
+)
+from gateway.predict.process.worker import NICE
+from gateway.settings.schema import Predict
+from gateway.shipped import own_command, own_environ, shipped
+from gateway.types import HistoryRow, Rung
+from tests.unit.predict.process.inline_child import InlineChild, lesson, view
+
+pytestmark = pytest.mark.anyio
+SETUP = ChildSetup(Predict(), str(shipped("models")), b"key", {}, frozenset({"secret"}))
+Start = Callable[..., Awaitable[ChildClient]]
+
+
+@pytest.fixture
+async def start(anyio_backend: str) -> AsyncIterator[Start]:
+    """Starts children of a command, by default real ones, and ends them after the test."""
+    made: list[ChildClient] = []
+
+    async def build(
+        command: list[str] | None = None, environ: Mapping[str, str] | None = None
+    ) -> ChildClient:
+        client = await start_child(command or own_command("predictor"), environ or own_environ())
+        made.append(client)
+        return client
+
+    yield build
+    for client in made:
+        await client.close()
+
+
+async def ask(client: ChildClient, question: Question, timeout_s: float = 30.0) -> ChildAnswer:
+    return await client.ask(question, timeout_s)
+
+
+async def opened(start: Start, setup: ChildSetup = SETUP) -> ChildClient:
+    client = await start()
+    await ask(client, OpenModels(setup), 120.0)
+    return client
+
+
+def scripted(body: str) -> list[str]:
+    """A child that runs this, with `read()` of one question and `write(bytes)`."""
+    return [
+        sys.executable,
+        "-c",
+        "import os, time\n"
+        "def read():\n"
+        "    size = int.from_bytes(os.read(0, 4), 'big')\n"
+        "    while size: size -= len(os.read(0, size))\n"
+        "def write(data): os.write(1, data)\n" + body,
+    ]
+
+
+async def test_child_answers_as_its_models_do_here(start: Start) -> None:
+    """Every question comes to the same in a process of its own: forecasts, rows, calibration."""
+    children = await start(), InlineChild()
+    mirrors = [Mirror(), Mirror()]
+
+    async def both(question: Question) -> ChildAnswer:
+        answers = [await child.ask(question, 120.0) for child in children]
+        for answer, mirror in zip(answers, mirrors, strict=True):
+            assert answer.error is None
+            if answer.changes is not None:
+                mirror.apply(answer.changes)
+        assert answers[0] == answers[1]
+        assert mirrors[0].table == mirrors[1].table
+        return answers[0]
+
+    await both(OpenModels(SETUP))
+    rows = []
+    for i in range(30):
+        taught = lesson(20 * i + 1, f"Write about the number {i % 7}", prompt_tokens=20)
+        await both(DraftRows([taught]))
+        rows += (await both(LearnLessons([taught]))).rows
+    await both(MakeForecast(view()))
+    assert (await both(FillIndex([row for row in rows if isinstance(row, HistoryRow)]))).bad == 0
+    assert (await both(MakeForecast(view()))).status.rows == 60
+    answer = await both(ChangeSettings(Predict(history_window_size=3), frozenset({"secret"})))
+    assert answer.status.rows == 3
+    await both(ForgetLearned())
+    await both(UseVersion(""))
+    await both(MakeForecast(view()))
+
+
+async def test_second_child_goes_on_from_history_and_calibration(start: Start) -> None:
+    """Given the rows and the calibration of a first, it forecasts as the first did."""
+    first, mirror = await start(), Mirror()
+    rows: list[HistoryRow] = []
+    questions: list[Question] = [OpenModels(SETUP), *[LearnLessons([lesson(2500)])] * 8]
+    for question in questions:
+        answer = await ask(first, question)
+        assert answer.changes is not None
+        mirror.apply(answer.changes)
+        rows += [row for row in answer.rows if isinstance(row, HistoryRow)]
+    kept = mirror.table.dump()
+    second = await start()
+    setup = ChildSetup(Predict(), SETUP.folder, b"key", {}, frozenset(), calibration=kept)
+    answer = await ask(second, OpenModels(setup))
+    assert answer.status.restored
+    assert answer.changes is not None
+    assert answer.changes.models == dict(mirror.table.models)
+    assert (await ask(second, FillIndex(rows))).bad == 0
+    before = (await ask(first, MakeForecast(view()))).workload
+    after = (await ask(second, MakeForecast(view()))).workload
+    assert before is not None
+    assert after is not None
+    assert after.rung is Rung.TENANT_NEIGHBORS
+    assert after.p50 == pytest.approx(before.p50, rel=0.05)
+
+
+async def test_child_survives_a_question_that_fails(start: Start) -> None:
+    """The answer is an error with its place and none of the prompt; the next is answered."""
+    client = await opened(start)
+    broken = lesson("many", "my secret")  # type: ignore[arg-type]
+    answer = await ask(client, LearnLessons([broken]))
+    assert answer.error is not None
+    assert "ValidationError" in answer.error
+    assert "secret" not in answer.error
+    assert (await ask(client, MakeForecast(view()))).workload is not None
+
+
+async def test_child_that_is_killed_is_gone(start: Start) -> None:
+    """Every question after its end says so."""
+    client = await opened(start)
+    os.kill(client.pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(ChildGone):
+            await ask(client, MakeForecast(view()))
+
+
+async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
+    """A late answer would be taken for the next question's, so no other question is asked."""
+    client = await opened(start)
+    os.kill(client.pid, signal.SIGSTOP)
+    with pytest.raises(ChildGone, match="no answer in time"):
+        await ask(client, MakeForecast(view("another")), 0.2)
+    os.kill(client.pid, signal.SIGCONT)
+    with pytest.raises(ChildGone, match="given up"):
+        await ask(client, MakeForecast(view("a third")))
+    await client.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(client.pid, 0)
+
+
+async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
+    """Closing waits for its last words, and no longer; the loop goes on meanwhile."""
+    client = await start(scripted("time.sleep(600)"))
+    turns = 0
+    closing = asyncio.create_task(client.close())
+    while not closing.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    assert turns > 20
+    with pytest.raises(ProcessLookupError):
+        os.kill(client.pid, 0)
+
+
+async def test_question_given_up_by_its_caller_ends_the_conversation(start: Start) -> None:
+    """A caller that is cancelled leaves an answer owed, which nobody may take for another's."""
+    client = await start(scripted("read(); time.sleep(600)"))
+    waiting = asyncio.create_task(ask(client, ForgetLearned()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    with pytest.raises(ChildGone, match="given up"):
+        await ask(client, ForgetLearned())
+
+
+async def test_child_that_does_not_read_holds_up_nothing(start: Start) -> None:
+    """A question larger than the socket takes waits its time; the loop goes on meanwhile."""
+    client = await start(scripted("time.sleep(600)"))
+    question = MakeForecast(view("x" * 10_000_000))
+    turns, asking = 0, asyncio.create_task(ask(client, question, 0.5))
+    while not asking.done():
+        await asyncio.sleep(0.01)
+        turns += 1
+    with pytest.raises(ChildGone, match="no answer in time"):
+        await asking
+    assert turns > 5
+
+
+async def test_answer_may_come_in_any_pieces(start: Start) -> None:
+    """Byte by byte, and two megabytes at once."""
+    client = await start(
+        scripted(
+            "import msgspec\n"
+            "read()\n"
+            "for byte in b'\\x00\\x00\\x00\\x01\\x80': write(bytes([byte]))\n"
+            "read()\n"
+            "answer = msgspec.msgpack.encode({'error': 'x' * 2_000_000})\n"
+            "data = len(answer).to_bytes(4, 'big') + answer\n"
+            "while data: data = data[os.write(1, data):]\n"
+            "time.sleep(600)"
+        )
+    )
+    assert await ask(client, ForgetLearned()) == ChildAnswer()
+    answer = await ask(client, ForgetLearned())
+    assert answer.error == "x" * 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("read(); write(b'\\x00\\x00\\x00\\x09half')", "it has ended"),
+        ("read(); write(b'\\x00\\x00\\x00\\x01\\xc1'); time.sleep(600)", "no answer"),
+        ("read(); write(b'\\xff\\xff\\xff\\xff'); time.sleep(600)", "no frame"),
+        ("pass", "it has"),
+    ],
+)
+async def test_child_that_breaks_the_protocol_is_gone(start: Start, body: str, why: str) -> None:
+    """An answer cut short, garbage, a length beyond reason, or an end before any question."""
+    client = await start(scripted(body))
+    with pytest.raises(ChildGone, match=why):
+        await ask(client, ForgetLearned())
+
+
+async def test_child_ignores_the_terminal_s_signals(start: Start) -> None:
+    """Ctrl-C and a service manager's SIGTERM reach the whole group: draining is the gateway's."""
+    client = await opened(start)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(client.pid, number)
+        assert (await ask(client, MakeForecast(view()))).workload is not None
+
+
+async def test_child_is_nice_and_sees_no_keys(start: Start) -> None:
+    """Lower priority, first to go where memory runs out, none of the gateway's secrets."""
+    secrets = {"SAGESCHED_ADMIN_TOKEN": "hidden", "OPENAI_API_KEY": "hidden"}
+    client = await start(environ={**own_environ(), **secrets})
+    await ask(client, OpenModels(SETUP), 120.0)
+    assert os.getpriority(os.PRIO_PROCESS, client.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    await ask(client, MakeForecast(view()))  # it opens at full speed, and gives way when it works
+    assert os.getpriority(os.PRIO_PROCESS, client.pid) == NICE > 0
+    proc = Path(f"/proc/{client.pid}")
+    assert proc.joinpath("oom_score_adj").read_text().strip() == "500"
+    lines = proc.joinpath("environ").read_bytes().split(b"\0")
+    assert {line.split(b"=")[0].decode() for line in lines if line} <= ENVIRONMENT
+
+
+async def test_child_computes_with_the_same_kernels(start: Start) -> None:
+    """The BLAS kernels and threads chosen for the gateway are the child's, too: other kernels
+    round sums differently, and a processor may need the choice."""
+    chosen = {"OPENBLAS_CORETYPE": "Prescott", "OMP_NUM_THREADS": "1"}
+    client = await start(scripted("time.sleep(600)"), {**own_environ(), **chosen})
+    lines = Path(f"/proc/{client.pid}/environ").read_bytes().decode().split("\0")
+    assert {f"{name}={value}" for name, value in chosen.items()} <= set(lines)
+
+
+async def test_command_that_does_not_start_is_gone() -> None:
+    """A missing program is no different from a dead child."""
+    with pytest.raises(ChildGone, match="cannot be started"):
+        await start_child(["/nonexistent/program"])
