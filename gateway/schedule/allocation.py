@@ -46,9 +46,6 @@ TENANT_CAP = Blocked(Reason.TENANT_CAP)
 CLASS_BUDGET = Blocked(Reason.CLASS_BUDGET)
 TIER_CAP = Blocked(Reason.TIER_CAP)
 
-TAIL_P_SHORT = 0.1  # who may be short keeps its place in the tail
-TAIL_JOBS = 128
-
 
 Head = tuple[Lane, str]
 """A lane, and the account that takes its first job."""
@@ -66,8 +63,6 @@ class Allocation:
         self._capped = any(max(caps.values()) for caps in self._caps.values())
         self.openings = Openings(accounts, express=settings.policy == "adaptive")
         self._overtake_s = settings.max_overtake_s
-        self._tail = settings.drain_longest_first
-        self._accounts = accounts
 
     # ---- the predicate
 
@@ -144,8 +139,6 @@ class Allocation:
             return None
         turn = self._starved(pool, heads if lends else owners, now)
         if turn is None:
-            if self._tail and (longest := self._longest(pool, now, not owners)):
-                return longest
             heads = owners or heads
             charges = {t: lane.first.charge for t, (lane, _) in heads.items() if lane.first}
             turn = pool.rounds.choose(charges)
@@ -258,29 +251,6 @@ class Allocation:
                     continue
                 latest = oldest.came
                 found = (oldest, answer.account)
-        return found
-
-    def _longest(self, pool: Pool, now: float, borrowing: bool) -> tuple[Entry, str, Turn] | None:
-        """In the tail of a burst, nothing having come for a typical service time and little
-        left: the longest that can start, so that it does not end alone after all the others."""
-        if len(pool.queued) > min(TAIL_JOBS, 2 * self._accounts.room(pool.accounts)):
-            return None
-        if now - pool.last_arrival_s < pool.pace.mean_reserve * (pool.pace.token_s or 0.0):
-            return None
-        found: tuple[Entry, str, Turn] | None = None
-        for entry in pool.queued.values():
-            if entry.workload.p_short > TAIL_P_SHORT or entry.tenant.capped:
-                continue
-            if found is not None and entry.reserve <= found[0].reserve:
-                continue
-            assert entry.lane is not None
-            tier = entry.lane.tier
-            if not borrowing and not pool.budget.owns_room(entry.cls):
-                continue
-            answer = self.openings.of_place(pool, tier.line, tier.place, now)
-            if isinstance(answer, Fit) and not self._is_full(pool, tier.place):
-                turn = Turn.DEFERRED if tier.grade >= pool.deferred else tier.turn
-                found = (entry, answer.account, turn)
         return found
 
     def _next_retry(self, pool: Pool, now: float) -> tuple[Entry, str] | None:

@@ -50,7 +50,6 @@ def submitted(state: SchedulerState, event: Submitted, now: float) -> None:
         ends.refuse_new(state, entry, ends.expired(state, pool, entry, now))
         return
     state.jobs[job.id] = entry
-    pool.last_arrival_s = now
     _enter(state, pool, line, entry, now)  # what can start is never refused for what waits
     if entry.stage is Stage.WAITING:
         error = admission.refusal(pool, entry, settings, state.chance, now)

@@ -73,12 +73,11 @@ def check_start(
         for e in others:
             deferred = _turn(pool, e) is Turn.DEFERRED
             assert deferred or not start.owns_room(e.cls), f"{cls} borrows before {e.job.id}"
-    if not state.settings.schedule.drain_longest_first:
-        latest_s = entry.job.arrived_s - bound_s
-        for e in others:
-            same = e.tenant is entry.tenant and _turn(pool, e) is turn
-            passed = same and e.job.arrived_s < latest_s
-            assert not passed, f"{entry.job.id} passes {e.job.id}, which came long before"
+    latest_s = entry.job.arrived_s - bound_s
+    for e in others:
+        same = e.tenant is entry.tenant and _turn(pool, e) is turn
+        passed = same and e.job.arrived_s < latest_s
+        assert not passed, f"{entry.job.id} passes {e.job.id}, which came long before"
 
 
 class Start:

@@ -30,7 +30,6 @@ class Pool:
         "deferred",
         "drains",
         "due",
-        "last_arrival_s",
         "lines",
         "lines_on",
         "mode",
@@ -82,7 +81,6 @@ class Pool:
         self.due = True  # someone's wait may have become vain: to be looked for
         self.wake_s = inf  # time alone changes something then; set by wakes.py
         self.armed_s = inf
-        self.last_arrival_s = 0.0
         self.queued: dict[str, Entry] = {}  # what waits, by job, oldest submission first
         self.stale: list[Entry] = []  # of these, those whose key is of an earlier order
         self.waiting_tokens = 0
@@ -105,7 +103,6 @@ class Pool:
         """What a pool of that name had learned, after a reload."""
         self.mode, self.pace = old.mode, old.pace
         self.deferred, self.rejected = old.deferred, old.rejected
-        self.last_arrival_s = old.last_arrival_s
         self.served_s = dict(old.served_s)
         self.rounds.credit = dict(old.rounds.credit)
         for cls, shares in self.shares.items():

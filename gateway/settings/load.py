@@ -42,6 +42,7 @@ RETIRED = {
     "schedule.hysteresis": "a constant, 0.15",
     "schedule.moderate_caps": "a constant, 0.75",
     "schedule.congested_caps": "a constant, 0.5",
+    "schedule.drain_longest_first": "deleted, the tail of a burst is ordered like the rest of it",
 }
 """Keys of earlier versions, each with its fate. They are accepted and ignored, with a warning,
 so that a gateway starts after an upgrade."""

@@ -169,7 +169,6 @@ class Schedule(Section, frozen=True):
     interactive_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0  # shares of the round-robin
     heavy_weight: Annotated[float, Meta(gt=0, le=1000)] = 4.0
     shed: bool = True  # defer, then reject, under overload
-    drain_longest_first: bool = False  # the tail of a burst: long ones first, for the makespan
     max_wait_s: Seconds = 600.0
     # Jobs of one class and tenant that come later than this do not overtake a waiting one.
     max_overtake_s: Annotated[float, Meta(ge=0, le=3600)] = 120.0

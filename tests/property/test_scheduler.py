@@ -137,7 +137,6 @@ def some_settings(
             "shed": draw(st.booleans()),
             "defer_above": draw(st.sampled_from([0.01, 1.0])),
             "heavy_deadline_s": draw(st.sampled_from([0.0, 0.0, 50.0])),
-            "drain_longest_first": draw(st.booleans()),
         },
         balance={
             "eject_after": 2,

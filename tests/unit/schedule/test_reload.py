@@ -198,12 +198,10 @@ def test_reload_moves_what_is_between_two_attempts_to_its_new_home() -> None:
 
 
 def test_reload_keeps_what_was_deferred_and_rejected() -> None:
-    """For the hysteresis of the ladder; and when the last job came."""
+    """A pool of the new settings inherits both, for the hysteresis of the ladder."""
     it = World(settings(ONE))
-    it.submit("j1", at=3.0)
     before = it.scheduler.pools["m"]
     before.deferred, before.rejected = Grade.LONG, Grade.HUGE
     after = it.scheduler.pool("other")
     after.inherit(before)
     assert (after.deferred, after.rejected) == (Grade.LONG, Grade.HUGE)
-    assert after.last_arrival_s == 3.0
