@@ -1,7 +1,7 @@
 """The composition root: settings become objects, objects become one ASGI application.
 
 The only file that may import every room. A `Gateway` is built on the running loop, started
-once and stopped once; a reload builds what can fail first and swaps afterwards.
+once and stopped once. A reload first builds all that can fail, then swaps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from gateway.settings.schema import Settings
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.snapshots import ProcessSnapshot, Snapshots
 from gateway.store.store import Store
-from gateway.types import HistoryRow, Job, JobRecord, Listener
+from gateway.types import HistoryRow, Job, JobRecord
 from gateway.upstream.client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
@@ -76,8 +76,8 @@ def targets(settings: Settings, secrets: Secrets) -> dict[str, Target]:
 
 
 def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
-    """A scheduler with its accounts; `old` is one that failed, whose accounts' learning is
-    taken along where it can still be read."""
+    """A scheduler with its accounts. `old` is one that failed: the limits and windows its accounts
+    have learned are taken over where they can still be read."""
     accounts = Accounts(settings.accounts, settings.balance)
     if old is not None and isinstance(old.accounts, Accounts):
         try:
@@ -92,8 +92,8 @@ def fresh_core(settings: Settings, old: Scheduler | None) -> Scheduler:
 
 
 class Repeated:
-    """A call made every `period_s` on the running loop. One that raises is logged, and made
-    again all the same."""
+    """A call made every `period_s` seconds on the running loop. A call that raises is logged and
+    does not end the series."""
 
     def __init__(self, period_s: float, call: Callable[[], None]) -> None:
         self._period_s = period_s
@@ -109,12 +109,13 @@ class Repeated:
         self._timer = asyncio.get_running_loop().call_later(self._period_s, self.start)
 
     def cancel(self) -> None:
+        """End the series."""
         if self._timer is not None:
             self._timer.cancel()
 
 
 class Gateway:
-    """One gateway process's objects. Build it on the running loop."""
+    """All objects of one gateway. To be built on the running loop."""
 
     def __init__(
         self,
@@ -138,30 +139,17 @@ class Gateway:
         self.metrics = Metrics(self._snapshots, LabelNames.of(settings))
         self.spend = Spend()
         self._core = core
-        first = core(effective(settings), None)
-        self._restore_accounts(first)
-        self.engine = Engine(first, core)
+        self.engine = self._new_engine(settings)
         self.client = UpstreamClient(open_transport())
-        self.relay = Relay(
-            self.engine,
-            self.client,
-            targets(settings, self._secrets),
-            settings.server,
-            send_problem,
-            predictor=self.predictor,
-            prices=prices,
-        )
+        self.relay = self._new_relay(settings, prices)
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn
         self.jobs = SubmittedJobs(
-            self.plane, self.engine, store, lambda: self.live.current.store.job_ttl_s
+            *(self.plane, self.engine, store), lambda: self.live.current.store.job_ttl_s
         )
         self._trust = ForecastTrust(self._recalibrated)
-        self._listeners: tuple[Listener, ...] = (
-            *(self.journal, self.jobs, self.metrics, self.spend, logs, self._trust),
-        )
         self._shadow: Shadow | None = None
-        self._observe(settings)
+        self._listen(settings)
         self.app = self._litestar()
         self._repeated = (
             Repeated(LAG_PERIOD_S, self._measure_lag),
@@ -187,9 +175,26 @@ class Gateway:
             connect=partial(start_child, own_command("predictor"), own_environ(self._environ)),
         )
 
+    def _new_engine(self, settings: Settings) -> Engine:
+        core = self._core(effective(settings), None)
+        self._restore_accounts(core)
+        return Engine(core, self._core)
+
+    def _new_relay(self, settings: Settings, prices: Mapping[str, Price]) -> Relay:
+        return Relay(
+            self.engine,
+            self.client,
+            targets(settings, self._secrets),
+            settings.server,
+            send_problem,
+            predictor=self.predictor,
+            prices=prices,
+        )
+
     # -- life --------------------------------------------------------------------------------
 
     def start(self) -> None:
+        """Start the predictor, resume submitted jobs, start the timers."""
         self.predictor.start()
         tenants = {tenant.name: tenant for tenant in self.live.current.tenants}
         self.jobs.resume(self.store.load_unfinished(), tenants)
@@ -198,7 +203,7 @@ class Gateway:
             repeated.start()
 
     async def drain(self) -> None:
-        """Refuse what is new, let the rest finish; after the time-out end it."""
+        """Refuse new requests and let the others finish; after the time-out end them."""
         self.jobs.drain()
         running = self.relay.open
         self.journal.draining(running, self.engine.jobs - running)
@@ -214,12 +219,13 @@ class Gateway:
             try:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self.relay.idle()
-            except TimeoutError:  # clients that do not even take their last words
+            except TimeoutError:  # clients that do not even take the error event
                 self.relay.abort_all()
                 await self.relay.idle()
 
     async def stop(self) -> None:
-        """After the listener is closed: threads, store, connections."""
+        """Stop everything else once the HTTP server has ended: jobs, predictor, store,
+        connections."""
         await self.jobs.stop()
         for repeated in self._repeated:
             repeated.cancel()
@@ -232,7 +238,7 @@ class Gateway:
         await self.client.aclose()
 
     def reload(self) -> None:
-        """SIGHUP. A file that is not valid changes nothing."""
+        """Reload the settings (SIGHUP) and log the result. An invalid file changes nothing."""
         try:
             result = self.live.reload()
         except SettingsError as error:
@@ -254,7 +260,7 @@ class Gateway:
     # -- what changes with the settings --------------------------------------------------------
 
     def _prepare(self, settings: Settings) -> Apply | None:
-        """What new settings change here; None where they and their secrets are those in force."""
+        """Build what new settings change. None where they and their secrets are in force."""
         before, secrets = self.live.current, load.secrets(settings, self._environ)
         if settings == before and secrets == self._secrets:
             return None
@@ -272,10 +278,10 @@ class Gateway:
             self.logs.apply(settings.observe, secrets.values())
             self.store.apply(settings.store)
             self.predictor.reconfigure(settings.predict, settings.private_tenants)
-            # A secret alone, too: an account whose key was refused is tried with the new one.
+            # For a new secret alone, too: an account whose key was refused is tried with it.
             self.engine.feed(events.SettingsChanged(settings=effective(settings)))
             if settings != before:
-                self._observe(settings)
+                self._listen(settings)
 
         return apply
 
@@ -287,7 +293,7 @@ class Gateway:
         try:
             wall_s, state = msgspec.msgpack.decode(saved, type=tuple[float, SavedState])
             count = core.accounts.restore(state, time.time() - wall_s)
-        except Exception as error:  # another version's, or damaged: it is learned again
+        except Exception as error:  # another version's, or damaged: learned again from zero
             logger.warning("what the accounts had learned cannot be read: %s", error)
             return
         logger.info("limits and windows restored", extra={"accounts": count})
@@ -303,8 +309,8 @@ class Gateway:
         except Exception:
             logger.exception("what the accounts have learned was not kept")
 
-    def _observe(self, settings: Settings) -> None:
-        """A shadow where the mode is "observe": a fresh one for these settings."""
+    def _listen(self, settings: Settings) -> None:
+        """Set the engine's listeners, with a fresh shadow where the mode is "observe"."""
         if self._shadow is not None:
             self._shadow.close()
         observing = settings.schedule.mode == "observe" and not settings.schedule.bypass
@@ -322,7 +328,8 @@ class Gateway:
         shadows = (self._shadow,) if self._shadow is not None else ()
         if self._shadow is not None:
             self._shadow.recalibrated(self._trust.value)
-        self.engine.listeners.replace((*self._listeners, *shadows))
+        always = (self.journal, self.jobs, self.metrics, self.spend, self.logs, self._trust)
+        self.engine.listeners.replace((*always, *shadows))
 
     def _recalibrated(self, trust: float) -> None:
         self.engine.feed(events.Recalibrated(trust))
@@ -332,7 +339,7 @@ class Gateway:
     # -- learning ------------------------------------------------------------------------------
 
     def _history(self, encoder: str) -> Iterator[list[HistoryRow]]:
-        """What the index is filled with: no more than it holds."""
+        """Pages of history for the index, no more rows than it holds."""
         return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
@@ -346,7 +353,7 @@ class Gateway:
         if isinstance(row, HistoryRow):
             self.store.append_history(row)
 
-    # -- what people see -----------------------------------------------------------------------
+    # -- for people ----------------------------------------------------------------------------
 
     def _snapshots(self) -> Snapshots:
         reload = self.live.state
@@ -369,7 +376,7 @@ class Gateway:
         )
 
     def _measure_lag(self) -> None:
-        """How late the loop runs this is how late it runs everything."""
+        """Measure how late the loop runs this call, which is how late it runs everything."""
         now = self.engine.clock()
         self.metrics.lag(now - self._lag_due_s)
         self._lag_due_s = now + LAG_PERIOD_S
@@ -378,7 +385,7 @@ class Gateway:
         self.logs.pump()
 
     def _sweep(self) -> None:
-        """Empty submitted jobs whose TTL is over; look after refits."""
+        """Empty submitted jobs whose TTL is over, and start refits that are due."""
         self.store.expire_jobs(time.time())
         self.predictor.tick()
 
@@ -430,7 +437,7 @@ def _routing_table(settings: Settings) -> RoutingTable:
 
 
 def _prices() -> dict[str, Price]:
-    """Prices are for people: without them forecasts have no money in them, and all goes on."""
+    """The shipped prices by model; none, with a log line, where they cannot be read."""
     try:
         return dict(load_prices(shipped("config/prices.toml")))
     except Exception as error:
