@@ -24,8 +24,8 @@ from gateway.types import Outcome, Verdict
 from gateway.upstream.client import (
     BROKEN,
     SLOW_NEXT_BYTE,
-    Answer,
     AttemptError,
+    ProviderAnswer,
     UpstreamClient,
 )
 from gateway.upstream.providers import (
@@ -73,7 +73,7 @@ def error_of(failure: Failure) -> GatewayError:
     return kind(message, code=failure.code, retry_after_s=failure.retry_after_s)
 
 
-async def attempt(client: UpstreamClient, target: Target, exchange: Exchange) -> Answer:
+async def attempt(client: UpstreamClient, target: Target, exchange: Exchange) -> ProviderAnswer:
     """The answer, its body still to come; `exchange.answer`, to be aborted there.
 
     Raises AttemptError.
@@ -108,25 +108,25 @@ async def attempt(client: UpstreamClient, target: Target, exchange: Exchange) ->
 
 
 def late_refusal(
-    answer: Answer, error: dict[str, Any], body: bytes, target: Target
+    answer: ProviderAnswer, error: dict[str, Any], body: bytes, target: Target
 ) -> AttemptError:
     """The failure of a 200 whose body is `error`; the client may be sent `body`."""
     status = stream_error_status(error)
     return AttemptError(classify(status, answer.headers, body, target, time.time()))
 
 
-def is_events(answer: Answer) -> bool:
+def is_events(answer: ProviderAnswer) -> bool:
     """True of events that can be read: a provider may compress although asked not to."""
     kind = (answer.header(b"content-type") or b"").lower()
     return kind.startswith(b"text/event-stream") and _is_plain(answer)
 
 
-def is_json(answer: Answer) -> bool:
+def is_json(answer: ProviderAnswer) -> bool:
     """True of JSON that can be read."""
     return b"json" in (answer.header(b"content-type") or b"").lower() and _is_plain(answer)
 
 
-def _is_plain(answer: Answer) -> bool:
+def _is_plain(answer: ProviderAnswer) -> bool:
     return answer.header(b"content-encoding") in (None, b"identity")
 
 
@@ -157,7 +157,7 @@ class TimedBody:
 
     def __init__(
         self,
-        answer: Answer,
+        answer: ProviderAnswer,
         target: Target,
         exchange: Exchange,
         response: ClientResponse,

@@ -18,7 +18,7 @@ from gateway.engine.engine import Permit
 from gateway.predict.prices import Price
 from gateway.predict.view import PromptView
 from gateway.types import Job, JobRecord, Outcome, Usage, Verdict
-from gateway.upstream.client import Answer
+from gateway.upstream.client import ProviderAnswer
 from gateway.upstream.providers import Headers
 
 OUTCOMES = {
@@ -68,7 +68,7 @@ class Exchange:
     outcome: Outcome | None = None  # where it is another than the job's
     status: int = 500
     account: str | None = None  # the last attempt's
-    answer: Answer | None = None
+    answer: ProviderAnswer | None = None
     started: bool = False  # the client has its status line
     complete: bool = False  # …and its last byte
     usage: Usage | None = None

@@ -16,7 +16,7 @@ from gateway.engine.client_watch import CancelReason, ClientWatch, Send
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import OUTCOMES, Exchange
 from gateway.errors import GatewayError, Unavailable
-from gateway.upstream.client import Answer
+from gateway.upstream.client import ProviderAnswer
 from gateway.upstream.providers import RETURNED, Headers
 from gateway.upstream.sse import event_of
 
@@ -54,7 +54,9 @@ class ClientResponse:
         self._send_error = send_error
         self._events = False  # the client is in the middle of an event stream
 
-    async def start(self, answer: Answer, length: bytes | None, *, events: bool = False) -> None:
+    async def start(
+        self, answer: ProviderAnswer, length: bytes | None, *, events: bool = False
+    ) -> None:
         """Send the status line, and with it the promise that no other attempt will be made.
 
         Args:
@@ -134,7 +136,7 @@ class ClientResponse:
 
 
 def answer_headers(
-    answer: Answer, permit: Permit, length: bytes | None, *, stream: bool, closing: bool
+    answer: ProviderAnswer, permit: Permit, length: bytes | None, *, stream: bool, closing: bool
 ) -> Headers:
     """The client's headers of a provider's answer: the allowed ones of its own, and ours.
 

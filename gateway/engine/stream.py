@@ -17,7 +17,7 @@ from gateway.engine.attempt import CUT_SHORT, TimedBody, late_refusal
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
-from gateway.upstream.client import SLOW_FIRST_BYTE, Answer, AttemptError
+from gateway.upstream.client import SLOW_FIRST_BYTE, AttemptError, ProviderAnswer
 from gateway.upstream.usage import StreamMeter
 
 TAIL_S = 1.0  # the longest wait for the end of a finished stream, to reuse its connection
@@ -123,7 +123,7 @@ def _is_complete(exchange: Exchange, meter: StreamMeter) -> bool:
     return choices and meter.finished_choices >= exchange.job.n
 
 
-async def _read_tail(answer: Answer) -> None:
+async def _read_tail(answer: ProviderAnswer) -> None:
     """Read a finished stream to its end, so that its connection can serve again."""
     with contextlib.suppress(AttemptError, TimeoutError):
         async with asyncio.timeout(TAIL_S):

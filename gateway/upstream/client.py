@@ -177,7 +177,7 @@ class AttemptError(Exception):
         self.failure = failure
 
 
-class Answer:
+class ProviderAnswer:
     """A provider's answer whose headers are here and whose body may still come."""
 
     __slots__ = ("_body", "headers", "status")
@@ -245,7 +245,7 @@ class UpstreamClient:
 
     async def send(
         self, to: Target, method: str, url: httpx.URL, headers: Headers, content: bytes
-    ) -> Answer:
+    ) -> ProviderAnswer:
         """One attempt, until the answer's headers. Raises AttemptError.
 
         Cancelling it closes the connection. The caller owns the answer and must read it to
@@ -274,7 +274,7 @@ class UpstreamClient:
             raise AttemptError(SLOW_FIRST_BYTE) from None
         body = response.stream
         assert isinstance(body, Body)
-        return Answer(response.status_code, body.headers, body)
+        return ProviderAnswer(response.status_code, body.headers, body)
 
     async def aclose(self) -> None:
         await self._transport.aclose()

@@ -7,7 +7,7 @@ from typing import Any
 from gateway.engine.engine import Permit
 from gateway.engine.response import answer_headers, permit_headers
 from gateway.types import JobClass
-from gateway.upstream.client import Answer
+from gateway.upstream.client import ProviderAnswer
 from tests.unit.schedule.build import job
 
 NOBODY: Any = None  # no engine and no body is asked for headers
@@ -26,7 +26,7 @@ def sent(
     closing: bool = False,
 ) -> list[tuple[bytes, bytes]]:
     """The client's headers of an answer with these, without those about the gateway's work."""
-    answer, one = Answer(200, list(headers), NOBODY), permit()
+    answer, one = ProviderAnswer(200, list(headers), NOBODY), permit()
     own = permit_headers(one)
     headers = answer_headers(answer, one, length, stream=stream, closing=closing)
     assert all(pair in headers for pair in own)
