@@ -1,12 +1,13 @@
-"""One HTTP exchange with one account: httpx's API over aiohttp's engine.
+"""One HTTP exchange with one account: httpx's transport API on top of aiohttp.
 
-Why not httpx.AsyncClient: its own pool looks at every connection for every request, and
-its layers (auth, redirects, cookies, hooks) do nothing for a gateway. The transport API is
-httpx's public seam (`AsyncBaseTransport`), so the engine can change again, and tests can
-hand in another one. `Aiohttp` below is httpx-aiohttp's transport with two changes: errors
-keep their meaning (upstream it maps a dropped connection to a connect timeout), and the
-answer can be dropped at once, synchronously, its socket with it: a clean-up that awaits
-may itself be cancelled.
+`httpx.AsyncClient` is not used: its pool looks at every connection for every request, and its
+layers (auth, redirects, cookies, hooks) do nothing for a gateway. The transport API
+(`AsyncBaseTransport`) is public, so the library underneath can change and tests can pass in
+another transport.
+
+`Aiohttp` is httpx-aiohttp's transport with two changes. Errors keep their meaning; the original
+reports a dropped connection as a connect timeout. An answer can be dropped at once, with its
+socket and without awaiting, for a clean-up that awaits may itself be cancelled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CHUNK_BYTES = 64 * 1024
 
 
 class Body(httpx.AsyncByteStream):
-    """An answer's bytes as they come."""
+    """Bytes of an answer, as they arrive."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -42,7 +43,7 @@ class Body(httpx.AsyncByteStream):
             yield chunk
 
     async def read_some(self) -> bytes:
-        """What has arrived, waiting for something; b"" at the end of the answer."""
+        """The bytes that have arrived, or the next to arrive; b"" at the end of the answer."""
         try:
             return await self._response.content.readany()
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as error:
@@ -52,7 +53,7 @@ class Body(httpx.AsyncByteStream):
         self.abort()
 
     def abort(self) -> None:
-        """Close the socket unless the answer was read to its end."""
+        """Closes the socket unless the answer was read to its end."""
         self._response.close()
 
 
@@ -60,7 +61,7 @@ _reused: ContextVar[bool] = ContextVar("reused", default=False)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Remembers for the task that connects whether its connection had served before."""
+    """Notes in `_reused`, for the connecting task, whether its connection had served before."""
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
@@ -73,7 +74,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Aiohttp(AiohttpTransport):
-    """httpx-aiohttp's transport; see the head of this file."""
+    """Transport of httpx-aiohttp with the two changes named at the head of this file."""
 
     _fresh: aiohttp.ClientSession | None = None
 
@@ -107,9 +108,9 @@ class Aiohttp(AiohttpTransport):
                     )
                     break
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                    # A kept-alive connection that the provider had closed meanwhile: nothing
-                    # of this request was answered, and no account is to blame. Once more, on a
-                    # connection of its own.
+                    # The provider had closed a kept-alive connection meanwhile. Nothing of this
+                    # request was answered and no account is at fault: try once more, on a new
+                    # connection.
                     if session is not self.client or not _reused.get():
                         raise
                     session = self.fresh()
@@ -135,8 +136,10 @@ class Content(httpx.AsyncByteStream):
 
 
 def open_transport() -> Aiohttp:
-    """The process's one transport; made on the running loop."""
-    # The authorities are certifi's, or SSL_CERT_FILE's.
+    """The process's one transport, for the running loop.
+
+    Certificate authorities are certifi's, or those of SSL_CERT_FILE.
+    """
     transport = Aiohttp(client=lambda: _session(transport.ssl_context, keep=True))
     return transport
 
@@ -170,7 +173,7 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 class AttemptError(Exception):
-    """An attempt that brought no answer; `failure` says what it teaches."""
+    """An attempt that brought no answer; `failure` has its verdict and its error."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -178,7 +181,7 @@ class AttemptError(Exception):
 
 
 class ProviderAnswer:
-    """A provider's answer whose headers are here and whose body may still come."""
+    """A provider's answer: its headers, and a body that may still be arriving."""
 
     __slots__ = ("_body", "headers", "status")
 
@@ -188,7 +191,7 @@ class ProviderAnswer:
         self._body = body
 
     async def read_some(self) -> bytes:
-        """The next bytes; b"" at the end. Raises AttemptError when the provider breaks off."""
+        """The next bytes; b"" at the end. Raises AttemptError if the provider breaks off."""
         try:
             return await self._body.read_some()
         except httpx.TransportError:
@@ -203,9 +206,11 @@ class ProviderAnswer:
         return b"".join(parts)[:limit]
 
     def header(self, name: bytes) -> bytes | None:
+        """The header `name`, in lower case; None where it is absent."""
         return next((v for k, v in self.headers if k == name), None)
 
     def abort(self) -> None:
+        """Closes the socket unless the answer was read to its end."""
         self._body.abort()
 
 
@@ -234,10 +239,10 @@ SLOW_NEXT_BYTE = _failure(
 
 
 class UpstreamClient:
-    """Sends requests to accounts.
+    """Client that sends requests to accounts.
 
     Args:
-        transport: any httpx transport whose answers' streams are `Body`.
+        transport: any httpx transport whose responses have a `Body` as their stream.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
@@ -246,10 +251,13 @@ class UpstreamClient:
     async def send(
         self, to: Target, method: str, url: httpx.URL, headers: Headers, content: bytes
     ) -> ProviderAnswer:
-        """One attempt, until the answer's headers. Raises AttemptError.
+        """Sends one attempt and waits for the answer's headers.
 
-        Cancelling it closes the connection. The caller owns the answer and must read it to
-        its end or `abort()` it.
+        Cancelling closes the connection. The caller owns the answer and must read it to its end
+        or `abort()` it.
+
+        Raises:
+            AttemptError: no answer, or none in time.
         """
         account = to.account
         request = httpx.Request(

@@ -1,8 +1,8 @@
-"""Dialects: how a request is addressed to a provider and how its refusals are read.
+"""Requests as a provider wants them, and its refusals as verdicts.
 
-Refusals are classified by `error.code` before status (OpenAI error codes; summed up in the
-team's field notes): an exhausted quota is a dead key however it is numbered, `slow_down`
-teaches the limit, and what a client did wrong teaches nothing.
+A refusal is classified by `error.code` before its status (OpenAI's error codes): an exhausted
+quota is a dead key whatever its status, `slow_down` cuts the limit, and an error of the client
+says nothing about the account.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DEAD_CODES = frozenset(
 )
 _OVERLOAD_CODES = frozenset({"server_is_overloaded", "overloaded", "overloaded_error"})
 _RATE_CODES = frozenset({"rate_limit_exceeded", "slow_down", "tokens", "requests"})
-# A digit or a star, or great length, tells a key from a word ("API key provided").
+# A digit, a star or great length distinguishes a key from a word ("API key provided").
 _KEY_LIKE = re.compile(
     r"\b(?:(?:sk|pk|rk|key)[-_]|AIza|Bearer )"
     r"(?:(?=[\w.*~+/=-]*[0-9*])[\w.*~+/=-]{6,}|[\w.*~+/=-]{24,})"
@@ -42,13 +42,12 @@ _KEY_LIKE = re.compile(
 _WAITS = (b"retry-after-ms", b"retry-after")
 MAX_RETRY_AFTER_S = 86_400.0
 
-# What of a client's headers goes to the provider. Everything else stays here: credentials,
-# cookies, addresses, and the headers that choose who pays.
+# Client headers that are forwarded to the provider. All others are dropped: credentials, cookies,
+# addresses, and headers that choose who pays.
 _FORWARDED = frozenset(
     {b"accept", b"content-type", b"content-encoding", b"openai-beta", b"accept-language"}
 )
-# What of a provider's headers goes to the client. Its rate limits are the account's, not
-# the client's, and stay here.
+# Provider headers that are returned to the client. Rate limits are not: they are the account's.
 RETURNED = frozenset(
     {
         b"content-type",
@@ -61,8 +60,7 @@ RETURNED = frozenset(
     }
 )
 
-
-FORM_SCAN_BYTES = 64 * 1024  # of a form, in which its model is looked for
+FORM_SCAN_BYTES = 64 * 1024  # bytes of a form that are searched for its model
 FORM_MODEL = re.compile(rb'name="model"[^\r\n]{0,200}\r\n\r\n([^\r\n]{1,200})\r\n')
 MAX_URLS = 64
 
@@ -74,14 +72,14 @@ class Target(Struct, frozen=True):
     key: str
     base: httpx.URL
     headers: tuple[tuple[bytes, bytes], ...]
-    urls: dict[str, httpx.URL] = {}  # of paths without a query, filled as they are asked for
+    urls: dict[str, httpx.URL] = {}  # by path without query; filled on first use
 
     def __repr__(self) -> str:
         return f"Target({self.account.name!r})"
 
 
 def target(account: Account, key: str) -> Target:
-    """Resolve an account; `key` is the secret itself."""
+    """The account, ready to be called; `key` is the secret itself."""
     return Target(
         account=account,
         key=key,
@@ -89,14 +87,14 @@ def target(account: Account, key: str) -> Target:
         headers=(
             (b"authorization", b"Bearer " + key.encode()),
             (b"user-agent", b"sagesched-gateway"),
-            # Plain bytes, so that usage can be read on the way without a decoder.
+            # Uncompressed, so that usage can be read on the way.
             (b"accept-encoding", b"identity"),
         ),
     )
 
 
 def url_for(to: Target, path: str, query: bytes) -> httpx.URL:
-    """`path` is the client's path below /v1, such as `/chat/completions`."""
+    """The URL of `path`, the client's path below /v1 such as `/chat/completions`."""
     url = to.urls.get(path)
     if url is None:
         url = to.base.copy_with(raw_path=to.base.raw_path.rstrip(b"/") + path.encode("ascii"))
@@ -106,16 +104,16 @@ def url_for(to: Target, path: str, query: bytes) -> httpx.URL:
 
 
 def headers_for(to: Target, client_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """The provider's headers: the account's own and what is harmless of the client's."""
+    """Headers of the provider's request: the account's own and the client's forwarded ones."""
     sent = list(to.headers)
     sent += [(name, value) for name, value in client_headers if name in _FORWARDED]
     return sent
 
 
 class BodyEdit(Struct, frozen=True):
-    """The keys the gateway owns in a request body, as this account wants them."""
+    """Values of the body's keys that the gateway owns, as this account wants them."""
 
-    model: str | None = None  # the upstream's name, where it differs
+    model: str | None = None  # the provider's name; None where it is the client's
     include_usage: bool = False
     max_tokens_field: str = "as_sent"
 
@@ -125,7 +123,7 @@ _json = msgspec.json.Encoder()
 
 
 def edit_for(to: Target, model: str, *, inject_usage: bool) -> BodyEdit | None:
-    """What must change in the body for this account; None when nothing does."""
+    """Changes of the body for this account; None where there are none."""
     upstream_model = to.account.model_map.get(model, model)
     edit = BodyEdit(
         model=upstream_model if upstream_model != model else None,
@@ -137,10 +135,10 @@ def edit_for(to: Target, model: str, *, inject_usage: bool) -> BodyEdit | None:
 
 
 def edited(body: bytes, edit: BodyEdit) -> bytes:
-    """`body` with the edit made; every other member keeps its bytes and its place.
+    """`body` with the edit applied; all other members keep their bytes and places.
 
-    A body that names no model gets none. Of a multipart form the model's part is edited, the
-    only one of these keys that forms have; any other body stays as it is.
+    A body without a model gets none. In a multipart form only the model's part is edited, for
+    forms have none of the other keys. Any other body is returned as it is.
     """
     try:
         members = _members.decode(body)
@@ -161,7 +159,7 @@ def edited(body: bytes, edit: BodyEdit) -> bytes:
 
 
 def _with_limit_in(field: str, members: dict[str, Raw]) -> dict[str, Raw]:
-    """The token limit under the one name this account knows. A null is no limit."""
+    """`members` with the token limit under the name `field`. A null is no limit."""
     other = "max_completion_tokens" if field == "max_tokens" else "max_tokens"
     if other not in members or bytes(members.get(field, b"null")) != b"null":
         return members
@@ -178,22 +176,22 @@ def _edited_form(body: bytes, edit: BodyEdit) -> bytes:
 
 
 class Failure(Struct, frozen=True):
-    """One attempt that brought no answer."""
+    """Error of one attempt."""
 
-    verdict: Verdict
-    outcome: Outcome
-    retryable: bool  # another attempt may do better
-    status: int  # for the client, should this be the last word
+    verdict: Verdict  # for the account
+    outcome: Outcome  # of the job, if no other attempt follows
+    retryable: bool  # another attempt may succeed
+    status: int  # for the client, if no other attempt follows
     code: str
     message: str
-    body: bytes | None = None  # the provider's own error, cleaned, where it may be passed on
+    body: bytes | None = None  # the provider's error, cleaned; None if it must not be passed on
     retry_after_s: float | None = None
 
 
 def retry_after(headers: Iterable[tuple[bytes, bytes]], wall_s: float) -> float | None:
     """Seconds from `retry-after-ms` or `Retry-After` (RFC 9110 §10.2.3: seconds or a date).
 
-    Between 0 and a day; None where neither says a time. `wall_s` is the time of day (Unix).
+    Between 0 and a day; None where both are absent or unreadable. `wall_s` is the Unix time.
     """
     found = {k.lower(): v.decode("latin-1").strip() for k, v in headers if k.lower() in _WAITS}
     wait = _number(found.get(b"retry-after-ms"), 1000)
@@ -214,7 +212,7 @@ def _number(text: str | None, per_second: int) -> float | None:
 def _seconds_until(date: str, wall_s: float) -> float | None:
     try:
         when = email.utils.parsedate_to_datetime(date)
-        if when.tzinfo is None:  # HTTP's dates are GMT, the ones that do not say so, too
+        if when.tzinfo is None:  # dates in HTTP are GMT, even if they do not say so
             when = when.replace(tzinfo=datetime.UTC)
         return when.timestamp() - wall_s
     except (ValueError, TypeError, OverflowError, IndexError):
@@ -224,14 +222,17 @@ def _seconds_until(date: str, wall_s: float) -> float | None:
 def classify(
     status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, to: Target, wall_s: float
 ) -> Failure:
-    """Read a refusal (status ≥ 400, or an error inside a 200 stream sent as `status`)."""
+    """The failure that a refusal means.
+
+    `status` is ≥ 400; for an error inside a 200 stream it is `stream_error_status`.
+    """
     error = _error_object(body)
     code, kind = _word(error.get("code")), _word(error.get("type"))
     wait = retry_after(headers, wall_s)
     clean = _clean(error, status, to.key)
 
     def failure(verdict: Verdict, outcome: Outcome, retry: bool, final: int | None) -> Failure:
-        # final None: the provider's own words go to the client.
+        # final None: the provider's own error goes to the client.
         return Failure(
             verdict=verdict,
             outcome=outcome,
@@ -244,7 +245,7 @@ def classify(
         )
 
     if code in _DEAD_CODES or kind in _DEAD_CODES or status in (401, 402):
-        # The account's trouble, not the client's: a 401 here must not look like its own.
+        # The account's fault: a 401 to the client would look like the client's own.
         return failure(Verdict.DEAD_KEY, Outcome.UPSTREAM_ERROR, True, 502)
     if code in _OVERLOAD_CODES or kind in _OVERLOAD_CODES or status in (503, 529):
         return failure(Verdict.OVERLOADED, Outcome.UPSTREAM_ERROR, True, None)
@@ -254,12 +255,12 @@ def classify(
         return failure(Verdict.TIMEOUT, Outcome.UPSTREAM_TIMEOUT, True, None)
     if status >= 500:
         return failure(Verdict.SERVER_ERROR, Outcome.UPSTREAM_ERROR, True, None)
-    # 403 and 404 may be one account's alone (a region, a missing deployment).
+    # 403 and 404 may concern one account alone (a region, a missing deployment).
     return failure(Verdict.IGNORED, Outcome.CLIENT_ERROR, status in (403, 404), None)
 
 
 def stream_error_status(error: dict[str, Any]) -> int:
-    """The status an error inside a 200 stream stands for (vLLM, SGLang put it in `code`)."""
+    """The status that an error inside a 200 stream means (vLLM, SGLang put it in `code`)."""
     for value in (error.get("status"), error.get("code")):
         if isinstance(value, int) and 400 <= value <= 599:
             return value
@@ -272,7 +273,7 @@ def stream_error_status(error: dict[str, Any]) -> int:
 
 
 def _error_object(body: bytes) -> dict[str, Any]:
-    """OpenAI's `error` member wherever a provider puts it (Gemini wraps it in an array)."""
+    """The error object of an answer; Gemini wraps it in an array. {} where there is none."""
     try:
         value = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -288,18 +289,18 @@ def _error_object(body: bytes) -> dict[str, Any]:
 
 
 def _word(value: Any) -> str:
-    """A code or type as a bounded text; it becomes a log field and a header's neighbour."""
+    """A code or type as text of bounded length; "" for other values."""
     return str(value)[:100] if isinstance(value, str | int) else ""
 
 
 def _clean(error: dict[str, Any], status: int, key: str) -> bytes:
-    """The provider's error in OpenAI's shape, without anything that looks like a key."""
+    """The provider's error in OpenAI's form, without anything that looks like a key."""
 
     def scrubbed(text: str) -> str:
         return _KEY_LIKE.sub("[key]", text.replace(key, "[key]") if key else text)
 
-    said = error.get("message") or error.get("detail") or f"the provider answered {status}"
-    message = said if isinstance(said, str) else _json.encode(said).decode()
+    text = error.get("message") or error.get("detail") or f"the provider answered {status}"
+    message = text if isinstance(text, str) else _json.encode(text).decode()
     kind, code, param = _word(error.get("type")), error.get("code"), error.get("param")
     return _json.encode(
         {

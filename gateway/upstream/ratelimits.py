@@ -1,11 +1,11 @@
-"""What a provider's headers say of an account's limits. Pure.
+"""Rate limits from a provider's headers. Pure.
 
     x-ratelimit-{limit,remaining,reset}-{requests,tokens}            OpenAI, Azure, Doubao, Groq
     anthropic-ratelimit-{requests,tokens,input-tokens}-{limit,remaining,reset}        Anthropic
 
-Resets are durations as Go writes them ("120ms", "6m0s", "1h2m3.5s"), bare seconds (Azure), or
-moments (Anthropic, RFC 3339). Read defensively: Azure sends -1 for "unknown", others words; what
-cannot be read says nothing. (OpenAI, "Rate limits in headers"; Anthropic, "Rate limits".)
+Resets are durations in Go's notation ("120ms", "6m0s", "1h2m3.5s"), seconds (Azure), or times
+(Anthropic, RFC 3339). Values that cannot be read count as absent: Azure sends -1 for "unknown",
+others send words. (OpenAI, "Rate limits in headers"; Anthropic, "Rate limits".)
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ _PLAIN = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?")
 
 
 def rate_limits(headers: Iterable[tuple[bytes, bytes]], wall_s: float) -> RateLimits | None:
-    """None where the headers, whose names are in lower case, say nothing of limits.
+    """The limits in these headers; None where there are none.
 
-    `wall_s` is the time of day (Unix), against which moments are read.
+    Names of headers are in lower case. `wall_s` is the Unix time that times are compared with.
     """
     found = [(name, value) for name, value in headers if name.startswith(PREFIXES)]
     if not found:
         return None
-    said = {name.decode("latin-1"): value.decode("latin-1").strip() for name, value in found}
+    texts = {name.decode("latin-1"): value.decode("latin-1").strip() for name, value in found}
     limits = RateLimits(
-        limit_requests=_count(_say(said, "limit", "requests")) or None,
-        remaining_requests=_count(_say(said, "remaining", "requests")),
-        reset_requests_s=_reset_s(_say(said, "reset", "requests"), wall_s),
-        limit_tokens=_count(_say(said, "limit", "tokens")) or None,
-        remaining_tokens=_count(_say(said, "remaining", "tokens")),
-        reset_tokens_s=_reset_s(_say(said, "reset", "tokens"), wall_s),
+        limit_requests=_count(_text(texts, "limit", "requests")) or None,
+        remaining_requests=_count(_text(texts, "remaining", "requests")),
+        reset_requests_s=_reset_s(_text(texts, "reset", "requests"), wall_s),
+        limit_tokens=_count(_text(texts, "limit", "tokens")) or None,
+        remaining_tokens=_count(_text(texts, "remaining", "tokens")),
+        reset_tokens_s=_reset_s(_text(texts, "reset", "tokens"), wall_s),
     )
     return None if limits == RateLimits() else limits
 
 
-def _say(said: dict[str, str], what: str, of: str) -> str | None:
+def _text(texts: dict[str, str], what: str, of: str) -> str | None:
     for name in (
         f"x-ratelimit-{what}-{of}",
         f"anthropic-ratelimit-{of}-{what}",
         f"anthropic-ratelimit-input-{of}-{what}",
     ):
-        if name in said:
-            return said[name]
+        if name in texts:
+            return texts[name]
     return None
 
 

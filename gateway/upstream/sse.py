@@ -1,14 +1,13 @@
-"""Server-sent events, pure: bytes in, whole events out, whatever the network cut.
+"""Server-sent events: bytes in, whole events out, wherever the network cut them. Pure.
 
-Source: WHATWG HTML, "Server-sent events", parsing an event stream. The splitter keeps
-each event's bytes exactly as they came, terminator included, so that what is relayed is
-what was received.
+Source: WHATWG HTML, "Server-sent events", parsing an event stream. Each event keeps its bytes
+exactly, terminator included, so what is relayed is what was received.
 
-Three things make the cuts treacherous. A line ends with CRLF, LF or CR, so a chunk that
-ends in CR may end in half a line end: the event waits for one more byte. An event may be
-larger than what one is willing to hold: it is handed on in pieces, marked as such, since a
-piece that happens to begin with `data:` is no event. And blank lines may stand between
-events; they belong to the event after them.
+1. A line ends with CRLF, LF or CR, so a chunk that ends in CR may end in half a line end: the
+   event waits for one more byte.
+2. An event too large to hold is passed on in pieces of type `Piece`, so that a piece that begins
+   with `data:` is not taken for an event.
+3. Blank lines between events belong to the event after them.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Piece(bytes):
-    """A part of an event that is too long to hold; the parts joined are the event."""
+    """A part of an event that is too long to hold; all parts joined are the event."""
 
     __slots__ = ()
 
 
 class Splitter:
-    """Cuts a byte stream into events.
+    """Splitter of a byte stream into events.
 
     Args:
-        max_bytes: an event longer than this comes in pieces (`Piece`): holding it whole
-            would let a provider fill the memory. Held are at most `max_bytes` and a chunk.
+        max_bytes: a longer event comes in pieces (`Piece`), so that a provider cannot fill the
+            memory. At most `max_bytes` and one chunk are held.
     """
 
     __slots__ = ("_held", "_long", "_max_bytes", "_searched")
 
     def __init__(self, max_bytes: int = 2**20) -> None:
         self._held = b""
-        self._searched = 0  # bytes of `_held` in which no end begins: looked at once only
-        self._long = False  # the event under way has already come in part
+        self._searched = 0  # bytes of `_held` in which no end begins
+        self._long = False  # pieces of the event under way were passed on
         self._max_bytes = max_bytes
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that `chunk` completes, each with its terminator, and pieces."""
         data = self._held + chunk if self._held else chunk
-        # The common case by far: one write of the provider is one whole event.
+        # The most common case: one write of the provider is one whole event.
         if (
             data.find(b"\n\n", self._searched) == len(data) - 2
             and not self._long
@@ -74,14 +73,14 @@ class Splitter:
         return events
 
     def rest(self) -> bytes:
-        """What came after the last whole event; the splitter is empty afterwards."""
+        """The bytes after the last whole event; the splitter is empty afterwards."""
         held = Piece(self._held) if self._long else self._held
         self._held, self._searched, self._long = b"", 0, False
         return held
 
 
 def _is_plain(event: bytes) -> bool:
-    """One `data: ` line and nothing else, ended by LF LF: nearly every event there is."""
+    """True for one `data: ` line alone, ended by LF LF, as nearly every event is."""
     return (
         event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
     )
@@ -90,7 +89,7 @@ def _is_plain(event: bytes) -> bool:
 def data_of(event: bytes) -> bytes | None:
     """The event's data lines joined with a line feed; None for comments and field-only events.
 
-    A byte order mark before the first line is passed over, as a stream's first may have one.
+    A byte order mark before the first line is skipped.
     """
     if _is_plain(event):
         return event[6:-2]
@@ -105,13 +104,15 @@ def data_of(event: bytes) -> bytes | None:
 
 
 def event_of(data: bytes) -> bytes:
-    """One event that carries `data`, which holds no line break."""
+    """An event that carries `data`, which has no line break."""
     return b"data: " + data + b"\n\n"
 
 
 def with_data(event: bytes, data: bytes) -> bytes:
-    """`event` with `data`, which holds no line break, in place of its data lines; its other
-    lines and its line ends stay."""
+    """`event` with `data`, which has no line break, in place of its data lines.
+
+    Other lines and line ends are kept.
+    """
     if _is_plain(event):
         return event_of(data)
     kept: list[bytes] = []
@@ -127,7 +128,7 @@ def with_data(event: bytes, data: bytes) -> bytes:
         elif not written:
             kept.append(b"data: " + data + end)
             written = True
-    last = body[position:]  # a stream's last event may lack its end
+    last = body[position:]  # the last event of a stream may lack its end
     if last == b"data" or last.startswith(b"data:"):
         last = b"" if written else b"data: " + data
     return mark + b"".join(kept) + last

@@ -1,13 +1,12 @@
-"""What a provider says of its own answer: usage, finish reason, error. Pure.
+"""Usage, finish reason and error from a provider's answer. Pure.
 
-Counting is done on the way: the meter looks only into events that name what it wants, so
-a stream costs a few substring searches an event. Usage may come on a chunk with choices,
-on a final one without, twice, or never (public gateway threads, summed up in the team's
-field notes): the last one that counts anything wins, and where there is none, the events
-that carried content are counted instead and the usage is marked as estimated.
+A stream is read on its way to the client: only events that contain certain words are decoded, so
+an event costs a few substring searches. Usage may come on a chunk with choices, on a final one
+without, twice, or never: the last one with a count above 0 is used, and where there is none the
+events with content are counted and the usage is marked as estimated.
 
-Nothing a provider writes may break the stream: an answer with one odd member (a number for
-a text, say) is read member by member, and what cannot be read at all passes untouched.
+Nothing in an answer may break the stream: one with a malformed member (a number for a text, say)
+is decoded member by member, and one that is no JSON passes unchanged.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from gateway.types import Usage
 from gateway.upstream.sse import Piece, Splitter, data_of, with_data
 
 MAX_TOKENS = 10**9
-"""Counts beyond this are cut: a provider's number is not trusted into a 64-bit column."""
+"""Counts above this are cut to it, so that they fit a 64-bit column."""
 
 _NO_ERROR = Raw(b"null")  # a union with Raw would not decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
-# What makes a chunk without choices more than the usage chunk (Azure's first one).
+# Members by which a chunk without choices is more than the usage chunk (Azure's first one).
 _PAYLOAD = ("error", "prompt_filter_results")
 
 
@@ -46,7 +45,7 @@ _NO_PROMPT_DETAILS, _NO_OUTPUT_DETAILS = _PromptDetails(), _OutputDetails()
 
 
 class _UsageFields(Struct):
-    """Chat completions, completions, embeddings, the responses API's names, and those of
+    """Members of `usage` in every API: chat and text completions, embeddings, responses, and
     transcriptions (`input_token_details`, as in the realtime API)."""
 
     prompt_tokens: int | None = None
@@ -67,7 +66,7 @@ class _Choice(Struct):
 
 
 class _Inner(Struct):
-    """`response` inside the responses API's terminal events."""
+    """Member `response` of the responses API's terminal events."""
 
     usage: _UsageFields | None = None
     status: str | None = None
@@ -92,7 +91,7 @@ _json = msgspec.json.Encoder()
 
 
 def _answer(data: bytes) -> _Answer:
-    """Raises one of _DECODE_ERRORS when `data` is no JSON object."""
+    """The answer's members that can be read. Raises one of _DECODE_ERRORS for no JSON object."""
     try:
         return _answers.decode(data)
     except msgspec.ValidationError:
@@ -140,7 +139,7 @@ def _usage(fields: _UsageFields | None) -> Usage | None:
 
 
 def answer_usage(body: bytes) -> tuple[Usage | None, str | None]:
-    """Usage and finish reason of a whole JSON answer; (None, None) where it has none."""
+    """Usage and finish reason of a whole JSON answer; None where it has none."""
     try:
         answer = _answer(body)
     except _DECODE_ERRORS:
@@ -150,7 +149,7 @@ def answer_usage(body: bytes) -> tuple[Usage | None, str | None]:
 
 
 def tail_usage(tail: bytes) -> Usage | None:
-    """Usage from the end of a JSON answer that was too long to keep; None where it is not there."""
+    """Usage from the end of a JSON answer that was too long to keep; None if it is not there."""
     at = tail.rfind(b'"usage"')
     start = tail.find(b"{", at)
     if at < 0 or start < 0:
@@ -163,16 +162,15 @@ def tail_usage(tail: bytes) -> Usage | None:
 
 
 class StreamMeter:
-    """Reads a stream of events on its way to the client.
+    """Reader of a stream of events on its way to the client.
 
     Args:
-        hide_usage: the gateway asked for usage on its own account: the usage chunk and the
-            `usage` members are taken out; events without one and all other members stay byte
-            for byte.
+        hide_usage: the gateway asked for usage, not the client: the usage chunk and the `usage`
+            members are removed, everything else passes byte for byte.
         max_event_bytes: longer events pass in pieces, unread.
 
-    Attributes after the stream: `usage`, `finish_reason`, `error` (the provider's error
-    object, where the stream carried one), `done` (it ended as its protocol ends).
+    Attributes after the stream: `usage`, `finish_reason`, `error` (the provider's error object),
+    `done` (the stream ended as its protocol requires).
     """
 
     __slots__ = (
@@ -195,33 +193,33 @@ class StreamMeter:
         self.error: dict[str, Any] | None = None
         self.content_events = 0
         self.done = False
-        self.seen_data = False  # an event that is more than a comment has passed
+        self.seen_data = False  # an event other than a comment has passed
         self._finished: set[int] = set()
 
     @property
     def finished_choices(self) -> int:
-        """Choices that have their finish reason."""
+        """Number of choices that have their finish reason."""
         return len(self._finished)
 
     @property
     def output_tokens(self) -> int:
-        """Of all choices, so far: a lower bound, since an event may carry several tokens."""
+        """Output tokens of all choices so far; a lower bound, as an event may carry several."""
         usage, events = self.usage, self.content_events
         return events if usage is None else max(events, usage.output_tokens)
 
     def feed(self, chunk: bytes) -> bytes:
-        """The bytes the client gets for `chunk`: whole events only."""
+        """The bytes for the client after `chunk`: whole events only."""
         events = self._splitter.feed(chunk)
         if len(events) == 1:
             return self._event(events[0])
         return b"".join([self._event(event) for event in events])
 
     def rest(self) -> bytes:
-        """What a stream that ended in good order held after its last whole event."""
+        """The bytes for the client at the stream's end, after the last whole event."""
         return self._event(self._splitter.rest())
 
     def estimated(self, prompt_tokens: int) -> Usage:
-        """Usage by count of events: what is known of a stream that was cut."""
+        """Usage by the number of events, for a stream that was cut."""
         return Usage(prompt_tokens, self.content_events, estimated=True)
 
     def _event(self, event: bytes) -> bytes:
@@ -234,7 +232,7 @@ class StreamMeter:
             self.done = True
             return event
         if (
-            b'"finish_reason"' in event  # the commonest first
+            b'"finish_reason"' in event  # the most common first
             or b'"usage"' in event
             or b'"error"' in event
             or b'"response"' in event
@@ -293,7 +291,7 @@ class StreamMeter:
         if usage is None:
             return event
         if bytes(usage) != b"null":
-            # Parsers index choices[0]: the chunk that only carries usage must go, whole.
+            # Parsers index choices[0], so a chunk that carries nothing but usage is removed whole.
             no_choices = no_choices or bytes(members.get("choices", b"")) == b"null"
             if no_choices and all(bytes(members.get(p, b"null")) == b"null" for p in _PAYLOAD):
                 return b""
