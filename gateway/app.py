@@ -57,7 +57,7 @@ from gateway.shipped import own_command, own_environ, shipped
 from gateway.snapshots import ProcessSnapshot, Snapshots
 from gateway.store.store import Store
 from gateway.types import HistoryRow, Job, JobRecord
-from gateway.upstream.client import UpstreamClient, open_transport
+from gateway.upstream.http_client import UpstreamClient, open_transport
 from gateway.upstream.providers import Target, target
 
 logger = logging.getLogger("gateway.app")

@@ -21,7 +21,7 @@ from gateway.engine.exchange import Exchange
 from gateway.engine.response import ClientResponse
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamRefused, UpstreamTimeout
 from gateway.types import Outcome, Verdict
-from gateway.upstream.client import (
+from gateway.upstream.http_client import (
     BROKEN,
     SLOW_NEXT_BYTE,
     AttemptError,

@@ -18,7 +18,7 @@ from gateway.engine.engine import Permit
 from gateway.predict.prices import Price
 from gateway.predict.view import PromptView
 from gateway.types import Job, JobRecord, Outcome, Usage, Verdict
-from gateway.upstream.client import ProviderAnswer
+from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.providers import Headers
 
 OUTCOMES = {

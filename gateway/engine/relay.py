@@ -33,7 +33,7 @@ from gateway.predict.prices import Price
 from gateway.predict.process.predictor import Predictor
 from gateway.settings.schema import Server
 from gateway.types import JobRecord, Outcome
-from gateway.upstream.client import AttemptError, UpstreamClient
+from gateway.upstream.http_client import AttemptError, UpstreamClient
 from gateway.upstream.providers import Failure, Target
 
 logger = logging.getLogger("gateway.engine")

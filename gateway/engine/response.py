@@ -16,7 +16,7 @@ from gateway.engine.client_watch import CancelReason, ClientWatch, Send
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import OUTCOMES, Exchange
 from gateway.errors import GatewayError, Unavailable
-from gateway.upstream.client import ProviderAnswer
+from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.providers import RETURNED, Headers
 from gateway.upstream.sse import event_of
 

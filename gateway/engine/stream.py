@@ -17,7 +17,7 @@ from gateway.engine.attempt import CUT_SHORT, TimedBody, late_refusal
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
-from gateway.upstream.client import SLOW_FIRST_BYTE, AttemptError, ProviderAnswer
+from gateway.upstream.http_client import SLOW_FIRST_BYTE, AttemptError, ProviderAnswer
 from gateway.upstream.usage import StreamMeter
 
 TAIL_S = 1.0  # the longest wait for the end of a finished stream, to reuse its connection

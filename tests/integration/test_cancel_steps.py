@@ -34,7 +34,7 @@ from gateway.schedule.routes import routes
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
 from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
-from gateway.upstream.client import Body, UpstreamClient
+from gateway.upstream.http_client import Body, UpstreamClient
 from gateway.upstream.providers import target
 from tests.kit.steps import chunk, event
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from gateway.engine.attempt import CUT_SHORT, TimedBody, error_of
 from gateway.errors import UpstreamFailed, UpstreamRefused, UpstreamTimeout
-from gateway.upstream.client import BROKEN, SLOW_NEXT_BYTE, AttemptError
+from gateway.upstream.http_client import BROKEN, SLOW_NEXT_BYTE, AttemptError
 from gateway.upstream.providers import target
 from tests.unit.schedule.build import settings
 

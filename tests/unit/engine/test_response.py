@@ -7,7 +7,7 @@ from typing import Any
 from gateway.engine.engine import Permit
 from gateway.engine.response import answer_headers, permit_headers
 from gateway.types import JobClass
-from gateway.upstream.client import ProviderAnswer
+from gateway.upstream.http_client import ProviderAnswer
 from tests.unit.schedule.build import job
 
 NOBODY: Any = None  # no engine and no body is asked for headers
