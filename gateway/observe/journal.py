@@ -42,6 +42,9 @@ class Journal(Listener):
         self._wall = wall
         self._count = 0  # events ever
 
+    def __repr__(self) -> str:
+        return f"Journal({len(self._ring)} of {self._count} events)"
+
     @property
     def dropped(self) -> int:
         """Events that have fallen off the ring, ever."""

@@ -71,6 +71,9 @@ class LiveSettings:
         self.state = ReloadState(1, True, time.time())
         self._prepares: list[Prepare] = []
 
+    def __repr__(self) -> str:
+        return f"LiveSettings({str(self.path)!r}, generation {self.state.generation})"
+
     def on_change(self, prepare: Prepare) -> None:
         """Add a part that takes new settings."""
         self._prepares.append(prepare)
