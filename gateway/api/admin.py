@@ -76,6 +76,7 @@ class AdminRoutes:
         self._token().check(raw_headers(request))
 
     def handlers(self) -> list[HTTPRouteHandler]:
+        """All routes, bound to this object."""
         return [*self._open(), *self._reading(), *self._acting()]
 
     def _open(self) -> list[HTTPRouteHandler]:

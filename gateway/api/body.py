@@ -28,6 +28,7 @@ class BodyMemory:
         self.held += size
 
     def give_back(self, size: int) -> None:
+        """Count bytes as no longer held."""
         self.held -= size
 
 
@@ -41,6 +42,7 @@ class BodyShare:
         self._size = size
 
     def release(self) -> None:
+        """Give the bytes back; after the first call nothing."""
         size, self._size = self._size, 0
         self._memory.give_back(size)
 

@@ -75,6 +75,7 @@ class IngestRequest(Struct, forbid_unknown_fields=True):
 
 
 def raw_headers(request: HttpRequest) -> Headers:
+    """The headers as bytes, names in lower case."""
     return list(request.scope["headers"])
 
 
@@ -233,6 +234,8 @@ class ForecastRoutes:
         self._wait_s = wait_s
 
     def handlers(self) -> list[HTTPRouteHandler]:
+        """Both routes, bound to this object."""
+
         @post("/predict", status_code=200)
         async def predict(request: HttpRequest) -> HttpResponse:
             tenant = self._tenant(request)

@@ -85,6 +85,7 @@ class _Client:
         self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def leave(self) -> None:
+        """Disconnect; the relay then ends the call."""
         if not self._left.done():
             self._left.set_result(None)
 
@@ -117,6 +118,8 @@ class SubmittedJobs(Listener):
         return f"<SubmittedJobs {len(self._tasks)} running or queued>"
 
     def handlers(self) -> list[HTTPRouteHandler]:
+        """The three routes, bound to this object."""
+
         @post("/submit", status_code=200)
         async def submit(request: HttpRequest) -> HttpResponse:
             tenant = self._tenant(request)
@@ -350,6 +353,7 @@ class SubmittedJobs(Listener):
     # -- engine listener -------------------------------------------------------------------------
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
+        """Mark a submitted job as running."""
         row = self._active.get(job.id)
         # A job that leaves is being cancelled: it may still be dispatched, but sends nothing.
         if row is None or row.status != "queued" or job.id in self._leaving:

@@ -51,11 +51,13 @@ class WriteBuffers:
         return f"<WriteBuffers {len(self)} connections of {self._limit} bytes>"
 
     def add(self, transport: asyncio.Transport) -> None:
+        """Count a new connection and set its limit."""
         self._open.add(transport)
         if not self._adjust():
             transport.set_write_buffer_limits(high=self._limit)
 
     def remove(self, transport: asyncio.Transport) -> None:
+        """Forget a closed connection."""
         self._open.discard(transport)
         self._adjust()
 
@@ -198,6 +200,8 @@ class GatewayProtocol(HttpToolsProtocol):
         self._refuse(error)
 
     def send_400_response(self, msg: str) -> None:
+        """Refuse a request that the parser cannot read, or one with too large a header; `msg` is
+        uvicorn's and not sent."""
         if self._header_bytes > MAX_HEADER_BYTES or len(self.headers or ()) > MAX_HEADERS:
             error = InvalidRequest("The request header is too large.", code="headers_too_large")
             error.status = 431

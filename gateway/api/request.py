@@ -69,6 +69,9 @@ class RequestInfo:
         self.tenant = "other"
         self.model = "other"
 
+    def __repr__(self) -> str:
+        return f"<RequestInfo {self.id} {self.method} {self.path} of {self.tenant}>"
+
     def record(self, status: int, outcome: Outcome, code: str | None, now: float) -> JobRecord:
         """The record of a request that ended before it became a job."""
         return JobRecord(
