@@ -105,10 +105,6 @@ class Store:
         for last in coming:
             yield last.result(ANSWER_TIMEOUT_S)
 
-    def load_history(self, limit: int, encoder: str | None = None) -> list[HistoryRow]:
-        """All of `history_pages` at once, for what is not a running gateway."""
-        return [row for page in self.history_pages(limit, encoder) for row in page]
-
     def clear_history(self, done: Committed | None = None) -> bool:
         """Forgets all history."""
 

@@ -48,7 +48,7 @@ def stored(path: Path, history: Sequence[HistoryRow]) -> Path:
     for at in range(0, len(history), SLICE):
         for row in history[at : at + SLICE]:
             assert store.append_history(row)
-        store.load_history(1)  # waits for what is queued before it
+        list(store.history_pages(1))  # waits for what is queued before it
     assert store.stop(60.0)
     return path
 

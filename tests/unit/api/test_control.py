@@ -33,7 +33,7 @@ def test_row_keeper_stores_nothing_once_its_client_stops_waiting(tmp_path: Path)
     assert stored.get(timeout=10) is None
     keeper.waiting = False
     assert not keeper.keep(ROW, stored.put)
-    assert len(store.load_history(10)) == 1
+    assert sum(map(len, store.history_pages(10))) == 1
     assert store.stop()
 
 

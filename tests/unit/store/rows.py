@@ -6,6 +6,7 @@ import queue
 from typing import Any
 
 from gateway.store.rows import JobRow
+from gateway.store.store import Store
 from gateway.types import HistoryRow
 
 WAIT_S = 20.0
@@ -31,6 +32,11 @@ def history(number: int, encoder: str = "enc-1") -> HistoryRow:
         neighbours=b"\x00\x3c",
         shared=number % 5 != 0 or number == 0,
     )
+
+
+def load_history(store: Store, limit: int, encoder: str | None = None) -> list[HistoryRow]:
+    """All pages of the newest `limit` rows."""
+    return [row for page in store.history_pages(limit, encoder) for row in page]
 
 
 def job(id: str, status: Any = "queued", **more: Any) -> JobRow:

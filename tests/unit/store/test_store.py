@@ -15,7 +15,7 @@ from gateway.store.newest_rows import PAGE_ROWS
 from gateway.store.retention import SLICE_ROWS
 from gateway.store.rows import JobRow
 from gateway.store.store import TOMBSTONE_S, Store, read_history
-from tests.unit.store.rows import WAIT_S, Heard, history, job
+from tests.unit.store.rows import WAIT_S, Heard, history, job, load_history
 
 TTL_S = 100.0
 
@@ -45,10 +45,10 @@ def test_history_comes_back_newest_and_in_order(store: Store) -> None:
     """The newest `limit` rows, oldest first, of one encoder or of all."""
     for i in range(10):
         assert store.append_history(history(i, encoder="old" if i < 4 else "new"))
-    assert store.load_history(3) == [history(i, "new") for i in (7, 8, 9)]
-    assert [row.prompt_tokens for row in store.load_history(3, "old")] == [1, 2, 3]
-    assert [row.prompt_tokens for row in store.load_history(100, None)] == list(range(10))
-    assert store.load_history(5, "never") == []
+    assert load_history(store, 3) == [history(i, "new") for i in (7, 8, 9)]
+    assert [row.prompt_tokens for row in load_history(store, 3, "old")] == [1, 2, 3]
+    assert [row.prompt_tokens for row in load_history(store, 100, None)] == list(range(10))
+    assert load_history(store, 5, "never") == []
 
 
 def test_history_is_read_in_pages_and_others_commit_between(store: Store) -> None:
@@ -87,7 +87,7 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
     assert first.stop(WAIT_S)
     second = opened(tmp_path)
     assert second.snapshot().rows == 20
-    assert [row.prompt_tokens for row in second.load_history(100)] == list(range(20))
+    assert [row.prompt_tokens for row in load_history(second, 100)] == list(range(20))
     assert second.stop(WAIT_S)
 
 
@@ -99,8 +99,8 @@ def test_history_keeps_the_newest_rows_alone(tmp_path: Path) -> None:
     assert store.stop(WAIT_S)
     bounded = opened(tmp_path, history_rows=100)
     while bounded.snapshot().rows > 100:
-        bounded.load_history(1)  # each answer is a commit, and each commit trims a slice
-    kept = [row.prompt_tokens for row in bounded.load_history(10_000)]
+        load_history(bounded, 1)  # each answer is a commit, and each commit trims a slice
+    kept = [row.prompt_tokens for row in load_history(bounded, 10_000)]
     assert kept == list(range(3 * SLICE_ROWS - 100, 3 * SLICE_ROWS))
     assert bounded.stop(WAIT_S)
 
@@ -110,8 +110,8 @@ def test_history_bound_can_be_changed_while_running(store: Store) -> None:
     for i in range(50):
         assert store.append_history(history(i))
     store.apply(StoreSettings(history_rows=10))
-    store.load_history(1)
-    assert [row.prompt_tokens for row in store.load_history(100)] == list(range(40, 50))
+    load_history(store, 1)
+    assert [row.prompt_tokens for row in load_history(store, 100)] == list(range(40, 50))
 
 
 def test_history_of_the_small_tenant_outlasts_a_flood(tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_history_of_the_small_tenant_outlasts_a_flood(tmp_path: Path) -> None:
         assert store.append_history(history(i))
     for i in range(200):
         assert store.append_history(replace(history(1000 + i), tenant="loud"))
-    store.load_history(1)
+    load_history(store, 1)
     while store.snapshot().rows > 40:
-        store.load_history(1)
-    kept = [row.prompt_tokens for row in store.load_history(100)]
+        load_history(store, 1)
+    kept = [row.prompt_tokens for row in load_history(store, 100)]
     assert kept == [*range(10), *range(1170, 1200)]
-    few = [row.prompt_tokens for row in store.load_history(8)]
+    few = [row.prompt_tokens for row in load_history(store, 8)]
     assert few == [6, 7, 8, 9, 1196, 1197, 1198, 1199]
     assert store.stop(WAIT_S)
 
@@ -137,10 +137,10 @@ def test_history_older_than_its_age_goes(tmp_path: Path) -> None:
     for i in range(5):
         assert store.append_history(history(i))  # of the year 2023
     assert store.append_history(replace(history(9), wall_s=4e9))
-    assert len(store.load_history(100)) == 6
+    assert len(load_history(store, 100)) == 6
     store.apply(StoreSettings(history_max_age_s=3600.0))
-    store.load_history(1)
-    assert [row.prompt_tokens for row in store.load_history(100)] == [9]
+    load_history(store, 1)
+    assert [row.prompt_tokens for row in load_history(store, 100)] == [9]
     assert store.snapshot().rows == 1
     assert store.stop(WAIT_S)
 
@@ -149,7 +149,7 @@ def test_history_is_read_beside_the_writer(store: Store, tmp_path: Path) -> None
     """Another connection sees what is committed, and says so where there is no store."""
     for i in range(3):
         assert store.append_history(history(i))
-    assert store.load_history(10) == read_history(tmp_path / "a.db", 10)
+    assert load_history(store, 10) == read_history(tmp_path / "a.db", 10)
     assert len(read_history(tmp_path / "a.db", 2)) == 2
     with pytest.raises(SettingsError, match="cannot be read"):
         read_history(tmp_path / "none.db", 10)
@@ -165,7 +165,7 @@ def test_history_cleared_is_gone(store: Store) -> None:
     assert store.clear_history(heard)
     assert heard.next() is None
     assert store.append_history(history(2))
-    assert store.load_history(10) == [history(2)]
+    assert load_history(store, 10) == [history(2)]
     assert store.snapshot().rows == 1
 
 
@@ -187,7 +187,7 @@ def test_history_without_room_is_lost_and_counted_but_jobs_are_taken(tmp_path: P
     assert store.snapshot().lost == 3
     held(None)
     assert done.next() is None
-    assert len(store.load_history(100)) == 5
+    assert len(load_history(store, 100)) == 5
     assert store.stop(WAIT_S)
 
 
@@ -324,7 +324,7 @@ def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
     heard = Heard()
     assert store.append_history(history(1), heard)
     assert heard.next() is None
-    store.load_history(1)
+    load_history(store, 1)
     shot = store.snapshot()
     assert (shot.ok, shot.reason, shot.rows, shot.errors) == (True, "", 1, 0)
     assert shot.committed >= 2
@@ -332,4 +332,4 @@ def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
     assert store.stop(WAIT_S)
     assert (store.snapshot().ok, store.snapshot().reason) == (False, "stopped")
     with pytest.raises(Unavailable):
-        store.load_history(1)
+        load_history(store, 1)

@@ -191,7 +191,7 @@ async def test_promised_row_is_learned_from_a_real_store(make: Make, tmp_path: P
         predictor, mailbox = make(), Mailbox()
         assert predictor.learn(lesson(7), done=mailbox, urgent=True, keep=store.append_history)
         [row] = await mailbox.wait()
-        assert await asyncio.to_thread(store.load_history, 10) == [row]
+        assert await asyncio.to_thread(list, store.history_pages(10)) == [[row]]
         assert predictor.snapshot().index_rows == 1
     finally:
         await asyncio.to_thread(store.stop)
