@@ -1,18 +1,15 @@
-"""From a path to an open, checked, migrated SQLite connection.
+"""Opening of the SQLite file: checks, migrations, settings of the connection.
 
-Four things can be wrong with the file, and each has its own answer:
+1. A file that does not exist is made: folder 0700, file 0600, for it has prompts of submitted jobs.
+2. A damaged file is renamed, together with its -wal and -shm, and a new one is begun. History can
+   be learned again; a gateway that does not start serves nobody.
+3. A file of a newer gateway or of another program is refused: the setting is wrong, and writing
+   would do harm.
+4. A file that cannot be opened (permissions, no folder, locked) is refused with the reason.
 
-1. it is not there: made, folder 0700, file 0600 (prompts of submitted jobs are in it);
-2. it is damaged: set aside under a name with the time in it, with its -wal and -shm, and
-   begun anew. History can be learned again; a gateway that does not start serves nobody;
-3. it is a newer gateway's, or another program's: refused, for this is a mistake in the
-   settings and writing into it would do harm;
-4. it cannot be opened at all (permissions, no folder, locked): refused, and said why.
-
-Durability. WAL with `synchronous = FULL`: a commit is on the disk before anybody is told, so
-what was acknowledged survives a loss of power, not only the death of the process. Group
-commits make that one fsync for many rows, on the writer thread; with NORMAL the last commits
-before a power cut could be lost (sqlite.org/pragma.html#pragma_synchronous).
+Durability: WAL with `synchronous = FULL`, so a commit is on the disk before it is acknowledged and
+survives a loss of power. A group commit needs one fsync for many rows. With NORMAL the last
+commits could be lost (sqlite.org/pragma.html#pragma_synchronous).
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from gateway.errors import SettingsError
 
 log = logging.getLogger("sagesched.store")
 
-APPLICATION_ID = 0x53414745  # "SAGE": tells our file from another program's
+APPLICATION_ID = 0x53414745  # "SAGE"; other programs' files have another
 BUSY_TIMEOUT_MS = 5000
 WAL_LIMIT_BYTES = 64 * 2**20
 
@@ -62,7 +59,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX history_wall ON history (wall_s)",
     ),
     (
-        # Covers the counts and the newest of one encoder; finds what the one before it found.
+        # Covers the counts and the newest rows of one encoder, and replaces history_encoder.
         "CREATE INDEX history_window ON history (encoder, tenant, seq)",
         "DROP INDEX history_encoder",
     ),
@@ -77,13 +74,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             would TEXT NOT NULL, would_wait_s REAL NOT NULL)""",
     ),
 )
-"""Step i takes a file from `user_version` i to i + 1. Only ever appended to."""
+"""Step i takes a file from `user_version` i to i + 1. New steps are appended, none is changed."""
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """The connection, in autocommit, for the calling thread alone.
+    """A connection in autocommit mode, for the calling thread alone.
 
-    Raises SettingsError where the file is unusable but not damaged.
+    Raises:
+        SettingsError: the file is unusable but not damaged.
     """
     _make_file(path)
     try:
@@ -113,9 +111,10 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """A second connection that only reads, beside the one that writes.
+    """A connection that only reads, beside the one that writes.
 
-    Raises SettingsError: no store there, or one of another schema.
+    Raises:
+        SettingsError: there is no store, or one of another schema.
     """
     try:
         connection = _connect(path, mode="ro")
@@ -130,7 +129,7 @@ def read_only(path: Path) -> sqlite3.Connection:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames file, -wal and -shm together, so that the old one can still be examined."""
+    """Renames file, -wal and -shm together, for later examination; the new path."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = path.with_name(f"{path.name}.corrupt-{stamp}")
     number = 0
@@ -161,9 +160,9 @@ def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 
 
 def _damage(path: Path) -> str | None:
-    """What is broken in the file; None where it is sound. Other errors of SQLite go through.
+    """Description of the damage; None for a sound file. Other errors of SQLite are raised.
 
-    Read-only: opening a damaged file for writing may drop its -wal, the best part of it.
+    Opens for reading: opening a damaged file for writing may drop its -wal.
     """
     connection = _connect(path, mode="ro")
     try:
@@ -205,7 +204,7 @@ def _configure(connection: sqlite3.Connection) -> None:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Each step in one transaction with its version: a crash leaves the one or the other."""
+    """Applies the missing steps in one transaction, so that a crash leaves all or none."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = connection.execute("PRAGMA user_version").fetchone()[0]

@@ -1,12 +1,11 @@
-"""Which history rows leave the disk, and when.
+"""Removal of history rows by number and by age.
 
-Above `history_rows` the oldest row of the tenant with the most rows goes, the index's own
-rule (predict/index.py): a burst of one tenant costs that tenant its past, not the others
-theirs. Trimming begins a twentieth above the bound and goes down to it, so that the counting
-(one pass over a covering index, some milliseconds at 100,000 rows) is done once for many
-rows. Rows older than `history_max_age_s` go whatever the count.
+Above `history_rows` the oldest row of the tenant with the most rows is removed, the rule of the
+index (predict/index.py): a burst of one tenant does not cost the others their history. Trimming
+begins a twentieth above the bound and goes down to it, so that rows are counted once for many
+removals. Rows older than `history_max_age_s` are removed whatever their number.
 
-Everything is done in slices inside a group commit, on the writer thread.
+All of it is done in slices inside a group commit, on the writer thread.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ SLICE_ROWS = 500
 
 
 class Retention:
-    """Counts history rows and removes what is too much. Owned by the writer thread."""
+    """Counter and remover of history rows. Owned by the writer thread."""
 
     def __init__(self) -> None:
         self.rows = 0  # read by any thread
         self._trimming = False
 
     def count(self, connection: sqlite3.Connection) -> dict[str, int]:
-        """Rows by tenant, as they are; a failed commit is made good by the next count."""
+        """Counts the rows by tenant. Corrects `rows` after a failed commit."""
         counts = dict(connection.execute(rows.COUNT_HISTORY).fetchall())
         self.rows = sum(counts.values())
         return counts
 
     def slice(self, connection: sqlite3.Connection, settings: StoreSettings, wall_s: float) -> bool:
-        """Remove at most a slice; True while there is more."""
+        """Removes at most a slice; True while there is more."""
         aged = self._age(connection, wall_s - settings.history_max_age_s, settings)
         bound = settings.history_rows
         slack = 0 if self._trimming else min(bound // 20, SLICE_ROWS)
@@ -61,7 +60,7 @@ class Retention:
 
 
 def plan_trim(counts: Mapping[str, int], number: int) -> dict[str, int]:
-    """How many of the oldest rows each tenant gives up, the largest always first."""
+    """Numbers of oldest rows to remove by tenant, always from the one with the most."""
     heap = [(-count, tenant) for tenant, count in counts.items() if count]
     heapify(heap)
     plan: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""What the store keeps of a job of `POST /submit`, and how rows become SQL and come back.
+"""Rows of the store as structs, and the SQL that writes and reads them.
 
-A column list is written once, in the order of the struct's fields, so that a row is bound
-with `astuple` and rebuilt by position; a test holds both lists together.
+A column list is in the order of the struct's fields, so that a row is bound with `astuple` and
+rebuilt by position; a test compares both.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Status = Literal["queued", "running", "done", "failed", "gone"]
 
 
 class JobRow(Struct, frozen=True, gc=False):
-    """A submitted job. `gone` is a tombstone: the job ended, its TTL is over, nothing is kept.
+    """A job of `POST /submit`. `gone` is a tombstone: its TTL is over and its content removed.
 
-    `request`, `result`, `error`, `forecast` are the caller's bytes, stored as they are.
-    Times are Unix seconds.
+    `request`, `result`, `error`, `forecast` are the caller's bytes, stored unchanged. Times are
+    Unix seconds.
     """
 
     id: str
@@ -46,7 +46,7 @@ SELECT_JOB = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?"
 SELECT_UNFINISHED = (
     f"SELECT {JOB_COLUMNS} FROM jobs WHERE status IN ('queued', 'running') ORDER BY created_wall_s"
 )
-# A job ends once: what is done, failed or gone is never touched again.
+# A job ends once: rows that are done, failed or gone are not updated.
 UPDATE_JOB = """
 UPDATE jobs SET status = ?, result = coalesce(?, result), error = coalesce(?, error),
     ended_wall_s = coalesce(?, ended_wall_s), started_wall_s = coalesce(?, started_wall_s),
@@ -68,8 +68,8 @@ INSERT_HISTORY = (
     f"INSERT INTO history ({HISTORY_COLUMNS})"
     f" VALUES ({', '.join('?' * len(HistoryRow.__struct_fields__))})"
 )
-# Rows by tenant, and the newest of one before some row: of any encoder, and of one alone.
-# All read nothing but an index (history_tenant, history_window).
+# Counts by tenant, and a tenant's newest rows before a given one: for all encoders, and for one.
+# All four read an index alone (history_tenant, history_window).
 ANY = (
     "SELECT tenant, count(*) FROM history GROUP BY tenant",
     "SELECT seq FROM history WHERE tenant = ? AND seq < ? ORDER BY seq DESC LIMIT ?",
@@ -91,7 +91,7 @@ DELETE FROM history WHERE seq IN (
 
 
 def select_history(count: int) -> str:
-    """Of so many rows by their numbers, oldest first."""
+    """SQL that selects `count` rows by their numbers, oldest first."""
     return f"SELECT {HISTORY_COLUMNS} FROM history WHERE seq IN ({_marks(count)}) ORDER BY seq"
 
 
@@ -125,7 +125,7 @@ def to_sql(row: JobRow | HistoryRow | ObservedRow) -> tuple[Any, ...]:
 
 
 def history_row(values: tuple[Any, ...]) -> HistoryRow:
-    """A `HistoryRow` from a row of HISTORY_COLUMNS. SQLite has no booleans."""
+    """A `HistoryRow` from a row of HISTORY_COLUMNS; SQLite returns booleans as numbers."""
     fields: list[Any] = [bool(v) if f else v for v, f in zip(values, _FLAGS, strict=True)]
     return HistoryRow(*fields)
 

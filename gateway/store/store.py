@@ -1,12 +1,11 @@
-"""What the rest of the gateway may ask of the store.
+"""Interface of the store to the rest of the gateway.
 
-Nothing here blocks but what says so: a call queues work for the writer thread and answers
-whether there was room. `done` is called on the writer thread, after the commit, with None or
-the error; the caller brings it home (`loop.call_soon_threadsafe`).
+Methods queue work for the writer thread and return False if its queue is full; only those whose
+docstring says so block. `done` is called on the writer thread after the commit, with None or the
+error; a caller on the loop uses `loop.call_soon_threadsafe`.
 
-Room. History may fill `queue_items` places; submitted jobs and learned state find as many
-again, so that what is only worth learning from is the first to be lost, never a result that
-somebody comes back for.
+History may fill `queue_items` places of the queue. Submitted jobs and saved state may use as many
+again, so history is lost before results that a client will ask for.
 """
 
 from __future__ import annotations
@@ -32,33 +31,34 @@ from gateway.store.writer import Done, Writer
 from gateway.types import HistoryRow, ObservedRow
 
 OBSERVED_SLICE = 256  # rows between two trims
-TOMBSTONE_S = 7 * 86_400.0
-ANSWER_TIMEOUT_S = 60.0
+TOMBSTONE_S = 7 * 86_400.0  # how long an expired job's id is kept
+ANSWER_TIMEOUT_S = 60.0  # for methods that block
 
 Committed = Callable[[Exception | None], None]
 T = TypeVar("T")
 
 
 class Store:
-    """History, submitted jobs and learned state in one SQLite file."""
+    """History, submitted jobs and saved state in one SQLite file."""
 
     def __init__(self, path: Path, settings: StoreSettings) -> None:
         self._settings = settings
         self._retention = Retention()
         self._expire_wall_s: float | None = None
-        self._observed = 0  # rows since the start; of the writer thread
+        self._observed = 0  # rows since the start; used by the writer thread
         self._writer = Writer(Path(path), opened=self._opened, chore=self._chore)
 
     def start(self) -> None:
-        """Opens, checks and migrates; blocks meanwhile. Raises SettingsError."""
+        """Opens, checks and migrates the file. Blocks. Raises SettingsError."""
         self._writer.start()
 
     def stop(self, timeout_s: float = 10.0) -> bool:
-        """Flushes and closes; blocks at most so long. False where not all was written."""
+        """Writes what is queued and closes. Blocks for at most `timeout_s`; False if that was
+        too short."""
         return self._writer.stop(timeout_s)
 
     def apply(self, settings: StoreSettings) -> None:
-        """New bounds and TTL, at once. `path` needs a restart."""
+        """Applies new bounds and TTL at once. A new `path` needs a restart."""
         self._settings = settings
 
     def snapshot(self) -> StoreSnapshot:
@@ -80,7 +80,7 @@ class Store:
     # — history —
 
     def append_history(self, row: HistoryRow, done: Committed | None = None) -> bool:
-        """False when the queue is full: the row is lost, and counted."""
+        """Appends a row; False, and the row is counted as lost, if the queue is full."""
         values = rows.to_sql(row)
 
         def insert(connection: sqlite3.Connection) -> None:
@@ -90,9 +90,9 @@ class Store:
         return self._writer.offer(insert, _after(done), self._settings.queue_items)
 
     def history_pages(self, limit: int, encoder: str | None = None) -> Iterator[list[HistoryRow]]:
-        """At most `limit` rows (of one encoder, or of all), oldest first; see newest_rows.py.
+        """At most `limit` rows, of one encoder or of all, oldest first; see newest_rows.py.
 
-        Blocks for each page; commits go between. While one page is used the next is read.
+        Blocks for each page; commits go on between pages. The next page is read ahead.
         """
         newest = newest_rows.Newest(limit, encoder)
         while self._ask(newest.step):
@@ -106,7 +106,7 @@ class Store:
             yield last.result(ANSWER_TIMEOUT_S)
 
     def clear_history(self, done: Committed | None = None) -> bool:
-        """Forgets all history."""
+        """Removes all history."""
 
         def clear(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM history")
@@ -114,11 +114,13 @@ class Store:
 
         return self._offer(clear, _after(done))
 
-    # — what was observed —
+    # — observed requests —
 
     def append_observed(self, row: ObservedRow) -> bool:
-        """False when the queue is full: the row is lost, and counted. The newest
-        `observed_rows` are kept."""
+        """Appends a row, of which the newest `observed_rows` are kept.
+
+        False, and the row is counted as lost, if the queue is full.
+        """
         values = rows.to_sql(row)
 
         def insert(connection: sqlite3.Connection) -> None:
@@ -132,7 +134,7 @@ class Store:
     # — submitted jobs —
 
     def put_job(self, row: JobRow, done: Committed | None = None) -> bool:
-        """A new job; `done` hears sqlite3.IntegrityError where the id is taken."""
+        """Inserts a new job; `done` gets sqlite3.IntegrityError if the id is taken."""
         values = rows.to_sql(row)
 
         def insert(connection: sqlite3.Connection) -> None:
@@ -152,8 +154,10 @@ class Store:
         started_wall_s: float | None = None,
         forecast: bytes | None = None,
     ) -> bool:
-        """What is None stays as it is. A job ends once: `done` hears NotFound where the job
-        is unknown or has ended already."""
+        """Updates the members that are not None.
+
+        `done` gets NotFound if the job is unknown or has already ended.
+        """
         values = (status, result, error, ended_wall_s, started_wall_s, forecast, id)
 
         def update(connection: sqlite3.Connection) -> None:
@@ -163,7 +167,7 @@ class Store:
         return self._offer(update, _after(done))
 
     def get_job(self, id: str, done: Callable[[JobRow | Exception | None], None]) -> bool:
-        """`done` gets the row, None where there is none, or the error that kept it away."""
+        """Reads a job; `done` gets the row, None where there is none, or the error."""
 
         def select(connection: sqlite3.Connection) -> JobRow | None:
             found = connection.execute(rows.SELECT_JOB, (id,)).fetchone()
@@ -175,7 +179,7 @@ class Store:
         return self._offer(select, answer)
 
     def load_unfinished(self) -> list[JobRow]:
-        """Jobs queued or running when the last process ended, oldest first. Blocks."""
+        """Jobs that were queued or running when the last process ended, oldest first. Blocks."""
 
         def select(connection: sqlite3.Connection) -> list[JobRow]:
             return [rows.job_row(values) for values in connection.execute(rows.SELECT_UNFINISHED)]
@@ -183,9 +187,9 @@ class Store:
         return self._ask(select)
 
     def expire_jobs(self, now_wall_s: float, done: Committed | None = None) -> bool:
-        """Empties jobs that ended `job_ttl_s` ago; their tombstones go TOMBSTONE_S later.
+        """Empties jobs that ended `job_ttl_s` ago, and removes them TOMBSTONE_S later.
 
-        In slices on the writer thread: `done` hears of the first, the rest follow it.
+        In slices on the writer thread; `done` is called after the first.
         """
 
         def expire(connection: sqlite3.Connection) -> None:
@@ -194,10 +198,10 @@ class Store:
 
         return self._offer(expire, _after(done))
 
-    # — learned state —
+    # — saved state —
 
     def put_state(self, name: str, value: bytes, done: Committed | None = None) -> bool:
-        """Keeps `value` under `name`, in place of what was there."""
+        """Saves `value` under `name`, replacing an earlier one."""
 
         def put(connection: sqlite3.Connection) -> None:
             connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
@@ -205,7 +209,7 @@ class Store:
         return self._offer(put, _after(done))
 
     def get_state(self, name: str) -> bytes | None:
-        """What was kept under `name`. Blocks."""
+        """The value saved under `name`; None where there is none. Blocks."""
 
         def get(connection: sqlite3.Connection) -> bytes | None:
             found = connection.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
@@ -214,15 +218,17 @@ class Store:
         return self._ask(get)
 
     def prompt_secret(self) -> bytes:
-        """The key of the prompt hashes. Made once a store, so that its rows go on matching.
-        Blocks."""
+        """The key of the prompt hashes; made once per store, so that its rows go on matching.
+
+        Blocks.
+        """
         key = self.get_state("prompt_secret")
         if key is None:
             key = os.urandom(32)
             self.put_state("prompt_secret", key)
         return key
 
-    # — inside —
+    # — internal —
 
     def _offer(self, call: Callable[[sqlite3.Connection], Any], done: Done | None) -> bool:
         return self._writer.offer(call, done, 2 * self._settings.queue_items)
@@ -247,7 +253,7 @@ class Store:
         self._retention.count(connection)
 
     def _chore(self, connection: sqlite3.Connection) -> bool:
-        """One slice of trimming and of expiring; True while there is more. On the thread."""
+        """Does a slice of trimming and expiring on the writer thread; True while there is more."""
         trimming = self._retention.slice(connection, self._settings, time.time())
         expiring = self._expire(connection)
         return trimming or expiring
@@ -264,10 +270,13 @@ class Store:
 
 
 def read_history(path: Path, limit: int) -> list[HistoryRow]:
-    """History of a store another process may have open: for refits and evaluation.
+    """The newest history of each tenant, at most `limit` rows, oldest first.
 
-    Takes no lock that would hold up the writer. As `load_history`.
-    Raises SettingsError where there is no readable store of this schema.
+    For refits and evaluation, while another process has the store open: takes no lock that would
+    hold up its writer.
+
+    Raises:
+        SettingsError: there is no readable store of this schema.
     """
     connection = read_only(path)
     try:
@@ -280,7 +289,7 @@ def read_history(path: Path, limit: int) -> list[HistoryRow]:
 
 
 def read_observed(path: Path, limit: int) -> list[ObservedRow]:
-    """The newest `limit` observed requests in order of arrival; as `read_history`."""
+    """The newest `limit` observed requests in order of arrival, read as by `read_history`."""
     connection = read_only(path)
     try:
         found = connection.execute(rows.SELECT_OBSERVED, (limit,))
@@ -290,11 +299,11 @@ def read_observed(path: Path, limit: int) -> list[ObservedRow]:
 
 
 def _after(done: Committed | None) -> Done | None:
-    """A listener that wants no value, only whether it was committed."""
+    """`done` as a callback that also takes a value; None for None."""
     if done is None:
         return None
 
-    def tell(_: Any, error: Exception | None) -> None:
+    def without_value(_: Any, error: Exception | None) -> None:
         done(error)
 
-    return tell
+    return without_value

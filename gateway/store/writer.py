@@ -1,20 +1,19 @@
-"""One thread that owns the SQLite connection, and commits in groups.
+"""The thread that owns the SQLite connection and commits in groups.
 
-Why a thread of its own: a commit waits for the disk, and the loop must not. Why one: SQLite
-has one writer anyway, and what only one thread touches needs no lock. Reads go the same way,
-so that each sees what was written before it.
+A commit waits for the disk, so it cannot be done on the loop. SQLite has one writer anyway, and
+with one thread the connection needs no lock. Reads go through it too, so that each sees what was
+written before it.
 
-How a group forms. The first piece of work wakes the thread; all that queued up meanwhile
-joins it in one transaction. While the disk works the next group collects itself. Two commits
-lie at least GROUP_S apart: alone, work is committed at once; under load the loop is not asked
-for the interpreter's lock a thousand times a second.
+The first piece of work wakes the thread, and all that is queued by then joins its transaction.
+Two commits are at least GROUP_S apart, so that under load the thread does not take the
+interpreter's lock from the loop a thousand times a second.
 
-What can fail, and who hears of it:
+Failures:
 
-1. one piece of work (a duplicate id, a value that does not bind): that one alone;
-2. the transaction (disk full, I/O, locked, damaged): everybody in the group, each told the
-   error. It is counted, kept as `reason`, and the thread goes on with the next group;
-3. a listener's own callback: logged; neither the group nor the thread suffers.
+1. Of one piece of work (a duplicate id, a value that does not bind): it alone fails.
+2. Of the transaction (disk full, I/O, locked, damaged): every piece of the group fails. The error
+   is counted and kept as `reason`, and the thread goes on with the next group.
+3. Of a callback: it is logged.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ from gateway.store.database import open_database
 
 log = logging.getLogger("sagesched.store")
 
-GROUP_S = 0.01
+GROUP_S = 0.01  # least time between two commits
 GROUP_ITEMS = 1000
-CHORE_PAUSE_S = 0.05
+CHORE_PAUSE_S = 0.05  # between two runs of the chore without other work
 LOG_EVERY_S = 10.0
 
 Call = Callable[[sqlite3.Connection], Any]
@@ -45,15 +44,20 @@ Done = Callable[[Any, Exception | None], None]
 
 
 class Work(Struct):
-    """Something to do on the connection, and who hears of it after the commit."""
+    """A call to make on the connection, and the callback for after the commit."""
 
     call: Call
     done: Done | None
 
 
 class Writer:
-    """The thread. `chore` runs inside every group's transaction and while the queue is empty
-    for as long as it answers True (more to do); it must do a slice, not all.
+    """The writer thread.
+
+    Args:
+        path: of the database file.
+        opened: called with the connection before any work.
+        chore: does a slice of regular work in every group's transaction, and while the queue is
+            empty for as long as it returns True.
     """
 
     def __init__(self, path: Path, *, opened: Call, chore: Callable[[sqlite3.Connection], bool]):
@@ -77,13 +81,13 @@ class Writer:
     # — any thread —
 
     def start(self) -> None:
-        """Opens the file; blocks for as long as that takes. Raises SettingsError."""
+        """Opens the file and starts the thread. Blocks. Raises SettingsError."""
         self._taking = True
         self._thread.start()
         self._opened.result()
 
     def stop(self, timeout_s: float) -> bool:
-        """Takes nothing more, does all that was taken. False where time did not suffice."""
+        """Refuses new work and does all that is queued; False if `timeout_s` was too short."""
         with self._gate:
             was_taking, self._taking = self._taking, False
             if was_taking:
@@ -93,7 +97,7 @@ class Writer:
         return not self._thread.is_alive()
 
     def offer(self, call: Call, done: Done | None, bound: int) -> bool:
-        """Queues work unless `bound` items wait; never blocks. False: lost, `done` unheard."""
+        """Queues work; False, without a call of `done`, if `bound` items are queued already."""
         with self._gate:
             if not self._taking or self._queue.qsize() >= bound:
                 self.lost += 1
@@ -128,7 +132,7 @@ class Writer:
         self._close(connection)
 
     def _gather(self) -> tuple[list[Work], bool]:
-        """The next group, and whether the end was asked for; empty when only chores are due."""
+        """The next group, empty if only the chore is due; True if the thread must end."""
         group: list[Work] = []
         try:
             first = self._queue.get(timeout=CHORE_PAUSE_S if self._chore_due else None)
@@ -166,7 +170,7 @@ class Writer:
         self.last_commit_s = self._last_end - began
         for work, (value, error_or_none) in zip(group, answers, strict=True):
             if work.done is not None:
-                _tell(work.done, value, error_or_none)
+                _call_back(work.done, value, error_or_none)
 
     def _failed(self, connection: sqlite3.Connection, error: Exception, items: int) -> None:
         self.errors += 1
@@ -195,7 +199,7 @@ class Writer:
 
 
 def _attempt(connection: sqlite3.Connection, call: Call) -> tuple[Any, Exception | None]:
-    """Raises what spoils the whole transaction; gives back what is this one work's fault."""
+    """The call's result or its own error. Raises errors that spoil the whole transaction."""
     try:
         return call(connection), None
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
@@ -206,7 +210,7 @@ def _attempt(connection: sqlite3.Connection, call: Call) -> tuple[Any, Exception
         return None, error
 
 
-def _tell(done: Done, value: Any, error: Exception | None) -> None:
+def _call_back(done: Done, value: Any, error: Exception | None) -> None:
     try:
         done(value, error)
     except Exception:

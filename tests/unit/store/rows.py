@@ -1,4 +1,4 @@
-"""Rows and listeners for the store's tests."""
+"""Rows and callbacks for the tests of the store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WAIT_S = 20.0
 
 
 def history(number: int, encoder: str = "enc-1") -> HistoryRow:
-    """A row that can be told from its neighbours by `prompt_tokens`."""
+    """A row that `prompt_tokens` distinguishes from its neighbours."""
     return HistoryRow(
         wall_s=1_700_000_000.0 + number,
         tenant="demo",
@@ -45,17 +45,17 @@ def job(id: str, status: Any = "queued", **more: Any) -> JobRow:
     )
 
 
-class Heard:
-    """A `done` that remembers what it was told, in order, and can be waited for."""
+class Callback:
+    """A `done` callback that records its arguments in order and can be waited for."""
 
     def __init__(self) -> None:
-        self._told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._values: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def __call__(self, *told: Any) -> None:
-        self._told.put(told[0] if len(told) == 1 else told)
+    def __call__(self, *values: Any) -> None:
+        self._values.put(values[0] if len(values) == 1 else values)
 
     def next(self) -> Any:
-        return self._told.get(timeout=WAIT_S)
+        return self._values.get(timeout=WAIT_S)
 
     def nothing(self) -> bool:
-        return self._told.empty()
+        return self._values.empty()

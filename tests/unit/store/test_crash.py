@@ -1,6 +1,6 @@
 """Killed at any moment, the store keeps what it acknowledged.
 
-`kill -9` shows that commits are whole and told only afterwards. It cannot show a loss of
+`kill -9` shows that commits are whole and acknowledged only afterwards. It cannot show a loss of
 power: for that stands `synchronous = FULL` (test_schema).
 """
 
@@ -28,7 +28,8 @@ def start(path: Path, first: int, *mode: str) -> subprocess.Popen[bytes]:
 
 
 def acknowledged(process: subprocess.Popen[bytes], lines: int | None = None) -> set[int]:
-    """The ids printed: `lines` of them, then a kill; or all until the process dies itself."""
+    """The ids that the process printed: `lines` of them, then a kill; or all until it kills
+    itself."""
     assert process.stdout is not None
     read: list[bytes] = []
     while lines is not None and len(read) < lines:
@@ -42,7 +43,7 @@ def acknowledged(process: subprocess.Popen[bytes], lines: int | None = None) -> 
 
 
 def stored(path: Path) -> set[int]:
-    """The ids in the file, after an opening as the next gateway's; it must be sound."""
+    """The ids in the file after an opening like the next gateway's; the file must be sound."""
     store = Store(path, StoreSettings(history_rows=1_000_000))
     store.start()
     assert store.stop(WAIT_S)
@@ -54,22 +55,22 @@ def stored(path: Path) -> set[int]:
 
 
 def test_store_killed_at_any_moment_keeps_what_it_acknowledged(tmp_path: Path) -> None:
-    """After kill -9 in the midst of commits: quick_check is ok, acknowledged ⊆ stored."""
+    """After kill -9 in the midst of commits the file is sound and has every acknowledged row."""
     chance = random.Random()
     for number in range(ROUNDS):
         path = tmp_path / f"{number // ROUNDS_A_FILE}.db"
         if number % ROUNDS_A_FILE == 0:
-            told: set[int] = set()
-        first = max(told, default=0) + 1_000_000
+            known_ids: set[int] = set()
+        first = max(known_ids, default=0) + 1_000_000
         new = acknowledged(start(path, first), lines=chance.randint(1, 3000))
         assert new
-        told |= new
-        assert told <= stored(path)
+        known_ids |= new
+        assert known_ids <= stored(path)
 
 
 def test_store_that_acknowledges_early_is_caught(tmp_path: Path) -> None:
-    """The twin: acknowledging before the commit breaks acknowledged ⊆ stored."""
+    """The twin: acknowledging before the commit loses acknowledged rows."""
     path = tmp_path / "a.db"
-    told = acknowledged(start(path, 1, "early"))
-    assert len(told) > 1000
-    assert not told <= stored(path)
+    known_ids = acknowledged(start(path, 1, "early"))
+    assert len(known_ids) > 1000
+    assert not known_ids <= stored(path)

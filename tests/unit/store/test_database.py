@@ -1,4 +1,4 @@
-"""Opening the file: made private, checked, set aside where damaged, refused where not ours."""
+"""Opening the file: private when made, checked, renamed if damaged, refused if it is not ours."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def filled(path: Path, rows: int = 400) -> None:
 
 
 def aside(path: Path) -> list[Path]:
-    """The databases set aside, without their companions."""
+    """The databases that were renamed, without their companions."""
     found = sorted(path.parent.glob(f"{path.name}.corrupt-*"))
     return [p for p in found if not p.name.endswith(("-wal", "-shm"))]
 
 
 def test_new_file_is_private(tmp_path: Path) -> None:
-    """A folder made for the store is 0700; file, -wal and -shm are 0600."""
+    """A new folder is 0700; file, -wal and -shm are 0600."""
     path = tmp_path / "var" / "deep" / "a.db"
     connection = open_database(path)
     connection.execute("INSERT INTO state VALUES ('a', x'00')")
@@ -46,7 +46,7 @@ def test_new_file_is_private(tmp_path: Path) -> None:
 
 
 def test_open_to_others_is_closed_to_them(tmp_path: Path) -> None:
-    """A file that others could read is theirs no longer; the folder, not ours, stays."""
+    """A file that others could read is made private; the folder is left alone."""
     path = tmp_path / "a.db"
     path.touch(0o644)
     path.chmod(0o644)
@@ -57,7 +57,7 @@ def test_open_to_others_is_closed_to_them(tmp_path: Path) -> None:
 
 
 def test_connection_is_durable(tmp_path: Path) -> None:
-    """WAL, and a commit is on the disk (FULL = 2) before it is told."""
+    """The connection uses WAL, and a commit is on the disk (FULL = 2) before it is acknowledged."""
     connection = open_database(tmp_path / "a.db")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
@@ -67,7 +67,8 @@ def test_connection_is_durable(tmp_path: Path) -> None:
 def test_garbage_is_set_aside_with_wal_and_shm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is no database is renamed byte for byte with its companions, told, and replaced."""
+    """A file that is no database is renamed byte for byte with its companions, logged, and
+    replaced."""
     path = tmp_path / "a.db"
     path.write_bytes(b"not a database at all" * 500)
     path.with_name("a.db-wal").write_bytes(b"wal")
@@ -82,7 +83,7 @@ def test_garbage_is_set_aside_with_wal_and_shm(
 
 
 def test_damaged_pages_are_found_and_set_aside(tmp_path: Path) -> None:
-    """A file that opens but whose pages are broken is found by the check at start."""
+    """A file that opens but has broken pages is found by the check at the start."""
     path = tmp_path / "a.db"
     filled(path)
     data = bytearray(path.read_bytes())
@@ -95,7 +96,7 @@ def test_damaged_pages_are_found_and_set_aside(tmp_path: Path) -> None:
 
 
 def test_truncated_file_is_set_aside(tmp_path: Path) -> None:
-    """A file cut short is damaged."""
+    """A file that was cut short counts as damaged."""
     path = tmp_path / "a.db"
     filled(path)
     path.write_bytes(path.read_bytes()[: 4096 * 3])
@@ -104,7 +105,7 @@ def test_truncated_file_is_set_aside(tmp_path: Path) -> None:
 
 
 def test_two_damaged_files_keep_two_names(tmp_path: Path) -> None:
-    """Setting aside twice within a second overwrites nothing."""
+    """Two files renamed within a second get two names."""
     path = tmp_path / "a.db"
     for text in (b"first" * 1000, b"second" * 1000):
         path.write_bytes(text)
@@ -114,7 +115,7 @@ def test_two_damaged_files_keep_two_names(tmp_path: Path) -> None:
 
 
 def test_sound_file_is_kept(tmp_path: Path) -> None:
-    """The twin: what is sound is not set aside and keeps its rows."""
+    """The twin: a sound file is not renamed and keeps its rows."""
     path = tmp_path / "a.db"
     filled(path)
     connection = open_database(path)
@@ -124,7 +125,7 @@ def test_sound_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_newer_schema_is_refused_and_untouched(tmp_path: Path) -> None:
-    """A newer gateway's file is refused by name, and stays as it is."""
+    """A newer gateway's file is refused by name and not changed."""
     path = tmp_path / "a.db"
     filled(path, rows=1)
     with sqlite3.connect(path) as connection:
@@ -138,7 +139,7 @@ def test_newer_schema_is_refused_and_untouched(tmp_path: Path) -> None:
 
 
 def test_other_programs_database_is_refused_and_untouched(tmp_path: Path) -> None:
-    """A path that leads to another program's data is a mistake, not a place to write."""
+    """Another program's database is refused and not changed."""
     path = tmp_path / "browser.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE bookmarks (url TEXT)")
@@ -150,7 +151,7 @@ def test_other_programs_database_is_refused_and_untouched(tmp_path: Path) -> Non
 
 
 def test_unusable_path_is_a_settings_error(tmp_path: Path) -> None:
-    """What cannot be opened names the setting and the path."""
+    """The error of a file that cannot be opened names the setting and the path."""
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "a.db"):
         with pytest.raises(SettingsError, match=r"store\.path: .*cannot be used"):

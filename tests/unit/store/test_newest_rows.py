@@ -1,4 +1,4 @@
-"""Which rows an index is filled with: the newest of each tenant."""
+"""The rows an index is filled with: the newest of each tenant."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def put(connection: sqlite3.Connection, tenant: str, count: int, encoder: str = 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 50), max_size=8), st.integers(0, 200))
 def test_shares_are_equal_and_fill_the_room(counts: dict[str, int], limit: int) -> None:
-    """All room is given that is needed, nobody gets more than he has, and who gets less than
-    that has at most one less than the one with most."""
+    """All places that are needed are given, no tenant gets more than it has, and one that gets less
+    than that has at most one place less than the one with most."""
     found = shares(counts, limit)
     assert sum(found.values()) == min(limit, sum(counts.values()))
     assert all(0 <= found[tenant] <= counts[tenant] for tenant in counts)
@@ -46,7 +46,7 @@ def test_shares_are_equal_and_fill_the_room(counts: dict[str, int], limit: int) 
 
 
 def test_newest_rows_are_of_each_tenant(connection: sqlite3.Connection) -> None:
-    """Oldest first; a flood takes what the others leave."""
+    """The rows come oldest first, and a flood gets the places that the others leave."""
     put(connection, "quiet", 2)
     put(connection, "loud", 10)
     assert newest(connection, 5, None) == [1, 2, 10, 11, 12]
@@ -54,7 +54,7 @@ def test_newest_rows_are_of_each_tenant(connection: sqlite3.Connection) -> None:
 
 
 def test_newest_rows_of_an_encoder_leave_out_the_others(connection: sqlite3.Connection) -> None:
-    """Rows without its vectors take no place from those with."""
+    """Rows without the encoder's vectors take no places."""
     put(connection, "a", 3)
     put(connection, "a", 5, encoder="")
     assert newest(connection, 4, "e") == [1, 2, 3]
@@ -63,7 +63,7 @@ def test_newest_rows_of_an_encoder_leave_out_the_others(connection: sqlite3.Conn
 
 
 def test_choosing_many_rows_takes_several_steps(connection: sqlite3.Connection) -> None:
-    """No step chooses more than STEP_ROWS; all of them are chosen, in order, cut into pages."""
+    """No step chooses more than STEP_ROWS; all rows are chosen, in order, in pages."""
     connection.execute("BEGIN")
     for tenant in ("a", "b"):
         put(connection, tenant, STEP_ROWS + 5)
@@ -77,7 +77,7 @@ def test_choosing_many_rows_takes_several_steps(connection: sqlite3.Connection) 
 
 
 def test_rows_of_a_page_are_read_in_order(connection: sqlite3.Connection) -> None:
-    """What is gone is left out."""
+    """Rows removed meanwhile are left out."""
     put(connection, "a", 5)
     connection.execute("DELETE FROM history WHERE seq = 3")
     assert [row.prompt_tokens for row in read(connection, [2, 3, 5])] == [1, 4]
@@ -85,7 +85,7 @@ def test_rows_of_a_page_are_read_in_order(connection: sqlite3.Connection) -> Non
 
 @pytest.mark.parametrize("statement", [*rows.ANY, *rows.ENCODED])
 def test_choosing_rows_reads_an_index_alone(connection: sqlite3.Connection, statement: str) -> None:
-    """A row is a kilobyte: counting a hundred thousand of them would take a second."""
+    """Choosing reads a covering index: reading the rows would take a second."""
     plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", (1,) * statement.count("?"))
     steps = [step[-1] for step in plan]
     assert all("COVERING INDEX" in step for step in steps), steps

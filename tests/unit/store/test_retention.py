@@ -1,4 +1,4 @@
-"""Which history rows leave."""
+"""The history rows that are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ COUNTS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 40))
 
 @given(COUNTS, st.integers(0, 100))
 def test_plan_takes_from_the_largest_first(counts: dict[str, int], number: int) -> None:
-    """As many as asked for, nobody below zero, and no giver ends below one who gave nothing."""
+    """The plan removes as many as asked, none below zero, and no tenant that gives ends below one
+    that does not."""
     plan = plan_trim(counts, number)
     assert sum(plan.values()) == min(number, sum(counts.values()))
     left = {tenant: counts[tenant] - plan.get(tenant, 0) for tenant in counts}
@@ -22,5 +23,5 @@ def test_plan_takes_from_the_largest_first(counts: dict[str, int], number: int) 
 
 
 def test_plan_spares_the_small() -> None:
-    """A tenant below what the others come down to gives nothing."""
+    """A tenant with fewer rows than the others end with gives none."""
     assert plan_trim({"a": 100, "b": 10, "c": 60}, 60) == {"a": 50, "c": 10}

@@ -1,4 +1,4 @@
-"""The column lists and the structs say the same."""
+"""Column lists and structs agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.store.rows import history
 def test_columns_are_the_structs_fields_in_order(
     tmp_path: Path, table: str, struct: type[JobRow] | type[HistoryRow]
 ) -> None:
-    """Rows are bound by position, so a table's columns are its struct's fields, in order."""
+    """A table's columns are its struct's fields in order, as rows are bound by position."""
     connection = open_database(tmp_path / "a.db")
     columns = [name for _, name, *_ in connection.execute(f"PRAGMA table_info({table})")]
     connection.close()
@@ -25,7 +25,7 @@ def test_columns_are_the_structs_fields_in_order(
 
 
 def test_history_row_comes_back_as_it_went(tmp_path: Path) -> None:
-    """What goes through SQLite is equal to what was given, booleans as booleans."""
+    """A row read from SQLite equals the row that was written, booleans as booleans."""
     values = sqlite3.connect(":memory:").execute(
         f"SELECT {', '.join('?' * 17)}", to_sql(history(3))
     )

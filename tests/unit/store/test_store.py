@@ -1,4 +1,4 @@
-"""History, submitted jobs, learned state: what was acknowledged is there after a restart."""
+"""History, submitted jobs, saved state: what was acknowledged is there after a restart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.store.newest_rows import PAGE_ROWS
 from gateway.store.retention import SLICE_ROWS
 from gateway.store.rows import JobRow
 from gateway.store.store import TOMBSTONE_S, Store, read_history
-from tests.unit.store.rows import WAIT_S, Heard, history, job, load_history
+from tests.unit.store.rows import WAIT_S, Callback, history, job, load_history
 
 TTL_S = 100.0
 
@@ -34,15 +34,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def get(store: Store, id: str) -> JobRow | None:
-    heard = Heard()
-    assert store.get_job(id, heard)
-    row = heard.next()
+    callback = Callback()
+    assert store.get_job(id, callback)
+    row = callback.next()
     assert row is None or isinstance(row, JobRow)
     return row
 
 
 def test_history_comes_back_newest_and_in_order(store: Store) -> None:
-    """The newest `limit` rows, oldest first, of one encoder or of all."""
+    """The newest `limit` rows come oldest first, of one encoder or of all."""
     for i in range(10):
         assert store.append_history(history(i, encoder="old" if i < 4 else "new"))
     assert load_history(store, 3) == [history(i, "new") for i in (7, 8, 9)]
@@ -52,13 +52,13 @@ def test_history_comes_back_newest_and_in_order(store: Store) -> None:
 
 
 def test_history_is_read_in_pages_and_others_commit_between(store: Store) -> None:
-    """Whoever waits for a commit does not wait for the whole history."""
+    """A commit does not wait until the whole history is read."""
     for i in range(3 * PAGE_ROWS + 1):
         assert store.append_history(history(i))
     pages = store.history_pages(10_000)
-    taken, heard = next(pages), Heard()
-    assert store.append_history(history(9999), heard)
-    assert heard.next() is None
+    taken, callback = next(pages), Callback()
+    assert store.append_history(history(9999), callback)
+    assert callback.next() is None
     taken_sizes = [len(taken)]
     for page in pages:
         taken_sizes.append(len(page))
@@ -68,11 +68,11 @@ def test_history_is_read_in_pages_and_others_commit_between(store: Store) -> Non
 
 
 def test_history_pages_pass_over_what_was_removed_meanwhile(store: Store) -> None:
-    """A page whose rows are gone is empty, and the others come all the same."""
+    """A page whose rows are gone is empty, and the other pages still come."""
     for i in range(4 * PAGE_ROWS):
         assert store.append_history(history(i))
     pages = store.history_pages(10_000)
-    first, cleared = next(pages), Heard()
+    first, cleared = next(pages), Callback()
     assert store.clear_history(cleared)
     assert cleared.next() is None
     assert len(first) == PAGE_ROWS
@@ -80,7 +80,7 @@ def test_history_pages_pass_over_what_was_removed_meanwhile(store: Store) -> Non
 
 
 def test_history_survives_a_restart(tmp_path: Path) -> None:
-    """What was stored is loaded by the next process, and counted."""
+    """Rows are loaded and counted by the next process."""
     first = opened(tmp_path)
     for i in range(20):
         assert first.append_history(history(i))
@@ -92,7 +92,7 @@ def test_history_survives_a_restart(tmp_path: Path) -> None:
 
 
 def test_history_keeps_the_newest_rows_alone(tmp_path: Path) -> None:
-    """Above `history_rows` the oldest go, a slice at a time, until the bound holds."""
+    """Above `history_rows` the oldest rows are removed in slices until the bound holds."""
     store = opened(tmp_path)
     for i in range(3 * SLICE_ROWS):
         assert store.append_history(history(i))
@@ -106,7 +106,7 @@ def test_history_keeps_the_newest_rows_alone(tmp_path: Path) -> None:
 
 
 def test_history_bound_can_be_changed_while_running(store: Store) -> None:
-    """`apply` takes a new bound with the next commit."""
+    """A new bound from `apply` holds with the next commit."""
     for i in range(50):
         assert store.append_history(history(i))
     store.apply(StoreSettings(history_rows=10))
@@ -115,7 +115,7 @@ def test_history_bound_can_be_changed_while_running(store: Store) -> None:
 
 
 def test_history_of_the_small_tenant_outlasts_a_flood(tmp_path: Path) -> None:
-    """The disk keeps, and a start loads, the newest of each tenant: a flood costs its own."""
+    """A flood removes only its own tenant's rows, on the disk and in what is loaded."""
     store = opened(tmp_path, history_rows=40)
     for i in range(10):
         assert store.append_history(history(i))
@@ -146,7 +146,7 @@ def test_history_older_than_its_age_goes(tmp_path: Path) -> None:
 
 
 def test_history_is_read_beside_the_writer(store: Store, tmp_path: Path) -> None:
-    """Another connection sees what is committed, and says so where there is no store."""
+    """Another connection sees committed rows, and raises where there is no store."""
     for i in range(3):
         assert store.append_history(history(i))
     assert load_history(store, 10) == read_history(tmp_path / "a.db", 10)
@@ -159,21 +159,21 @@ def test_history_is_read_beside_the_writer(store: Store, tmp_path: Path) -> None
 
 
 def test_history_cleared_is_gone(store: Store) -> None:
-    """`clear_history` forgets all; what comes later is kept."""
-    heard = Heard()
+    """`clear_history` removes all rows; later ones are kept."""
+    callback = Callback()
     assert store.append_history(history(1))
-    assert store.clear_history(heard)
-    assert heard.next() is None
+    assert store.clear_history(callback)
+    assert callback.next() is None
     assert store.append_history(history(2))
     assert load_history(store, 10) == [history(2)]
     assert store.snapshot().rows == 1
 
 
 def test_history_without_room_is_lost_and_counted_but_jobs_are_taken(tmp_path: Path) -> None:
-    """A full queue refuses history; submitted jobs have room of their own."""
+    """A full queue refuses history; submitted jobs have places of their own."""
     store = opened(tmp_path, queue_items=5)
-    held, done = Heard(), Heard()
-    blocked = Heard()
+    held, done = Callback(), Callback()
+    blocked = Callback()
 
     def hold(_: object) -> None:
         blocked(True)
@@ -192,40 +192,40 @@ def test_history_without_room_is_lost_and_counted_but_jobs_are_taken(tmp_path: P
 
 
 def test_job_goes_its_way_and_keeps_what_is_not_given(store: Store) -> None:
-    """Updates change what they name; the rest of the row stays."""
-    heard = Heard()
-    assert store.put_job(job("a", forecast=b"f"), heard)
-    assert store.update_job("a", "running", done=heard, started_wall_s=101.0)
-    assert store.update_job("a", "done", b"answer", None, 105.0, heard)
-    assert [heard.next() for _ in range(3)] == [None, None, None]
+    """An update changes the members it names and keeps the others."""
+    callback = Callback()
+    assert store.put_job(job("a", forecast=b"f"), callback)
+    assert store.update_job("a", "running", done=callback, started_wall_s=101.0)
+    assert store.update_job("a", "done", b"answer", None, 105.0, callback)
+    assert [callback.next() for _ in range(3)] == [None, None, None]
     assert get(store, "a") == job(
         "a", "done", started_wall_s=101.0, ended_wall_s=105.0, result=b"answer", forecast=b"f"
     )
 
 
 def test_job_ends_once(store: Store) -> None:
-    """An ended job is not changed again, and an unknown one is not made: NotFound is heard."""
-    heard = Heard()
-    assert store.put_job(job("a"), heard)
-    assert store.update_job("a", "failed", None, b"no", 5.0, heard)
-    assert store.update_job("a", "done", b"late", None, 6.0, heard)
-    assert store.update_job("b", "done", b"who", None, 6.0, heard)
-    told = [heard.next() for _ in range(4)]
-    assert told[:2] == [None, None]
-    assert [type(error) for error in told[2:]] == [NotFound, NotFound]
+    """An ended job is not changed again and an unknown one is not made: `done` gets NotFound."""
+    callback = Callback()
+    assert store.put_job(job("a"), callback)
+    assert store.update_job("a", "failed", None, b"no", 5.0, callback)
+    assert store.update_job("a", "done", b"late", None, 6.0, callback)
+    assert store.update_job("b", "done", b"who", None, 6.0, callback)
+    errors = [callback.next() for _ in range(4)]
+    assert errors[:2] == [None, None]
+    assert [type(error) for error in errors[2:]] == [NotFound, NotFound]
     row = get(store, "a")
     assert row is not None
     assert (row.status, row.error, row.result) == ("failed", b"no", None)
     assert get(store, "b") is None
 
 
-def test_job_id_taken_is_heard(store: Store) -> None:
+def test_job_id_taken_is_refused(store: Store) -> None:
     """A second job under one id is refused and does not replace the first."""
-    heard = Heard()
-    assert store.put_job(job("a"), heard)
-    assert store.put_job(replace(job("a"), tenant="other"), heard)
-    assert heard.next() is None
-    assert isinstance(heard.next(), sqlite3.IntegrityError)
+    callback = Callback()
+    assert store.put_job(job("a"), callback)
+    assert store.put_job(replace(job("a"), tenant="other"), callback)
+    assert callback.next() is None
+    assert isinstance(callback.next(), sqlite3.IntegrityError)
     row = get(store, "a")
     assert row is not None
     assert row.tenant == "demo"
@@ -247,7 +247,7 @@ def test_jobs_unfinished_are_found_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_job_expired_leaves_a_tombstone_and_then_nothing(store: Store) -> None:
-    """After its TTL a job is `gone` with nothing in it; after TOMBSTONE_S it is unknown."""
+    """After its TTL a job is `gone` and empty; after TOMBSTONE_S it is unknown."""
     assert store.put_job(job("a", "done", ended_wall_s=1000.0, result=b"r", forecast=b"f"))
     assert store.put_job(job("b", "done", ended_wall_s=1001.0, result=b"r"))
     assert store.put_job(job("c", "running"))
@@ -264,7 +264,7 @@ def test_job_expired_leaves_a_tombstone_and_then_nothing(store: Store) -> None:
 
 
 def test_jobs_expired_are_more_than_a_slice(store: Store) -> None:
-    """Expiring goes on, slice by slice, until none is left."""
+    """Expiring goes on slice by slice until no job is left."""
     last = 2 * SLICE_ROWS + 10
     for i in range(last + 1):
         assert store.put_job(job(str(i), "done", ended_wall_s=float(i)))
@@ -276,7 +276,7 @@ def test_jobs_expired_are_more_than_a_slice(store: Store) -> None:
 
 
 def test_jobs_prompt_is_overwritten_on_the_disk(tmp_path: Path) -> None:
-    """The bytes of an expired request are not left in the file; while it lives they are."""
+    """The bytes of an expired request are not left in the file."""
     path = tmp_path / "a.db"
     secret = b"canary-prompt-text" * 50
     store = opened(tmp_path)
@@ -290,7 +290,7 @@ def test_jobs_prompt_is_overwritten_on_the_disk(tmp_path: Path) -> None:
 
 
 def test_state_is_kept_under_its_name(tmp_path: Path) -> None:
-    """The last value put is read by the next process; an unknown name is None."""
+    """The next process reads the last value saved; an unknown name gives None."""
     first = opened(tmp_path)
     assert first.put_state("limits", b"1")
     assert first.put_state("limits", b"2")
@@ -317,13 +317,13 @@ def test_prompt_secret_is_made_once_a_store(tmp_path: Path) -> None:
 
 
 def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
-    """`ok` before the start and after the stop is False, with the reason."""
+    """`ok` is False before the start and after the stop, with the reason."""
     store = Store(tmp_path / "a.db", StoreSettings())
     assert (store.snapshot().ok, store.snapshot().reason) == (False, "not started")
     store.start()
-    heard = Heard()
-    assert store.append_history(history(1), heard)
-    assert heard.next() is None
+    callback = Callback()
+    assert store.append_history(history(1), callback)
+    assert callback.next() is None
     load_history(store, 1)
     shot = store.snapshot()
     assert (shot.ok, shot.reason, shot.rows, shot.errors) == (True, "", 1, 0)

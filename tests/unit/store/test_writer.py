@@ -1,4 +1,4 @@
-"""The writer thread: groups, errors that reach whom they concern, an end that loses nothing."""
+"""The writer thread: groups, whom an error reaches, and an end that loses nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from gateway.errors import SettingsError
 from gateway.store.writer import Writer
-from tests.unit.store.rows import WAIT_S, Heard
+from tests.unit.store.rows import WAIT_S, Callback
 
 MANY = 10_000
 
@@ -30,7 +30,7 @@ def names(connection: sqlite3.Connection) -> set[str]:
 
 
 class Held:
-    """Keeps the thread inside a call, so that what follows gathers into one group."""
+    """A call that keeps the thread busy, so that what follows gathers into one group."""
 
     def __init__(self, writer: Writer) -> None:
         self._free = threading.Event()
@@ -56,53 +56,53 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
 
 
 def ask(writer: Writer, call: Any) -> Any:
-    heard = Heard()
-    assert writer.offer(call, heard, MANY)
-    value, error = heard.next()
+    callback = Callback()
+    assert writer.offer(call, callback, MANY)
+    value, error = callback.next()
     assert error is None
     return value
 
 
 def test_writer_commits_what_queued_up_as_one_group(writer: Writer) -> None:
-    """All that waits goes into one transaction, in order."""
+    """All queued work goes into one transaction, in order."""
     order: list[int] = []
-    held, heard = Held(writer), Heard()
+    held, callback = Held(writer), Callback()
     for i in range(50):
 
         def note(connection: sqlite3.Connection, i: int = i) -> bool:
             order.append(i)
             return connection.in_transaction and connection.total_changes == 0
 
-        assert writer.offer(note, heard, MANY)
+        assert writer.offer(note, callback, MANY)
     held.release()
-    assert [heard.next() for _ in range(50)] == [(True, None)] * 50
+    assert [callback.next() for _ in range(50)] == [(True, None)] * 50
     assert order == list(range(50))
 
 
 def test_writer_tells_after_the_commit(writer: Writer, tmp_path: Path) -> None:
-    """When `done` is called, another connection sees the row already."""
+    """When `done` is called, another connection already sees the row."""
     seen: list[Any] = []
-    heard = Heard()
+    callback = Callback()
 
     def look(value: Any, error: Exception | None) -> None:
         other = sqlite3.connect(tmp_path / "a.db")
         seen.append(other.execute("SELECT name FROM state").fetchall())
         other.close()
-        heard(True)
+        callback(True)
 
     assert writer.offer(put("a"), look, MANY)
-    assert heard.next()
+    assert callback.next()
     assert seen == [[("a",)]]
 
 
 def test_writer_keeps_one_works_fault_to_it(writer: Writer) -> None:
-    """A duplicate and a value that does not bind fail alone; their neighbours are kept."""
-    held, heard = Held(writer), Heard()
+    """A duplicate and a value that does not bind fail alone; the rest of the group is committed."""
+    held, callback = Held(writer), Callback()
     unbound = lambda c: c.execute("INSERT INTO state VALUES (?, ?)", ("x", object()))  # noqa: E731
     for call in (put("a"), put("a"), unbound, put("b")):
-        assert writer.offer(call, heard, MANY)
+        assert writer.offer(call, callback, MANY)
     held.release()
-    errors = [heard.next()[1] for _ in range(4)]
+    errors = [callback.next()[1] for _ in range(4)]
     assert [type(error) for error in errors] == [
         type(None),
         sqlite3.IntegrityError,
@@ -114,16 +114,16 @@ def test_writer_keeps_one_works_fault_to_it(writer: Writer) -> None:
 
 
 def test_writer_tells_a_full_disk_to_the_whole_group_and_goes_on(writer: Writer) -> None:
-    """SQLITE_FULL undoes the group, reaches each of it, is kept as reason; then work goes on."""
+    """SQLITE_FULL fails the whole group and is kept as the reason; the next group succeeds."""
     full = lambda c: c.execute("PRAGMA max_page_count = 1").fetchone()  # noqa: E731
     free = lambda c: c.execute("PRAGMA max_page_count = 100000").fetchone()  # noqa: E731
     big = lambda c: c.execute("INSERT INTO state VALUES ('big', zeroblob(1000000))")  # noqa: E731
     ask(writer, full)
-    held, heard = Held(writer), Heard()
+    held, callback = Held(writer), Callback()
     for call in (put("a"), big, put("b")):
-        assert writer.offer(call, heard, MANY)
+        assert writer.offer(call, callback, MANY)
     held.release()
-    errors = [heard.next()[1] for _ in range(3)]
+    errors = [callback.next()[1] for _ in range(3)]
     assert len({id(error) for error in errors}) == 1
     assert isinstance(errors[0], sqlite3.OperationalError)
     assert "full" in str(errors[0])
@@ -135,33 +135,33 @@ def test_writer_tells_a_full_disk_to_the_whole_group_and_goes_on(writer: Writer)
 
 
 def test_writer_outlives_a_listener_that_fails(writer: Writer) -> None:
-    """An exception in `done` (a loop that is closed) costs neither the thread nor the group."""
-    held, heard = Held(writer), Heard()
+    """An exception in `done` (a closed loop) costs neither the thread nor the group."""
+    held, callback = Held(writer), Callback()
 
     def broken(value: Any, error: Exception | None) -> None:
         raise RuntimeError("the loop is closed")
 
     assert writer.offer(put("a"), broken, MANY)
-    assert writer.offer(put("b"), heard, MANY)
+    assert writer.offer(put("b"), callback, MANY)
     held.release()
-    assert heard.next()[1] is None
+    assert callback.next()[1] is None
     assert ask(writer, names) == {"a", "b"}
 
 
 def test_writer_refuses_above_the_bound(writer: Writer) -> None:
-    """With `bound` items waiting an offer is refused, counted, and never heard of."""
-    held, heard, refused = Held(writer), Heard(), Heard()
-    assert [writer.offer(put(str(i)), heard, 2) for i in range(2)] == [True, True]
+    """With `bound` items queued an offer is refused and counted, and `done` is not called."""
+    held, callback, refused = Held(writer), Callback(), Callback()
+    assert [writer.offer(put(str(i)), callback, 2) for i in range(2)] == [True, True]
     assert writer.offer(put("lost"), refused, 2) is False
     assert writer.lost == 1
     held.release()
-    assert [heard.next()[1] for _ in range(2)] == [None, None]
+    assert [callback.next()[1] for _ in range(2)] == [None, None]
     assert ask(writer, names) == {"0", "1"}
     assert refused.nothing()
 
 
 def test_writer_stop_does_all_that_was_taken(tmp_path: Path) -> None:
-    """`stop` flushes the queue; afterwards nothing is taken."""
+    """`stop` does all queued work and takes nothing afterwards."""
     writer = Writer(tmp_path / "a.db", opened=nothing, chore=nothing)
     writer.start()
     held = Held(writer)
@@ -177,7 +177,7 @@ def test_writer_stop_does_all_that_was_taken(tmp_path: Path) -> None:
 
 
 def test_writer_stop_says_when_time_did_not_suffice(tmp_path: Path) -> None:
-    """A stop that gives up answers False; the next one may succeed."""
+    """A stop that runs out of time returns False; the next may succeed."""
     writer = Writer(tmp_path / "a.db", opened=nothing, chore=nothing)
     writer.start()
     held = Held(writer)
@@ -187,7 +187,7 @@ def test_writer_stop_says_when_time_did_not_suffice(tmp_path: Path) -> None:
 
 
 def test_writer_start_raises_what_opening_raised(tmp_path: Path) -> None:
-    """A file that cannot be used is an error of `start`, and nothing is taken."""
+    """`start` raises the error of opening, and no work is taken."""
     writer = Writer(tmp_path, opened=nothing, chore=nothing)
     with pytest.raises(SettingsError):
         writer.start()
@@ -197,7 +197,7 @@ def test_writer_start_raises_what_opening_raised(tmp_path: Path) -> None:
 
 
 def test_writer_repeats_its_chore_until_it_is_done(tmp_path: Path) -> None:
-    """While a chore answers True it is run again, without any work; then the thread rests."""
+    """A chore that returns True runs again without any work; then the thread rests."""
     left = [3]
     finished = threading.Event()
 

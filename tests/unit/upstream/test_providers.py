@@ -1,4 +1,4 @@
-"""Addressing a provider, editing a body for it, and reading its refusals."""
+"""Requests as a provider wants them, and its refusals as verdicts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ LATE, FAULT, NONE = Verdict.TIMEOUT, Verdict.SERVER_ERROR, Verdict.IGNORED
 def test_classify_goes_by_code_before_status(
     status: int, code: str | int | None, verdict: Verdict, outcome: Outcome, retryable: bool
 ) -> None:
-    """Exhausted quota is a dead key however it is numbered; a client's fault teaches nothing."""
+    """An exhausted quota is a dead key whatever its status; a client's error teaches nothing."""
     failure = refusal(status, {"message": "no", "code": code})
     assert (failure.verdict, failure.outcome, failure.retryable) == (verdict, outcome, retryable)
     assert failure.code == (str(code) if code is not None else f"http_{status}")
@@ -112,14 +112,14 @@ def test_classify_reads_the_type_where_there_is_no_code() -> None:
 
 
 def test_classify_hides_the_accounts_own_trouble() -> None:
-    """A refused key is the operator's business: the client gets 502, and no word of it."""
+    """A refused key is the operator's business: the client gets 502 without its text."""
     failure = refusal(401, {"message": "Incorrect API key", "code": "invalid_api_key"})
     assert (failure.status, failure.body) == (502, None)
     assert "key" not in failure.message
 
 
 def test_classify_passes_the_clients_own_fault_on() -> None:
-    """The twin: what the client can mend reaches it in the provider's words."""
+    """The twin: an error the client can mend reaches it in the provider's words."""
     failure = refusal(400, {"message": "Bad tool", "param": "tools", "code": "bad", "type": "t"})
     assert failure.status == 400
     assert passed_on(failure) == {
@@ -131,12 +131,12 @@ def test_classify_passes_the_clients_own_fault_on() -> None:
 
 
 def test_classify_tells_when_to_come_again() -> None:
-    """The provider's wait goes along, for the account and for the client."""
+    """The provider's Retry-After is kept, for the account and for the client."""
     assert refusal(429, headers=[(b"Retry-After", b"7")]).retry_after_s == 7.0
 
 
 def test_classify_keeps_the_status_within_http() -> None:
-    """A status beyond 599 is no HTTP: servers refuse to write it."""
+    """A status above 599 becomes 502, as servers refuse to write it."""
     assert refusal(999).status == 502
     assert refusal(599).status == 599
 
@@ -163,7 +163,7 @@ def test_classify_keeps_the_status_within_http() -> None:
     ],
 )
 def test_classify_reads_errors_of_every_shape(body: bytes, message: str, code: str | None) -> None:
-    """OpenAI's object, Gemini's array, FastAPI's detail, plain texts, and no JSON at all."""
+    """OpenAI's object, Gemini's array, FastAPI's detail, plain text and no JSON are all read."""
     error = passed_on(classify(400, [], body, to(), 0.0))
     assert (error["message"], error["code"]) == (message, code)
 
@@ -181,7 +181,7 @@ def test_classify_reads_errors_of_every_shape(body: bytes, message: str, code: s
     ],
 )
 def test_classify_scrubs_what_looks_like_a_key(secret: str) -> None:
-    """Providers repeat the key they refuse; no client may read it, in whatever member."""
+    """A key that a provider repeats reaches no client, in whatever member it stands."""
     error = passed_on(
         refusal(400, {"message": f"Bad: {secret}.", "code": f"c {secret}", "type": secret})
     )
@@ -200,12 +200,12 @@ def test_classify_scrubs_what_looks_like_a_key(secret: str) -> None:
     ],
 )
 def test_classify_leaves_words_that_are_no_key(text: str) -> None:
-    """The twin: a sentence about keys is no key, and must stay readable."""
+    """The twin: a sentence about keys stays readable."""
     assert passed_on(refusal(400, {"message": text}))["message"] == text
 
 
 def test_classify_bounds_what_it_passes_on() -> None:
-    """A provider's texts end up in headers, logs and memory."""
+    """Texts of a provider that end up in headers, logs and memory are bounded."""
     long = "x" * 100_000
     failure = refusal(400, dict.fromkeys(("message", "type", "code", "param"), long))
     assert len(failure.code) <= 100
@@ -216,7 +216,7 @@ def test_classify_bounds_what_it_passes_on() -> None:
 @given(status=st.integers(400, 999), body=st.binary(max_size=100))
 @example(status=400, body=b'{"error": {"code": "\xff"}}')
 def test_classify_never_raises(status: int, body: bytes) -> None:
-    """A refusal is read or it is not; it is never a fault of the gateway."""
+    """No refusal raises, whatever its bytes."""
     assert classify(status, [], body, to(), 0.0).status <= 599
 
 
@@ -238,7 +238,7 @@ def test_classify_never_raises(status: int, body: bytes) -> None:
     ],
 )
 def test_stream_error_status_is_the_one_it_stands_for(error: dict[str, Any], status: int) -> None:
-    """An error inside a 200 stream is classified as the refusal it should have been."""
+    """An error inside a 200 stream is classified like the refusal it stands for."""
     assert stream_error_status(error) == status
 
 
@@ -280,14 +280,14 @@ NOON = 784_111_777.0  # Sun, 06 Nov 1994 08:49:37 GMT
     ],
 )
 def test_retry_after_reads_every_way_to_say_it(headers: Any, wait: float | None) -> None:
-    """Milliseconds before seconds, seconds before dates; what is unreadable says nothing."""
+    """Milliseconds count before seconds, seconds before dates; unreadable values are ignored."""
     assert retry_after(headers, NOON) == wait
 
 
 @QUICK
 @given(name=st.sampled_from([b"retry-after", b"retry-after-ms"]), value=st.binary(max_size=40))
 def test_retry_after_is_none_or_within_a_day(name: bytes, value: bytes) -> None:
-    """Whatever stands there, what comes out can be waited for."""
+    """Any value gives None or a time of at most a day."""
     wait = retry_after([(name, value)], NOON)
     assert wait is None or 0.0 <= wait <= MAX_RETRY_AFTER_S
 
@@ -335,7 +335,7 @@ def test_edited_keeps_every_other_member(
 
 
 def test_edited_keeps_the_place_of_what_it_changes() -> None:
-    """Providers cache by prefix: a member stays where the client put it."""
+    """A changed member stays where the client put it, as providers cache by prefix."""
     body = b'{"a":1.0,"model":"m","max_tokens":5,"z":"\\u00e9"}'
     edit = BodyEdit(model="u", include_usage=True, max_tokens_field="max_completion_tokens")
     assert edited(body, edit) == (
@@ -385,12 +385,12 @@ def test_edited_asks_for_usage_beside_other_options(given: str, sent: str) -> No
     ],
 )
 def test_edited_names_the_limit_as_the_account_does(field: str, body: str, sent: str) -> None:
-    """One limit is renamed; two that both say something are the client's to sort out."""
+    """One token limit is renamed; if both names are given, both stay."""
     assert edited(body.encode(), BodyEdit(max_tokens_field=field)) == sent.encode()
 
 
 def test_edited_changes_the_model_of_a_form() -> None:
-    """Audio routes send forms; their model is mapped, too, and the file keeps its bytes."""
+    """A form's model is mapped too, and its file keeps its bytes."""
     form = (
         b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\xff\x00\r\n'
         b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\n%s\r\n--B--\r\n'
@@ -401,7 +401,7 @@ def test_edited_changes_the_model_of_a_form() -> None:
 
 @pytest.mark.parametrize("body", [b"\x00\xff", b"[1]", b"7", b'{"\xff": 1}', b"[" * 100_000])
 def test_edited_leaves_what_is_no_object(body: bytes) -> None:
-    """A route that is only routed may carry anything: it goes on as it is."""
+    """A body that is neither an object nor a form is returned unchanged."""
     assert edited(body, BodyEdit(model="u", include_usage=True)) == body
 
 
@@ -409,14 +409,15 @@ def test_edited_leaves_what_is_no_object(body: bytes) -> None:
 
 
 def test_edit_for_is_none_where_nothing_changes() -> None:
-    """The body's bytes go on untouched when the account takes them as they are."""
+    """Where the account takes the body as it is, there is no edit."""
     assert edit_for(to(), "m", inject_usage=False) is None
     assert edit_for(to(stream_usage=False), "m", inject_usage=True) is None
     assert edit_for(to(models={"m": "m"}), "m", inject_usage=False) is None
 
 
 def test_edit_for_says_what_the_account_wants() -> None:
-    """Its name for the model, usage where it understands the option, its name for the limit."""
+    """The edit has the account's name for the model, usage if it understands the option, and its
+    name for the limit."""
     wants = to(models={"m": "deployment-7"}, max_tokens_field="max_tokens")
     assert edit_for(wants, "m", inject_usage=True) == BodyEdit(
         model="deployment-7", include_usage=True, max_tokens_field="max_tokens"
@@ -441,13 +442,13 @@ def test_url_for_works_without_a_path_in_the_base() -> None:
 
 
 def test_url_for_never_leaves_the_host() -> None:
-    """A client's path is a path, however much it looks like a host."""
+    """A client's path stays a path, however much it looks like a host."""
     url = url_for(to(), "//evil.example/x", b"@evil.example")
     assert url.host == "h.example"
 
 
 def test_url_for_remembers_a_bounded_number_of_urls() -> None:
-    """Paths come from clients: what is kept of them has a bound, and no query in it."""
+    """The number of remembered URLs is bounded, and none has a query."""
     at = to()
     for n in range(3 * MAX_URLS):
         assert url_for(at, f"/files/{n}", b"q=1").raw_path == f"/v1/files/{n}?q=1".encode()
@@ -456,14 +457,14 @@ def test_url_for_remembers_a_bounded_number_of_urls() -> None:
 
 
 def test_target_keeps_its_own_urls() -> None:
-    """Two accounts never share what one remembers."""
+    """Two accounts do not share remembered URLs."""
     one, other = to(), to(base_url="https://other.example/v1")
     url_for(one, "/x", b"")
     assert url_for(other, "/x", b"").host == "other.example"
 
 
 def test_headers_for_sends_what_is_harmless_alone() -> None:
-    """Credentials, cookies, addresses and payers of the client stay at the gateway."""
+    """Credentials, cookies, addresses and payers of the client are not forwarded."""
     harmless = [(b"content-type", b"application/json"), (b"accept", b"*/*"), (b"openai-beta", b"x")]
     held_back = [
         (name, b"client's")
@@ -494,7 +495,7 @@ def test_headers_for_sends_what_is_harmless_alone() -> None:
 
 
 def test_returned_headers_keep_the_accounts_business() -> None:
-    """Rate limits, cookies and ids of the provider's account are not the client's."""
+    """Rate limits, cookies and ids of the provider's account are not returned."""
     private = {b"set-cookie", b"openai-organization", b"x-ratelimit-remaining-tokens", b"server"}
     assert not private & RETURNED
     assert b"content-type" in RETURNED

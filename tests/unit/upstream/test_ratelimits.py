@@ -15,7 +15,7 @@ def read(**headers: str) -> RateLimits | None:
 
 
 def test_headers_of_openai_are_read_whole() -> None:
-    """Limits and what is left as numbers, resets as Go durations."""
+    """Limits and remainders are numbers, resets are Go durations."""
     assert read(
         content_type="application/json",
         x_ratelimit_limit_requests="5000",
@@ -28,7 +28,7 @@ def test_headers_of_openai_are_read_whole() -> None:
 
 
 def test_headers_of_azure_say_nothing_where_they_say_minus_one() -> None:
-    """Whole seconds; -1 is no number of requests, a limit of 0 no limit."""
+    """Resets are whole seconds; -1 and a limit of 0 count as absent."""
     assert read(
         x_ratelimit_limit_requests="0",
         x_ratelimit_remaining_requests="-1",
@@ -38,7 +38,7 @@ def test_headers_of_azure_say_nothing_where_they_say_minus_one() -> None:
 
 
 def test_headers_of_anthropic_name_moments() -> None:
-    """RFC 3339, against the time of day; input tokens where there is no sum."""
+    """Resets are RFC 3339 times; input tokens are used where there is no sum."""
     assert read(
         anthropic_ratelimit_requests_limit="50",
         anthropic_ratelimit_requests_remaining="49",
@@ -63,7 +63,7 @@ def test_headers_of_anthropic_name_moments() -> None:
     ],
 )
 def test_reset_reads_durations(text: str, seconds: float) -> None:
-    """Go's units, bare seconds, at most a day."""
+    """Go's units and bare seconds are read, up to a day."""
     limits = read(x_ratelimit_reset_requests=text)
     assert limits is not None
     assert limits.reset_requests_s == pytest.approx(seconds)
@@ -74,11 +74,11 @@ def test_reset_reads_durations(text: str, seconds: float) -> None:
     ["", "soon", "1 s", "-5s", "1e9", "nan", "inf", "9" * 400, "1s;drop", "2026-13-01T00:00Z"],
 )
 def test_headers_that_cannot_be_read_say_nothing(text: str) -> None:
-    """No error, no guess: words, signs, absurd lengths."""
+    """Words, signs and absurd lengths count as absent, without an error."""
     assert read(x_ratelimit_reset_requests=text, x_ratelimit_remaining_tokens=text) is None
 
 
 def test_headers_without_limits_say_nothing() -> None:
-    """The usual case."""
+    """An answer without such headers gives None."""
     assert read(content_type="text/event-stream", x_request_id="1") is None
     assert read(x_ratelimit_reset="5") is None
