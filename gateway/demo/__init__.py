@@ -1,1 +1,1 @@
-"""The built-in demo provider, and the demo history."""
+"""The built-in demo provider and the demo history."""

@@ -1,10 +1,10 @@
-"""The demo provider's answers: the same choices in each of OpenAI's three forms.
+"""Answers of the demo provider: the same choices in each of OpenAI's three forms.
 
-A shape gives the whole body, or the stream in three parts: what opens it, what carries
-tokens of one choice, what ends it. Streams follow the platform documentation: chat and
-legacy completions end with `[DONE]` after a usage chunk that was asked for (every other
-chunk then says `"usage": null`); the Responses API names its events, numbers them, and
-ends with `response.completed` (or `.incomplete`) that holds the usage.
+A form makes the whole body, or the stream in three parts: its opening, events with tokens of one
+choice, its ending. Streams follow the platform documentation: chat and legacy completions end with
+`[DONE]`, before it a usage chunk if one was requested (all other chunks then have `"usage": null`);
+the Responses API names and numbers its events and ends with `response.completed` (or
+`.incomplete`), which has the usage.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway.demo.requests import Ask, Choice, Json
+from gateway.demo.requests import Choice, DemoRequest, Json
 
 _encode = msgspec.json.encode
 FINGERPRINT = "fp_sagesched_demo"
 
 
-class Shape(Protocol):
+class AnswerForm(Protocol):
+    """One of OpenAI's three forms of an answer, whole or as a stream in three parts."""
+
     def whole(self) -> Json:
         """The body of an answer that is not streamed."""
 
@@ -36,12 +38,12 @@ def output_tokens(choices: Sequence[Choice]) -> int:
     return sum(len(choice.tokens) for choice in choices)
 
 
-def usage(ask: Ask, choices: Sequence[Choice]) -> Json:
+def usage(request: DemoRequest, choices: Sequence[Choice]) -> Json:
     output = output_tokens(choices)
     return {
-        "prompt_tokens": ask.prompt_tokens,
+        "prompt_tokens": request.prompt_tokens,
         "completion_tokens": output,
-        "total_tokens": ask.prompt_tokens + output,
+        "total_tokens": request.prompt_tokens + output,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
@@ -53,13 +55,15 @@ def usage(ask: Ask, choices: Sequence[Choice]) -> Json:
 
 
 class _Completions:
-    """What chat and legacy completions have in common: one chunk format, `[DONE]`."""
+    """Common part of chat and legacy completions: one chunk format, `[DONE]` at the end."""
 
     name: str
     chunk_name: str
 
-    def __init__(self, ask: Ask, choices: Sequence[Choice], id: str, created: int) -> None:
-        self._ask, self._choices, self._id = ask, choices, id
+    def __init__(
+        self, request: DemoRequest, choices: Sequence[Choice], id: str, created: int
+    ) -> None:
+        self._request, self._choices, self._id = request, choices, id
         self._created = created
         self._around = [self._frame(index) for index in range(len(choices))]
 
@@ -67,7 +71,7 @@ class _Completions:
         return {
             **self._head(self.name),
             "choices": [self._answer(i, choice) for i, choice in enumerate(self._choices)],
-            "usage": usage(self._ask, self._choices),
+            "usage": usage(self._request, self._choices),
         }
 
     def tokens(self, index: int, tokens: Sequence[str]) -> bytes:
@@ -79,9 +83,9 @@ class _Completions:
             self._chunk(index, self._end_of(choice), choice.finish)
             for index, choice in enumerate(self._choices)
         ]
-        if self._ask.include_usage:
+        if self._request.include_usage:
             last = {**self._head(self.chunk_name), "choices": []}
-            out.append(_event({**last, "usage": usage(self._ask, self._choices)}))
+            out.append(_event({**last, "usage": usage(self._request, self._choices)}))
         return b"".join([*out, b"data: [DONE]\n\n"])
 
     def _head(self, name: str) -> Json:
@@ -89,18 +93,18 @@ class _Completions:
             "id": self._id,
             "object": name,
             "created": self._created,
-            "model": self._ask.model,
+            "model": self._request.model,
             "service_tier": "default",
             "system_fingerprint": FINGERPRINT,
         }
 
     def _chunk(self, index: int, content: Json, finish: str | None = None) -> bytes:
         choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
-        counted = {"usage": None} if self._ask.include_usage else {}
+        counted = {"usage": None} if self._request.include_usage else {}
         return _event({**self._head(self.chunk_name), "choices": [choice], **counted})
 
     def _frame(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes before and after a token: encoding a whole chunk per token is slow."""
+        """The bytes before and after a token; encoding a whole chunk per token would be slow."""
         mark = "\x00token\x00"
         before, after = self._chunk(index, self._content(index, mark)).split(_encode(mark))
         return before, after
@@ -174,10 +178,12 @@ class Completions(_Completions):
 
 
 class Responses:
-    """One output item: a message, or a call of the tool that was forced."""
+    """The Responses API's form, with one output item: a message, or the call of a tool."""
 
-    def __init__(self, ask: Ask, choices: Sequence[Choice], id: str, created: int) -> None:
-        self._ask, self._choices, self._choice = ask, choices, choices[0]
+    def __init__(
+        self, request: DemoRequest, choices: Sequence[Choice], id: str, created: int
+    ) -> None:
+        self._request, self._choices, self._choice = request, choices, choices[0]
         self._id, self._created, self._number = id, created, -1
         kind = "msg" if self._choice.tool is None else "fc"
         self._item_id = id.replace("resp", kind)
@@ -233,7 +239,7 @@ class Responses:
         return b"event: " + name.encode() + b"\n" + _event(payload)
 
     def _item(self, status: str, text: str | None) -> Json:
-        """Text None: the item as it begins, without content."""
+        """The output item; with text None as it begins, without content."""
         item: Json = {"id": self._item_id, "status": status}
         if self._choice.tool is not None:
             call = {"call_id": f"call_{self._id[5:25]}", "name": self._choice.tool}
@@ -252,7 +258,7 @@ class Responses:
             "incomplete_details": cut,
             "instructions": None,
             "metadata": {},
-            "model": self._ask.model,
+            "model": self._request.model,
             "output": output,
             "parallel_tool_calls": True,
             "temperature": 1.0,
@@ -265,11 +271,11 @@ class Responses:
     def _usage(self) -> Json:
         output = output_tokens(self._choices)
         return {
-            "input_tokens": self._ask.prompt_tokens,
+            "input_tokens": self._request.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": output,
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self._ask.prompt_tokens + output,
+            "total_tokens": self._request.prompt_tokens + output,
         }
 
 

@@ -1,4 +1,4 @@
-"""One request of the demo provider, over raw ASGI: read it, answer it, notice when it leaves."""
+"""One request of the demo provider over raw ASGI: reading, answering, and noticing a disconnect."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_BODY_BYTES = 32 * 2**20
 
 
 class Client:
-    """One request's other side: its body, whether it is still there, what it is sent."""
+    """One client's request: its body, its connection, and what is sent to it."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -52,7 +52,7 @@ class Client:
                 return bytes(out)
 
     async def stays(self, seconds: float) -> bool:
-        """Wait so long; False at once when the client leaves (or has left)."""
+        """Waits for `seconds`; False at once if the client has left or leaves."""
         if self._gone is None:
             self._gone = asyncio.ensure_future(self._leave())
         await asyncio.wait({self._gone}, timeout=seconds)

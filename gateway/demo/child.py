@@ -1,4 +1,4 @@
-"""The demo provider as a child process of the gateway, and what a newcomer reads about it.
+"""The demo provider as a child process of the gateway, and the first commands to try with it.
 
 The child reads the gateway's own settings file. Its standard input is a pipe from the gateway:
 when that closes, the child ends, so it does not outlive a gateway that was killed.
@@ -32,7 +32,7 @@ class DemoChild:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Spawn it and wait for its first line. Raises RuntimeError."""
+        """Spawns the process and waits for its first line. Raises RuntimeError."""
         command = own_command("demo-provider", "--config", str(self._config))
         self._process = await asyncio.create_subprocess_exec(
             *(*command, "--keys", ",".join(DEMO_KEYS), "--end-with-stdin"),
@@ -60,7 +60,7 @@ class DemoChild:
         logger.warning("the demo provider ended with code %s", code)
 
     async def stop(self) -> None:
-        """Ask it to end; after `STOP_S` end it."""
+        """Asks the process to end and kills it after `STOP_S`."""
         if self._reader is not None:
             self._reader.cancel()
         process = self._process
@@ -76,7 +76,7 @@ class DemoChild:
             await process.wait()
 
     def kill(self) -> None:
-        """End it now; synchronous."""
+        """Kills the process; synchronous."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -1,11 +1,12 @@
-"""How fast the demo provider is, and whom it turns away.
+"""Congestion of the demo provider, and its limits per key.
 
-Congestion: up to `congestion_knee` concurrent streams each run at full speed; beyond,
-every stream's speed is (knee ÷ streams) to the power `congestion_exponent`. With 1 the
-total rate stays what it is at the knee; above 1 it falls, as overloaded servers do.
+Up to `congestion_knee` concurrent streams run at full speed. Beyond, the speed of each is
+(knee ÷ streams) to the power `congestion_exponent`: with 1 the total rate stays the same, above 1
+it falls, as with overloaded servers.
 
-Limits are per key: `rpm` is a token bucket that holds one minute's requests (OpenAI's
-`x-ratelimit-reset-requests` is the time until it is full again), `max_concurrency` a count.
+Limits are per key. `rpm` is a token bucket of one minute's requests, and
+`x-ratelimit-reset-requests` the time until it is full again, as with OpenAI. `max_concurrency` is
+a count.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from contextlib import contextmanager
 from gateway.errors import GatewayError
 from gateway.settings.schema import Demo
 
-TICK_S = 0.005  # no stream wakes more often; faster tokens come several at a time
+TICK_S = 0.005  # least time between two wakes of a stream; faster tokens come several at once
 CONCURRENCY_RETRY_S = 0.5
 
 
 class Limited(GatewayError):
-    """A key is over its rate or its concurrency, in OpenAI's words."""
+    """The 429 of a key that is over its rate or its concurrency, in OpenAI's words."""
 
     status = 429
     type = "requests"
     code = "rate_limit_exceeded"
 
 
-class Pace:
-    """The one shared resource of the demo: how many streams run, and so how fast."""
+class Congestion:
+    """Speed of the demo's streams, by the number that run."""
 
     def __init__(self, settings: Demo) -> None:
         self._settings = settings
@@ -40,7 +41,7 @@ class Pace:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """One stream takes its share while inside."""
+        """Counts one stream while inside."""
         self.active += 1
         try:
             yield
@@ -48,23 +49,23 @@ class Pace:
             self.active -= 1
 
     def speed(self) -> float:
-        """Of one stream, as a share of full speed: (0, 1]."""
+        """Speed of one stream, as a share of full speed: (0, 1]."""
         crowd = max(1.0, self.active / self._settings.congestion_knee)
         return math.pow(crowd, -self._settings.congestion_exponent)
 
     def noise(self) -> float:
-        """A factor around 1, log-normal."""
+        """A random factor around 1, log-normal."""
         return math.exp(self._chance.gauss(0.0, self._settings.noise))
 
     def fault(self) -> int | None:
-        """500 or 503 for a share `error_rate` of requests."""
+        """A status of 500 or 503 for a share `error_rate` of requests; else None."""
         if self._chance.random() >= self._settings.error_rate:
             return None
         return self._chance.choice((500, 503))
 
 
 class KeyLimits:
-    """What one key has left. Times are monotonic seconds."""
+    """Limits of one key. Times are monotonic seconds."""
 
     def __init__(self, settings: Demo, now: float) -> None:
         self.rpm = settings.rpm
@@ -75,7 +76,7 @@ class KeyLimits:
 
     @contextmanager
     def request(self, now: float) -> Iterator[None]:
-        """Count one request in. Raises Limited."""
+        """Counts one request while inside. Raises Limited."""
         self._refill(now)
         if self.rpm and self._level < 1:
             wait_s = (1 - self._level) * 60 / self.rpm
@@ -97,7 +98,7 @@ class KeyLimits:
             self.running -= 1
 
     def headers(self, now: float) -> dict[str, str]:
-        """OpenAI's x-ratelimit-*-requests; empty where there is no rate limit."""
+        """OpenAI's x-ratelimit-*-requests headers; empty where there is no rate limit."""
         if not self.rpm:
             return {}
         self._refill(now)
@@ -115,7 +116,7 @@ class KeyLimits:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 1s, 1.5s, 6m0s."""
+    """A duration in OpenAI's notation: 120ms, 1s, 1.5s, 6m0s."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     if seconds < 60:

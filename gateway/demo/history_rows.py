@@ -1,9 +1,9 @@
-"""Demo history: what `sagesched history seed` has the predictor learn before its first request.
+"""Demo history: the rows that `sagesched history seed` has the predictor learn.
 
-The rows come from the same grammar as the demo provider's answers (`demo_text`), with
-its seed, so that a seeded predictor knows the demo's topics and forms. Prompts are made
-of our own templates; topics and forms come in uneven shares, some prompts repeat (real
-traffic does), some carry a `max_tokens` that cut their answer, a few failed.
+The rows come from the same grammar as the demo provider's answers (language.py), with its seed, so
+a seeded predictor knows the demo's topics and forms. Topics and forms have uneven shares, some
+prompts repeat, some have a `max_tokens` that cuts their answer, and a few failed, as in real
+traffic.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gateway.demo import language, requests
 Row = dict[str, Any]
 
 MODEL = "gpt-5.4-mini"
-REPEAT_SHARE = 0.1  # prompts asked before, word by word
+REPEAT_SHARE = 0.1  # prompts that came before, word by word
 LIMITED_SHARE = 0.2  # requests with max_tokens
 FAILED_SHARE = 0.02
 LIMITS = (16, 64, 128, 256, 512, 1024, 2048)
@@ -85,7 +85,7 @@ TEMPLATES: tuple[tuple[str, int, tuple[str, ...]], ...] = (
     ("translation", 2, ("Translate into French: the {topic} of {who} was {mood}, as always.",)),
     ("summary", 2, ("Summarise these notes on {topic}: {notes}",)),
 )
-"""Task type, its share of the traffic, and what people write then."""
+"""Task type, its share of the traffic, and templates of its prompts."""
 
 _TOPICS = (
     "lighthouses, sourdough, volcanoes, bicycles, photosynthesis, harbours, clockwork, glaciers, "
@@ -93,7 +93,7 @@ _TOPICS = (
     "compilers, marathons, honeycombs, satellites, orchards, violins, batteries, archives, "
     "puppetry, wetlands, elevators, ceramics, migration, thunderstorms, lacemaking, aqueducts"
 )
-# Shorter than every topic: the grammar takes the longest telling word for the topic.
+# Shorter than every topic, as the grammar takes the longest uncommon word for the topic.
 _PEOPLE = "novices, nurses, my aunt, my team, pilots, cooks, doctors"
 _MOODS = "quiet, modest, slow, costly, odd, bright, unsure"
 _NOTES = (
@@ -110,10 +110,11 @@ def rows(count: int, seed: int = 0, *, model: str = MODEL, demo_seed: int = 0) -
     """`count` rows of history, oldest first; the same for the same arguments.
 
     Args:
-        demo_seed: `[demo] seed` of the provider that the history is to fit.
+        demo_seed: `[demo] seed` of the provider that the history must fit.
 
-    Yields dicts with prompt, output_tokens, prompt_tokens, max_tokens (0: not given; an
-    answer of just so many tokens was cut), model, task_type and success.
+    Yields:
+        dicts with prompt, output_tokens, prompt_tokens, max_tokens (0: none; an answer of exactly
+        so many tokens was cut), model, task_type and success.
     """
     chance = random.Random(f"history {seed}")
     asked: list[tuple[str, str]] = []

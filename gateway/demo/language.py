@@ -1,16 +1,14 @@
-"""The demo provider's language: what it answers, and above all how long.
+"""Texts of the demo provider's answers, and above all their lengths.
 
-A demo of a predicting scheduler is worth nothing when output lengths are constant or
-pure noise. Here a length is what real ones are: partly told by the form of the request
-(one word, a list of seven, an essay, code), partly by its topic, which only a memory of
-similar prompts can know, and partly chance. Hence
+A demo of a scheduler that predicts needs lengths like real ones: they depend partly on the form of
+the request (one word, a list of seven, an essay, code), partly on its topic, which only a memory of
+similar prompts can know, and partly on chance:
 
     tokens = median(kind, prompt) × topic factor × log-normal noise
 
-Everything is a function of (seed, prompt, attempt), so that a repeated experiment is
-the same experiment. `history seed` learns from this very grammar (`seed.py`), and so a
-seeded predictor fits the demo. A token is a word with its leading space, half a long
-word, or a mark; joined they are the text. All sentences are our own.
+Everything is a function of (seed, prompt, attempt), so an experiment can be repeated. The demo
+history (history_rows.py) uses the same grammar. A token is a word with its leading space, half a
+long word, or a mark; joined they are the text. All sentences are our own.
 """
 
 from __future__ import annotations
@@ -22,10 +20,12 @@ import re
 from collections.abc import Callable, Iterator
 
 MAX_TOKENS = 4096
-CHARS_PER_TOKEN = 4.2  # prompts are counted, not tokenised: a long one costs what a short one does
+CHARS_PER_TOKEN = (
+    4.2  # prompts are not tokenised, so that a long one costs no more than a short one
+)
 TOPIC_SIGMA = 0.35
 NOISE_SIGMA = 0.25
-_READ_CHARS = 4000  # what the demo reads of a prompt
+_READ_CHARS = 4000  # characters of a prompt that are read
 
 Median = Callable[[re.Match[str], int], float]
 """Median output tokens from the matched form and the number of words of the prompt."""
@@ -63,7 +63,7 @@ KINDS: tuple[tuple[str, str, Median], ...] = (
     ("greeting", r"^\W*(hi|hello|hey|good (morning|evening)|thanks|thank you)\b", lambda m, w: 11),
     ("chat", r"", lambda m, w: 70 + 1.5 * min(w, 100)),
 )
-"""Forms of a request, the first that matches counts: name, pattern, median length."""
+"""Forms of a request: name, pattern, median length. The first that matches is used."""
 
 _COMPILED = tuple((name, re.compile(p, re.IGNORECASE), median) for name, p, median in KINDS)
 
@@ -129,17 +129,17 @@ _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+")
 
 
 def count_tokens(text: str) -> int:
-    """Prompt tokens, by length alone."""
+    """Number of prompt tokens, by length alone."""
     return math.ceil(len(text) / CHARS_PER_TOKEN)
 
 
 def kind_of(prompt: str) -> str:
-    """Which form of request this is: a name in `KINDS`."""
+    """The form of the request: a name in `KINDS`."""
     return _form(prompt[:_READ_CHARS])[0]
 
 
 def median_tokens(prompt: str, seed: int = 0) -> float:
-    """The middle of this prompt's length distribution, topic included."""
+    """The median of this prompt's length distribution, topic included."""
     read = prompt[:_READ_CHARS]
     _, match, median = _form(read)
     topic_noise = random.Random(_digest(seed, topic_of(read), 0)).gauss(0, TOPIC_SIGMA)
@@ -148,7 +148,7 @@ def median_tokens(prompt: str, seed: int = 0) -> float:
 
 
 def topic_of(prompt: str) -> str:
-    """The most telling word of a prompt: the longest that is not a common one."""
+    """The longest word of a prompt that is not a common one."""
     words = re.findall(r"[^\W\d_]{4,}", prompt[:_READ_CHARS])
     telling = [w.lower() for w in words if w.lower() not in _COMMON]
     return max(telling, key=len, default="this question")
@@ -157,7 +157,7 @@ def topic_of(prompt: str) -> str:
 def answer(prompt: str, *, seed: int = 0, attempt: int = 0, limit: int = MAX_TOKENS) -> list[str]:
     """The tokens of an answer, at most `limit` + 1 of them.
 
-    One token more than `limit` tells the caller that the answer was longer.
+    One token more than `limit` means that the answer was longer.
     """
     chance = random.Random(_digest(seed, prompt, attempt))
     target = median_tokens(prompt, seed) * math.exp(chance.gauss(0, NOISE_SIGMA))
@@ -168,7 +168,7 @@ def answer(prompt: str, *, seed: int = 0, attempt: int = 0, limit: int = MAX_TOK
         out += tokenise(part)
         if len(out) >= wanted or len(out) > limit:
             break
-    # The last sentence ends early rather than the length being off; set phrases stay whole.
+    # The last sentence is cut so that the length is exact; set phrases stay whole.
     if len(out) > wanted and kind not in ("label", "greeting"):
         out = [*out[: wanted - 1], "."]
     return out[: limit + 1]
@@ -180,7 +180,7 @@ def phrase(chance: random.Random, topic: str = "this question") -> str:
 
 
 def tokenise(text: str) -> list[str]:
-    """Words with their leading space, long ones halved; joined they are `text`."""
+    """Words with their leading space, long ones in two halves; joined they are `text`."""
     out = []
     for piece in _TOKEN.findall(text):
         if len(piece) > 9:
@@ -245,5 +245,5 @@ def _fill(template: str, topic: str, chance: random.Random) -> str:
 
 
 def _digest(*parts: object) -> bytes:
-    """Seeds that do not depend on the process, as `hash()` would."""
+    """A seed that does not depend on the process, as `hash()` would."""
     return hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=16).digest()

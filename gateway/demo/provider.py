@@ -1,15 +1,14 @@
 """The built-in demo provider: an OpenAI-compatible server without a model.
 
-Why it exists: whoever tries the gateway should see it schedule, learn, place and hold
-back within a minute, without a key or a network. That needs a provider whose answers
-have lengths worth predicting (`demo_text`), that slows down under load and turns away
-what is too much (`demo_pace`), and that speaks the real wire format (`demo_wire` reads,
-`demo_shapes` writes), faults included. It runs as a process of its own, so that it
-never shares the gateway's loop.
+With it the gateway can be seen scheduling, learning and holding back within a minute, without a key
+or a network. Its answers have lengths worth predicting (language.py), it slows down under load and
+refuses what is too much (congestion.py), and it speaks the real wire format (requests.py reads,
+answers.py writes), faults included. It is a process of its own, so it never shares the gateway's
+loop.
 
-A request lives in `_generate`: one clock per stream hands out as many tokens as time
-and congestion allow, never waking more often than every 5 ms, and stops in the moment
-in which the client leaves. `GET /demo/state` says what the provider saw.
+`_generate` serves a request: a clock per stream hands out as many tokens as time and congestion
+allow, wakes at most every 5 ms, and stops when the client leaves. `GET /demo/state` has the
+provider's counts.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ import uvicorn
 
 from gateway.demo import answers, requests
 from gateway.demo.asgi import Client, Receive, Scope, Send
-from gateway.demo.congestion import TICK_S, KeyLimits, Pace
-from gateway.demo.requests import Ask, Choice, Json
+from gateway.demo.congestion import TICK_S, Congestion, KeyLimits
+from gateway.demo.requests import Choice, DemoRequest, Json
 from gateway.errors import (
     GatewayError,
     MethodNotAllowed,
@@ -44,13 +43,13 @@ from gateway.errors import (
 from gateway.settings.schema import Demo
 
 MODELS = ("gpt-5.4-mini", "gpt-5.4", "gpt-5.4-nano", "text-embedding-3-small")
-MAX_KEYS = 1000  # limits kept; where no keys are given anybody may come with any
-MAX_PROMPTS = 4096  # whose attempts are counted
-WHOLE_TICK_S = 0.05  # an answer that is not streamed looks at the clock less often
+MAX_KEYS = 1000  # keys whose limits are kept, as any key is accepted where none are given
+MAX_PROMPTS = 4096  # prompts whose attempts are counted
+WHOLE_TICK_S = 0.05  # tick of an answer that is not streamed
 
 
 class Fault(GatewayError):
-    """A fault by chance (`error_rate`), in OpenAI's words."""
+    """A random fault (`error_rate`), in OpenAI's words."""
 
     def __init__(self, status: int) -> None:
         super().__init__(
@@ -63,11 +62,11 @@ class Fault(GatewayError):
 
 
 class DemoProvider:
-    """The ASGI application; `app()` makes one."""
+    """The demo provider as an ASGI application."""
 
     def __init__(self, settings: Demo, keys: Sequence[str] | None) -> None:
         self.settings = settings
-        self.pace = Pace(settings)
+        self.congestion = Congestion(settings)
         self.served = self.left = self.refused = 0
         self._keys = frozenset(keys) if keys else None
         self._limits: OrderedDict[str, KeyLimits] = OrderedDict()
@@ -117,7 +116,7 @@ class DemoProvider:
                 inside.enter_context(limits.request(now))
             finally:
                 client.extra = limits.headers(now)
-            status = self.pace.fault()
+            status = self.congestion.fault()
             if status is not None:
                 raise Fault(status)
             await serve(client)
@@ -133,8 +132,8 @@ class DemoProvider:
     # ── endpoints ────────────────────────────────────────────────────────────
 
     async def _chat(self, client: Client) -> None:
-        ask = requests.from_chat(requests.decode(await client.body(), requests.ChatBody))
-        await self._answer(client, ask, answers.Chat, "chatcmpl-")
+        request = requests.from_chat(requests.decode(await client.body(), requests.ChatBody))
+        await self._answer(client, request, answers.Chat, "chatcmpl-")
 
     async def _completions(self, client: Client) -> None:
         body = requests.decode(await client.body(), requests.CompletionBody)
@@ -142,13 +141,13 @@ class DemoProvider:
 
     async def _responses(self, client: Client) -> None:
         body = requests.decode(await client.body(), requests.ResponsesBody)
-        ask = requests.from_responses(body)
-        await self._answer(client, ask, answers.Responses, "resp_")
+        request = requests.from_responses(body)
+        await self._answer(client, request, answers.Responses, "resp_")
 
     async def _embeddings(self, client: Client) -> None:
         body = requests.decode(await client.body(), requests.EmbeddingsBody)
         inputs = requests.embedding_inputs(body)
-        if not await client.stays(self.settings.base_latency_s * self.pace.noise()):
+        if not await client.stays(self.settings.base_latency_s * self.congestion.noise()):
             self.left += 1
             return
         vectors: list[Any] = [requests.embedding(text, body.dimensions) for text, _ in inputs]
@@ -177,9 +176,9 @@ class DemoProvider:
     def _state(self) -> Json:
         return {
             "status": "ok",
-            "active": self.pace.active,
+            "active": self.congestion.active,
             "served": self.served,
-            "left": self.left,  # clients that went before their answer was whole
+            "left": self.left,  # clients that left before the end of their answer
             "refused": self.refused,
         }
 
@@ -188,60 +187,66 @@ class DemoProvider:
     async def _answer(
         self,
         client: Client,
-        ask: Ask,
-        shape: Callable[[Ask, Sequence[Choice], str, int], answers.Shape],
+        request: DemoRequest,
+        shape: Callable[[DemoRequest, Sequence[Choice], str, int], answers.AnswerForm],
         prefix: str,
     ) -> None:
-        choices = requests.choices(ask, self.settings.seed, self._attempt(ask))
-        answer = shape(ask, choices, prefix + uuid.uuid4().hex[:29], int(time.time()))
-        with self.pace.stream():
-            whole = await self._generate(client, ask, choices, answer)
+        choices = requests.choices(request, self.settings.seed, self._attempt(request))
+        answer = shape(request, choices, prefix + uuid.uuid4().hex[:29], int(time.time()))
+        with self.congestion.stream():
+            whole = await self._generate(client, request, choices, answer)
         if not whole:
             self.left += 1
             return
         self.served += 1
-        if ask.stream:
+        if request.stream:
             await client.write(answer.ending(), more=False)
         else:
             await client.json(200, answer.whole())
 
     async def _generate(
-        self, client: Client, ask: Ask, choices: Sequence[Choice], answer: answers.Shape
+        self,
+        client: Client,
+        request: DemoRequest,
+        choices: Sequence[Choice],
+        answer: answers.AnswerForm,
     ) -> bool:
-        """Let the time pass that the tokens take, sending them; False when the client left.
+        """Waits for the time that the tokens take and streams them; False if the client left.
 
         All choices of a request grow side by side, as on a real server.
         """
-        slow = self.pace.noise()
-        first_s = self.settings.base_latency_s * self.pace.noise() / self.pace.speed()
+        slow = self.congestion.noise()
+        first_s = self.settings.base_latency_s * self.congestion.noise() / self.congestion.speed()
         if not await client.stays(first_s):
             return False
-        if ask.stream:
+        if request.stream:
             await client.begin(200, {"content-type": "text/event-stream; charset=utf-8"})
             await client.write(answer.opening())
         total = max(len(choice.tokens) for choice in choices)
         done, due, last_s = 0, 0.0, time.monotonic()
         while done < total:
-            token_s = self.settings.token_latency_s * slow / self.pace.speed()
+            token_s = self.settings.token_latency_s * slow / self.congestion.speed()
             if token_s > 0:
-                longest = WHOLE_TICK_S if not ask.stream else token_s
+                longest = WHOLE_TICK_S if not request.stream else token_s
                 pause_s = max(TICK_S, min(longest, (total - done) * token_s))
-                if not await client.stays(pause_s * (self.pace.noise() if ask.stream else 1)):
+                if not await client.stays(
+                    pause_s * (self.congestion.noise() if request.stream else 1)
+                ):
                     return False
                 now = time.monotonic()
                 due, last_s = due + (now - last_s) / token_s, now
             upto = total if token_s <= 0 else min(total, int(due))
-            if ask.stream and upto > done:
+            if request.stream and upto > done:
                 parts = [answer.tokens(i, c.tokens[done:upto]) for i, c in enumerate(choices)]
                 await client.write(b"".join(parts))
             done = max(done, upto)
         return True
 
-    def _attempt(self, ask: Ask) -> int:
-        """How often this prompt was asked before; 0 where the answer has to repeat."""
-        if ask.repeats:
+    def _attempt(self, request: DemoRequest) -> int:
+        """Number of times this prompt came before; 0 if the answer has to repeat."""
+        if request.repeats:
             return 0
-        key = hashlib.blake2b("\x1f".join(ask.prompts).encode(), digest_size=16).digest()
+        key = hashlib.blake2b("\x1f".join(request.prompts).encode(), digest_size=16).digest()
         attempt = self._attempts.pop(key, -1) + 1
         self._attempts[key] = attempt
         if len(self._attempts) > MAX_PROMPTS:
@@ -250,15 +255,18 @@ class DemoProvider:
 
 
 def app(settings: Demo, keys: Sequence[str] | None = None) -> DemoProvider:
-    """The provider as an ASGI application; `keys`: whose requests are taken, None: all."""
+    """The provider as an ASGI application. `keys`: the API keys it accepts; None: all."""
     return DemoProvider(settings, keys)
 
 
 def run(settings: Demo, keys: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; streams that run then are cut after a second.
+    """Serves until SIGTERM or SIGINT; streams that run then are cut after a second.
 
-    Prints one JSON line with msg "listening", host and port (port 0: any free one) once
-    connections are accepted. Raises OSError where the address is taken.
+    Once connections are accepted, prints one JSON line with msg "listening", host and port (port 0:
+    any free one).
+
+    Raises:
+        OSError: the address is taken.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -277,7 +285,7 @@ def run(settings: Demo, keys: Sequence[str] | None = None) -> None:
             timeout_graceful_shutdown=1,
         )
     )
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again at its end: no death
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises it again when it has ended
         signal.signal(number, lambda *_: None)
     line = {"msg": "listening", "role": "demo-provider", "host": host, "port": port}
     sys.stdout.write(json.dumps(line) + "\n")

@@ -1,7 +1,7 @@
-"""The demo provider's requests: three OpenAI forms read into one `Ask`, one `Ask` into choices.
+"""Requests of the demo provider: three OpenAI forms as one `DemoRequest`, and its choices.
 
-Errors are OpenAI's: 400 with the field in `param`. Fields that mean nothing to a demo
-(temperature aside) are accepted and ignored, as real providers accept what they know.
+Errors are OpenAI's: 400 with the field in `param`. Fields without a meaning for a demo (temperature
+aside) are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.demo import language
 from gateway.errors import InvalidRequest
 
 CONTEXT_TOKENS = 128_000
-ATTEMPT_STEP = 128  # most choices of one request: attempts never share a number
+ATTEMPT_STEP = 128  # most choices of one request, so that attempts never share a number
 Positive = Annotated[int, Meta(ge=1)]
 Json = dict[str, Any]
 Form = TypeVar("Form", bound=Struct)
@@ -80,11 +80,11 @@ class EmbeddingsBody(Struct, kw_only=True):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class Ask(Struct, frozen=True):
-    """What is wanted, whatever form it came in."""
+class DemoRequest(Struct, frozen=True):
+    """A request in any of the three forms."""
 
     model: str
-    prompts: tuple[str, ...]  # one, but for /v1/completions
+    prompts: tuple[str, ...]  # one, except for /v1/completions
     prompt_tokens: int
     n: int
     limit: int  # output tokens per choice
@@ -92,13 +92,13 @@ class Ask(Struct, frozen=True):
     stream: bool
     include_usage: bool
     seed: int | None
-    repeats: bool  # a seed or temperature 0: the same answer every time
-    tool: Json | None  # the function to be called instead of an answer
-    schema: Json | None  # answer in JSON of this schema
+    repeats: bool  # the same answer every time: a seed or temperature 0
+    tool: Json | None  # function to call instead of an answer
+    schema: Json | None  # schema of a JSON answer
 
 
 class Choice(Struct, frozen=True):
-    """One answer, made in full; the server paces it out."""
+    """One choice of an answer, made in full; the server sends it token by token."""
 
     tokens: list[str]  # the arguments' tokens where `tool` is set
     finish: str  # stop, length, tool_calls
@@ -125,50 +125,50 @@ def decode(body: bytes, form: type[Form]) -> Form:
         raise InvalidRequest(f"We could not parse the JSON body of your request: {error}") from None
 
 
-def from_chat(body: ChatBody) -> Ask:
+def from_chat(body: ChatBody) -> DemoRequest:
     texts = [_text(m.content) for m in body.messages]
-    asked = next((t for m, t in _last_first(body.messages, texts) if m.role == "user"), texts[-1])
+    prompt = next((t for m, t in _last_first(body.messages, texts) if m.role == "user"), texts[-1])
     answered = body.messages[-1].role == "tool"
-    return _ask(
+    return _request(
         body,
-        (asked,),
+        (prompt,),
         sum(map(language.count_tokens, texts)) + 4 * len(texts),
         limit=body.max_completion_tokens or body.max_tokens,
-        tool=None if answered else _tool(body, asked),
+        tool=None if answered else _tool(body, prompt),
         schema=_schema(body.response_format, "json_schema"),
     )
 
 
-def from_completion(body: CompletionBody) -> Ask:
+def from_completion(body: CompletionBody) -> DemoRequest:
     given = _texts(body.prompt, "prompt") or [("", 0)]
     prompts = tuple(text for text, _ in given)
     tokens = sum(count for _, count in given)
-    return _ask(body, prompts, tokens, limit=body.max_tokens or 16)
+    return _request(body, prompts, tokens, limit=body.max_tokens or 16)
 
 
-def from_responses(body: ResponsesBody) -> Ask:
+def from_responses(body: ResponsesBody) -> DemoRequest:
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     messages = [Message(str(i.get("role", "")), i.get("content")) for i in items]
     texts = [_text(m.content) for m in messages]
-    asked = next((t for m, t in _last_first(messages, texts) if m.role == "user"), "")
+    prompt = next((t for m, t in _last_first(messages, texts) if m.role == "user"), "")
     answered = bool(items) and items[-1].get("type") == "function_call_output"
-    return _ask(
+    return _request(
         body,
-        (asked,),
+        (prompt,),
         sum(map(language.count_tokens, [*texts, body.instructions or ""])) + 4 * len(texts),
         limit=body.max_output_tokens,
-        tool=None if answered else _tool(body, asked),
+        tool=None if answered else _tool(body, prompt),
         schema=_schema((body.text or {}).get("format"), None),
     )
 
 
-def choices(ask: Ask, seed: int, attempt: int) -> list[Choice]:
-    """All answers: `n` for each prompt, in OpenAI's order."""
-    seed, first = seed if ask.seed is None else ask.seed, attempt * ATTEMPT_STEP
+def choices(request: DemoRequest, seed: int, attempt: int) -> list[Choice]:
+    """All choices: `n` for each prompt, in OpenAI's order."""
+    seed, first = seed if request.seed is None else request.seed, attempt * ATTEMPT_STEP
     return [
-        _choice(ask, prompt, seed, first + number)
-        for prompt in ask.prompts
-        for number in range(ask.n)
+        _choice(request, prompt, seed, first + number)
+        for prompt in request.prompts
+        for number in range(request.n)
     ]
 
 
@@ -183,7 +183,7 @@ def embedding(text: str, dimensions: int) -> list[float]:
 
 
 def embedding_inputs(body: EmbeddingsBody) -> list[tuple[str, int]]:
-    """Text and tokens of every input. Raises InvalidRequest where there is none."""
+    """Text and number of tokens of every input. Raises InvalidRequest if there is none."""
     given = _texts(body.input, "input")
     if not given:
         raise InvalidRequest("input: expected at least one", param="input")
@@ -191,7 +191,7 @@ def embedding_inputs(body: EmbeddingsBody) -> list[tuple[str, int]]:
 
 
 def fill(schema: Json, chance: random.Random, topic: str, depth: int = 0) -> Any:
-    """A value of a JSON schema: the common keywords, enough for tools and formats."""
+    """A value that fits a JSON schema; the common keywords, enough for tools and formats."""
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
@@ -216,7 +216,7 @@ def fill(schema: Json, chance: random.Random, topic: str, depth: int = 0) -> Any
     return language.phrase(chance, topic)
 
 
-def _ask(
+def _request(
     body: Any,
     prompts: tuple[str, ...],
     prompt_tokens: int,
@@ -224,7 +224,7 @@ def _ask(
     limit: int | None,
     tool: Json | None = None,
     schema: Json | None = None,
-) -> Ask:
+) -> DemoRequest:
     if prompt_tokens > CONTEXT_TOKENS:
         raise InvalidRequest(
             f"This model's maximum context length is {CONTEXT_TOKENS} tokens, "
@@ -238,7 +238,7 @@ def _ask(
         raise InvalidRequest(
             "stream_options is only allowed when stream is true.", param="stream_options"
         )
-    return Ask(
+    return DemoRequest(
         model=body.model,
         prompts=prompts,
         prompt_tokens=max(1, prompt_tokens),
@@ -254,26 +254,28 @@ def _ask(
     )
 
 
-def _choice(ask: Ask, prompt: str, seed: int, attempt: int) -> Choice:
-    if ask.tool is not None or ask.schema is not None:
+def _choice(request: DemoRequest, prompt: str, seed: int, attempt: int) -> Choice:
+    if request.tool is not None or request.schema is not None:
         chance = random.Random(f"{seed} {attempt} {prompt}")
-        schema = ask.tool.get("parameters") or {} if ask.tool is not None else ask.schema
+        schema = (
+            request.tool.get("parameters") or {} if request.tool is not None else request.schema
+        )
         value = fill({"type": "object", **(schema or {})}, chance, language.topic_of(prompt))
         tokens = language.tokenise(msgspec.json.encode(value).decode())
     else:
-        tokens = language.answer(prompt, seed=seed, attempt=attempt, limit=ask.limit)
-    cut = len(tokens) > ask.limit
-    finish = "length" if cut else "tool_calls" if ask.tool is not None else "stop"
-    tokens, stopped = _until(tokens[: ask.limit], ask.stop)
+        tokens = language.answer(prompt, seed=seed, attempt=attempt, limit=request.limit)
+    cut = len(tokens) > request.limit
+    finish = "length" if cut else "tool_calls" if request.tool is not None else "stop"
+    tokens, stopped = _until(tokens[: request.limit], request.stop)
     return Choice(
         tokens,
         "stop" if stopped else finish,
-        str(ask.tool.get("name", "function")) if ask.tool is not None else None,
+        str(request.tool.get("name", "function")) if request.tool is not None else None,
     )
 
 
 def _until(tokens: list[str], stop: tuple[str, ...]) -> tuple[list[str], bool]:
-    """The tokens before the first stop sequence, and whether one was found."""
+    """The tokens before the first stop sequence; True if there was one."""
     text = "".join(tokens)
     found = [at for at in (text.find(s) for s in stop if s) if at >= 0]
     if not found:
@@ -287,8 +289,8 @@ def _until(tokens: list[str], stop: tuple[str, ...]) -> tuple[list[str], bool]:
     return kept, True
 
 
-def _tool(body: Common, asked: str) -> Json | None:
-    """The function to call: where it is forced, or where the prompt speaks of it."""
+def _tool(body: Common, prompt: str) -> Json | None:
+    """The function to call if a tool is forced or the prompt names one; else None."""
     functions = [t.get("function", t) for t in body.tools or []]  # chat nests, responses do not
     choice = body.tool_choice
     if not functions or choice == "none":
@@ -301,7 +303,7 @@ def _tool(body: Common, asked: str) -> Json | None:
         return dict(named)
     if choice == "required":
         return dict(functions[0])
-    words = set(asked.lower().split())
+    words = set(prompt.lower().split())
     spoken = (f for f in functions if _name_words(f) & words)
     found = next(spoken, None)
     return dict(found) if found is not None else None
@@ -313,7 +315,7 @@ def _name_words(function: Json) -> set[str]:
 
 
 def _schema(response_format: Any, nested: str | None) -> Json | None:
-    """The schema of a JSON answer; {} members made up where any object will do."""
+    """The schema of a JSON answer, a made-up one for `json_object`; None for text."""
     if not isinstance(response_format, dict):
         return None
     if response_format.get("type") == "json_schema":
@@ -338,7 +340,7 @@ def _text(content: Any) -> str:
 
 
 def _texts(given: str | list[Any], param: str) -> list[tuple[str, int]]:
-    """Texts with their tokens, of one text, many, one list of token ids, or many such."""
+    """Texts and their numbers of tokens, from one text, many, one list of token ids, or many."""
     items: list[Any] = [given] if isinstance(given, str) else list(given)
     if items and all(isinstance(item, int) for item in items):
         items = [items]

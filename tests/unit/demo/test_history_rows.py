@@ -1,4 +1,4 @@
-"""Demo history: plausible, repeatable, and true to the demo provider."""
+"""Demo history: plausible, repeatable, and in agreement with the demo provider."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIELDS = {
 
 
 def test_rows_are_of_the_asked_count_and_form() -> None:
-    """Every row has the fields of /ingest, with their types."""
+    """Every row has the fields of /ingest with their types."""
     rows = list(history_rows.rows(200))
     assert len(rows) == 200
     for row in rows:
@@ -34,13 +34,13 @@ def test_rows_are_of_the_asked_count_and_form() -> None:
 
 
 def test_rows_repeat_for_a_seed() -> None:
-    """The same seed gives the same history, another seed another one."""
+    """The same seed gives the same rows, another seed others."""
     assert list(history_rows.rows(50, 3)) == list(history_rows.rows(50, 3))
     assert list(history_rows.rows(50, 3)) != list(history_rows.rows(50, 4))
 
 
 def test_rows_hold_what_real_history_holds() -> None:
-    """All task types, repeated prompts, cut answers, failures, short and long lengths."""
+    """The rows have all task types, repeats, cut answers, failures, short and long lengths."""
     rows = list(history_rows.rows(2000))
     assert {row["task_type"] for row in rows} == {task for task, _, _ in history_rows.TEMPLATES}
     assert len({row["prompt"] for row in rows}) < 1950
@@ -54,7 +54,7 @@ def test_rows_hold_what_real_history_holds() -> None:
 
 
 def test_rows_fit_the_form_they_were_asked_in() -> None:
-    """A row's length lies around the grammar's median for its prompt."""
+    """A row's length lies around the median of its prompt's form."""
     ratios = [
         row["output_tokens"] / language.median_tokens(row["prompt"])
         for row in history_rows.rows(500)
@@ -65,7 +65,7 @@ def test_rows_fit_the_form_they_were_asked_in() -> None:
 
 @pytest.mark.anyio
 async def test_rows_agree_with_the_demo_provider() -> None:
-    """The provider, asked a row's prompt first, counts the very tokens of the row."""
+    """The provider gives a row's prompt exactly the row's number of tokens."""
     row = next(
         r for r in history_rows.rows(100, demo_seed=5) if r["success"] and not r["max_tokens"]
     )

@@ -1,4 +1,4 @@
-"""The demo's language: lengths that can be learned, and that repeat."""
+"""The demo's language: lengths that can be learned and that repeat."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lengths(prompt: str, count: int = 100) -> list[int]:
 
 
 def test_answer_repeats_for_the_same_seed_prompt_and_attempt() -> None:
-    """Equal (seed, prompt, attempt) give the same tokens, a change of any gives others."""
+    """Equal seed, prompt and attempt give equal tokens; a change of any gives others."""
     first = language.answer(ESSAY, seed=1, attempt=2)
     assert first == language.answer(ESSAY, seed=1, attempt=2)
     assert first != language.answer(ESSAY, seed=1, attempt=3)
@@ -40,13 +40,13 @@ def test_answer_repeats_for_the_same_seed_prompt_and_attempt() -> None:
 def test_length_follows_the_form_of_the_request(
     prompt: str, kind: str, low: int, high: int
 ) -> None:
-    """Every kind has its own range, so a predictor has something to learn."""
+    """Every form has its own range of lengths."""
     assert language.kind_of(prompt) == kind
     assert low <= statistics.median(lengths(prompt)) <= high
 
 
 def test_length_is_noisy_around_its_median() -> None:
-    """The same prompt varies by about the stated sigma, around the stated median."""
+    """Lengths of one prompt vary by about the stated sigma around the median."""
     got = lengths(ESSAY, 300)
     middle = language.median_tokens(ESSAY)
     assert 0.93 * middle < statistics.median(got) < 1.07 * middle
@@ -55,7 +55,7 @@ def test_length_is_noisy_around_its_median() -> None:
 
 
 def test_length_depends_on_the_topic() -> None:
-    """Topics differ in length by more than the form tells: what memory alone can know."""
+    """Topics differ in length by more than the form shows."""
     topics = ["volcanoes", "bicycles", "lighthouses", "mushrooms", "clocks", "glaciers"]
     medians = [language.median_tokens(f"Write an essay about {t}") for t in topics]
     assert max(medians) > 1.3 * min(medians)
@@ -70,11 +70,11 @@ def test_answer_beyond_its_limit_is_told_by_one_token_more() -> None:
 
 @pytest.mark.parametrize("text", ["a  b\n\nccc", " leading and incomprehensibilities. \n", "“ü”—x"])
 def test_tokens_join_to_their_text(text: str) -> None:
-    """Tokenising loses nothing."""
+    """The tokens joined are the text."""
     assert "".join(language.tokenise(text)) == text
 
 
 def test_count_tokens_reads_no_text() -> None:
-    """Prompt tokens depend on the length alone."""
+    """The number of prompt tokens depends on the length alone."""
     assert language.count_tokens("x" * 4200) == language.count_tokens("yz" * 2100) == 1000
     assert language.count_tokens("") == 0

@@ -328,7 +328,7 @@ async def test_generation_stops_when_the_client_leaves(stream: bool) -> None:
         asyncio.get_running_loop().call_later(0.02, leave.set)
     async with asyncio.timeout(2):
         await ask_and_leave(provider, stream=stream, leave=leave)
-    assert (provider.left, provider.served, provider.pace.active) == (1, 0, 0)
+    assert (provider.left, provider.served, provider.congestion.active) == (1, 0, 0)
 
 
 async def test_generation_goes_on_while_the_client_stays() -> None:

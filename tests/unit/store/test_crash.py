@@ -1,7 +1,7 @@
 """Killed at any moment, the store keeps what it acknowledged.
 
 `kill -9` shows that commits are whole and acknowledged only afterwards. It cannot show a loss of
-power: for that stands `synchronous = FULL` (test_schema).
+power: for that stands `synchronous = FULL` (test_database).
 """
 
 from __future__ import annotations
