@@ -43,8 +43,8 @@ from gateway.predict.prices import Price, load_prices
 from gateway.predict.process.client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.teach_rule import lesson_of
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import Refits
-from gateway.predict.view import PromptView
 from gateway.schedule import events
 from gateway.schedule.routes import routes
 from gateway.schedule.scheduler import Scheduler

@@ -44,9 +44,9 @@ from training_rows import (
     view_of,
 )
 
-from gateway.predict.boosters import Booster
 from gateway.predict.encoder import Encoder
 from gateway.predict.head import Head
+from gateway.predict.lengths import Booster
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.workbench.split import groups, is_fit, row_keys
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from gateway.predict.encoder import SEP, SYSTEM_TOKENS, TAIL_SHARE, token_ids
 from gateway.predict.features import NAMES
 from gateway.predict.head import FAR, MAY_LACK, SIDES, UNKNOWN_MODEL
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 Array = np.ndarray
 

@@ -60,7 +60,7 @@ from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING
 from gateway.predict.index import NO_NEIGHBOURS
 from gateway.predict.lengths import NARROWEST, WIDEST
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.types import QUANTILE_LEVELS, SHORT_TOKENS
 from gateway.workbench.split import groups, is_fit, pack, row_keys
 
@@ -246,7 +246,7 @@ def main() -> None:
     tables |= {"mean": round(float(y[chosen].mean()), 4)}
     tables |= {"models": _rounded(model), "tasks": _rounded(task)}
     tables |= {name: model.table for name, model in models.items()}
-    tables |= {"leaning": leaning_columns(x, projected(projection, vectors))}
+    tables |= {"leaning": correction_columns(x, projected(projection, vectors))}
     short = fit(full_x, (y[chosen] <= np.log1p(SHORT_TOKENS) + 1e-9).astype(float), SHORT)
 
     report: dict[str, Any] = {"fit_rows": len(chosen), "held_rows": len(held)}
@@ -286,9 +286,9 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in sorted(values.items())}
 
 
-def leaning_columns(x: Array, vectors: Array) -> dict[str, list[Any]]:
-    """What gateway/predict/leaning.py reads and its scale. A feature that never varies here
-    counts as it is, from 0."""
+def correction_columns(x: Array, vectors: Array) -> dict[str, list[Any]]:
+    """Inputs of gateway/predict/tenant_correction.py and their scale. A feature that never varies
+    here counts as it is, from 0."""
     names = NAMES[: NAMES.index("stop")]  # parameters after it are the model's or hardly vary
     columns = x[:, : len(names)]
     deviation = np.nanstd(columns, axis=0)

@@ -17,12 +17,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from gateway.predict import quantiles as q  # noqa: E402
+from gateway.predict.calibrate import group_keys  # noqa: E402
 from gateway.predict.encoder import Encoder  # noqa: E402
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features  # noqa: E402
 from gateway.predict.index import HistoryIndex  # noqa: E402
+from gateway.predict.prompt_view import PromptView, template_key  # noqa: E402
 from gateway.predict.residuals import Residuals  # noqa: E402
-from gateway.predict.scopes import scopes  # noqa: E402
-from gateway.predict.view import PromptView, template_key  # noqa: E402
 
 PERMITTED = ("Apache-2.0", "MIT", "CC0-1.0")
 SHRINK = 10  # rows at the global mean that every model starts with
@@ -98,7 +98,7 @@ def running(views: Sequence[PromptView], tenants: Sequence[str], y: Array) -> Ar
     """Running means as serving has them: of the rows before, in order, never of the row."""
     known, out = Residuals(), np.empty((len(views), len(UNKNOWN_RUNNING)))
     for i, (view, tenant) in enumerate(zip(views, tenants, strict=True)):
-        of = scopes(view.model, tenant, template_key(view, b""))
+        of = group_keys(view.model, tenant, template_key(view, b""))
         out[i] = known.table.running(of)
         known.learn(of, float(y[i]), stage0=float(y[i]), full=None, censored=False)
     return out

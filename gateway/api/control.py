@@ -28,7 +28,7 @@ from gateway.predict.lesson import Lesson
 from gateway.predict.process.pending import Stored
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import ChildError, ChildGone
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.store import Store
 from gateway.types import QUANTILE_LEVELS, HistoryRow, Workload

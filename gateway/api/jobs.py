@@ -39,7 +39,7 @@ from gateway.api.request import ParsedRequest
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange
 from gateway.errors import Conflict, GatewayError, Gone, NotFound, Unavailable
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.store.rows import JobRow
 from gateway.store.store import Store

@@ -32,7 +32,7 @@ from gateway.engine.relay import Relay
 from gateway.engine.response import BrokenAnswer
 from gateway.errors import GatewayError
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.schedule.routes import Route
 from gateway.settings.schema import Tenant
 from gateway.types import QUANTILE_LEVELS, Job, JobClass, JobRecord, Outcome, Rung, Workload

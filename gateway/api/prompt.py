@@ -24,7 +24,7 @@ from gateway.api.schemas import (
     Generation,
     ResponsesRequest,
 )
-from gateway.predict.view import TOOL_NAMES, PromptView
+from gateway.predict.prompt_view import TOOL_NAMES, PromptView
 
 
 def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:

@@ -31,7 +31,7 @@ from gateway.api.schemas import (
 from gateway.engine.exchange import StreamEnd
 from gateway.errors import InvalidRequest, UnsupportedMedia
 from gateway.predict.calibrate import TOKENS_PER_BYTE
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.types import JobRecord, Outcome
 from gateway.upstream.providers import FORM_MODEL, FORM_SCAN_BYTES, Headers

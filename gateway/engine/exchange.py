@@ -16,7 +16,7 @@ from typing import Protocol
 from gateway.engine.client_watch import CancelReason
 from gateway.engine.engine import Permit
 from gateway.predict.prices import Price
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.types import Job, JobRecord, Outcome, Usage, Verdict
 from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.providers import Headers

@@ -19,22 +19,19 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, field
 
-from gateway.predict import encoders
-from gateway.predict.encoder import Encoder
+from gateway.predict.calibrate import family
+from gateway.predict.encoder import Encoder, find_encoder, load_encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features
 from gateway.predict.head import Head
-from gateway.predict.leaning import Columns, Leanings
 from gateway.predict.lengths import LengthModel, Part, Residual
 from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
-from gateway.predict.scopes import family
-from gateway.predict.view import PromptView
+from gateway.predict.tenant_correction import CorrectionColumns, TenantCorrections
 from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
-
-__all__ = ["ArtefactError", "Artefacts", "Folder", "LengthModel", "Tables"]
 
 T = TypeVar("T")
 BASE = (
@@ -56,7 +53,7 @@ class Tables(Struct, frozen=True, dict=True):
     tasks: dict[str, float]
     stage0: Residual
     full: Residual
-    leaning: Columns | None = None  # what leaning.py reads
+    correction_columns: CorrectionColumns | None = field(default=None, name="leaning")
 
     def features_of(
         self, view: PromptView, running: tuple[float, ...] = UNKNOWN_RUNNING
@@ -100,7 +97,7 @@ class TailRow(Struct, frozen=True):
     full: float | None
 
 
-class Corrections(Struct, frozen=True):
+class Refit(Struct, frozen=True):
     """What a refit's folder holds (refit.py writes it)."""
 
     version: int
@@ -118,14 +115,14 @@ def base_of(files: Folder) -> dict[str, str]:
     return {name: str(files.about(name)["sha256"]) for name in BASE if files.has(name)}
 
 
-def corrections(folder: Path, shipped: Folder) -> Corrections:
+def load_refit(folder: Path, shipped: Folder) -> Refit:
     """Load and check a refit. Raises ArtefactError."""
     files = Folder(folder)
     about = files.about("corrections")
     if about.get("base") != base_of(shipped):
         raise ArtefactError(f"refit {folder.name} is of other shipped models: left aside")
     try:
-        found = msgspec.json.decode(files.path("corrections").read_bytes(), type=Corrections)
+        found = msgspec.json.decode(files.path("corrections").read_bytes(), type=Refit)
     except msgspec.DecodeError as error:
         raise ArtefactError(f"refit {folder.name}: {error}") from None
     if found.cheap > len(NAMES) or found.near > len(NEIGHBOUR_NAMES):
@@ -142,7 +139,7 @@ class Artefacts:
         encoder_name: the encoder wanted (`predict.embedding_model_name`).
         max_tokens: what it reads of a text.
         only_stage0: leave the rest: encoder, projection, full model.
-        exported: where encoders lie that were made here (encoders.py).
+        exported: where encoders lie that were made here (encoder.py).
     """
 
     def __init__(
@@ -168,7 +165,7 @@ class Artefacts:
         self._stage0_texts: Texts | None = None
         self._full_texts: Texts | None = None
         self._short_text: str | None = None
-        self._corrections: Corrections | None = None
+        self._refit: Refit | None = None
         self._files = files = self._try("models", lambda: Folder(folder))
         if files is None:
             return
@@ -178,10 +175,10 @@ class Artefacts:
             self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
         if only_stage0:
             return
-        own = self._try("encoder", lambda: encoders.find(files, exported, encoder_name))
+        own = self._try("encoder", lambda: find_encoder(files, exported, encoder_name))
         if own is None:
             return
-        self.encoder = self._try("encoder", lambda: encoders.load(own, max_tokens))
+        self.encoder = self._try("encoder", lambda: load_encoder(own, max_tokens))
         if self.encoder is None:
             return
         self.encoder_name = encoder_name
@@ -201,7 +198,7 @@ class Artefacts:
 
     def stage0(self) -> LengthModel | None:
         """A fresh stage-0 model: each thread takes its own."""
-        texts, tables, more = self._stage0_texts, self.tables, self._corrections
+        texts, tables, more = self._stage0_texts, self.tables, self._refit
         if texts is None or tables is None:
             return None
 
@@ -219,15 +216,15 @@ class Artefacts:
         a problem only worth a word.
         """
         new = copy(self)
-        new.version, new.tail, new._corrections, new.problems = 0, (), None, []
+        new.version, new.tail, new._refit, new.problems = 0, (), None, []
         files = self._files
         if files is None or self.tables is None:
             return self
-        found = None if folder is None else new._try("refit", lambda: corrections(folder, files))
+        found = None if folder is None else new._try("refit", lambda: load_refit(folder, files))
         new.tables = self.shipped_tables
         if found is not None:
             new.version, new.tail = found.version, found.tail
-            new.tables, new._corrections = found.tables, found
+            new.tables, new._refit = found.tables, found
         new.full = new._full()
         new.problems = [*self.problems, *new.problems]
         return new
@@ -244,13 +241,18 @@ class Artefacts:
         return self._stage0_texts, self._full_texts
 
     @property
-    def corrections(self) -> Corrections | None:
-        """The refit's, where one is in use."""
-        return self._corrections
+    def refit(self) -> Refit | None:
+        """The refit in use, if any."""
+        return self._refit
+
+    @property
+    def full_refit(self) -> str:
+        """The refit's correction of the full model as LightGBM saves it; "": as shipped."""
+        return "" if self._refit is None else self._refit.full
 
     def _full(self) -> LengthModel | None:
         texts, tables, projection, more = (
-            *(self._full_texts, self.tables, self.projection, self._corrections),
+            *(self._full_texts, self.tables, self.projection, self._refit),
         )
         if texts is None or tables is None or projection is None:
             return None
@@ -312,8 +314,8 @@ def _check(tables: Tables) -> None:
         or tuple(tables.levels) != QUANTILE_LEVELS
     ):
         raise ArtefactError("tables.json was made for other features or quantile levels")
-    if tables.leaning is not None:
+    if tables.correction_columns is not None:
         try:
-            Leanings(tables.leaning)
+            TenantCorrections(tables.correction_columns)
         except ValueError as error:
             raise ArtefactError(f"tables.json: leaning: {error}") from None

@@ -3,7 +3,7 @@
 Two corrections, for two kinds of wrong.
 
 1. *Where the middle lies.* The boosters were fitted elsewhere; a model they never saw, or a
-   tenant's template, is off by a factor more than in its order. Each scope (scopes.py) keeps a
+   tenant's template, is off by a factor more than in its order. Each scope keeps a
    running mean of the residual (true minus forecast median, log1p tokens). Each starts from the
    one above as if `PRIOR` answers had agreed with it, so an unseen model starts from its family,
    and a scope with answers of its own soon speaks for itself. It is added to the grid.
@@ -19,6 +19,7 @@ looked up one by one, so stage 0 reads either without a lock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import IntEnum
 from functools import lru_cache
@@ -30,8 +31,71 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from gateway.predict.scopes import Scopes, level_key, script_scopes
 from gateway.types import JobClass
+
+_SCRIPTS = ("b\x1f", "c\x1f")
+
+
+class GroupKeys(Struct, frozen=True, gc=False):
+    """The scopes one request belongs to, the most general first: tenant, family, model."""
+
+    models: tuple[str, ...]
+    templates: tuple[str, ...] = ()
+
+    @property
+    def tenant(self) -> str:
+        return self.models[0]
+
+    @property
+    def source(self) -> str:
+        """The model as this tenant uses it."""
+        return self.models[-1]
+
+
+def group_keys(model: str, tenant: str, template: str = "") -> GroupKeys:
+    """Of a request; `template` is "" where there is none."""
+    return GroupKeys(
+        (f"t\x1f{tenant}", f"f\x1f{tenant}\x1f{family(model)}", f"m\x1f{tenant}\x1f{model}"),
+        (f"p\x1f{tenant}\x1f{model}\x1f{template}",) if template else (),
+    )
+
+
+def script_keys(model: str, tenant: str, script: str) -> GroupKeys:
+    """Where tokens per byte are kept."""
+    end = f"{tenant}\x1f{script}"
+    return GroupKeys((f"b\x1f{family(model)}\x1f{end}", f"c\x1f{model}\x1f{end}"))
+
+
+def level_key(stage: str, job_class: JobClass, of: GroupKeys) -> str:
+    """Where the levels of a tenant's class are kept; in a table of their own."""
+    return f"{stage}\x1f{job_class}\x1f{of.tenant}"
+
+
+def tenant_of(key: str) -> str:
+    """Whose a scope's key is: its second part, of a script's the third. "" of what is no key."""
+    parts = key.split("\x1f", 3)
+    place = 2 if is_script_key(key) else 1
+    return parts[place] if place < len(parts) else ""
+
+
+def is_script_key(key: str) -> bool:
+    """Whether tokens per byte are kept there, and no lengths."""
+    return key.startswith(_SCRIPTS)
+
+
+@lru_cache(4096)
+def family(model: str) -> str:
+    """A model's name up to its version or size: "gpt" of "openai/gpt-5.4-mini"."""
+    name = model.rsplit("/", 1)[-1].lower()
+    parts = re.split(r"[-_:. ]", name)
+    kept: list[str] = []
+    for part in parts:
+        if any(c.isdigit() for c in part):
+            kept += [] if kept else [re.split(r"\d", part)[0]]
+            break
+        kept.append(part)
+    return "-".join(part for part in kept if part) or name
+
 
 PRIOR = 12.0  # answers that agreed with the scope above, before the first
 TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
@@ -89,7 +153,7 @@ class Calibration(Struct, frozen=True):
     templates: Table = _NOTHING
     levels: Mapping[str, Levels] = MappingProxyType({})
 
-    def mean(self, of: Scopes, channel: Channel, prior: float = 0.0) -> float:
+    def mean(self, of: GroupKeys, channel: Channel, prior: float = 0.0) -> float:
         """The most particular scope's running mean, shrunk to those above it, they to `prior`."""
         for table, keys in ((self.models, of.models), (self.templates, of.templates)):
             for key in keys:
@@ -99,7 +163,7 @@ class Calibration(Struct, frozen=True):
                     prior = (total + PRIOR * prior) / (count + PRIOR)
         return prior
 
-    def running(self, of: Scopes) -> tuple[float, ...]:
+    def running(self, of: GroupKeys) -> tuple[float, ...]:
         """Mean and count of the lengths seen: of the tenant, its model, its template."""
         entries = (
             self.models.get(of.tenant, NO_ENTRY),
@@ -112,20 +176,20 @@ class Calibration(Struct, frozen=True):
             found += [total / count if count else _NAN, count]
         return tuple(found)
 
-    def stage0(self, of: Scopes) -> float:
+    def stage0(self, of: GroupKeys) -> float:
         """What to add to stage 0's grid."""
         return self.mean(of, Channel.STAGE0)
 
-    def full(self, of: Scopes) -> float:
+    def full(self, of: GroupKeys) -> float:
         """What to add to the full model's grid."""
         return self.mean(of, Channel.FULL)
 
     def tokens_per_byte(self, model: str, tenant: str, script: str) -> float:
         """Of a prompt, before chat overhead. `script` as `PromptView.script`."""
-        off = self.mean(script_scopes(model, tenant, script), Channel.STAGE0)
+        off = self.mean(script_keys(model, tenant, script), Channel.STAGE0)
         return TOKENS_PER_BYTE.get(script, 0.25) * exp(off)
 
-    def level(self, stage: str, job_class: JobClass, of: Scopes) -> Levels:
+    def level(self, stage: str, job_class: JobClass, of: GroupKeys) -> Levels:
         """Of the tenant's jobs of a class."""
         return self.levels.get(level_key(stage, job_class, of), NO_LEVELS)
 

@@ -19,12 +19,15 @@ rest for its tail, where the instruction stands when a document leads.
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from gateway.predict.manifest import ArtefactError, Folder
 
 Vector = npt.NDArray[np.float32]
 
@@ -75,7 +78,7 @@ class Encoder:
         tokenizer: its tokenizer.json.
         max_tokens: cap, the special tokens included.
         positions: most tokens the network can read: a higher cap is held to it.
-        similarity_scale: what its distances are multiplied by (likeness.py).
+        similarity_scale: what its distances are multiplied by.
 
     Raises whatever the libraries raise on a broken file.
     """
@@ -213,3 +216,81 @@ def unpack(packed: bytes, width: int) -> Vector | None:
     if not np.isfinite(norm) or norm < 0.1:
         return None
     return vector / norm
+
+
+PAIRS_QUANTILE = 0.9
+"""Of the pairs' similarities, where the two scales are made to meet: with some 1,500 pairs the
+highest that chance does not move much."""
+LEAST_SCALE, MOST_SCALE = 0.2, 20.0
+"""Factors beyond are of an encoder that does not tell texts apart."""
+SCALE_KEY = "similarity_scale"
+
+Floats = npt.NDArray[np.float32]
+
+
+def unrelated_similarity(vectors: Floats) -> float:
+    """The similarity at `PAIRS_QUANTILE` of all pairs of unit vectors, a row each."""
+    above = np.triu_indices(len(vectors), 1)
+    return float(np.quantile((vectors @ vectors.T)[above], PAIRS_QUANTILE))
+
+
+def similarity_scale(own: Floats, shipped: Floats) -> float:
+    """The factor for an encoder with vectors `own`, where the shipped one has `shipped` for the
+    same lines."""
+    far = max(1.0 - unrelated_similarity(own), 1e-6)
+    return round(min(max((1.0 - unrelated_similarity(shipped)) / far, LEAST_SCALE), MOST_SCALE), 4)
+
+
+EXPORTED = "encoders"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def exported_folder(models_path: str | Path) -> Path:
+    """Where exported encoders lie (`predict.models_path` has the refitted models, too)."""
+    return Path(models_path) / EXPORTED
+
+
+def is_encoder_name(name: str) -> bool:
+    """Whether an encoder may be called so: it is a folder's name, and no way out of one."""
+    return _NAME.fullmatch(name) is not None
+
+
+def is_shipped_encoder(models: Folder, name: str) -> bool:
+    return models.about("encoder").get("name") == name
+
+
+def find_encoder(models: Folder, exported: Path | None, name: str) -> Folder:
+    """The folder that has the encoder of this name. Raises ArtefactError where none does."""
+    if is_shipped_encoder(models, name):
+        return models
+    if exported is not None and is_encoder_name(name) and (exported / name).is_dir():
+        found = Folder(exported / name)
+        if found.about("encoder").get("name") != name:
+            raise ArtefactError(f"{exported / name} is not of the encoder {name!r}")
+        return found
+    known = ", ".join(repr(one) for one in encoder_names(models, exported))
+    raise ArtefactError(f"no artefact for the encoder {name!r} (there is {known})")
+
+
+def encoder_names(models: Folder, exported: Path | None) -> list[str]:
+    """All that `find` finds, the shipped one first."""
+    others = [] if exported is None or not exported.is_dir() else sorted(exported.iterdir())
+    own = [path.name for path in others if is_encoder_name(path.name) and path.is_dir()]
+    return [str(models.about("encoder").get("name")), *own]
+
+
+def load_encoder(files: Folder, max_tokens: int) -> Encoder:
+    """The encoder of a folder. Raises ArtefactError, and what the libraries raise."""
+    about = files.about("encoder")
+    scale = about.get(SCALE_KEY, 1.0)  # the shipped one has none, nor those exported before
+    if not isinstance(scale, float | int) or not LEAST_SCALE <= scale <= MOST_SCALE:
+        raise ArtefactError(
+            f"manifest.toml: {SCALE_KEY} is not within {LEAST_SCALE} and {MOST_SCALE}"
+        )
+    return Encoder(
+        files.path("encoder"),
+        files.path("tokenizer"),
+        max_tokens=max_tokens,
+        positions=int(about.get("positions", POSITIONS)),
+        similarity_scale=float(scale),
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from math import log1p, nan
 
-from gateway.predict.view import CJK_LEAD, WIDE, PromptView, cut
+from gateway.predict.prompt_view import CJK_LEAD, WIDE, PromptView, cut
 
 WORD_CHARS = 1000  # of a text, what is looked at word by word
 

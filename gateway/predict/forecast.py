@@ -11,9 +11,10 @@ from math import exp, log, log1p
 import numpy as np
 from msgspec import Struct
 
-from gateway.predict.calibrate import Calibration, Channel
+from gateway.predict.calibrate import Calibration, Channel, GroupKeys, group_keys
 from gateway.predict.lengths import MEDIAN, SHIFT, LengthModel
 from gateway.predict.prices import Price
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import (
     Grid,
     Z,
@@ -25,8 +26,6 @@ from gateway.predict.quantiles import (
     to_tokens,
     truncated,
 )
-from gateway.predict.scopes import Scopes, scopes
-from gateway.predict.view import PromptView
 from gateway.types import INTERACTIVE_P_SHORT, SHORT_TOKENS, JobClass, Rung, Workload
 
 STAGE0, FULL = "stage0", "full"
@@ -50,14 +49,14 @@ class Odds(Struct, frozen=True):
 
     logit: float | None = None  # the booster's log odds
     middle: float = 0.0  # the grid's median as the boosters said it
-    tilt: float = 0.0  # what the tenant's answers add to the probability (leaning.py)
+    correction: float = 0.0  # what the tenant's answers add to the probability
 
     def of(self, grid: Grid) -> float:
         """P(output ≤ 64 tokens) by the grid and all that is known. The grid is that of the whole
         answer: where a `max_tokens` above 64 cuts it says nothing about 64."""
-        return min(max(self.untilted(grid) + self.tilt, 0.0), MOST)
+        return min(max(self.uncorrected(grid) + self.correction, 0.0), MOST)
 
-    def untilted(self, grid: Grid) -> float:
+    def uncorrected(self, grid: Grid) -> float:
         """The same without what the tenant adds."""
         by_grid = p_short(grid)
         if self.logit is None:
@@ -74,7 +73,7 @@ BY_GRID = Odds()
 _SHORT = log1p(SHORT_TOKENS) + 1e-9
 
 UNCALIBRATED = Calibration()
-NOBODY = scopes("", "")
+NOBODY = group_keys("", "")
 
 
 def workload_of(
@@ -83,7 +82,7 @@ def workload_of(
     rung: Rung,
     money: Money,
     table: Calibration = UNCALIBRATED,
-    of: Scopes = NOBODY,
+    of: GroupKeys = NOBODY,
     odds: Odds = BY_GRID,
 ) -> Workload:
     """The forecast as the other rooms see it, from a grid in log1p tokens.
@@ -151,7 +150,7 @@ def job_class_of(grid: Grid, odds: Odds = BY_GRID) -> JobClass:
 
 
 def levelled(
-    grid: Grid, stage: str, table: Calibration, of: Scopes = NOBODY, odds: Odds = BY_GRID
+    grid: Grid, stage: str, table: Calibration, of: GroupKeys = NOBODY, odds: Odds = BY_GRID
 ) -> Grid:
     """The grid with its class's levels read as p50 and p90."""
     return relevelled(grid, *table.level(stage, job_class_of(grid, odds), of).z)

@@ -19,7 +19,7 @@ alone.
 Owned by the predictor's process. FAISS keeps a thread pool per calling thread, so it is told
 to use one thread by the thread that searches (0.3 ms for 10,000 rows of 384).
 
-Similarities are told on one scale for all encoders (likeness.py).
+Similarities are told on one scale for all encoders (encoder.py).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class HistoryIndex:
         width: length of a vector.
         window: most rows held.
         private: tenants whose rows nobody else may see.
-        scale: of the encoder's similarities (likeness.py).
+        scale: of the encoder's similarities (encoder.py).
     """
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 
 class Lesson(Struct, frozen=True):

@@ -20,8 +20,10 @@ scopes then forget most of what they knew, and whoever refits models may want to
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from math import log
 from types import MappingProxyType
+from typing import TypeVar
 
 from gateway.predict.calibrate import (
     NO_ENTRY,
@@ -32,11 +34,80 @@ from gateway.predict.calibrate import (
     Changes,
     Channel,
     Entry,
+    GroupKeys,
     Levels,
+    is_script_key,
+    level_key,
+    script_keys,
+    tenant_of,
 )
-from gateway.predict.fair import FairTable
-from gateway.predict.scopes import Scopes, level_key, of_script, script_scopes, tenant_of
 from gateway.types import JobClass
+
+V = TypeVar("V")
+
+
+class FairTable(dict[str, V]):
+    """At most `most` entries; written by `put` and `replace` alone.
+
+    Args:
+        tenant_of: whose a key is.
+        entries: put in, one after the other.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        tenant_of: Callable[[str], str],
+        entries: Iterable[tuple[str, V]] = (),
+    ) -> None:
+        super().__init__()
+        self._most = most
+        self._tenant_of = tenant_of
+        self._owned: dict[str, dict[str, None]] = {}  # by tenant its keys, longest unused first
+        self._ranks: dict[int, dict[str, None]] = {}  # by number of keys its tenants, likewise
+        self._top = 0  # the largest number
+        for key, value in entries:
+            self.put(key, value)
+
+    def put(self, key: str, value: V) -> str | None:
+        """An entry, new or not, used just now. The key that was dropped for it, if one was."""
+        self.pop(key, None)
+        self[key] = value  # last in order, so that a copy tells which is unused longest
+        tenant = self._tenant_of(key)
+        owned = self._owned.setdefault(tenant, {})
+        before = len(owned)
+        owned.pop(key, None)
+        owned[key] = None
+        self._rank(tenant, before, len(owned))
+        return self._drop() if len(self) > self._most else None
+
+    def replace(self, key: str, value: V) -> None:
+        """Another value for an entry that is here, which is no use of it."""
+        assert key in self
+        self[key] = value
+
+    def _drop(self) -> str:
+        tenant = next(iter(self._ranks[self._top]))
+        owned = self._owned[tenant]
+        key = next(iter(owned))
+        del owned[key], self[key]
+        self._rank(tenant, len(owned) + 1, len(owned))
+        if not owned:
+            del self._owned[tenant]
+        return key
+
+    def _rank(self, tenant: str, before: int, now: int) -> None:
+        """Move a tenant; numbers change by one at a time, so that the top is at hand."""
+        if before:
+            del self._ranks[before][tenant]
+            if not self._ranks[before]:
+                del self._ranks[before]
+        if now:
+            self._ranks.setdefault(now, {})[tenant] = None
+        self._top = max(self._top, now)
+        if self._top and self._top not in self._ranks:
+            self._top -= 1
+
 
 MEMORY = 150.0  # answers
 LARGEST = 2.5  # one residual counts for at most this: a factor of 12
@@ -90,7 +161,7 @@ class Residuals:
 
     def learn(
         self,
-        of: Scopes,
+        of: GroupKeys,
         length: float,
         *,
         stage0: float,
@@ -110,7 +181,7 @@ class Residuals:
         if not censored or length > mean > 0.0:
             self._add(of, Channel.LENGTH, length)
 
-    def learn_residuals(self, of: Scopes, stage0: float, full: float | None) -> None:
+    def learn_residuals(self, of: GroupKeys, stage0: float, full: float | None) -> None:
         """Residuals that a refit measured on rows it did not fit."""
         self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, stage0)))
         if full is not None:
@@ -122,10 +193,10 @@ class Residuals:
         """A provider counted `tokens` in a prompt of so many bytes, chat overhead taken off."""
         if text_bytes >= 32 and tokens >= 1.0:
             off = log(tokens / text_bytes / TOKENS_PER_BYTE.get(script, 0.25))
-            of = script_scopes(model, tenant, script)
+            of = script_keys(model, tenant, script)
             self._add(of, Channel.STAGE0, max(-LARGEST, min(LARGEST, off)))
 
-    def learn_share(self, of: Scopes, channel: Channel, share: float) -> None:
+    def learn_share(self, of: GroupKeys, channel: Channel, share: float) -> None:
         """What part of one request's tokens was cached, or was reasoning."""
         self._add(of, channel, max(0.0, min(1.0, share)))
 
@@ -136,7 +207,7 @@ class Residuals:
         missed: tuple[bool, bool],
         *,
         censored: bool,
-        of: Scopes,
+        of: GroupKeys,
     ) -> None:
         """Move the levels of a tenant's class by one answer: was it above the p50, the p90
         given out?
@@ -157,7 +228,7 @@ class Residuals:
             self._touch(2, first := next(iter(self._levels)))
             del self._levels[first]
 
-    def watch(self, of: Scopes, probability: float, *, censored: bool) -> bool:
+    def watch(self, of: GroupKeys, probability: float, *, censored: bool) -> bool:
         """Whether this answer shows that its source has changed. `probability`: at which level
         of the forecast as given out it lay; censored, there or above."""
         if censored and probability < 0.5:
@@ -179,11 +250,11 @@ class Residuals:
         """Other models speak from now on: their residuals begin anew, the rest is kept."""
         for table in (self._models, self._templates):
             for key, entry in table.items():
-                if not of_script(key):
+                if not is_script_key(key):
                     table.replace(key, (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :])
         self._table = self._moved = None
 
-    def mean(self, of: Scopes, channel: Channel) -> float:
+    def mean(self, of: GroupKeys, channel: Channel) -> float:
         """As `Calibration.mean`, of what is learned so far."""
         return Calibration(self._models, self._templates).mean(of, channel)
 
@@ -199,7 +270,7 @@ class Residuals:
         self._table = self._moved = None
         return True
 
-    def _add(self, of: Scopes, channel: Channel, value: float) -> None:
+    def _add(self, of: GroupKeys, channel: Channel, value: float) -> None:
         keep = 1.0 - 1.0 / MEMORY
         pairs = (self._models, of.models), (self._templates, of.templates)
         for place, (table, keys) in enumerate(pairs):
@@ -212,7 +283,7 @@ class Residuals:
                 if dropped is not None:
                     self._touch(place, dropped)
 
-    def _forget(self, of: Scopes) -> None:
+    def _forget(self, of: GroupKeys) -> None:
         """The source and its template; their tenant and family go on."""
         pairs = (self._models, (of.source,)), (self._templates, of.templates)
         for place, (table, keys) in enumerate(pairs):

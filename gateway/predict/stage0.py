@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from msgspec import structs
 
 from gateway.predict.artefacts import Tables
-from gateway.predict.calibrate import Calibration
+from gateway.predict.calibrate import Calibration, group_keys
 from gateway.predict.forecast import (
     STAGE0,
     Money,
@@ -24,9 +24,8 @@ from gateway.predict.forecast import (
 )
 from gateway.predict.lengths import LengthModel
 from gateway.predict.prices import Price
+from gateway.predict.prompt_view import PromptView, cut, prompt_key, template_key
 from gateway.predict.quantiles import shifted
-from gateway.predict.scopes import scopes
-from gateway.predict.view import PromptView, cut, prompt_key, template_key
 from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
 
@@ -85,7 +84,7 @@ class Stage0:
             self.hits += 1
             return cached
         table, tables = self.calibration, self.tables
-        keys = scopes(view.model, view.tenant, template_key(view, self._key))
+        keys = group_keys(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(keys))
         grid, rung = stage0_grid(view, self._model, cheap)
         grid = levelled(shifted(grid, table.stage0(keys)), STAGE0, table, keys)

@@ -27,10 +27,10 @@ from msgspec import Meta, Struct, structs
 from gateway.demo.history_rows import rows
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoders import exported_in
-from gateway.predict.foresight import Foresight
+from gateway.predict.encoder import exported_folder
 from gateway.predict.lesson import Lesson
-from gateway.predict.view import PromptView, cut
+from gateway.predict.prompt_view import PromptView, cut
+from gateway.predict.teaching import LearningForecaster
 from gateway.settings import load
 from gateway.settings.schema import Settings
 from gateway.shipped import shipped
@@ -258,20 +258,22 @@ def teach(settings: Settings, lessons: Iterable[Lesson]) -> int:
     return stored
 
 
-def _forecaster(settings: Settings, store: Store) -> Foresight:
+def _forecaster(settings: Settings, store: Store) -> LearningForecaster:
     """The gateway's own forecaster with its calibration, and an empty index."""
     predict = settings.predict
     artefacts = Artefacts(
         *(shipped("models"), predict.embedding_model_name, predict.max_encoder_tokens),
-        exported=exported_in(predict.models_path),
+        exported=exported_folder(predict.models_path),
     )
-    forecaster = Foresight(predict, artefacts, store.prompt_secret(), {}, settings.private_tenants)
+    forecaster = LearningForecaster(
+        predict, artefacts, store.prompt_secret(), {}, settings.private_tenants
+    )
     if (calibration := store.get_state("calibration")) is not None:
-        forecaster.restore(calibration)
+        forecaster.residuals.restore(calibration)
     return forecaster
 
 
-def _learned(forecaster: Foresight, lesson: Lesson, max_chars: int) -> HistoryRow | None:
+def _learned(forecaster: LearningForecaster, lesson: Lesson, max_chars: int) -> HistoryRow | None:
     """The row of a lesson; None where it cannot be learned."""
     view = structs.replace(lesson.view, text=cut(lesson.view.text, max_chars))
     try:

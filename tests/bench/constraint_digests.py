@@ -26,7 +26,7 @@ from typing import Any
 
 from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, decode
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 Json = dict[str, Any]
 MESSAGES = [{"role": "user", "content": "hi"}]

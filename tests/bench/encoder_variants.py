@@ -38,7 +38,7 @@ from tokenizers import Tokenizer
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import token_ids
-from gateway.predict.view import cut
+from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.evaluate.judged_rows import Case, choose, fit_keys, read

@@ -24,11 +24,12 @@ import numpy as np
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
 from gateway.predict.features import features
-from gateway.predict.foresight import Foresight, Lesson
+from gateway.predict.lesson import Lesson
 from gateway.predict.process.client import start_child
 from gateway.predict.process.predictor import Predictor
+from gateway.predict.prompt_view import PromptView, prompt_key
 from gateway.predict.refit.refit import refit
-from gateway.predict.view import PromptView, prompt_key
+from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.types import HistoryRow
@@ -91,16 +92,18 @@ def main() -> None:
     rows = history(settings.history_window_size)
     asyncio.run(stage0_speed(settings, models, rng, rows))
 
-    foresight = Foresight(settings, Artefacts(models, "minilm-l6-length-1", 64), b"key", {})
+    forecaster = LearningForecaster(
+        settings, Artefacts(models, "minilm-l6-length-1", 64), b"key", {}
+    )
     begin = time.perf_counter()
     for row in rows:
-        foresight.remember(row)
+        forecaster.remember(row)
     print(f"index of {len(rows)} rows built in {time.perf_counter() - begin:.2f} s")
     for tokens, chars in ((16, 45), (64, 4_000)):
         views = [view_of(rng, chars) for _ in range(150)]
-        report(f"refine, ~{tokens} tokens", lambda i, v=views: foresight.forecast(v[i]), 150)
-        report("refine, vector cached", lambda i, v=views: foresight.forecast(v[i]), 150)
-        report("learn, vector cached", lambda i, v=views: learn(foresight, v[i]), 150)
+        report(f"refine, ~{tokens} tokens", lambda i, v=views: forecaster.forecast(v[i]), 150)
+        report("refine, vector cached", lambda i, v=views: forecaster.forecast(v[i]), 150)
+        report("learn, vector cached", lambda i, v=views: learn(forecaster, v[i]), 150)
     refit_speed(settings, models)
 
 
@@ -134,8 +137,8 @@ async def stage0_speed(
     await predictor.stop(5)
 
 
-def learn(foresight: Foresight, seen: PromptView) -> None:
-    foresight.learn(Lesson(seen, 99, 20, False, True, 0.0))
+def learn(forecaster: LearningForecaster, seen: PromptView) -> None:
+    forecaster.learn(Lesson(seen, 99, 20, False, True, 0.0))
 
 
 def refit_speed(settings: Predict, models: Path) -> None:

@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, decode
 from gateway.demo.history_rows import rows as seed_rows
-from gateway.predict.view import PromptView, cut
+from gateway.predict.prompt_view import PromptView, cut
 from gateway.shipped import shipped
 from gateway.workbench.evaluate.judged_rows import choose, fit_keys, read
 

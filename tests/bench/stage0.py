@@ -31,7 +31,7 @@ from msgspec import structs
 from gateway.predict.lesson import Lesson
 from gateway.predict.process.client import start_child
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import own_command, own_environ, shipped
 from gateway.workbench.tables import table as table_of

@@ -39,7 +39,8 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.foresight import Foresight, Lesson
+from gateway.predict.lesson import Lesson
+from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
 from tests.bench.cores import check_load, on_core
@@ -69,9 +70,9 @@ def unhurried(
 ) -> dict[str, float]:
     """p50 by job, of a predictor that has time for everything."""
     settings = Predict()
-    foresight = Foresight(settings, whole, b"bench", {})
+    forecaster = LearningForecaster(settings, whole, b"bench", {})
     for row in history[-settings.history_window_size :]:
-        foresight.remember(row)
+        forecaster.remember(row)
     found: dict[str, float] = {}
     for event in events:
         prompt = asked.get(event.get("job") or "")
@@ -79,7 +80,7 @@ def unhurried(
             continue
         view = prompt.view(TENANT, settings.max_chars)
         if event["event"] == "submitted":
-            found[event["job"]] = foresight.forecast(view).p50
+            found[event["job"]] = forecaster.forecast(view).p50
         elif event["detail"]["outcome"] == "ok":
             lesson = Lesson(
                 view=view,
@@ -89,7 +90,7 @@ def unhurried(
                 success=True,
                 wall_s=event["wall_s"],
             )
-            foresight.learn(lesson)
+            forecaster.learn(lesson)
     return found
 
 

@@ -24,8 +24,8 @@ from gateway.predict.process.wire import (
     LearnLessons,
     MakeForecast,
 )
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.stage0 import CacheKey, Stage0
-from gateway.predict.view import PromptView
 from gateway.types import HistoryRow
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from gateway.predict.lesson import Lesson
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.types import HistoryRow, Workload
 
 BATCH = 8  # lessons at once: some 50 ms of work, for which a forecast may have to wait

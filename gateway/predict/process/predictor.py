@@ -42,9 +42,9 @@ from gateway.predict.process.supervisor import (
     HistoryPages,
 )
 from gateway.predict.process.wire import ChildGone, MakeForecast
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
-from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.snapshots import PredictorSnapshot
 from gateway.types import HistoryRow, Rung, Workload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.predict.lesson import Lesson
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.types import CUT_FINISH_REASONS, JobRecord, Outcome
 
 TEACHING_OUTCOMES = frozenset(

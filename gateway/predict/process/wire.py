@@ -15,7 +15,7 @@ from msgspec import Struct
 from gateway.predict.calibrate import Changes
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 

@@ -24,8 +24,7 @@ from typing import BinaryIO
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoders import exported_in
-from gateway.predict.foresight import Foresight
+from gateway.predict.encoder import exported_folder
 from gateway.predict.lesson import Lesson
 from gateway.predict.process.wire import (
     ChangeSettings,
@@ -45,6 +44,7 @@ from gateway.predict.process.wire import (
     question_decoder,
     read_frame,
 )
+from gateway.predict.teaching import LearningForecaster
 from gateway.types import HistoryRow
 
 NICE = 7
@@ -100,7 +100,7 @@ class ModelHost:
     def __init__(self, begins_work: Callable[[], None]) -> None:
         self._begins_work: Callable[[], None] | None = begins_work
         self._artefacts: Artefacts | None = None
-        self._forecaster: Foresight | None = None
+        self._forecaster: LearningForecaster | None = None
         self._restored = True
 
     def answer(self, payload: bytes) -> ChildAnswer:
@@ -112,7 +112,8 @@ class ModelHost:
         forecaster, artefacts = self._forecaster, self._artefacts
         if forecaster is None or artefacts is None:
             return answer
-        changes, residuals = forecaster.changes(), forecaster
+        residuals = forecaster.residuals
+        changes = residuals.changes()
         moved = changes.whole or changes.models or changes.templates or changes.levels
         status = ChildStatus(
             artefacts.encoder_name,
@@ -147,17 +148,17 @@ class ModelHost:
         settings = setup.settings
         self._artefacts = Artefacts(
             *(Path(setup.folder), settings.embedding_model_name, settings.max_encoder_tokens),
-            exported=exported_in(settings.models_path),
+            exported=exported_folder(settings.models_path),
         ).refitted(_folder(setup.version))
-        self._forecaster = Foresight(
+        self._forecaster = LearningForecaster(
             settings, self._artefacts, setup.key, setup.prices, setup.private
         )
         stored = setup.calibration
-        self._restored = stored is None or self._forecaster.restore(stored)
+        self._restored = stored is None or self._forecaster.residuals.restore(stored)
 
     def _worked(
         self,
-        forecaster: Foresight,
+        forecaster: LearningForecaster,
         question: MakeForecast | LearnLessons | DraftRows,
     ) -> ChildAnswer:
         if self._begins_work is not None:
@@ -180,7 +181,7 @@ def _tried(make: Callable[[Lesson], HistoryRow], lesson: Lesson) -> HistoryRow |
         return _described(error)
 
 
-def _fill(forecaster: Foresight, rows: list[HistoryRow]) -> int:
+def _fill(forecaster: LearningForecaster, rows: list[HistoryRow]) -> int:
     """Rows that cannot be read; one of them is no reason to forget the rest."""
     bad = 0
     for row in rows:

@@ -27,9 +27,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from gateway.predict.artefacts import Artefacts, Corrections, TailRow
-from gateway.predict.calibrate import Channel
-from gateway.predict.encoders import exported_in
+from gateway.predict.artefacts import Artefacts, Refit, TailRow
+from gateway.predict.calibrate import Channel, GroupKeys, group_keys
+from gateway.predict.encoder import exported_folder
 from gateway.predict.features import NAMES
 from gateway.predict.lengths import MEDIAN, Residual, spread
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
@@ -45,7 +45,6 @@ from gateway.predict.refit.fitting import (
     stage0_data,
 )
 from gateway.predict.residuals import Residuals
-from gateway.predict.scopes import Scopes, scopes
 from gateway.types import QUANTILE_LEVELS, HistoryRow
 
 JUDGED_SHARE = 0.2
@@ -108,7 +107,7 @@ def run(
         the exit status: 0 a new version is in force, 3 the old models were kept.
     """
     os.nice(NICE)
-    report = refit(rows, Artefacts(models, encoder, 64, exported=exported_in(out)), out)
+    report = refit(rows, Artefacts(models, encoder, 64, exported=exported_folder(out)), out)
     say(json.dumps(msgspec.to_builtins(report)))
     return ACCEPTED if report.accepted else KEPT
 
@@ -117,7 +116,7 @@ def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
     """Fit, judge, and put in force what is better."""
     began_s = time.monotonic()
     now = shipped.refitted(current_version(out))
-    old, tables = now.corrections, now.tables
+    old, tables = now.refit, now.tables
     if old is not None and (old.cheap, old.near) != (len(NAMES), len(NEIGHBOUR_NAMES)):
         old = None  # of an earlier release, which read fewer features: judged as shipped
     if tables is None or shipped.tables is None:
@@ -133,7 +132,7 @@ def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
     if accepted:
         fit0 = _fitted(cheap, base0) if judged0.better else _as_it_was(cheap, kept0)
         fit1 = _fitted(whole, base1) if judged1.better else _as_it_was(whole, kept1)
-        new = Corrections(
+        new = Refit(
             version=next_version(out),
             tables=msgspec.structs.replace(tables, stage0=fit0.table, full=fit1.table),
             stage0=fit0.text,
@@ -180,7 +179,7 @@ def judge(
     )
 
 
-def write(new: Corrections, base: dict[str, str], out: Path) -> Path:
+def write(new: Refit, base: dict[str, str], out: Path) -> Path:
     """Put a version in force; its folder. See the head of the file."""
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in out.glob(".new-*"):  # of refits that were killed
@@ -251,8 +250,8 @@ def _tail(stage0: _Fit, full: _Fit) -> tuple[TailRow, ...]:
     return tuple(found[-TAIL_ROWS:])
 
 
-def _scopes(row: HistoryRow) -> Scopes:
-    return scopes(row.model, row.tenant, row.template)
+def _scopes(row: HistoryRow) -> GroupKeys:
+    return group_keys(row.model, row.tenant, row.template)
 
 
 def _versions(out: Path) -> list[Path]:

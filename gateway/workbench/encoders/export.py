@@ -1,7 +1,7 @@
 """`sagesched models export`: a local BERT folder becomes an encoder to choose by name.
 
 bert.py reads and checks the folder, bert_graph.py builds the graph, quantise.py makes it int8.
-Here they are put together, and the result goes into a folder of its own (encoders.py): written
+Here they are put together, and the result goes into a folder of its own (encoder.py): written
 aside, loaded once as the gateway will load it, compared with the fp32 network on our own
 lines, on which its scale of similarity is measured, too (likeness.py), and only then renamed to
 its name. Whatever goes wrong before leaves nothing.
@@ -24,8 +24,15 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.errors import SettingsError
-from gateway.predict import encoders
-from gateway.predict.likeness import KEY, scale_of, strangers
+from gateway.predict.encoder import (
+    SCALE_KEY,
+    exported_folder,
+    is_encoder_name,
+    is_shipped_encoder,
+    load_encoder,
+    similarity_scale,
+    unrelated_similarity,
+)
 from gateway.predict.manifest import ArtefactError, Folder, record
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Make an encoder of a local folder, where the gateway of the settings finds it; 0."""
     settings = settings_of(args)
     predict = Predict() if settings is None else settings.predict
-    home = encoders.exported_in(predict.models_path)
+    home = exported_folder(predict.models_path)
     out = home if args.out is None else args.out
     made = export(args.folder, out, args.name, shipped("models"), fp32=args.fp32)
     print(
@@ -118,8 +125,8 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
             figures = {
                 "cosine_min": least,
                 "cosine_mean": mean,
-                "cosine_strangers": round(strangers(vectors), 4),
-                KEY: scale_of(vectors, _vectors(Folder(models), lines)),
+                "cosine_strangers": round(unrelated_similarity(vectors), 4),
+                SCALE_KEY: similarity_scale(vectors, _vectors(Folder(models), lines)),
             }
             _record(bert, source, name, folder, fp32=fp32, **figures)
             size = (folder / "encoder.onnx").stat().st_size
@@ -132,13 +139,13 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
 
 
 def _check_name(name: str, out: Path, models: Path) -> None:
-    if not encoders.is_name(name):
+    if not is_encoder_name(name):
         raise SettingsError(
             f"models export: {name!r} cannot be a name: expected letters, digits, '.', '_', '-',"
             " 64 at most; --name gives another"
         )
     try:
-        shipped = encoders.is_shipped(Folder(models), name)
+        shipped = is_shipped_encoder(Folder(models), name)
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
     if shipped:
@@ -196,7 +203,7 @@ def _vectors(files: Folder, lines: list[str]) -> Any:
     """Of these lines, as the gateway makes them."""
     from gateway.workbench.encoders.quantise import TOKENS
 
-    encoder = encoders.load(files, TOKENS)
+    encoder = load_encoder(files, TOKENS)
     return np.array([encoder.vector(line) for line in lines], np.float32)
 
 

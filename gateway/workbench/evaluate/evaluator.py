@@ -23,8 +23,8 @@ import numpy as np
 
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoders import exported_in
-from gateway.predict.view import cut
+from gateway.predict.encoder import exported_folder
+from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.arguments import add_rows, history_of, settings_of, words
@@ -116,7 +116,7 @@ def _prepare(args: argparse.Namespace, models: Path) -> tuple[Bench, Chosen, Seq
     settings = Predict() if given is None else given.predict
     whole = Artefacts(
         *(models, settings.embedding_model_name, settings.max_encoder_tokens),
-        exported=exported_in(settings.models_path),
+        exported=exported_folder(settings.models_path),
     )
     if whole.encoder is None:
         raise SettingsError(f"{models}: {'; '.join(whole.problems)}")

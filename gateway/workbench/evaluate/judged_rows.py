@@ -22,10 +22,10 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.errors import SettingsError
-from gateway.predict.artefacts import ArtefactError, Folder
 from gateway.predict.encoder import Vector
 from gateway.predict.encoder import unpack as unpack_vector
-from gateway.predict.view import PromptView
+from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.prompt_view import PromptView
 from gateway.store import store
 from gateway.workbench.split import groups, is_fit, last_user_text, normalise, row_keys
 from gateway.workbench.split import unpack as unpack_keys

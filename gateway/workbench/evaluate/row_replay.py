@@ -26,7 +26,7 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoders import exported_in
+from gateway.predict.encoder import exported_folder
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
 from gateway.workbench.evaluate.judged_rows import Case
@@ -146,7 +146,7 @@ class Bench(Struct, frozen=True):
     def artefacts(self) -> Artefacts:
         """Loaded, with an encoder that only remembers."""
         name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
-        exported = exported_in(self.settings.models_path)
+        exported = exported_folder(self.settings.models_path)
         whole = Artefacts(self.models, name, cap, exported=exported)
         whole.encoder = Recalled(self.known, self.width, cap, reader=whole.encoder)
         return whole

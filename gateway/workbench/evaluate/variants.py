@@ -1,10 +1,10 @@
 """What is compared: the predictor that serves, the same with a part taken away, and baselines.
 
-All of the predictor's variants are the serving `Foresight` itself, given other artefacts or
-settings: an ablation must not be a second predictor. A family of features is taken away by
-hiding its columns (NaN) from the shipped boosters. That is not a refit without them: trees
-that expected a column do a little worse than trees that never knew it, so the loss shown is
-an upper bound of what the family is worth.
+All of the predictor's variants are the serving `LearningForecaster` itself, given other
+artefacts or settings: an ablation must not be a second predictor. A family of features is
+taken away by hiding its columns (NaN) from the shipped boosters. That is not a refit without
+them: trees that expected a column do a little worse than trees that never knew it, so the loss
+shown is an upper bound of what the family is worth.
 
     constant       one length for all: the mean of the fitted rows
     model_mean     the model's mean length so far
@@ -30,13 +30,16 @@ from typing import Protocol
 
 from msgspec import structs
 
-from gateway.predict.artefacts import Artefacts, LengthModel, Tables
+from gateway.predict.artefacts import Artefacts, Tables
 from gateway.predict.encoder import Encoder
 from gateway.predict.features import NAMES
-from gateway.predict.foresight import Foresight, Lesson, Money, workload_of
+from gateway.predict.forecast import Money, workload_of
 from gateway.predict.head import Head
+from gateway.predict.lengths import LengthModel
+from gateway.predict.lesson import Lesson
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, SCATTER, Grid, Z, rearranged
-from gateway.predict.view import PromptView
+from gateway.predict.teaching import LearningForecaster
 from gateway.predict.warm import Warm
 from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
@@ -85,12 +88,14 @@ def family(name: str) -> str:
 
 
 FAMILIES = tuple(
-    dict.fromkeys([*map(family, NAMES), "vector", "neighbours", "head", "warm", "leaning"])
+    dict.fromkeys(
+        [*map(family, NAMES), "vector", "neighbours", "head", "warm", "tenant_correction"]
+    )
 )
 BASELINES = ("constant", "model_mean", "prompt_length", "llmd_rule", "oracle")
-OF_FORESIGHT = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
+OF_PREDICTOR = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
 WITHOUT = tuple(f"without_{name}" for name in FAMILIES)
-VARIANTS = (*BASELINES[:-1], *OF_FORESIGHT, *WITHOUT, "oracle")
+VARIANTS = (*BASELINES[:-1], *OF_PREDICTOR, *WITHOUT, "oracle")
 OF_HISTORY = ("constant", "model_mean", "stage0", "static", "knn", "full", "oracle")
 """What can be judged without a text: in a history only model, limits and vectors are known."""
 
@@ -201,15 +206,15 @@ class Serving:
         by_source: bool = False,
         tell_task: bool = False,
     ) -> None:
-        self._foresight = Foresight(settings, artefacts, b"evaluate", {})
+        self._forecaster = LearningForecaster(settings, artefacts, b"evaluate", {})
         self._learns, self._by_source, self._tell_task = learns, by_source, tell_task
 
     def forecast(self, case: Case) -> Workload:
-        return self._foresight.forecast(self._view(case))
+        return self._forecaster.forecast(self._view(case))
 
     def learn(self, case: Case) -> None:
         if self._learns:
-            self._foresight.learn(
+            self._forecaster.learn(
                 Lesson(
                     view=self._view(case),
                     output_tokens=case.output_tokens,
@@ -231,11 +236,11 @@ class Serving:
 
 
 def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -> Serving:
-    """One of OF_FORESIGHT or WITHOUT; without texts all that is read of one is hidden."""
+    """One of OF_PREDICTOR or WITHOUT; without texts all that is read of one is hidden."""
     encoder, full, stage0 = whole.encoder, whole.full, whole.stage0()
     head, warm, tables = whole.head, whole.warm, whole.tables
-    if tables is not None and (not has_text or name in ("knn", "without_leaning")):
-        tables = structs.replace(tables, leaning=None)
+    if tables is not None and (not has_text or name in ("knn", "without_tenant_correction")):
+        tables = structs.replace(tables, correction_columns=None)
     if not has_text:
         full = full and Hidden(full, _of_text)
         stage0 = stage0 and Hidden(stage0, _of_text)

@@ -19,9 +19,16 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.errors import SettingsError
-from gateway.predict import encoders
-from gateway.predict.artefacts import ArtefactError, Artefacts, Folder
-from gateway.predict.encoder import Encoder, Reading, Vector, unknown_share
+from gateway.predict.artefacts import Artefacts
+from gateway.predict.encoder import (
+    Encoder,
+    Reading,
+    Vector,
+    exported_folder,
+    find_encoder,
+    unknown_share,
+)
+from gateway.predict.manifest import ArtefactError, Folder
 from gateway.settings.schema import Predict
 from gateway.workbench.progress import Progress, spread
 
@@ -86,8 +93,8 @@ def prompt_key(prompt: Prompt) -> bytes:
 def encoder_id(models: Path, settings: Predict) -> str:
     """What must be the same for a stored vector to be used again."""
     try:
-        exported = encoders.exported_in(settings.models_path)
-        own = encoders.find(Folder(models), exported, settings.embedding_model_name)
+        exported = exported_folder(settings.models_path)
+        own = find_encoder(Folder(models), exported, settings.embedding_model_name)
         sha256 = own.about("encoder")["sha256"]
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
@@ -130,7 +137,7 @@ class _Reader:
     def __init__(self, models: Path, settings: Predict) -> None:
         parts = Artefacts(
             *(models, settings.embedding_model_name, settings.max_encoder_tokens),
-            exported=encoders.exported_in(settings.models_path),
+            exported=exported_folder(settings.models_path),
         )
         if parts.encoder is None:
             raise SettingsError(f"{models}: {'; '.join(parts.problems)}")

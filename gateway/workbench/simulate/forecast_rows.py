@@ -23,7 +23,7 @@ import numpy as np
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.forecast import UNCALIBRATED
-from gateway.predict.view import cut
+from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.workbench.evaluate.judged_rows import (
     Case,

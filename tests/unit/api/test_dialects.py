@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.api.dialects import OPTION_BYTES
 from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, Generation, ResponsesRequest, check_generation, decode
-from gateway.predict.view import PromptView, prompt_key, template_key
+from gateway.predict.prompt_view import PromptView, prompt_key, template_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}

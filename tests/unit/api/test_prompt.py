@@ -16,7 +16,7 @@ from msgspec import Raw
 from gateway.api.dialects import LOOSE_BYTES
 from gateway.api.prompt import HEAD_BYTES, MOST_PROMPTS, Batch, Tools, batch_of, tools_of, view_of
 from gateway.api.schemas import NULL, ChatRequest, CompletionRequest, Generation, decode
-from gateway.predict.view import TOOL_NAMES, PromptView, prompt_key
+from gateway.predict.prompt_view import TOOL_NAMES, PromptView, prompt_key
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 MEGABYTE = 1_000_000

@@ -10,8 +10,8 @@ import numpy as np
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
 from gateway.predict.forecast import pack_floats
+from gateway.predict.prompt_view import PromptView, prompt_key
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
-from gateway.predict.view import PromptView, prompt_key
 from gateway.types import HistoryRow
 
 LINE = "tell me what stands in this part of the ledger and nothing else please"

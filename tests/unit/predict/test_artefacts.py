@@ -14,8 +14,8 @@ import pytest
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
-from gateway.predict.view import PromptView
 from gateway.shipped import shipped
 from tests.unit.predict.conftest import NAME, Damage, flip, replace
 from tests.unit.predict.plain import without_code

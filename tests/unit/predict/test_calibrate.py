@@ -8,12 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.predict.calibrate import Mirror
+from gateway.predict.calibrate import (
+    Mirror,
+    family,
+    group_keys,
+    is_script_key,
+    script_keys,
+    tenant_of,
+)
 from gateway.predict.residuals import MODELS, Residuals
-from gateway.predict.scopes import scopes
 from gateway.types import JobClass
 
-M = scopes("gpt-5.4-mini", "a")
+M = group_keys("gpt-5.4-mini", "a")
 
 
 def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
@@ -32,14 +38,14 @@ def test_residuals_of_nothing_are_zero() -> None:
 def test_unseen_model_starts_from_its_family() -> None:
     """A new version of a model that answers long is held to answer long, from the first request."""
     table = taught(200, 1.0).table
-    assert 0.8 < table.stage0(scopes("gpt-6", "a")) <= table.stage0(M)
-    assert table.stage0(scopes("gpt-6", "a")) > table.stage0(scopes("mistral-7b", "a"))
+    assert 0.8 < table.stage0(group_keys("gpt-6", "a")) <= table.stage0(M)
+    assert table.stage0(group_keys("gpt-6", "a")) > table.stage0(group_keys("mistral-7b", "a"))
 
 
 def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
     """Two templates of one tenant and model are told apart; a third starts between them."""
     residuals = Residuals()
-    long, short, third = (scopes("m-1", "a", name) for name in ("long", "short", "third"))
+    long, short, third = (group_keys("m-1", "a", name) for name in ("long", "short", "third"))
     for _ in range(100):
         residuals.learn(long, 6.0, stage0=5.0, full=None, censored=False)
         residuals.learn(short, 4.0, stage0=5.0, full=None, censored=False)
@@ -52,13 +58,13 @@ def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
 def test_running_lengths_are_known_by_scope() -> None:
     """Means and counts of tenant, model, template; NaN and 0 where none was seen."""
     residuals = Residuals()
-    of = scopes("m-1", "a", "x")
+    of = group_keys("m-1", "a", "x")
     for tokens in (100, 100):
         residuals.learn(of, log1p(tokens), stage0=5.0, full=None, censored=False)
     tenant, tenants, model, models, template, templates = residuals.table.running(of)
     assert tenant == model == template == pytest.approx(log1p(100))
     assert 1.9 < tenants == models == templates <= 2.0
-    unknown = residuals.table.running(scopes("m-2", "a"))
+    unknown = residuals.table.running(group_keys("m-2", "a"))
     assert unknown[:2] == (tenant, tenants)
     assert unknown[3] == unknown[5] == 0.0
     assert isnan(unknown[2])
@@ -99,7 +105,7 @@ def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None
     """Whatever is learned, dropped, forgotten or restored, its changes bring a copy along."""
     residuals, mirror, kept = Residuals(), Mirror(), Residuals().table.dump()
     for step, number in steps:
-        of = scopes(f"m-{number}", f"t{number % 3}", "p" * (number % 2))
+        of = group_keys(f"m-{number}", f"t{number % 3}", "p" * (number % 2))
         if step == "learn":
             residuals.learn(of, 5.0 + number, stage0=5.0, full=5.5, censored=number % 5 == 0)
         elif step == "cover":
@@ -126,10 +132,52 @@ def test_mirror_follows_tables_that_drop_their_oldest() -> None:
     residuals, mirror = Residuals(), Mirror()
     mirror.apply(residuals.changes())
     for i in range(2 * MODELS):
-        residuals.learn(scopes(f"m-{i}", f"t{i}"), 5.0, stage0=5.0, full=None, censored=False)
+        residuals.learn(group_keys(f"m-{i}", f"t{i}"), 5.0, stage0=5.0, full=None, censored=False)
         if i % 100 == 0:
             mirror.apply(residuals.changes())
     assert mirror.table != residuals.table
     mirror.apply(residuals.changes())
     assert mirror.table == residuals.table
     assert len(mirror.table.models) == MODELS
+
+
+NAMES = st.text(st.characters(exclude_characters="\x1f"))
+"""No name of a tenant, and none of a model that settings know, has a control character."""
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("gpt-5.4-mini-2026-03-01", "gpt"),
+        ("openai/gpt-4o", "gpt"),
+        ("claude-opus-4-1", "claude-opus"),
+        ("llama3.1-70b", "llama"),
+        ("o3-mini", "o"),
+        ("Qwen/Qwen2.5-72B-Instruct", "qwen"),
+        ("plain", "plain"),
+        ("7b", "7b"),
+    ],
+)
+def test_family_is_the_name_up_to_version_or_size(model: str, name: str) -> None:
+    """Vendor, version, size and date do not tell families apart."""
+    assert family(model) == name
+
+
+@given(model=NAMES, tenant=NAMES, template=NAMES, script=NAMES)
+def test_tenant_is_read_from_every_key_that_is_made(
+    model: str, tenant: str, template: str, script: str
+) -> None:
+    """Of lengths and of scripts; the kinds are told apart."""
+    lengths, scripts = group_keys(model, tenant, template), script_keys(model, tenant, script)
+    for keys, kind in ((lengths.models + lengths.templates, False), (scripts.models, True)):
+        assert {tenant_of(key) for key in keys} == {tenant}
+        assert {is_script_key(key) for key in keys} == {kind}
+
+
+def test_tenant_is_read_from_every_kind_of_key() -> None:
+    """Tenant, family, model, template; those of scripts have it third."""
+    for one in ("t\x1fa", "f\x1fa\x1fgpt", "m\x1fa\x1fgpt-5", "p\x1fa\x1fgpt-5\x1fhash"):
+        assert tenant_of(one) == "a"
+    for one in ("b\x1fgpt\x1fa\x1flatin", "c\x1fgpt-5\x1fa\x1flatin"):
+        assert tenant_of(one) == "a"
+    assert tenant_of("odd") == ""

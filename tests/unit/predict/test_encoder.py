@@ -7,7 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.predict.encoder import CLS, SEP, Encoder, pack, unpack
+from gateway.predict.encoder import (
+    CLS,
+    LEAST_SCALE,
+    MOST_SCALE,
+    PAIRS_QUANTILE,
+    SEP,
+    Encoder,
+    Floats,
+    pack,
+    similarity_scale,
+    unpack,
+    unrelated_similarity,
+)
 from gateway.shipped import shipped
 from tests.unit.predict.plain import without_code
 
@@ -135,3 +147,43 @@ def test_pack_keeps_a_vector_within_half_precision() -> None:
 def test_unpack_refuses_what_is_no_unit_vector(packed: bytes) -> None:
     """A wrong length, zeros or NaN are no vector."""
     assert unpack(packed, 384) is None
+
+
+def spread(offset: float, rows: int = 60, width: int = 48) -> Floats:
+    """Unit vectors of strangers with a part in common: the larger, the nearer they all lie."""
+    draw = np.random.default_rng(3).standard_normal((rows, width)).astype(np.float32)
+    draw[:, 0] += offset
+    return np.asarray(draw / np.linalg.norm(draw, axis=1, keepdims=True), np.float32)
+
+
+def test_strangers_are_the_pairs_of_different_lines() -> None:
+    """Their quantile; a line with itself is no pair."""
+    vectors = np.eye(4, dtype=np.float32)
+    assert unrelated_similarity(vectors) == 0.0
+    vectors[1] = vectors[0]
+    assert 0.0 < unrelated_similarity(vectors) <= 1.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 6.0, 15.0])
+def test_scale_brings_strangers_to_where_ours_lie(offset: float) -> None:
+    """However near an encoder's vectors all lie: the same share of pairs is above ours' mark."""
+    shipped, own = spread(1.0), spread(offset)
+    factor = similarity_scale(own, shipped)
+    above = np.triu_indices(len(own), 1)
+    found = 1.0 - factor * (1.0 - (own @ own.T)[above])
+    assert np.quantile(found, PAIRS_QUANTILE) == pytest.approx(
+        unrelated_similarity(shipped), abs=0.01
+    )
+    assert (factor > 1.0) == (unrelated_similarity(own) > unrelated_similarity(shipped))
+
+
+def test_scale_of_the_shipped_encoder_is_one() -> None:
+    """Its own lines against themselves."""
+    assert similarity_scale(spread(2.0), spread(2.0)) == 1.0
+
+
+def test_scale_is_bounded() -> None:
+    """An encoder for which all texts are one gets no factor without end."""
+    same = np.tile(spread(0.0)[:1], (60, 1))
+    assert similarity_scale(same, spread(0.0)) == MOST_SCALE
+    assert similarity_scale(spread(0.0), same) == LEAST_SCALE

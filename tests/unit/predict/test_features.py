@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.predict.features import NAMES, features
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 
 def view(text: object, **more: Any) -> PromptView:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Channel
+from gateway.predict.calibrate import Channel, group_keys
 from gateway.predict.forecast import (
     FULL,
     Money,
@@ -22,9 +22,8 @@ from gateway.predict.forecast import (
     workload_of,
 )
 from gateway.predict.prices import Price
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.residuals import Residuals
-from gateway.predict.scopes import scopes
-from gateway.predict.view import PromptView
 from gateway.types import JobClass, Rung
 
 
@@ -53,7 +52,7 @@ def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
 def test_workload_money_counts_cached_and_reasoning_tokens() -> None:
     """Dollars at p50 and p90 take the shares seen lately at their own prices."""
     price = Price(prompt=10.0, output=20.0, cached=1.0, reasoning=40.0)
-    money, of, residuals = Money(4.0, {"m": price}), scopes("m", "a"), Residuals()
+    money, of, residuals = Money(4.0, {"m": price}), group_keys("m", "a"), Residuals()
     seen, grid = view("x" * 4000), heuristic_grid(view("x" * 4000))
     plain = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table, of)
     for _ in range(1000):
@@ -87,7 +86,7 @@ def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
 
 def test_levelled_grid_uses_the_levels_of_its_class() -> None:
     """Heavy misses widen heavy forecasts; interactive ones stay as they were."""
-    residuals, of = Residuals(), scopes("m", "a")
+    residuals, of = Residuals(), group_keys("m", "a")
     for _ in range(60):
         residuals.cover(FULL, JobClass.HEAVY, (True, True), censored=False, of=of)
     heavy, short = (4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 8.5), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.2)
@@ -118,22 +117,22 @@ def test_odds_average_the_grid_and_the_booster() -> None:
     assert Odds(logit=2.0, middle=moved[3]).of(moved) > odds.of(moved)
 
 
-def test_odds_tilt_and_keep_within_bounds() -> None:
+def test_odds_add_the_correction_and_keep_within_bounds() -> None:
     """What a tenant's answers add is added, within [0, 1]; and it is seen in the class."""
     grid = heuristic_grid(view())
-    assert Odds(tilt=0.1).of(grid) == pytest.approx(Odds().of(grid) + 0.1)
-    assert Odds(tilt=-1.0).of(grid) == 0.0
-    assert 0.9 < Odds(tilt=1.0).of(grid) < 1.0
-    assert Odds(tilt=0.1).untilted(grid) == Odds().of(grid)
+    assert Odds(correction=0.1).of(grid) == pytest.approx(Odds().of(grid) + 0.1)
+    assert Odds(correction=-1.0).of(grid) == 0.0
+    assert 0.9 < Odds(correction=1.0).of(grid) < 1.0
+    assert Odds(correction=0.1).uncorrected(grid) == Odds().of(grid)
     assert job_class_of(grid) is JobClass.HEAVY
-    assert job_class_of(grid, Odds(tilt=0.5)) is JobClass.INTERACTIVE
-    found = workload_of(view(), grid, Rung.HEURISTIC, Money(4.0, {}), odds=Odds(tilt=0.5))
+    assert job_class_of(grid, Odds(correction=0.5)) is JobClass.INTERACTIVE
+    found = workload_of(view(), grid, Rung.HEURISTIC, Money(4.0, {}), odds=Odds(correction=0.5))
     assert found.job_class is JobClass.INTERACTIVE
 
 
 def test_odds_of_an_answer_cut_short_are_certain() -> None:
     """No opinion stands against max_tokens."""
-    odds, money = Odds(logit=-4.0, middle=5.0, tilt=-0.5), Money(4.0, {})
+    odds, money = Odds(logit=-4.0, middle=5.0, correction=-0.5), Money(4.0, {})
     cut = workload_of(view(max_tokens=64), heuristic_grid(view()), Rung.HEURISTIC, money, odds=odds)
     assert cut.p_short == 1.0
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES
 from gateway.predict.head import MAY_LACK, SIDES, Head
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.shipped import shipped
 from gateway.types import QUANTILE_LEVELS
 

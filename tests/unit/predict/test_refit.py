@@ -13,11 +13,11 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.foresight import Foresight
+from gateway.predict.calibrate import group_keys
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import CURRENT, current_version
 from gateway.predict.refit.refit import Report, next_version, refit, write
-from gateway.predict.scopes import scopes
-from gateway.predict.view import PromptView
+from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
 from tests.unit.predict.rows import ruled_rows
@@ -39,8 +39,8 @@ def fitted(
 
 
 def median(artefacts: Artefacts, text: str) -> float:
-    foresight = Foresight(Predict(), artefacts, b"key", {})
-    return foresight.forecast(PromptView.of_prompt(text, tenant="z", model="other")).p50
+    forecaster = LearningForecaster(Predict(), artefacts, b"key", {})
+    return forecaster.forecast(PromptView.of_prompt(text, tenant="z", model="other")).p50
 
 
 def test_refit_learns_what_the_shipped_models_do_not_know(
@@ -90,20 +90,20 @@ def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
     assert not report.accepted
 
 
-def test_refit_of_the_full_model_lets_leanings_begin_anew(
+def test_refit_of_the_full_model_lets_corrections_begin_anew(
     artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
 ) -> None:
     """What a tenant's answers leaned to over the old models is not added to the new ones,
     which know it."""
-    leaning, level = (Foresight(Predict(), artefacts, b"key", {}) for _ in range(2))
+    corrected, level = (LearningForecaster(Predict(), artefacts, b"key", {}) for _ in range(2))
     seen = PromptView.of_prompt(LEDGER, tenant="a", model="m-1")
     for row in rows:
-        leaning.remember(row)
+        corrected.remember(row)
         level.remember(structs.replace(row, features=b"", neighbours=b""))
-    assert leaning.forecast(seen).p50 < 0.7 * level.forecast(seen).p50
-    for one in (leaning, level):
+    assert corrected.forecast(seen).p50 < 0.7 * level.forecast(seen).p50
+    for one in (corrected, level):
         one.adopt(artefacts.refitted(current_version(fitted[0])))
-    assert leaning.forecast(seen).p50 == pytest.approx(level.forecast(seen).p50)
+    assert corrected.forecast(seen).p50 == pytest.approx(level.forecast(seen).p50)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_version_of_other_shipped_models_is_left_aside(
     artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
 ) -> None:
     """After an upgrade of models/ an old refit is said, not used."""
-    found = artefacts.refitted(current_version(fitted[0])).corrections
+    found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     write(found, artefacts.base | {"stage0": "0" * 64}, tmp_path)
     new = artefacts.refitted(current_version(tmp_path))
@@ -149,7 +149,7 @@ def test_version_that_is_damaged_is_left_aside(
     artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path, name: str
 ) -> None:
     """One byte changed: the shipped models serve, and the state says why."""
-    found = artefacts.refitted(current_version(fitted[0])).corrections
+    found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     folder = write(found, artefacts.base, tmp_path)
     data = bytearray((folder / name).read_bytes())
@@ -165,7 +165,7 @@ def test_versions_are_written_aside_and_old_ones_removed(
     artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
 ) -> None:
     """Left-overs of a killed refit go, three versions stay, `current` names the last."""
-    found = artefacts.refitted(current_version(fitted[0])).corrections
+    found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     (tmp_path / ".new-1").mkdir()
     assert current_version(tmp_path) is None
@@ -181,9 +181,9 @@ def test_tail_gives_the_calibration_a_start(
     """Adopting a refit drops the old residuals and takes those of its last rows."""
     new = artefacts.refitted(current_version(fitted[0]))
     assert 400 < len(new.tail) <= 500
-    foresight = Foresight(Predict(), artefacts, b"key", {})
-    foresight.adopt(new)
-    assert scopes("m-1", "a").source in foresight.calibration.models
+    forecaster = LearningForecaster(Predict(), artefacts, b"key", {})
+    forecaster.adopt(new)
+    assert group_keys("m-1", "a").source in forecaster.calibration.models
 
 
 def test_killed_refit_leaves_a_whole_version_in_force(
@@ -191,7 +191,7 @@ def test_killed_refit_leaves_a_whole_version_in_force(
 ) -> None:
     """kill -9 at ten moments of writing: `current` names a version that loads, none younger
     than what was said to be done is missing."""
-    found = artefacts.refitted(current_version(fitted[0])).corrections
+    found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     write(structs.replace(found, version=1), artefacts.base, tmp_path)
     for looks in range(10):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.predict.calibrate import Channel, Mirror
-from gateway.predict.residuals import LARGEST, MODELS, TEMPLATES, Residuals
-from gateway.predict.scopes import scopes
+from gateway.predict.calibrate import Channel, Mirror, group_keys
+from gateway.predict.residuals import LARGEST, MODELS, TEMPLATES, FairTable, Residuals
 from gateway.types import JobClass
 
-M = scopes("gpt-5.4-mini", "a")
+M = group_keys("gpt-5.4-mini", "a")
 
 
 def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
@@ -23,7 +25,7 @@ def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
 
 def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
     """What one reports, true or not, leaves bias, tokens per byte and levels of others alone."""
-    residuals, other = taught(100, 2.0), scopes("gpt-5.4-mini", "b")
+    residuals, other = taught(100, 2.0), group_keys("gpt-5.4-mini", "b")
     for _ in range(100):
         residuals.learn_tokens("gpt-5.4-mini", "a", "latin", 100, 9000)
         residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
@@ -144,15 +146,15 @@ def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
 
 
 def test_scopes_are_bounded() -> None:
-    """Scopes longest without an answer are forgotten first; templates do not push out models."""
+    """GroupKeys longest without an answer are forgotten first; templates do not push out models."""
     residuals = taught(1, 1.0)
     for i in range(TEMPLATES + 1):
-        of = scopes("gpt-5.4-mini", "b", f"template {i}")
+        of = group_keys("gpt-5.4-mini", "b", f"template {i}")
         residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
     assert len(residuals.table.templates) == TEMPLATES
     assert residuals.table.models.keys() >= set(M.models)
     for i in range(MODELS):
-        residuals.learn(scopes("m-1", f"c{i}"), 6.0, stage0=5.0, full=5.0, censored=False)
+        residuals.learn(group_keys("m-1", f"c{i}"), 6.0, stage0=5.0, full=5.0, censored=False)
     assert len(residuals.table.models) == MODELS
     assert M.source not in residuals.table.models
 
@@ -161,12 +163,12 @@ def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
     """A schema made per request, for ever: the other tenant's template is corrected as before,
     also in a mirror and after a restart."""
     residuals, mirror = Residuals(), Mirror()
-    of = scopes("m-1", "a", "template")
+    of = group_keys("m-1", "a", "template")
     for _ in range(50):
         residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
     before = residuals.table.stage0(of)
     for i in range(2 * TEMPLATES):
-        flood = scopes("m-1", "b", f"template {i}")
+        flood = group_keys("m-1", "b", f"template {i}")
         residuals.learn(flood, 2.0, stage0=5.0, full=5.0, censored=False)
         if i % 500 == 0:
             mirror.apply(residuals.changes())
@@ -201,3 +203,62 @@ def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
     assert (after.stage0(M), after.full(M)) == (0.0, 0.0)
     assert after.running(M)[0] == before.running(M)[0]
     assert after.tokens_per_byte("gpt-5", "a", "cjk") == before.tokens_per_byte("gpt-5", "a", "cjk")
+
+
+def key(tenant: str, name: object) -> str:
+    return f"{tenant}/{name}"
+
+
+def owner(key: str) -> str:
+    return key.split("/")[0]
+
+
+def test_fair_table_lets_a_flood_push_out_its_own() -> None:
+    """A tenant within its share keeps all it has, however long unused."""
+    table: FairTable[int] = FairTable(100, owner)
+    for number in range(50):
+        table.put(key("small", number), number)
+    dropped = [table.put(key("flood", number), number) for number in range(1000)]
+    assert len(table) == 100
+    assert all(key("small", number) in table for number in range(50))
+    assert [one for one in dropped if one] == [key("flood", number) for number in range(950)]
+
+
+def test_fair_table_takes_back_what_was_beyond_a_share() -> None:
+    """Alone it may have all of it; who comes later gets as much as it has."""
+    table: FairTable[int] = FairTable(100, owner)
+    for number in range(100):
+        table.put(key("first", number), number)
+    for number in range(100):
+        table.put(key("second", number), number)
+    assert Counter(map(owner, table)) == {"first": 50, "second": 50}
+    assert key("first", 99) in table, "the longest unused go first"
+
+
+def test_fair_table_of_one_entry_each_drops_the_longest_unused() -> None:
+    """With more tenants than room; one used again is not it."""
+    table: FairTable[int] = FairTable(3, owner)
+    for tenant in "abc":
+        table.put(key(tenant, 1), 1)
+    table.put(key("a", 1), 2)
+    assert table.put(key("d", 1), 1) == key("b", 1)
+    table.replace(key("c", 1), 5)
+    assert table.put(key("e", 1), 1) == key("c", 1), "a replaced value is no use"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 9)), max_size=200))
+def test_fair_table_never_takes_from_a_tenant_within_its_share(
+    steps: list[tuple[str, int]],
+) -> None:
+    """What is dropped is always of a tenant that has the most; the table is full by then."""
+    table: FairTable[int] = FairTable(12, owner)
+    for tenant, number in steps:
+        before = dict(table)
+        dropped = table.put(key(tenant, number), number)
+        assert set(table) == (set(before) | {key(tenant, number)}) - {dropped}
+        assert len(table) <= 12
+        if dropped is not None:
+            counts = Counter(map(owner, [*table, dropped]))
+            assert counts[owner(dropped)] == max(counts.values())
+        again: FairTable[int] = FairTable(12, owner, table.items())
+        assert dict(again) == dict(table)

@@ -11,9 +11,10 @@ from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import Vector
-from gateway.predict.foresight import Foresight, Lesson
 from gateway.predict.index import NO_NEIGHBOURS, HistoryIndex
-from gateway.predict.view import PromptView
+from gateway.predict.lesson import Lesson
+from gateway.predict.prompt_view import PromptView
+from gateway.predict.teaching import LearningForecaster
 from gateway.predict.warm import Warm
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
@@ -104,9 +105,9 @@ def test_warm_rows_change_the_forecast_and_never_its_rung(artefacts: Artefacts) 
     view = PromptView.of_prompt("Write a poem about spring", tenant="t", model="gpt-4")
     found = {}
     for name, parts in (("with", artefacts), ("without", without(artefacts))):
-        foresight = Foresight(Predict(), parts, b"key", {})
-        found[name] = foresight.forecast(view)
-        assert (foresight.rows, found[name].rung) == (0, Rung.MODEL_ONLY)
+        forecaster = LearningForecaster(Predict(), parts, b"key", {})
+        found[name] = forecaster.forecast(view)
+        assert (forecaster.rows, found[name].rung) == (0, Rung.MODEL_ONLY)
     assert found["with"].grid != found["without"].grid
 
 
@@ -115,10 +116,10 @@ def test_warm_rows_are_forgotten_once_the_prompt_is_known(artefacts: Artefacts) 
     view = PromptView.of_prompt("Write a poem about spring", tenant="t", model="gpt-4")
     said = []
     for parts in (artefacts, without(artefacts)):
-        foresight = Foresight(Predict(), parts, b"key", {})
+        forecaster = LearningForecaster(Predict(), parts, b"key", {})
         lesson = Lesson(view, 321, None, False, True, 1.0)
-        rows = [foresight.learn(structs.replace(lesson, wall_s=float(i))) for i in range(8)]
-        said.append((foresight.forecast(view).rung, rows[-1].neighbours))
+        rows = [forecaster.learn(structs.replace(lesson, wall_s=float(i))) for i in range(8)]
+        said.append((forecaster.forecast(view).rung, rows[-1].neighbours))
     assert said[0] == said[1]
     assert said[0][0] is Rung.TENANT_NEIGHBORS
 

@@ -19,7 +19,7 @@ from tests.unit.predict.conftest import NAME
 
 def main(out: Path) -> None:
     artefacts = Artefacts(shipped("models"), NAME, 64)
-    found = artefacts.refitted(current_version(out)).corrections
+    found = artefacts.refitted(current_version(out)).refit
     assert found is not None
     while True:
         number = next_version(out)

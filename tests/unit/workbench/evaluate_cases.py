@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.workbench.evaluate.judged_rows import Case
 from gateway.workbench.evaluate.row_replay import Forecasts
 

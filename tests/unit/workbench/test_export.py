@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.predict import encoders
-from gateway.predict.encoder import Encoder
+from gateway.predict.encoder import Encoder, exported_folder, find_encoder, load_encoder
 from gateway.predict.manifest import Folder
 from gateway.shipped import shipped
 from gateway.workbench.encoders.export import export
@@ -36,7 +35,7 @@ def made(tmp_path: Path, *, fp32: bool = True, **how: object) -> tuple[Encoder, 
     weights = write_bert(tmp_path / "tiny", **how)  # type: ignore[arg-type]
     found = export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=fp32)
     assert (found.folder, found.name) == (tmp_path / "out" / "tiny", "tiny")
-    return encoders.load(encoders.find(Folder(MODELS), tmp_path / "out", "tiny"), 64), weights
+    return load_encoder(find_encoder(Folder(MODELS), tmp_path / "out", "tiny"), 64), weights
 
 
 def cosines(
@@ -199,8 +198,8 @@ def test_command_exports_where_the_settings_look(tmp_path: Path) -> None:
     done = run(tmp_path, "tiny", "--name", "mine")
     assert done.returncode == 0, done.stderr
     assert "EMBEDDING_MODEL_NAME=mine" in done.stdout
-    found = encoders.find(Folder(MODELS), encoders.exported_in(tmp_path / "var/models"), "mine")
-    assert encoders.load(found, 64).width == 32
+    found = find_encoder(Folder(MODELS), exported_folder(tmp_path / "var/models"), "mine")
+    assert load_encoder(found, 64).width == 32
 
 
 def test_command_without_the_onnx_library_says_what_to_install(tmp_path: Path) -> None:

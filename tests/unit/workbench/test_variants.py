@@ -7,8 +7,9 @@ from math import isnan, log1p, nan
 import numpy as np
 import pytest
 
-from gateway.predict.artefacts import Artefacts, LengthModel
+from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES
+from gateway.predict.lengths import LengthModel
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, Grid
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped

@@ -26,7 +26,7 @@ from gateway.predict.process.wire import (
     encoder,
 )
 from gateway.predict.process.worker import ModelHost
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.shipped import own_command, own_environ
 from gateway.types import HistoryRow, Workload
 

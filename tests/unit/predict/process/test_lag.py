@@ -12,7 +12,7 @@ import pytest
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import ChildSetup, MakeForecast, OpenModels, encoded
 from gateway.predict.process.worker import ModelHost
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from tests.unit.predict.process.inline_child import always, lesson, real_child, refined, view

@@ -11,7 +11,7 @@ from gateway.predict.process.pending import (
     PendingLesson,
     PendingWork,
 )
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 VIEW = PromptView.of_prompt("x", tenant="t", model="m")
 FORECAST = PendingForecast(VIEW, lambda _: None, lambda: True)

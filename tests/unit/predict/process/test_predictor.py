@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung

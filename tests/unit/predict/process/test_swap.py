@@ -15,9 +15,9 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.process.client import ChildClient
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import ChildAnswer, Question, UseVersion
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import CURRENT, Refits
 from gateway.predict.refit.refit import refit
-from gateway.predict.view import PromptView
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Rung, Workload
 from tests.unit.predict.process.inline_child import (

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from gateway.predict.process.teach_rule import TEACHING_OUTCOMES, lesson_of
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 from gateway.types import JobRecord, Outcome, Usage
 
 VIEW = PromptView.of_prompt("Write a poem", tenant="a", model="m")

@@ -18,7 +18,7 @@ from gateway.predict.process.wire import (
     question_decoder,
     read_frame,
 )
-from gateway.predict.view import PromptView
+from gateway.predict.prompt_view import PromptView
 
 
 @given(st.lists(st.binary(max_size=3000), max_size=4))

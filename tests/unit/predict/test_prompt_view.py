@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct, structs
 
 from gateway.predict.features import NAMES, features
-from gateway.predict.view import MAX_CHARS, PromptView, cut, prompt_key, template_key
+from gateway.predict.prompt_view import MAX_CHARS, PromptView, cut, prompt_key, template_key
 
 
 def view(text: object, **more: Any) -> PromptView:

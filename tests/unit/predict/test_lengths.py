@@ -6,7 +6,7 @@ from math import nan
 
 import pytest
 
-from gateway.predict.boosters import Booster, BoosterError
+from gateway.predict.lengths import Booster, BoosterError
 from gateway.shipped import shipped
 
 TINY = """tree

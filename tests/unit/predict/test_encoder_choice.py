@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from gateway.predict import encoders
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoder import pack
-from gateway.predict.foresight import Foresight, Lesson
+from gateway.predict.encoder import exported_folder, find_encoder, pack
+from gateway.predict.lesson import Lesson
 from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.process.wire import ChildSetup, ChildStatus, OpenModels, encoded
 from gateway.predict.process.worker import ModelHost
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.fitting import full_data, stage0_data
 from gateway.predict.refit.refit import refit
-from gateway.predict.view import PromptView
+from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung
@@ -35,13 +35,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models_path with the exported encoder `tiny`, 32 numbers wide."""
     folder = tmp_path_factory.mktemp("home")
     write_bert(folder / "tiny")
-    export(folder / "tiny", encoders.exported_in(folder), "", MODELS, fp32=True)
+    export(folder / "tiny", exported_folder(folder), "", MODELS, fp32=True)
     return folder
 
 
 @pytest.fixture
 def tiny(home: Path) -> Artefacts:
-    return Artefacts(MODELS, "tiny", 64, exported=encoders.exported_in(home))
+    return Artefacts(MODELS, "tiny", 64, exported=exported_folder(home))
 
 
 def settings(home: Path) -> Predict:
@@ -57,7 +57,7 @@ def test_an_exported_encoder_is_chosen_by_its_name(home: Path, tiny: Artefacts) 
     assert (tiny.problems, tiny.encoder_name) == ([], "tiny")
     assert tiny.encoder is not None
     assert tiny.encoder.width == 32
-    own = Artefacts(MODELS, NAME, 64, exported=encoders.exported_in(home))
+    own = Artefacts(MODELS, NAME, 64, exported=exported_folder(home))
     assert (own.problems, own.encoder_name) == ([], NAME)
     assert own.full is not None
 
@@ -73,7 +73,7 @@ def test_an_exported_encoder_brings_none_of_what_was_fitted_on_the_shipped_one(
 @pytest.mark.parametrize("name", ["nobody", "../home/encoders/tiny", "", ".", "tiny/"])
 def test_an_encoder_that_is_not_there_is_said_with_those_that_are(home: Path, name: str) -> None:
     """Nothing is loaded in its place, and no name leads out of the folder."""
-    found = Artefacts(MODELS, name, 64, exported=encoders.exported_in(home))
+    found = Artefacts(MODELS, name, 64, exported=exported_folder(home))
     assert (found.encoder, found.encoder_name) == (None, "")
     [problem] = found.problems
     assert f"no artefact for the encoder {name!r}" in problem
@@ -82,9 +82,9 @@ def test_an_encoder_that_is_not_there_is_said_with_those_that_are(home: Path, na
 
 def test_an_exported_encoder_that_was_altered_is_not_loaded(home: Path, tmp_path: Path) -> None:
     """Its hash is checked as the shipped ones' are; stage 0 stays."""
-    folder = encoders.exported_in(tmp_path) / "tiny"
+    folder = exported_folder(tmp_path) / "tiny"
     folder.mkdir(parents=True)
-    for path in (encoders.exported_in(home) / "tiny").iterdir():
+    for path in (exported_folder(home) / "tiny").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     with (folder / "encoder.onnx").open("ab") as file:
         file.write(b"\0")
@@ -96,30 +96,30 @@ def test_an_exported_encoder_that_was_altered_is_not_loaded(home: Path, tmp_path
 
 def test_an_exported_folder_under_another_name_is_refused(home: Path, tmp_path: Path) -> None:
     """Renaming a folder must not give its vectors another's name."""
-    encoders.exported_in(tmp_path).mkdir()
-    moved = encoders.exported_in(tmp_path) / "other"
-    moved.symlink_to(encoders.exported_in(home) / "tiny")
+    exported_folder(tmp_path).mkdir()
+    moved = exported_folder(tmp_path) / "other"
+    moved.symlink_to(exported_folder(home) / "tiny")
     with pytest.raises(ArtefactError, match="is not of the encoder 'other'"):
-        encoders.find(Folder(MODELS), encoders.exported_in(tmp_path), "other")
+        find_encoder(Folder(MODELS), exported_folder(tmp_path), "other")
 
 
 def test_foresight_with_an_exported_encoder_learns_neighbours(home: Path, tiny: Artefacts) -> None:
     """Before any row the boosters without vectors speak; after a repeat, its neighbours."""
-    foresight = Foresight(settings(home), tiny, b"key", {})
-    first = foresight.forecast(VIEW)
+    forecaster = LearningForecaster(settings(home), tiny, b"key", {})
+    first = forecaster.forecast(VIEW)
     assert first.rung == Rung.MODEL_ONLY
-    row = foresight.learn(lesson())
+    row = forecaster.learn(lesson())
     assert (row.encoder, len(row.vector)) == ("tiny", 2 * 32)
-    again = foresight.forecast(VIEW)
+    again = forecaster.forecast(VIEW)
     assert again.rung == Rung.TENANT_NEIGHBORS
     assert abs(again.p50 - 40) < abs(first.p50 - 40)
 
 
 def altered(home: Path, tmp_path: Path, pattern: str, by: str) -> Path:
     """A copy of the exported encoders with another manifest."""
-    folder = encoders.exported_in(tmp_path) / "tiny"
+    folder = exported_folder(tmp_path) / "tiny"
     folder.mkdir(parents=True)
-    for path in (encoders.exported_in(home) / "tiny").iterdir():
+    for path in (exported_folder(home) / "tiny").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     manifest = folder / "manifest.toml"
     text, count = re.subn(pattern, by, manifest.read_text())
@@ -131,11 +131,11 @@ def altered(home: Path, tmp_path: Path, pattern: str, by: str) -> Path:
 def near_strangers(artefacts: Artefacts, home: Path) -> list[Rung]:
     """The rungs of a prompt that has nothing in common with twenty learned ones, and of one of
     them."""
-    foresight = Foresight(settings(home), artefacts, b"key", {})
+    forecaster = LearningForecaster(settings(home), artefacts, b"key", {})
     learned = [PromptView.of_prompt(text, tenant="t", model="m") for text in STRANGERS]
     for view in learned:
-        foresight.learn(lesson(view))
-    return [foresight.forecast(VIEW).rung, foresight.forecast(learned[3]).rung]
+        forecaster.learn(lesson(view))
+    return [forecaster.forecast(VIEW).rung, forecaster.forecast(learned[3]).rung]
 
 
 STRANGERS = [f"write {word} essay: {word}-{word}" for word in ("a", "xq", "77", "zzzz", "k9") * 4]
@@ -167,24 +167,24 @@ def test_an_encoder_with_an_impossible_scale_is_not_loaded(
 
 def test_rows_of_another_encoder_are_not_searched(home: Path, tiny: Artefacts) -> None:
     """Even one whose vector is as wide; a row of its own is."""
-    foresight = Foresight(settings(home), tiny, b"key", {})
-    own = foresight.learn(lesson())
-    foresight.forget()
-    assert not foresight.remember(structs.replace(own, encoder=NAME))
-    assert foresight.rows == 0
-    assert foresight.remember(own)
-    assert foresight.rows == 1
+    forecaster = LearningForecaster(settings(home), tiny, b"key", {})
+    own = forecaster.learn(lesson())
+    forecaster.forget()
+    assert not forecaster.remember(structs.replace(own, encoder=NAME))
+    assert forecaster.rows == 0
+    assert forecaster.remember(own)
+    assert forecaster.rows == 1
 
 
 def rows_of(encoder: str, width: int, count: int = 300) -> list[HistoryRow]:
     """Rows as a gateway with this encoder stores them, their lengths a rule's."""
     draw = np.random.default_rng(0)
-    foresight = Foresight(Predict(), Artefacts(MODELS, "none", 64), b"key", {})
+    forecaster = LearningForecaster(Predict(), Artefacts(MODELS, "none", 64), b"key", {})
     rows = []
     for i in range(count):
         view = PromptView.of_prompt(f"{'list' if i % 2 else 'name'} {i}", tenant="t", model="m")
         vector = draw.standard_normal(width).astype(np.float32)
-        row = foresight.learn(Lesson(view, 900 if i % 2 else 9, None, False, True, float(i)))
+        row = forecaster.learn(Lesson(view, 900 if i % 2 else 9, None, False, True, float(i)))
         near = np.zeros(10 + 7, "<f2").tobytes()
         rows.append(
             structs.replace(
