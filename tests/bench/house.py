@@ -40,6 +40,10 @@ BUDGETS = {
     "demo": 1_480,
     "workbench": 7_200,
 }
+HEAD_LINES = 20  # of a module's docstring
+RIDDLES = frozenset(
+    {"who", "whoever", "what", "whatever", "whose", "whom", "how", "whether", "where", "its"}
+)  # first words that leave the reader without a noun or a verb
 TOOLS = ("demo", "workbench")  # the rooms that serve no request
 TRACED = 9  # requests
 EVENTS = 8  # content events of each answer
@@ -106,6 +110,32 @@ class Code:
                         place = f"{path.relative_to(self.folder)}:{node.lineno} {node.name}"
                         found.append((lines, place))
         return sorted(found, reverse=True)
+
+    def docstrings(self) -> Iterator[tuple[str, str]]:
+        """Place and text of each docstring."""
+        kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        for path, tree in self.trees.items():
+            name = str(path.relative_to(self.folder))
+            for node in ast.walk(tree):
+                text = ast.get_docstring(node) if isinstance(node, kinds) else None
+                if text:
+                    yield f"{name}:{getattr(node, 'name', 'head')}", text
+
+    def riddles(self) -> list[str]:
+        """Places of docstrings that start with a word of `RIDDLES`."""
+        return [
+            place
+            for place, text in self.docstrings()
+            if text.split()[0].strip(".,:;").lower() in RIDDLES
+        ]
+
+    def long_heads(self) -> list[str]:
+        """Modules whose docstring has more lines than the bound."""
+        return [
+            place
+            for place, text in self.docstrings()
+            if place.endswith(":head") and len(text.splitlines()) > HEAD_LINES
+        ]
 
     def imports(self) -> dict[str, set[str]]:
         """For each module the modules of `gateway` that it imports, wherever and for whatever."""
@@ -205,6 +235,12 @@ def report(root: Path, traced: bool) -> Iterable[str]:
     long = code.long_functions()
     yield f"- functions over {LONG_FUNCTION} lines: {len(long)}"
     yield from (f"  - {lines}: {place}" for lines, place in long)
+    for title, places in (
+        ("docstrings that start without a noun or verb", code.riddles()),
+        (f"module heads over {HEAD_LINES} lines", code.long_heads()),
+    ):
+        yield f"- {title}: {len(places)} (wanted 0)"
+        yield from (f"  - {place}" for place in places)
     if traced:
         way = trace(root)
         yield (
