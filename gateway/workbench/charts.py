@@ -14,7 +14,7 @@ Point = tuple[float, float]
 
 
 class Axis:
-    """Values to pixels.
+    """An axis of a chart, linear or logarithmic.
 
     Args:
         low, high: ends, in the axis' unit.
@@ -36,6 +36,8 @@ class Axis:
 
 
 class Chart:
+    """A picture with two axes; lines and points are in their units."""
+
     def __init__(self, title: str, x: Axis, y: Axis) -> None:
         self._x, self._y = x, y
         self._legend = 0
@@ -47,6 +49,7 @@ class Chart:
         self._axes()
 
     def line(self, points: Sequence[Point], colour: str, name: str = "", dash: str = "") -> None:
+        """Draw a line; with a name it is in the legend."""
         path = " ".join(f"{self._px(x):.1f},{self._py(y):.1f}" for x, y in points)
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         self._parts.append(
@@ -62,6 +65,7 @@ class Chart:
             )
 
     def cloud(self, points: Sequence[Point], colour: str) -> None:
+        """Draw dots."""
         self._parts += [
             f'<circle cx="{self._px(x):.1f}" cy="{self._py(y):.1f}" r="1.6" fill="{colour}"'
             ' fill-opacity="0.35"/>'
@@ -69,6 +73,7 @@ class Chart:
         ]
 
     def svg(self) -> str:
+        """The picture as SVG text."""
         body = "\n".join(self._parts)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'

@@ -1,12 +1,15 @@
-"""Figures that judge forecasts of output length. Pure functions over arrays, one value a row.
+"""Figures that judge forecasts and runs. Pure functions over arrays.
 
-Lengths are output tokens. A censored row (its answer was cut at its limit) is a lower bound:
-it has no part in figures that need the true length, and counts where the bound alone
-decides, as with "is it short" once it is longer than short.
+Of forecasts, a value per row: lengths are output tokens. A censored row (its answer was cut at its
+limit) is a lower bound. It has no part in figures that need the true length, and counts where the
+bound alone decides, as with "is it short" once it is longer than short.
 
 Kendall's τ-b (Kendall 1945; in O(n log n) after Knight 1966, JASA 61:436) is
 (P − Q) / √((n₀ − n₁)(n₀ − n₂)): concordant minus discordant pairs, over the pairs not tied
-in the one and in the other. Written here because the library that has it is no dependency.
+in the one and in the other. It is written here because the library that has it is no dependency.
+
+Of runs, a value per seed: two policies are compared seed by seed over the same arrivals, lengths
+and noise.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ _LEVELS = np.array(QUANTILE_LEVELS)
 
 
 def kendall_tau(forecast: Floats, truth: Floats) -> float | None:
-    """τ-b of two rows of values, in O(n log n).
+    """Kendall's τ-b of two rows of values.
 
-    0.0 where the forecast is one constant (it orders nothing), None where the truth is, or
-    where there are fewer than two rows: then there is no order to find.
+    0.0 where the forecast is one constant (it orders nothing); None where the truth is one, or
+    where there are fewer than two rows: there is no order to find.
     """
     count = len(truth)
     pairs = count * (count - 1) // 2
@@ -53,13 +56,15 @@ def kendall_tau(forecast: Floats, truth: Floats) -> float | None:
 
 
 def _tied(values: Ints) -> int:
-    """Pairs of equal values."""
+    """Number of pairs of equal values."""
     _, counts = np.unique(values, return_counts=True)
     return int((counts * (counts - 1) // 2).sum())
 
 
 def _inversions(values: Ints) -> int:
-    """Pairs i < j with values[i] > values[j]: merge sort, each level in a few array steps.
+    """Number of pairs i < j with values[i] > values[j].
+
+    By merge sort, each level in a few array steps.
 
     At each level the blocks of `width` are sorted; for each value of a left block the
     smaller ones of its right block are counted. Adding block × n keeps blocks apart.
@@ -79,7 +84,7 @@ def _inversions(values: Ints) -> int:
 
 
 def auc(score: Floats, positive: Flags) -> float | None:
-    """The chance that a positive row scores above another (ties half); None without both."""
+    """Chance that a positive row scores above another (ties count half); None without both."""
     yes = int(positive.sum())
     no = len(positive) - yes
     if not yes or not no:
@@ -91,7 +96,7 @@ def auc(score: Floats, positive: Flags) -> float | None:
 
 
 def recall_in_top(score: Floats, positive: Flags, share: float = TOP_SHARE) -> float | None:
-    """Share of the positive rows among the `share` best scored; of equals, their due part."""
+    """Share of the positive rows among the `share` best scored; equal scores count in part."""
     if not positive.any():
         return None
     room = share * len(score)
@@ -112,13 +117,13 @@ def pinball(grid: Floats, truth: Floats) -> float | None:
 
 
 def coverage(grid: Floats, truth: Floats) -> Floats:
-    """For each level the share of rows that are at most its quantile."""
+    """Share of the rows that are at most their quantile, at each level."""
     covered: Floats = (truth[:, None] <= np.maximum(grid, 0) * (1 + 1e-9)).mean(axis=0)
     return covered
 
 
 def rolling(covered: Flags, window: int) -> dict[str, float | int] | None:
-    """Coverage over every stretch of `window` rows: smallest, largest, last."""
+    """Smallest, largest and last coverage over stretches of `window` rows; None of no rows."""
     if not len(covered):
         return None
     size = min(window, len(covered))
@@ -133,7 +138,7 @@ def rolling(covered: Flags, window: int) -> dict[str, float | int] | None:
 
 
 def buckets(lengths: Floats) -> Ints:
-    """0 short, 1 medium, 2 long (bounds of `SizeBucket`); a rounding error is no length."""
+    """0 short, 1 medium, 2 long, by the bounds of `SizeBucket`; rounding errors are forgiven."""
     found: Ints = np.searchsorted((SHORT_TOKENS, MEDIUM_TOKENS), lengths - 1e-6, side="left")
     return found
 
@@ -141,7 +146,7 @@ def buckets(lengths: Floats) -> Ints:
 def judged(
     grid: Floats, p_short: Floats, truth: Floats, censored: Flags
 ) -> dict[str, float | int | None]:
-    """The figures every group of rows gets.
+    """Figures of any group of rows.
 
     `mae` in tokens, `mae_log` in natural log; `auc_short` and `recall_short_top35` of
     P(output ≤ 64).
@@ -150,8 +155,8 @@ def judged(
     y, g = truth[exact], grid[exact]
     middle = g[:, MEDIAN]
     found = coverage(g, y) if len(y) else None
-    bucket, said = buckets(truth), buckets(grid[:, MEDIAN])
-    known = exact | (bucket == 2)
+    bucket, forecast = buckets(truth), buckets(grid[:, MEDIAN])
+    comparable = exact | (bucket == 2)
     decided = exact | (truth > SHORT_TOKENS)
     short = (truth <= SHORT_TOKENS)[decided]
     return {
@@ -162,28 +167,30 @@ def judged(
         "pinball": pinball(g, y),
         "coverage_p50": None if found is None else float(found[MEDIAN]),
         "coverage_p90": None if found is None else float(found[P90]),
-        "bucket_accuracy": float((bucket == said)[known].mean()) if known.any() else None,
+        "bucket_accuracy": float((bucket == forecast)[comparable].mean())
+        if comparable.any()
+        else None,
         "auc_short": auc(p_short[decided], short),
         "recall_short_top35": recall_in_top(p_short[decided], short),
     }
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of those that exist."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    """Mean of the values that are not None; None where there is none."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 # --- runs -------------------------------------------------------------------------------
 
 
 def percentile(values: Floats, level: float) -> float:
-    """Linear interpolation; NaN of nothing."""
+    """Percentile by linear interpolation; NaN of nothing."""
     return float(np.percentile(values, level)) if len(values) else NAN
 
 
 class RelativeChange(Struct, frozen=True):
-    """A ratio minus 1, and the 95 % interval of it."""
+    """A ratio minus 1, and its 95 % interval."""
 
     value: float
     low: float
@@ -211,18 +218,18 @@ def change(
     if (pairs[1].sum() <= 0) if by_sums else (pairs <= 0).any():
         return None
     draws = np.random.default_rng(5).integers(pairs.shape[1], size=(DRAWS, pairs.shape[1]))
-    whole = np.arange(pairs.shape[1])[None, :]
+    all_seeds = np.arange(pairs.shape[1])[None, :]
     if by_sums:
-        value, drawn = _of_sums(pairs, whole), _of_sums(pairs, draws)
+        value, drawn = _of_sums(pairs, all_seeds), _of_sums(pairs, draws)
     else:
         logs = np.log(pairs[0] / pairs[1])
-        value, drawn = np.exp(logs[whole].mean(axis=1)), np.exp(logs[draws].mean(axis=1))
+        value, drawn = np.exp(logs[all_seeds].mean(axis=1)), np.exp(logs[draws].mean(axis=1))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return RelativeChange(float(value[0]) - 1, float(low) - 1, float(high) - 1)
 
 
 def _of_sums(pairs: Floats, draws: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Floats:
-    """NaN where by chance only seeds without any were drawn."""
+    """Ratio of the drawn sums; NaN where only seeds without any were drawn."""
     sums = pairs[:, draws].sum(axis=2)
     ratio: Floats = sums[0] / np.where(sums[1] > 0, sums[1], np.nan)
     return ratio

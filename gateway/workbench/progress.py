@@ -1,7 +1,7 @@
-"""Many jobs over a few processes, and the line on the terminal that says how far they are.
+"""Work spread over a few processes, and a line on the terminal that shows its progress.
 
-Processes are started afresh (`spawn`): a fork would inherit the threads of FAISS and ONNX
-Runtime in whatever state they are in. With one worker everything runs here, the same way.
+Processes are started afresh (`spawn`): a fork would inherit the threads of FAISS and ONNX Runtime
+in whatever state they are in. With one worker everything runs in this process, the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 BAR = 30
-QUIET_STEP = 0.1  # where standard error is no terminal, a line at each tenth
+QUIET_STEP = 0.1  # share between two lines where the stream is no terminal
 
 
 def spread(
@@ -28,10 +28,13 @@ def spread(
     workers: int,
     done: Callable[[Job], None],
 ) -> list[Result]:
-    """Results in the order of `jobs`. `begin` prepares a process, once; `done` hears each job.
+    """Results of `work` in the order of `jobs`; the first error of a job ends all and is raised.
 
-    `work`, `begin` and all they are given must be importable and picklable. The first
-    error of a job ends the others and is raised here.
+    `work`, `begin` and their arguments must be importable and picklable.
+
+    Args:
+        begin: called with `arguments` once in each process, before its first job.
+        done: called in this process with each job that has ended.
     """
     if workers <= 1 or len(jobs) <= 1:
         begin(*arguments)
@@ -54,7 +57,10 @@ def spread(
 
 
 class Progress:
-    """`label [#####.....] 12/40, 8 s left`: redrawn on a terminal, else a line now and then."""
+    """A line `label [#####.....] 12/40, 8 s left`.
+
+    It is redrawn on a terminal; elsewhere a new line is written at each tenth.
+    """
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
         self._label, self._total = label, max(total, 1)
@@ -62,14 +68,15 @@ class Progress:
         self._redraws = self._stream.isatty()
         self._started = time.monotonic()
         self._done = 0
-        self._said = 0.0
+        self._shown = 0.0
 
     def step(self, by: int = 1) -> None:
+        """Count so many more as done."""
         self._done += by
         share = min(self._done / self._total, 1.0)
-        if not self._redraws and share < 1.0 and share < self._said + QUIET_STEP:
+        if not self._redraws and share < 1.0 and share < self._shown + QUIET_STEP:
             return
-        self._said = share
+        self._shown = share
         took = time.monotonic() - self._started
         filled = round(BAR * share)
         left = f"{took:.0f} s" if share == 1.0 else f"{took / share - took:.0f} s left"

@@ -44,7 +44,7 @@ from gateway.shipped import shipped
 from gateway.workbench.evaluate.judged_rows import Case, choose, fit_keys, read
 from gateway.workbench.evaluate.row_replay import replay
 from gateway.workbench.evaluate.variants import forecaster
-from gateway.workbench.evaluate.vectors import Known, Prompt, Recalled, prompt_key
+from gateway.workbench.evaluate.vectors import Prompt, PromptVector, RecordedEncoder, prompt_key
 from gateway.workbench.figures import MEDIAN, kendall_tau
 from gateway.workbench.split import last_user_text, row_keys
 
@@ -84,7 +84,7 @@ class Said:
     """What a variant said, and what that took."""
 
     def __init__(self) -> None:
-        self.known: dict[bytes, Known] = {}
+        self.known: dict[bytes, PromptVector] = {}
         self.cpu_s: list[float] = []  # by turn
 
     def vectors(self, keys: Sequence[bytes]) -> np.ndarray:
@@ -199,7 +199,7 @@ def read_all(
             for places in batches(variant, rows):
                 vectors, codes = session.run(OUTPUTS, feed_of([rows[i] for i in places]))
                 for i, vector, code in zip(places, vectors, codes, strict=True):
-                    out.known[some[i]] = Known(vector, 0.0, code)
+                    out.known[some[i]] = PromptVector(vector, 0.0, code)
             out.cpu_s.append(time.process_time() - began_s)
         print(f"\r{at + len(some)} of {len(keys)} texts", end="", file=sys.stderr)
     print(file=sys.stderr)
@@ -211,7 +211,7 @@ def p50_of(cases: Sequence[Case], name: str, cap: int, said: Said) -> np.ndarray
     settings = structs.replace(Predict(), max_encoder_tokens=cap)
     whole = Artefacts(MODELS, settings.embedding_model_name, cap)
     assert whole.encoder is not None, whole.problems
-    whole.encoder = Recalled(said.known, whole.encoder.width, cap, reader=whole.encoder)
+    whole.encoder = RecordedEncoder(said.known, whole.encoder.width, cap, reader=whole.encoder)
     return replay(cases, forecaster(name, settings, whole, has_text=True)).grid[:, MEDIAN]
 
 

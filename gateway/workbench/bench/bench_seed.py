@@ -18,10 +18,10 @@ from gateway.workbench.bench.gateway_stats import seen
 from gateway.workbench.load_client import Shot, Volley, chat_body, fire
 from gateway.workbench.progress import Progress
 from gateway.workbench.request_texts import Text
-from gateway.workbench.simulate.cells import Played
+from gateway.workbench.simulate.cells import PolicyFigures
 from gateway.workbench.simulate.run_figures import figures
-from gateway.workbench.simulate.simulated_provider import Nature
-from gateway.workbench.simulate.virtual_loop import Request, Result
+from gateway.workbench.simulate.simulated_provider import ProviderTraits
+from gateway.workbench.simulate.virtual_loop import RequestResult, SimulatedRequest
 from gateway.workbench.simulate.worlds import Cell
 
 MOST_CPU = 0.7
@@ -32,7 +32,7 @@ HEADERS = {"content-type": "application/json", "authorization": "Bearer bench"}
 class Part(Struct, frozen=True):
     """Requests to be played, and what each says."""
 
-    requests: Sequence[Request]
+    requests: Sequence[SimulatedRequest]
     said: Sequence[Text]
 
 
@@ -40,7 +40,7 @@ class Plot(Struct, frozen=True):
     """One seed's world: its provider and three disjoint sets of texts."""
 
     cell: Cell
-    nature: Nature
+    traits: ProviderTraits
     seeding: Sequence[Text]
     warm: Part
     measured: Part
@@ -81,7 +81,7 @@ class Run:
         self._own, self._provider, self._watch = own, provider, watch
         self._scale, self._stream_share, self._settings = scale, stream_share, settings
 
-    async def play(self, cold: bool) -> dict[str, Played]:
+    async def play(self, cold: bool) -> dict[str, PolicyFigures]:
         """Every policy's figures; the cold start's where it is wanted."""
         own = self._own
         played = {"naive": await self.volley(own.measured, self._provider.url)}
@@ -91,7 +91,7 @@ class Run:
                 played["cold"] = await self._through(Path(folder) / "cold", None)
         return played
 
-    async def _through(self, folder: Path, warm: Part | None) -> Played:
+    async def _through(self, folder: Path, warm: Part | None) -> PolicyFigures:
         own = self._own
         models = {t.model for t in (*own.measured.said, *own.warm.said, *own.seeding)}
         async with BenchGateway(
@@ -103,10 +103,10 @@ class Run:
             since = await gateway.told()
             played = await self.volley(own.measured, gateway.url)
             played.figures.update(seen(*await gateway.tell(since)))
-        played.figures["best_window"] = float(own.nature.best_window)
+        played.figures["best_window"] = float(own.traits.best_window)
         return played
 
-    async def volley(self, part: Part, url: str) -> Played:
+    async def volley(self, part: Part, url: str) -> PolicyFigures:
         """All requests of the part sent to `url` when they are due, and what came of them."""
         before_cpu_s = await self._prepare(part)
         chance = np.random.default_rng([self._own.cell.seed, 78])
@@ -127,7 +127,7 @@ class Run:
         self._watch.add({"load": volley.cpu_share, "provider": used}, late_s)
         found = figures(self._results(part, volley))
         found["short_by_forecast_p95_s"] = float("nan")  # naive knows no forecast
-        return Played(found)
+        return PolicyFigures(found)
 
     async def _prepare(self, part: Part) -> float:
         """Tell the provider; its CPU seconds so far. Waits for the last run's streams."""
@@ -139,13 +139,13 @@ class Run:
         table = {
             r.id: (r.row.prompt_tokens, r.row.output_tokens, r.z) for r in part.requests
         }  # fmt: skip
-        planned = {"nature": self._own.nature, "requests": table, "scale": self._scale}
+        planned = {"nature": self._own.traits, "requests": table, "scale": self._scale}
         state = await asyncio.to_thread(self._provider.plan, msgspec.json.encode(planned))
         return state["cpu_s"]
 
-    def _results(self, part: Part, volley: Volley) -> list[Result]:
+    def _results(self, part: Part, volley: Volley) -> list[RequestResult]:
         return [
-            Result(
+            RequestResult(
                 request=request,
                 started_s=hit.left_s * self._scale,
                 ended_s=hit.ended_s * self._scale,

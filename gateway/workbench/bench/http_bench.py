@@ -45,9 +45,9 @@ from gateway.workbench.bench.bench_seed import Part, Plot, Run, Watch
 from gateway.workbench.progress import Progress
 from gateway.workbench.request_texts import Text, texts
 from gateway.workbench.simulate import simulation_report as reports
-from gateway.workbench.simulate.cells import Played
-from gateway.workbench.simulate.request_rows import MIXES, Row, workload
-from gateway.workbench.simulate.simulated_provider import SHAPES, Nature
+from gateway.workbench.simulate.cells import PolicyFigures
+from gateway.workbench.simulate.request_rows import MIXES, RequestRow, workload
+from gateway.workbench.simulate.simulated_provider import SHAPES, ProviderTraits
 from gateway.workbench.simulate.worlds import WARM_UP_RHO, Cell, Plan, World, world_of
 
 REAL = "real"
@@ -116,9 +116,9 @@ async def _bench(args: argparse.Namespace) -> int:
 
 async def _play_all(
     args: argparse.Namespace, cells: Sequence[Cell], known: Sequence[Text], watch: Watch
-) -> list[dict[str, Played]]:
+) -> list[dict[str, PolicyFigures]]:
     """What each policy did, in the order of the cells; the first error ends all."""
-    played: list[dict[str, Played]] = [{} for _ in cells]
+    played: list[dict[str, PolicyFigures]] = [{} for _ in cells]
     waiting = list(enumerate(cells))[::-1]
 
     async def play_on(provider: Spawned) -> None:
@@ -144,7 +144,7 @@ async def _play_all(
 
 
 def _groups(
-    cells: Sequence[Cell], played: Sequence[dict[str, Played]], policy: str
+    cells: Sequence[Cell], played: Sequence[dict[str, PolicyFigures]], policy: str
 ) -> list[dict[str, Any]]:
     """`policy` beside naive, over the seeds in which it was played."""
     both = [
@@ -192,9 +192,11 @@ def plot(args: argparse.Namespace, cell: Cell, known: Sequence[Text]) -> Plot:
     if len(rest) < args.warm_up + args.total_requests:
         raise SettingsError(f"bench: {len(known)} rows are too few")
     measured, said = _world(args, cell, rest[half:], {})
-    nature = measured.natures["a"]
+    traits = measured.traits["a"]
     fixed = {
-        name: float(getattr(nature, name)) for name in Nature.__struct_fields__ if name != "shape"
+        name: float(getattr(traits, name))
+        for name in ProviderTraits.__struct_fields__
+        if name != "shape"
     }
     warm = Part((), ())
     if args.warm_up:
@@ -204,7 +206,7 @@ def plot(args: argparse.Namespace, cell: Cell, known: Sequence[Text]) -> Plot:
         world, warm_said = _world(args, other, rest[:half], fixed)
         renamed = [structs.replace(r, id="w" + r.id) for r in world.requests]
         warm = Part(renamed, warm_said)
-    return Plot(cell, nature, seeding, warm, Part(measured.requests, said))
+    return Plot(cell, traits, seeding, warm, Part(measured.requests, said))
 
 
 def _world(
@@ -216,9 +218,9 @@ def _world(
     return world, [by_row[id(request.row)] for request in world.requests]
 
 
-def _row(text: Text) -> Row:
+def _row(text: Text) -> RequestRow:
     """The forecasts are the gateway's business here: none is put in."""
     unknown = workload(
         text.prompt_tokens, (1.0,) * len(QUANTILE_LEVELS), 0.0, Rung.HEURISTIC, 1.0, 0.0
     )
-    return Row(text.prompt_tokens, text.output_tokens, unknown)
+    return RequestRow(text.prompt_tokens, text.output_tokens, unknown)

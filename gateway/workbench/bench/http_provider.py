@@ -34,7 +34,11 @@ import uvicorn
 from msgspec import Struct
 
 from gateway.types import RateLimits
-from gateway.workbench.simulate.simulated_provider import Nature, Provider, Rejected
+from gateway.workbench.simulate.simulated_provider import (
+    ProviderTraits,
+    Rejection,
+    SimulatedProvider,
+)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -46,7 +50,7 @@ WORD = "word "
 class Planned(Struct):
     """PUT /bench."""
 
-    nature: Nature
+    traits: ProviderTraits
     requests: dict[str, tuple[int, int, float]]  # prompt tokens, output tokens, z
     scale: float = 1.0
 
@@ -79,8 +83,8 @@ class BenchProvider:
     """The ASGI application."""
 
     def __init__(self) -> None:
-        self._planned = Planned(Nature(), {})
-        self._provider = Provider(Nature(), self._now())
+        self._planned = Planned(ProviderTraits(), {})
+        self._provider = SimulatedProvider(ProviderTraits(), self._now())
         self._streams: dict[str, _Stream] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._counter = 0
@@ -102,7 +106,7 @@ class BenchProvider:
         if self._streams:
             raise RuntimeError("streams of the last run have not ended")
         self._planned = planned
-        self._provider = Provider(planned.nature, self._now())
+        self._provider = SimulatedProvider(planned.traits, self._now())
         self.served = self.left = self.peak = 0
 
     def _state(self) -> dict[str, float]:
@@ -187,8 +191,8 @@ class BenchProvider:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
         return True
 
-    async def _reject(self, rejected: Rejected, send: Send) -> None:
-        await asyncio.sleep(self._planned.nature.reject_s / self._planned.scale)
+    async def _reject(self, rejected: Rejection, send: Send) -> None:
+        await asyncio.sleep(self._planned.traits.reject_s / self._planned.scale)
         headers = self._headers()
         if rejected.retry_after_s is not None:
             wait_s = rejected.retry_after_s / self._planned.scale

@@ -1,4 +1,4 @@
-"""The report for people: the tables that answer "how good", from the same tree of figures."""
+"""The Markdown report of an evaluation, from its tree of figures."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ COLUMNS = (
 
 
 def markdown(report: Tree) -> str:
+    """The report as a person reads it."""
     about = report["about"]
     parts = [
         "# Evaluation of the length forecasts",
@@ -42,11 +43,23 @@ def markdown(report: Tree) -> str:
         "class, where it has fewer: all of them); the class is by forecast.",
         _rolling(report["overall"]),
     ]
+    parts += _scenarios(report)
+    parts += [
+        "## Time",
+        _time(report),
+        "![calibration](calibration.svg) ![predicted](predicted.svg) ![τ](tau_over_time.svg)",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _scenarios(report: Tree) -> list[str]:
+    parts = []
+    first = report["about"]["apart_after_rows"]
     if report["apart"]:
         parts += [
             "## Sources never fitted",
             "Each alone, starting from the shipped models; figures of the rows after its first"
-            f" {about['apart_after_rows']}: τ-b (τ-b of new prompts) / share at most p90.",
+            f" {first}: τ-b (τ-b of new prompts) / share at most p90.",
             _apart(report["apart"]),
         ]
     if report["drift"]:
@@ -56,12 +69,7 @@ def markdown(report: Tree) -> str:
             " rows without it.",
             _drift(report["drift"]),
         ]
-    parts += [
-        "## Time",
-        _time(report),
-        "![calibration](calibration.svg) ![predicted](predicted.svg) ![τ](tau_over_time.svg)",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return parts
 
 
 def _about(about: Tree) -> str:
@@ -88,8 +96,8 @@ def _about(about: Tree) -> str:
 def _variants(overall: Tree) -> str:
     head = ["variant", *(title for title, _ in COLUMNS)]
     rows = (
-        [name, *(_cell(said.get(key), "mae" in key) for _, key in COLUMNS)]
-        for name, said in overall.items()
+        [name, *(_cell(own.get(key), "mae" in key) for _, key in COLUMNS)]
+        for name, own in overall.items()
     )
     return table(head, rows)
 
@@ -99,7 +107,7 @@ def _sources(by: Tree) -> str:
     shown = [n for n in names if any(n in each for each in by.values())]
     rows = []
     for source, each in by.items():
-        count = max(said["n"] for said in each.values())
+        count = max(own["n"] for own in each.values())
         cells = [_cell(each.get(name, {}).get("kendall_tau")) for name in shown]
         rows.append([source, str(count), *cells, _cell(each.get("full", {}).get("coverage_p90"))])
     return table(["source", "rows", *shown, "full ≤ p90"], rows)
@@ -115,8 +123,8 @@ def _rungs(overall: Tree) -> str:
 
 
 def _window(report: Tree) -> int:
-    found = [said["coverage_p90_rolling"]["all"] for said in report["overall"].values()]
-    return max((each["window"] for each in found if each), default=0)
+    rolling = [own["coverage_p90_rolling"]["all"] for own in report["overall"].values()]
+    return max((each["window"] for each in rolling if each), default=0)
 
 
 def _rolling(overall: Tree) -> str:
@@ -160,7 +168,7 @@ def _time(report: Tree) -> str:
     return "Milliseconds of CPU a forecast.\n\n" + table(["", "mean", "p50", "p99"], rows)
 
 
-def _cell(value: float | None, whole: bool = False) -> str:
+def _cell(value: float | None, rounded: bool = False) -> str:
     if value is None:
         return NOTHING
-    return f"{value:.0f}" if whole else f"{value:.3f}"
+    return f"{value:.0f}" if rounded else f"{value:.3f}"

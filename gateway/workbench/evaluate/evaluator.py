@@ -1,13 +1,12 @@
 """`sagesched evaluate`: how good the forecasts are, on rows the models never saw.
 
 The rows go through the serving predictor in order: forecast first, learn after. Beside it go
-baselines and the predictor with parts taken away, over the same rows in the same run, so
-that every figure has something to be compared with. What comes out is one tree of figures
-(`evaluate_report`), as JSON, as Markdown, and three pictures.
+baselines and the predictor with parts taken away, over the same rows in the same run, so that
+every figure has something to be compared with. The result is one tree of figures
+(evaluation_report.py), as JSON, as Markdown, and three pictures.
 
-Two things make up the time: one vector for each distinct prompt (some 15 ms, kept in
-DIR/vectors.npz for the next run), and some 2 ms a row and variant. Both are spread over
-`workers` processes.
+The time goes into one vector for each distinct prompt (some 15 ms, stored in DIR/vectors.npz for
+the next run) and some 2 ms a row and variant. Both are spread over `workers` processes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,6 @@ import msgspec
 import numpy as np
 
 from gateway.errors import SettingsError
-from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoder import exported_folder
-from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.arguments import add_rows, history_of, settings_of, words
@@ -33,7 +29,7 @@ from gateway.workbench.evaluate import forecast_charts as plots
 from gateway.workbench.evaluate.evaluation_tables import markdown
 from gateway.workbench.evaluate.judged_rows import (
     Case,
-    Chosen,
+    JudgedRows,
     choose,
     counts,
     fit_keys,
@@ -42,20 +38,21 @@ from gateway.workbench.evaluate.judged_rows import (
 from gateway.workbench.evaluate.judged_rows import read_history as read_store
 from gateway.workbench.evaluate.row_replay import (
     DRIFT_ROWS,
-    Bench,
-    Forecasts,
-    Task,
+    ForecastTable,
+    ReplayInputs,
+    ReplayTask,
     begin,
+    case_vectors,
     drifting,
     work,
 )
 from gateway.workbench.evaluate.variants import BASELINES, OF_HISTORY, VARIANTS
-from gateway.workbench.evaluate.vectors import Known, Prompt, prompt_key, vectors_of
+from gateway.workbench.evaluate.vectors import PromptVector, load_artefacts
 from gateway.workbench.progress import Progress, spread
 
 OF_SCENARIOS = ("stage0", "static", "full")
 DRIFT_SOURCES = 5
-DRIFT_LEAST = DRIFT_ROWS + 50  # rows a source must have to be doubled
+DRIFT_LEAST = DRIFT_ROWS + 50  # rows of a source that is doubled
 PLOTTED = ("full", "static", "stage0")
 
 
@@ -93,16 +90,18 @@ def run(args: argparse.Namespace, models: Path | None = None) -> int:
     if of_history == (args.data is not None):
         raise SettingsError("evaluate: expected --data FILE or --history, and not both")
     names = _names(args.variants, OF_HISTORY if of_history else VARIANTS)
-    bench, chosen, problems = _prepare(args, models or shipped("models"))
-    tasks = _tasks(names, bench, scenarios=not args.no_scenarios and not of_history)
-    bar = Progress("replays", sum(_size(bench, task) for task in tasks))
-    said = spread(work, tasks, begin, (bench,), args.workers, lambda t: bar.step(_size(bench, t)))
-    found = dict(zip(tasks, said, strict=True))
+    inputs, chosen, problems = _prepare(args, models or shipped("models"))
+    tasks = _tasks(names, inputs, scenarios=not args.no_scenarios and not of_history)
+    bar = Progress("replays", sum(_size(inputs, task) for task in tasks))
+    tables = spread(
+        work, tasks, begin, (inputs,), args.workers, lambda task: bar.step(_size(inputs, task))
+    )
+    forecasts = dict(zip(tasks, tables, strict=True))
     truth = reports.Truth(chosen.cases, None if of_history else chosen.never_fitted)
-    report = _report(bench, truth, found)
-    report["about"] = _about(chosen, bench, args.data or history_of(args), problems)
+    report = _report(inputs, truth, forecasts)
+    report["about"] = _about(chosen, inputs, args.data or history_of(args), problems)
     report["about"]["seconds"] = round(time.monotonic() - started, 1)
-    _write(args.out, report, truth, found)
+    _write(args.out, report, truth, forecasts)
     print(
         f"{len(chosen.cases)} of {chosen.rows_read} rows judged ({chosen.side}),"
         f" {_fitted(chosen)}; {report['about']['seconds']} s; see {args.out / 'report.md'}"
@@ -110,56 +109,51 @@ def run(args: argparse.Namespace, models: Path | None = None) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, models: Path) -> tuple[Bench, Chosen, Sequence[str]]:
-    """Everything a replay needs, with the vectors made; and what is wrong with the models."""
+def _prepare(args: argparse.Namespace, models: Path) -> tuple[ReplayInputs, JudgedRows, list[str]]:
+    """Inputs of the replays with their vectors made, the rows, and problems of the models."""
     given = settings_of(args)
     settings = Predict() if given is None else given.predict
-    whole = Artefacts(
-        *(models, settings.embedding_model_name, settings.max_encoder_tokens),
-        exported=exported_folder(settings.models_path),
-    )
-    if whole.encoder is None:
-        raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
-    chosen = _chosen(args, models, whole)
+    artefacts, encoder = load_artefacts(models, settings)
+    chosen = _chosen(args, models, artefacts.encoder_name, encoder.width)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(f"{args.out}: cannot be made: {error.strerror}") from None
     apart = {} if args.no_scenarios else _apart(chosen, args.leave_out)
-    bench = Bench(
+    cases = [*chosen.cases, *(case for own in apart.values() for case in own)]
+    stored = args.out / "vectors.npz"
+    inputs = ReplayInputs(
         cases=chosen.cases,
         apart=apart,
         models=models,
         settings=settings,
-        known=_known(chosen, apart, args.out, models, settings, args.workers),
-        width=whole.encoder.width,
+        vectors=case_vectors(chosen, cases, models, settings, stored, args.workers),
         has_text=args.history is None,
         in_flight=0 if args.strict_replay else args.in_flight,
     )
-    return bench, chosen, whole.problems
+    return inputs, chosen, artefacts.problems
 
 
-def _fitted(chosen: Chosen) -> str:
+def _fitted(chosen: JudgedRows) -> str:
     if chosen.fitted_rows is None:
         return "whether the models saw them cannot be known"
     return f"{chosen.fitted_rows} dropped because the models saw them"
 
 
-def _names(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
+def _names(wanted: Sequence[str], variants: Sequence[str]) -> list[str]:
     for name in wanted:
-        if name not in known:
-            raise SettingsError(f"evaluate: no variant {name!r}; there are {', '.join(known)}")
-    return [name for name in known if not wanted or name in wanted]
+        if name not in variants:
+            raise SettingsError(f"evaluate: no variant {name!r}; there are {', '.join(variants)}")
+    return [name for name in variants if not wanted or name in wanted]
 
 
-def _chosen(args: argparse.Namespace, models: Path, whole: Artefacts) -> Chosen:
+def _chosen(args: argparse.Namespace, models: Path, encoder: str, width: int) -> JudgedRows:
     path = args.data or history_of(args)
     assert path is not None
     if args.data is not None:
         chosen = choose(read(path), fit_keys(models), args.side, args.limit, args.apart_rows)
     else:
-        assert whole.encoder is not None
-        chosen = read_store(path, whole.encoder_name, whole.encoder.width, args.limit)
+        chosen = read_store(path, encoder, width, args.limit)
     if not chosen.cases:
         raise SettingsError(
             f"{path}: no row to judge ({chosen.rows_read} read, {chosen.fitted_rows or 0} fitted)"
@@ -167,93 +161,84 @@ def _chosen(args: argparse.Namespace, models: Path, whole: Artefacts) -> Chosen:
     return chosen
 
 
-def _apart(chosen: Chosen, leave_out: Sequence[str]) -> dict[str, tuple[Case, ...]]:
-    """Sources to replay alone: long enough, and never fitted."""
+def _apart(chosen: JudgedRows, leave_out: Sequence[str]) -> dict[str, tuple[Case, ...]]:
+    """Cases of the sources to replay alone: never fitted, and enough of them."""
     for name in leave_out:
         if name not in chosen.never_fitted:
-            known = ", ".join(chosen.never_fitted) or "none"
+            names = ", ".join(chosen.never_fitted) or "none"
             raise SettingsError(
                 f"evaluate: the shipped models were fitted on {name!r}, or it is not in the"
-                f" file; never fitted: {known}"
+                f" file; never fitted: {names}"
             )
-    names = leave_out or list(chosen.never_fitted)
-    rows = {name: chosen.never_fitted[name] for name in names}
+    rows = {name: chosen.never_fitted[name] for name in leave_out or chosen.never_fitted}
     return {name: own for name, own in rows.items() if len(own) >= reports.FIRST_ROWS + 50}
 
 
-def _known(
-    chosen: Chosen,
-    apart: Mapping[str, tuple[Case, ...]],
-    out: Path,
-    models: Path,
-    settings: Predict,
-    workers: int,
-) -> dict[bytes, Known]:
-    if chosen.vectors:
-        return {prompt_key(Prompt(text)): Known(v, 0.0) for text, v in chosen.vectors.items()}
-    cases = [*chosen.cases, *(case for own in apart.values() for case in own)]
-    views = [case.view for case in cases if case.view.text.strip()]
-    prompts = [Prompt(cut(view.text, settings.max_chars), view.system) for view in views]
-    return vectors_of(prompts, models, settings, out / "vectors.npz", workers)
-
-
-def _tasks(names: Sequence[str], bench: Bench, *, scenarios: bool) -> list[Task]:
-    """In an order that lets the processes end together: the long ones first."""
-    tasks = [Task(name) for name in names]
+def _tasks(names: Sequence[str], inputs: ReplayInputs, *, scenarios: bool) -> list[ReplayTask]:
+    """Tasks, the long ones first, so that the processes end together."""
+    tasks = [ReplayTask(name) for name in names]
     few = [name for name in OF_SCENARIOS if name in names]
     if scenarios:
-        large = [s for s, n in counts(bench.cases).items() if n >= DRIFT_LEAST][:DRIFT_SOURCES]
-        tasks += [Task(name, "apart", source) for source in bench.apart for name in few]
+        large = [s for s, n in counts(inputs.cases).items() if n >= DRIFT_LEAST][:DRIFT_SOURCES]
+        tasks += [ReplayTask(name, "apart", source) for source in inputs.apart for name in few]
         tasks += [
-            Task(name, kind, source)
+            ReplayTask(name, kind, source)
             for source in large
             for name in few
             for kind in ("drift", "no drift")
         ]
-    return sorted(tasks, key=lambda task: (task.variant in BASELINES, -_size(bench, task)))
+    return sorted(tasks, key=lambda task: (task.variant in BASELINES, -_size(inputs, task)))
 
 
-def _size(bench: Bench, task: Task) -> int:
-    return len(bench.rows(task))
+def _size(inputs: ReplayInputs, task: ReplayTask) -> int:
+    return len(inputs.rows(task))
 
 
 def _report(
-    bench: Bench,
+    inputs: ReplayInputs,
     truth: reports.Truth,
-    said: Mapping[Task, Forecasts],
+    forecasts: Mapping[ReplayTask, ForecastTable],
 ) -> dict[str, Any]:
-    variants = {name: said[Task(name)] for name in VARIANTS if Task(name) in said}
+    variants = {
+        name: forecasts[ReplayTask(name)] for name in VARIANTS if ReplayTask(name) in forecasts
+    }
     everything = np.ones(len(truth), bool)
     report: dict[str, Any] = {"about": {}}
     report |= reports.tree(truth, variants, everything)
     report["first_seen"] = reports.tree(truth, variants, truth.first_seen)
     report["apart"] = {
         source: reports.apart(cases, own)
-        for source, cases in bench.apart.items()
-        if (own := _scenario(said, "apart", source))
+        for source, cases in inputs.apart.items()
+        if (own := _scenario(forecasts, "apart", source))
     }
     report["drift"] = {
         source: reports.drift(
-            drifting(bench.cases, source, drifts=False), own, _scenario(said, "no drift", source)
+            drifting(inputs.cases, source, drifts=False),
+            own,
+            _scenario(forecasts, "no drift", source),
         )
-        for source in dict.fromkeys(task.source for task in said if task.kind == "drift")
-        if (own := _scenario(said, "drift", source))
+        for source in dict.fromkeys(task.source for task in forecasts if task.kind == "drift")
+        if (own := _scenario(forecasts, "drift", source))
     }
     for scenario in ("apart", "drift"):
         if report[scenario]:
             report[scenario]["mean"] = reports.mean_of(report[scenario])
     report["over_time"] = {n: reports.over_time(truth, f) for n, f in variants.items()}
-    report["timing"] = _timing(variants, bench.known)
+    report["timing"] = _timing(variants, inputs.vectors)
     return report
 
 
-def _scenario(said: Mapping[Task, Forecasts], kind: str, source: str) -> dict[str, Forecasts]:
-    return {t.variant: f for t, f in said.items() if (t.kind, t.source) == (kind, source)}
+def _scenario(
+    forecasts: Mapping[ReplayTask, ForecastTable], kind: str, source: str
+) -> dict[str, ForecastTable]:
+    return {t.variant: f for t, f in forecasts.items() if (t.kind, t.source) == (kind, source)}
 
 
-def _timing(variants: Mapping[str, Forecasts], known: Mapping[bytes, Known]) -> dict[str, Any]:
-    """Of the encoder on new texts, and of a forecast without it."""
-    encoded = np.array([item.ms for item in known.values() if item.ms > 0])
+def _timing(
+    variants: Mapping[str, ForecastTable], vectors: Mapping[bytes, PromptVector]
+) -> dict[str, Any]:
+    """Milliseconds of the encoder on new texts, and of a forecast without it."""
+    encoded = np.array([item.ms for item in vectors.values() if item.ms > 0])
     found: dict[str, Any] = {"encoder, a new text": reports.timing(encoded)}
     for name in ("stage0", "full"):
         if name in variants:
@@ -262,10 +247,10 @@ def _timing(variants: Mapping[str, Forecasts], known: Mapping[bytes, Known]) -> 
 
 
 def _about(
-    chosen: Chosen, bench: Bench, path: Path | None, problems: Sequence[str]
+    chosen: JudgedRows, inputs: ReplayInputs, path: Path | None, problems: Sequence[str]
 ) -> dict[str, Any]:
     cases = chosen.cases
-    late = bench.in_flight
+    late = inputs.in_flight
     return {
         "file": path.name if path else "",
         "rows_read": chosen.rows_read,
@@ -281,10 +266,10 @@ def _about(
         "replay": "each learned before the next is forecast (strict)"
         if late == 0
         else f"each learned after {late} later ones were forecast",
-        "encoder": bench.settings.embedding_model_name,
-        "settings": msgspec.to_builtins(bench.settings),
+        "encoder": inputs.settings.embedding_model_name,
+        "settings": msgspec.to_builtins(inputs.settings),
         "tenant": "one for all rows, but by source in full_tenants"
-        if bench.has_text
+        if inputs.has_text
         else "as stored",
         "task_type": "not told, but in full_task",
         "problems": list(problems),
@@ -292,17 +277,21 @@ def _about(
 
 
 def _write(
-    out: Path, report: dict[str, Any], truth: reports.Truth, said: Mapping[Task, Forecasts]
+    out: Path,
+    report: dict[str, Any],
+    truth: reports.Truth,
+    forecasts: Mapping[ReplayTask, ForecastTable],
 ) -> None:
     report = reports.rounded(report)
-    shown = [name for name in PLOTTED if Task(name) in said] or list(report["overall"])[:3]
+    shown = [name for name in PLOTTED if ReplayTask(name) in forecasts]
+    shown = shown or list(report["overall"])[:3]
     files = {
         "report.json": msgspec.json.format(msgspec.json.encode(report), indent=1).decode(),
         "report.md": markdown(report),
         "calibration.svg": plots.calibration(
             {name: report["overall"][name]["calibration"] for name in shown}
         ),
-        "predicted.svg": plots.predicted(truth, said[Task(shown[0])], shown[0]),
+        "predicted.svg": plots.predicted(truth, forecasts[ReplayTask(shown[0])], shown[0]),
         "tau_over_time.svg": plots.tau_over_time({n: report["over_time"][n] for n in shown}),
     }
     for name, text in files.items():

@@ -9,14 +9,14 @@ import numpy as np
 from gateway.types import QUANTILE_LEVELS
 from gateway.workbench.charts import COLOURS, Axis, Chart
 from gateway.workbench.evaluate.evaluation_report import Truth
-from gateway.workbench.evaluate.row_replay import Forecasts
+from gateway.workbench.evaluate.row_replay import ForecastTable
 from gateway.workbench.figures import MEDIAN
 
 POINTS = 2000  # most points of a cloud
 
 
 def calibration(shares: dict[str, Sequence[float]]) -> str:
-    """How often the truth is at most each quantile, by variant; the diagonal is right."""
+    """Share of the truths at most each quantile, by variant; the diagonal is right."""
     ticks = (0, 0.25, 0.5, 0.75, 0.9, 1)
     chart = Chart(
         "Calibration", Axis("quantile forecast", 0, 1, ticks), Axis("share at most it", 0, 1, ticks)
@@ -27,8 +27,8 @@ def calibration(shares: dict[str, Sequence[float]]) -> str:
     return chart.svg()
 
 
-def predicted(truth: Truth, said: Forecasts, name: str) -> str:
-    """Truth against median, both logarithmic; every k-th row where there are many."""
+def predicted(truth: Truth, forecasts: ForecastTable, name: str) -> str:
+    """Truth against the median forecast, both logarithmic; every k-th row where there are many."""
     ticks = (1, 10, 100, 1000, 10_000)
     chart = Chart(
         f"Predicted against actual: {name}",
@@ -36,14 +36,16 @@ def predicted(truth: Truth, said: Forecasts, name: str) -> str:
         Axis("actual output tokens", 1, 10_000, ticks, log=True),
     )
     step = max(1, len(truth) // POINTS)
-    points = zip(said.grid[::step, MEDIAN].tolist(), truth.tokens[::step].tolist(), strict=True)
+    points = zip(
+        forecasts.grid[::step, MEDIAN].tolist(), truth.tokens[::step].tolist(), strict=True
+    )
     chart.cloud(list(points), COLOURS[0])
     chart.line([(1, 1), (10_000, 10_000)], "#999", "equal", "4 4")
     return chart.svg()
 
 
 def tau_over_time(points: dict[str, Sequence[Sequence[float | None]]]) -> str:
-    """τ of the last rows as the replay goes on."""
+    """τ of the latest rows along the replay, by variant."""
     last = max((p[0] or 0 for line in points.values() for p in line), default=1) or 1
     chart = Chart(
         "Kendall τ over the replay",

@@ -1,23 +1,23 @@
-"""Rows in order: forecast first, learn after. The truth of a row is shown to nobody before.
+"""Rows in order: each is forecast first and learned after, so its truth is never seen before.
 
-In a strict replay a row is learned before the next is forecast. With `in_flight` = n it is
+In a strict replay a row is learned before the next one is forecast. With `in_flight` = n it is
 learned only after n later rows were forecast, as in a gateway where answers take time.
 
-A replay is one job for one process: a variant over all rows, or over the rows of a scenario:
+A replay is one task for one process: a variant over all rows, or over the rows of a scenario:
 
-- `apart`: a source that no shipped model was fitted on, alone and from nothing, to see what
-  its first rows teach about the later ones;
+- `apart`: a source that no shipped model was fitted on, alone and from an empty history, to see
+  what its first rows teach about the later ones;
 - `young`: all rows in blocks, each through a forecaster that has learned `learned` other rows
   and no more, as a gateway's in its first hour;
 - `drift`: a source whose answers double in length for the last 300 rows, to see how soon the
-  p90 covers them again; beside it the same rows as they were.
+  p90 covers them again; `no drift`: the same rows as they were.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,50 +26,57 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.encoder import exported_folder
+from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
-from gateway.workbench.evaluate.judged_rows import Case
+from gateway.workbench.evaluate.judged_rows import Case, JudgedRows
 from gateway.workbench.evaluate.variants import Forecaster, forecaster
-from gateway.workbench.evaluate.vectors import Known, Recalled
+from gateway.workbench.evaluate.vectors import (
+    Prompt,
+    PromptVector,
+    RecordedEncoder,
+    load_artefacts,
+    prompt_key,
+    vectors_of,
+)
 from gateway.workbench.figures import Flags, Floats
 
 Kind = Literal["all", "apart", "drift", "no drift", "young"]
 
 RUNGS = tuple(Rung)
 DRIFT_ROWS = 300
-BLOCK = 400  # rows forecast by one young forecaster
-DRIFT_BEFORE = 700  # at most so many undoubled rows go before
+BLOCK = 400  # rows that one young forecaster forecasts
+DRIFT_BEFORE = 700  # most rows before the doubling
 
 
-class Task(Struct, frozen=True):
+class ReplayTask(Struct, frozen=True):
     """A variant over some rows."""
 
     variant: str
     kind: Kind = "all"
     source: str = ""  # of a scenario
-    learned: int = 0  # rows before a block of "young"
+    learned: int = 0  # rows learned before a block of "young"
 
 
-class Forecasts(Struct, frozen=True):
-    """What a variant said of each row, and how long it took without the encoder."""
+class ForecastTable(Struct, frozen=True):
+    """A variant's forecasts, a value per row, and the time they took without the encoder."""
 
     grid: Floats  # output tokens at QUANTILE_LEVELS
     p_short: Floats
     risk: Floats
     confidence: Floats
     rung: npt.NDArray[np.int8]  # place in RUNGS
-    seconds: Floats  # of CPU: another program's work on the machine is no part of them
+    seconds: Floats  # of CPU, so that other programs do not count
 
-    def at(self, rows: Flags) -> Forecasts:
-        """Those of some rows."""
-        return Forecasts(*(getattr(self, name)[rows] for name in self.__struct_fields__))
+    def at(self, rows: Flags) -> ForecastTable:
+        """The forecasts of some rows."""
+        return ForecastTable(*(getattr(self, name)[rows] for name in self.__struct_fields__))
 
 
-def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> Forecasts:
-    """All cases through one forecaster."""
+def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> ForecastTable:
+    """Forecast and learn all cases with one forecaster."""
     count = len(cases)
-    out = Forecasts(
+    out = ForecastTable(
         grid=np.empty((count, len(QUANTILE_LEVELS))),
         p_short=np.empty(count),
         risk=np.empty(count),
@@ -94,9 +101,12 @@ def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> Forecas
 
 def replay_young(
     cases: Sequence[Case], fresh: Callable[[], Forecaster], learned: int, in_flight: int
-) -> Forecasts:
-    """Each case by a forecaster that knows `learned` others, drawn at random, and those of its
-    block before it. Results in the order of `cases`."""
+) -> ForecastTable:
+    """Forecast each case after `learned` others, drawn at random, and those of its block before it.
+
+    Args:
+        fresh: makes a forecaster that has learned nothing.
+    """
     chance = np.random.default_rng(17)
     order = chance.permutation(len(cases))
     parts = []
@@ -108,10 +118,10 @@ def replay_young(
             by.learn(cases[place])
         parts.append(replay([cases[place] for place in block], by, in_flight))
     back = np.argsort(order)
-    return Forecasts(
+    return ForecastTable(
         *(
             np.concatenate([getattr(part, name) for part in parts])[back]
-            for name in Forecasts.__struct_fields__
+            for name in ForecastTable.__struct_fields__
         )
     )
 
@@ -131,53 +141,70 @@ def drifting(cases: Sequence[Case], source: str, *, drifts: bool = True) -> list
     return own[:-DRIFT_ROWS] + [doubled(case) for case in own[-DRIFT_ROWS:]]
 
 
-class Bench(Struct, frozen=True):
-    """All that a process needs to replay any task."""
+def case_vectors(
+    chosen: JudgedRows,
+    cases: Iterable[Case],
+    models: Path,
+    settings: Predict,
+    path: Path,
+    workers: int,
+) -> dict[bytes, PromptVector]:
+    """Vectors of these cases by `prompt_key`: those of a history, or of texts by `vectors_of`."""
+    if chosen.vectors:
+        return {prompt_key(Prompt(t)): PromptVector(v, 0.0) for t, v in chosen.vectors.items()}
+    views = [case.view for case in cases if case.view.text.strip()]
+    prompts = [Prompt(cut(view.text, settings.max_chars), view.system) for view in views]
+    return vectors_of(prompts, models, settings, path, workers)
+
+
+class ReplayInputs(Struct, frozen=True):
+    """Everything that a process needs to replay any task."""
 
     cases: tuple[Case, ...]
     apart: Mapping[str, tuple[Case, ...]]
     models: Path
     settings: Predict
-    known: Mapping[bytes, Known]  # what the encoder said, by prompt_key
-    width: int
+    vectors: Mapping[bytes, PromptVector]  # by prompt_key
     has_text: bool
     in_flight: int
 
     def artefacts(self) -> Artefacts:
-        """Loaded, with an encoder that only remembers."""
-        name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
-        exported = exported_folder(self.settings.models_path)
-        whole = Artefacts(self.models, name, cap, exported=exported)
-        whole.encoder = Recalled(self.known, self.width, cap, reader=whole.encoder)
-        return whole
+        """The models, with an encoder that looks the vectors up."""
+        artefacts, encoder = load_artefacts(self.models, self.settings)
+        limit = self.settings.max_encoder_tokens
+        artefacts.encoder = RecordedEncoder(self.vectors, encoder.width, limit, reader=encoder)
+        return artefacts
 
-    def rows(self, task: Task) -> Sequence[Case]:
+    def rows(self, task: ReplayTask) -> Sequence[Case]:
+        """The task's cases, in order."""
         if task.kind in ("all", "young"):
             return self.cases
         if task.kind == "apart":
             return self.apart[task.source]
         return drifting(self.cases, task.source, drifts=task.kind == "drift")
 
-    def run(self, task: Task, whole: Artefacts) -> Forecasts:
+    def run(self, task: ReplayTask, artefacts: Artefacts) -> ForecastTable:
+        """Replay one task."""
+
         def fresh() -> Forecaster:
-            return forecaster(task.variant, self.settings, whole, has_text=self.has_text)
+            return forecaster(task.variant, self.settings, artefacts, has_text=self.has_text)
 
         if task.kind == "young":
             return replay_young(self.cases, fresh, task.learned, self.in_flight)
         return replay(self.rows(task), fresh(), self.in_flight)
 
 
-_bench: tuple[Bench, Artefacts] | None = None  # of this process
+_prepared: tuple[ReplayInputs, Artefacts] | None = None  # of this process
 
 
-def begin(bench: Bench) -> None:
+def begin(inputs: ReplayInputs) -> None:
     """Prepare this process for `work`."""
-    global _bench
-    _bench = bench, bench.artefacts()
+    global _prepared
+    _prepared = inputs, inputs.artefacts()
 
 
-def work(task: Task) -> Forecasts:
-    """One task, in a process that was prepared."""
-    assert _bench is not None
-    bench, whole = _bench
-    return bench.run(task, whole)
+def work(task: ReplayTask) -> ForecastTable:
+    """Replay one task, in a process prepared by `begin`."""
+    assert _prepared is not None
+    inputs, artefacts = _prepared
+    return inputs.run(task, artefacts)

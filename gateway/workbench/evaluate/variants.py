@@ -1,10 +1,9 @@
-"""What is compared: the predictor that serves, the same with a part taken away, and baselines.
+"""Forecasters to compare: the serving predictor, the same with parts taken away, baselines.
 
-All of the predictor's variants are the serving `LearningForecaster` itself, given other
-artefacts or settings: an ablation must not be a second predictor. A family of features is
-taken away by hiding its columns (NaN) from the shipped boosters. That is not a refit without
-them: trees that expected a column do a little worse than trees that never knew it, so the loss
-shown is an upper bound of what the family is worth.
+All variants of the predictor are the serving `LearningForecaster`, given other artefacts or
+settings: an ablation must not be a second predictor. A family of features is taken away by hiding
+its columns (NaN) from the shipped boosters. Trees that expected a column do a little worse than
+trees fitted without it, so the loss shown is an upper bound of what the family is worth.
 
     constant       one length for all: the mean of the fitted rows
     model_mean     the model's mean length so far
@@ -16,7 +15,7 @@ shown is an upper bound of what the family is worth.
     knn            neighbours in history alone, learning
     full           everything, learning
     full_tenants   full, each source a tenant of its own
-    full_task      full, told the task type
+    full_task      full, with the task type
     without_…      full without a family of features
     oracle         the truth
 """
@@ -30,24 +29,21 @@ from typing import Protocol
 
 from msgspec import structs
 
-from gateway.predict.artefacts import Artefacts, Tables
-from gateway.predict.encoder import Encoder
+from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES
 from gateway.predict.forecast import Money, workload_of
-from gateway.predict.head import Head
 from gateway.predict.lengths import LengthModel
 from gateway.predict.lesson import Lesson
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES, SCATTER, Grid, Z, rearranged
 from gateway.predict.teaching import LearningForecaster
-from gateway.predict.warm import Warm
 from gateway.settings.schema import Predict
 from gateway.types import Rung, Workload
 from gateway.workbench.evaluate.judged_rows import Case
 
-SPREAD = 1.1  # of log length over all rows, for baselines that know none better
-MEAN_TOKENS = 220.0  # where no table of means is loaded
-MEMORY = 10.0  # rows' worth of the shipped mean a model starts with
+SPREAD = 1.1  # of log length over all rows, for baselines without a better one
+MEAN_TOKENS = 220.0  # without a table of means
+MEMORY = 10.0  # rows that the shipped mean of a model counts for
 BINS = {"thinking": 4096.0, "tools": 100.0, "unknown": 1000.0}
 
 _FAMILIES: dict[str, tuple[str, ...]] = {
@@ -83,7 +79,7 @@ _BY_PREFIX = {"words": "words", "zh": "words", "system": "system", "nn": "neighb
 
 
 def family(name: str) -> str:
-    """The family of a feature by its name; what is not known here is `other`."""
+    """The family of a feature by its name; `other` for a name without a family."""
     return _BY_NAME.get(name) or _BY_PREFIX.get(name.split("_")[0], "other")
 
 
@@ -97,48 +93,48 @@ OF_PREDICTOR = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
 WITHOUT = tuple(f"without_{name}" for name in FAMILIES)
 VARIANTS = (*BASELINES[:-1], *OF_PREDICTOR, *WITHOUT, "oracle")
 OF_HISTORY = ("constant", "model_mean", "stage0", "static", "knn", "full", "oracle")
-"""What can be judged without a text: in a history only model, limits and vectors are known."""
+"""Variants that need no text: a history holds only model, limits and vectors."""
 
 
 class Forecaster(Protocol):
-    def forecast(self, case: Case) -> Workload: ...
-    def learn(self, case: Case) -> None: ...
+    """Forecasts cases, and learns them later."""
+
+    def forecast(self, case: Case) -> Workload:
+        """The forecast of a case; its truth is not read."""
+
+    def learn(self, case: Case) -> None:
+        """Learn from the truth of a case."""
 
 
-class Parts(Artefacts):
-    """Loaded artefacts with some exchanged."""
+class ChangedArtefacts(Artefacts):
+    """A copy of loaded artefacts, of which parts may be replaced or set to None."""
 
-    def __init__(
-        self,
-        whole: Artefacts,
-        *,
-        encoder: Encoder | None,
-        full: LengthModel | None,
-        stage0: LengthModel | None,
-        head: Head | None,
-        warm: Warm | None,
-        tables: Tables | None,
-    ) -> None:
+    def __init__(self, artefacts: Artefacts) -> None:
         self.problems = []
-        self.encoder_name = whole.encoder_name
-        self.tables = tables
-        self.projection = whole.projection
-        self.encoder = encoder
-        self.full = full
-        self.head = head
-        self.warm = warm
-        self._cheap = stage0
+        self.encoder_name = artefacts.encoder_name
+        self.tables = artefacts.tables
+        self.projection = artefacts.projection
+        self.encoder = artefacts.encoder
+        self.full = artefacts.full
+        self.head = artefacts.head
+        self.warm = artefacts.warm
+        self.cheap = artefacts.stage0()
 
     def stage0(self) -> LengthModel | None:
-        return self._cheap
+        return self.cheap
+
+    def hide(self, hides: Callable[[str], bool]) -> None:
+        """Hide columns from both length models."""
+        self.full = self.full and MaskedModel(self.full, hides)
+        self.cheap = self.cheap and MaskedModel(self.cheap, hides)
 
 
-class Hidden(LengthModel):
-    """A length model that is not shown some of its columns.
+class MaskedModel(LengthModel):
+    """A length model from which some columns are hidden.
 
     Args:
-        hides: by feature name; columns between the cheap features and the neighbours' are
-            all named `vector`.
+        hides: tells by the feature's name; the columns between the cheap features and those of
+            the neighbours are all named `vector`.
     """
 
     def __init__(self, inner: LengthModel, hides: Callable[[str], bool]) -> None:
@@ -162,7 +158,7 @@ class Hidden(LengthModel):
 
 
 def column_names(width: int) -> list[str]:
-    """Names of a row's columns: stage 0's when it has no more, else the full model's."""
+    """Names of a row's columns: stage 0's where it has no more, else the full model's."""
     if width == len(NAMES):
         return list(NAMES)
     between = width - len(NAMES) - len(NEIGHBOUR_NAMES)
@@ -176,8 +172,8 @@ class NeighboursOnly(LengthModel):
         self._nothing = normal(centre, SPREAD)
 
     def grid(self, row: list[float], head: Grid | None = None) -> Grid:
-        known = dict(zip(column_names(len(row)), row, strict=True))
-        low, middle, high = (known.get(name, nan) for name in ("nn_p10", "nn_p50", "nn_p90"))
+        columns = dict(zip(column_names(len(row)), row, strict=True))
+        low, middle, high = (columns.get(name, nan) for name in ("nn_p10", "nn_p50", "nn_p90"))
         if isnan(middle):
             return self._nothing
         return normal(middle, sqrt(SCATTER**2 + ((high - low) / (Z[5] - Z[1])) ** 2))
@@ -194,8 +190,13 @@ def normal(centre: float, spread: float) -> Grid:
 # --- the predictor ----------------------------------------------------------------------
 
 
-class Serving:
-    """The serving predictor on cases."""
+class ServingVariant:
+    """The serving predictor on cases.
+
+    Args:
+        by_source: makes each source a tenant of its own.
+        tell_task: hands the task type over.
+    """
 
     def __init__(
         self,
@@ -235,36 +236,31 @@ class Serving:
         )
 
 
-def serving(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -> Serving:
-    """One of OF_PREDICTOR or WITHOUT; without texts all that is read of one is hidden."""
-    encoder, full, stage0 = whole.encoder, whole.full, whole.stage0()
-    head, warm, tables = whole.head, whole.warm, whole.tables
-    if tables is not None and (not has_text or name in ("knn", "without_tenant_correction")):
-        tables = structs.replace(tables, correction_columns=None)
+def serving(
+    name: str, settings: Predict, artefacts: Artefacts, *, has_text: bool
+) -> ServingVariant:
+    """One of OF_PREDICTOR or WITHOUT; without texts all features of a text are hidden."""
+    changed = ChangedArtefacts(artefacts)
+    if changed.tables is not None and (
+        not has_text or name in ("knn", "without_tenant_correction")
+    ):
+        changed.tables = structs.replace(changed.tables, correction_columns=None)
     if not has_text:
-        full = full and Hidden(full, _of_text)
-        stage0 = stage0 and Hidden(stage0, _of_text)
+        changed.hide(_of_text)
     if name == "stage0":
-        encoder = full = None
+        changed.encoder = changed.full = None
     elif name == "knn":
-        full = stage0 = NeighboursOnly(centre_of(whole))
+        changed.full = changed.cheap = NeighboursOnly(centre_of(artefacts))
     elif name.startswith("without_"):
         taken = name.removeprefix("without_")
-
-        def hides(column: str) -> bool:
-            return family(column) == taken
-
-        full = full and Hidden(full, hides)
-        stage0 = stage0 and Hidden(stage0, hides)
-        head = None if taken == "head" else head
-        warm = None if taken == "warm" else warm
-        if taken == "neighbours":  # nothing is nearer than 1: the mixture has no part either
+        changed.hide(lambda column: family(column) == taken)
+        if taken in ("head", "warm"):
+            setattr(changed, taken, None)
+        if taken == "neighbours":  # no neighbour is nearer than 1, so none is mixed in either
             settings = structs.replace(settings, similarity_threshold=1.0)
-    return Serving(
+    return ServingVariant(
         settings,
-        Parts(
-            whole, encoder=encoder, full=full, stage0=stage0, head=head, warm=warm, tables=tables
-        ),
+        changed,
         learns=name != "static",
         by_source=name == "full_tenants",
         tell_task=name == "full_task",
@@ -276,6 +272,7 @@ def _of_text(column: str) -> bool:
 
 
 def centre_of(artefacts: Artefacts) -> float:
+    """Mean log length of the fitted rows."""
     return log1p(MEAN_TOKENS) if artefacts.tables is None else artefacts.tables.mean
 
 
@@ -283,7 +280,7 @@ def centre_of(artefacts: Artefacts) -> float:
 
 
 class Baseline:
-    """A centre and a spread in log tokens, by a rule that its subclasses have."""
+    """One length for all, and the base of the other baselines: a normal grid in log tokens."""
 
     def __init__(self, artefacts: Artefacts, ratio: float) -> None:
         self._centre = centre_of(artefacts)
@@ -293,13 +290,16 @@ class Baseline:
         return workload_of(case.view, self.grid(case), Rung.HEURISTIC, self._money)
 
     def grid(self, case: Case) -> Grid:
+        """Quantiles of log length."""
         return normal(self._centre, SPREAD)
 
     def learn(self, case: Case) -> None:
-        """The constant learns nothing."""
+        """Learn nothing; other baselines do."""
 
 
 class ModelMean(Baseline):
+    """The model's mean log length so far, starting from the shipped one."""
+
     def __init__(self, artefacts: Artefacts, ratio: float) -> None:
         super().__init__(artefacts, ratio)
         shipped: Mapping[str, float] = artefacts.tables.models if artefacts.tables else {}
@@ -346,13 +346,17 @@ class PromptLength(Baseline):
         self._xx, self._xy, self._yy = self._xx + x * x, self._xy + x * y, self._yy + y * y
 
 
-class Rule(Baseline):
+class BinRule(Baseline):
+    """One of three fixed lengths, by thinking and tools."""
+
     def grid(self, case: Case) -> Grid:
         found = "thinking" if case.thinking else "tools" if case.has_tools else "unknown"
         return normal(log1p(BINS[found]), SPREAD)
 
 
 class Oracle(Baseline):
+    """The truth."""
+
     def grid(self, case: Case) -> Grid:
         return (log1p(case.output_tokens),) * len(Z)
 
@@ -361,13 +365,13 @@ _BASELINES: Mapping[str, type[Baseline]] = {
     "constant": Baseline,
     "model_mean": ModelMean,
     "prompt_length": PromptLength,
-    "llmd_rule": Rule,
+    "llmd_rule": BinRule,
     "oracle": Oracle,
 }
 
 
-def forecaster(name: str, settings: Predict, whole: Artefacts, *, has_text: bool) -> Forecaster:
-    """A fresh one of VARIANTS. `whole` has an encoder that answers for every case."""
+def forecaster(name: str, settings: Predict, artefacts: Artefacts, *, has_text: bool) -> Forecaster:
+    """A fresh forecaster of VARIANTS; the encoder of `artefacts` must have every case's vector."""
     if name in _BASELINES:
-        return _BASELINES[name](whole, settings.cost_output_ratio)
-    return serving(name, settings, whole, has_text=has_text)
+        return _BASELINES[name](artefacts, settings.cost_output_ratio)
+    return serving(name, settings, artefacts, has_text=has_text)

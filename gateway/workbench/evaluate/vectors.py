@@ -1,9 +1,9 @@
-"""What the encoder says, made once and kept: all variants of an evaluation read the same.
+"""Vectors of prompts, made once and stored: all variants of an evaluation read the same ones.
 
-The encoder is nine tenths of a replay's time and the same for every variant, so each
-distinct prompt (text and system prompt) is encoded once, by a few processes, and kept in a
-file for the next run. What replays see is `Recalled`, an encoder that only remembers. The
-file is of one encoder (its name, its hash, its token cap); that of another is not read.
+The encoder takes nine tenths of a replay's time and gives every variant the same, so each
+distinct prompt (text and system prompt) is encoded once, by a few processes, and stored in a file
+for the next run. A replay then reads them through `RecordedEncoder`. The file holds the vectors
+of one encoder (its name, its hash, its token limit); the vectors of another one are not used.
 """
 
 from __future__ import annotations
@@ -32,36 +32,41 @@ from gateway.predict.manifest import ArtefactError, Folder
 from gateway.settings.schema import Predict
 from gateway.workbench.progress import Progress, spread
 
-CHUNK = 64  # texts a worker takes at once
+CHUNK = 64  # prompts that a worker takes at once
 
 
 class Prompt(NamedTuple):
-    """What the encoder reads of a request."""
+    """The part of a request that the encoder reads."""
 
     text: str
     system: str = ""
 
 
-class Known(Struct, frozen=True):
-    """A prompt's vector and code, and what they took: milliseconds of CPU."""
+class PromptVector(Struct, frozen=True):
+    """A prompt's vector and code, and the milliseconds of CPU they took."""
 
     vector: Vector
     ms: float
     code: Vector | None = None
 
 
-class Recalled(Encoder):
-    """An encoder that has read everything already."""
+class RecordedEncoder(Encoder):
+    """An encoder that looks vectors up; a prompt without a stored vector is a KeyError.
+
+    Args:
+        vectors: by `prompt_key`.
+        reader: the encoder whose tokens tell which share of a text it knows; None: share 0.
+    """
 
     def __init__(
         self,
-        known: Mapping[bytes, Known],
+        vectors: Mapping[bytes, PromptVector],
         width: int,
         max_tokens: int,
         reader: Encoder | None = None,
     ) -> None:
-        self._known = known
-        self._reader = reader  # whose tokens tell how much of a text is known
+        self._vectors = vectors
+        self._reader = reader
         self._readings: dict[bytes, Reading] = {}
         self.width = width
         self.code_width = 0 if reader is None else reader.code_width
@@ -76,8 +81,8 @@ class Recalled(Encoder):
         if reading is None:
             reader = self._reader
             share = 0.0 if reader is None else unknown_share(reader.tokens(text), reader.marks)
-            known = self._known[own]
-            reading = self._readings[own] = Reading(known.vector, share, known.code)
+            stored = self._vectors[own]
+            reading = self._readings[own] = Reading(stored.vector, share, stored.code)
         return reading
 
     def resize(self, max_tokens: int) -> None:
@@ -86,12 +91,13 @@ class Recalled(Encoder):
 
 
 def prompt_key(prompt: Prompt) -> bytes:
+    """Key of a prompt in the file of vectors."""
     both = f"{prompt.text}\x00{prompt.system}".encode("utf-8", "surrogatepass")
     return blake2b(both, digest_size=16).digest()
 
 
 def encoder_id(models: Path, settings: Predict) -> str:
-    """What must be the same for a stored vector to be used again."""
+    """Name of an encoder: vectors under the same name may be used again. Raises SettingsError."""
     try:
         exported = exported_folder(settings.models_path)
         own = find_encoder(Folder(models), exported, settings.embedding_model_name)
@@ -105,22 +111,21 @@ def vectors_of(
     prompts: Sequence[Prompt],
     models: Path,
     settings: Predict,
-    kept: Path,
+    path: Path,
     workers: int,
-) -> dict[bytes, Known]:
-    """Vectors of all prompts by `prompt_key`, from `kept` or made now and put there.
+) -> dict[bytes, PromptVector]:
+    """Vectors of all prompts by `prompt_key`, read from `path` or made and stored there.
 
     Raises:
-        SettingsError: there is no encoder to make them with.
+        SettingsError: there is no encoder.
     """
     name = encoder_id(models, settings)
-    known = _load(kept, name)
+    vectors = _load(path, name)
     missing = {prompt_key(prompt): prompt for prompt in prompts}
-    missing = {key: prompt for key, prompt in missing.items() if key not in known}
+    missing = {key: prompt for key, prompt in missing.items() if key not in vectors}
     if missing:
-        order = sorted(
-            missing, key=lambda key: len(missing[key].text)
-        )  # like with like: even chunks
+        # Prompts of like length together make chunks that take equally long.
+        order = sorted(missing, key=lambda key: len(missing[key].text))
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
         jobs = [[missing[key] for key in chunk] for chunk in chunks]
         bar = Progress("vectors", len(missing))
@@ -128,46 +133,43 @@ def vectors_of(
             _read, jobs, _begin, (models, settings), workers, lambda job: bar.step(len(job))
         )
         for chunk, found in zip(chunks, made, strict=True):
-            known |= dict(zip(chunk, found, strict=True))
-        _save(kept, name, known)
-    return known
+            vectors |= dict(zip(chunk, found, strict=True))
+        _save(path, name, vectors)
+    return vectors
 
 
-class _Reader:
-    def __init__(self, models: Path, settings: Predict) -> None:
-        parts = Artefacts(
-            *(models, settings.embedding_model_name, settings.max_encoder_tokens),
-            exported=exported_folder(settings.models_path),
-        )
-        if parts.encoder is None:
-            raise SettingsError(f"{models}: {'; '.join(parts.problems)}")
-        self._encoder = parts.encoder
-
-    def read(self, prompts: list[Prompt]) -> list[Known]:
-        found = []
-        for prompt in prompts:
-            started = time.thread_time()
-            reading = self._encoder.read(prompt.text, None, prompt.system)
-            ms = 1000 * (time.thread_time() - started)
-            found.append(Known(reading.vector, ms, reading.code))
-        return found
+def load_artefacts(models: Path, settings: Predict) -> tuple[Artefacts, Encoder]:
+    """The artefacts of the settings and their encoder. Raises SettingsError where it is missing."""
+    artefacts = Artefacts(
+        *(models, settings.embedding_model_name, settings.max_encoder_tokens),
+        exported=exported_folder(settings.models_path),
+    )
+    if artefacts.encoder is None:
+        raise SettingsError(f"{models}: {'; '.join(artefacts.problems)}")
+    return artefacts, artefacts.encoder
 
 
-_reader: _Reader | None = None  # of a worker process
+_encoder: Encoder | None = None  # of a worker process
 
 
 def _begin(models: Path, settings: Predict) -> None:
-    global _reader
-    _reader = _Reader(models, settings)
+    global _encoder
+    _, _encoder = load_artefacts(models, settings)
 
 
-def _read(prompts: list[Prompt]) -> list[Known]:
-    assert _reader is not None
-    return _reader.read(prompts)
+def _read(prompts: list[Prompt]) -> list[PromptVector]:
+    assert _encoder is not None
+    found = []
+    for prompt in prompts:
+        started = time.thread_time()
+        reading = _encoder.read(prompt.text, None, prompt.system)
+        ms = 1000 * (time.thread_time() - started)
+        found.append(PromptVector(reading.vector, ms, reading.code))
+    return found
 
 
-def _load(path: Path, name: str) -> dict[bytes, Known]:
-    """What is kept for this encoder; nothing where the file is another's, or broken."""
+def _load(path: Path, name: str) -> dict[bytes, PromptVector]:
+    """Vectors stored for this encoder; none where the file is another's or broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["encoder"]) != name:
@@ -176,24 +178,24 @@ def _load(path: Path, name: str) -> dict[bytes, Known]:
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):
         return {}
     return {
-        key.tobytes(): Known(vector, float(took), code if len(code) else None)
+        key.tobytes(): PromptVector(vector, float(took), code if len(code) else None)
         for key, vector, took, code in zip(keys, vectors, ms, codes, strict=True)
     }
 
 
-def _save(path: Path, name: str, known: Mapping[bytes, Known]) -> None:
+def _save(path: Path, name: str, vectors: Mapping[bytes, PromptVector]) -> None:
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
         np.savez(
             file,
             encoder=np.array(name),
-            keys=np.array([list(key) for key in known], np.uint8),
-            vectors=np.array([item.vector for item in known.values()], np.float32),
-            ms=np.array([item.ms for item in known.values()], np.float32),
-            codes=np.array([_code(item) for item in known.values()], np.float32),
+            keys=np.array([list(key) for key in vectors], np.uint8),
+            vectors=np.array([item.vector for item in vectors.values()], np.float32),
+            ms=np.array([item.ms for item in vectors.values()], np.float32),
+            codes=np.array([_code(item) for item in vectors.values()], np.float32),
         )
     new.replace(path)
 
 
-def _code(item: Known) -> list[float]:
+def _code(item: PromptVector) -> list[float]:
     return [] if item.code is None else [float(value) for value in item.code]

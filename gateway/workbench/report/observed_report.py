@@ -26,8 +26,8 @@ from gateway.workbench.arguments import add_config, history_of, settings_of, sto
 from gateway.workbench.report.provider_fit import Fit, fitted
 from gateway.workbench.simulate import policies
 from gateway.workbench.simulate.run_figures import figures
-from gateway.workbench.simulate.simulated_provider import Provider
-from gateway.workbench.simulate.virtual_loop import Policy, Request, Result
+from gateway.workbench.simulate.simulated_provider import SimulatedProvider
+from gateway.workbench.simulate.virtual_loop import Policy, RequestResult, SimulatedRequest
 from gateway.workbench.simulate.virtual_loop import run as play
 from gateway.workbench.tables import NOTHING, number, table
 
@@ -79,8 +79,8 @@ def tree(rows: Sequence[ObservedRow], settings: Settings | None) -> dict[str, An
         raise SettingsError('report: nothing was observed: [schedule] mode = "observe" notes it')
     journal = fitted(rows)
     fits, requests = journal.fits, journal.requests
-    naive = _play(policies.plain("naive", 1), fits, requests)
-    ours = _play(policies.Core(_settings(fits, requests, settings)), fits, requests)
+    naive = _play(policies.baseline("naive", 1), fits, requests)
+    ours = _play(policies.GatewayPolicy(_settings(fits, requests, settings)), fits, requests)
     observed = [_seen(*pair) for pair in zip(requests, journal.rows, strict=True)]
     return {
         "requests": len(rows),
@@ -96,34 +96,34 @@ def tree(rows: Sequence[ObservedRow], settings: Settings | None) -> dict[str, An
 
 
 def _account(fit: Fit) -> dict[str, Any]:
-    nature = fit.nature
+    traits = fit.traits
     return {
         "requests": fit.requests,
         "regime": fit.curve.regime,
         "knee": fit.curve.knee,
-        "best_window": nature.best_window if fit.curve.regime != "unknown" else None,
+        "best_window": traits.best_window if fit.curve.regime != "unknown" else None,
         "most_inflight": fit.most_inflight,
-        "base_s": nature.base_s,
-        "prompt_token_s": nature.prompt_token_s,
-        "output_token_s": nature.output_token_s,
-        "noise": nature.noise,
+        "base_s": traits.base_s,
+        "prompt_token_s": traits.prompt_token_s,
+        "output_token_s": traits.output_token_s,
+        "noise": traits.noise,
     }
 
 
 def _settings(
-    fits: Mapping[str, Fit], requests: Sequence[Request], given: Settings | None
+    fits: Mapping[str, Fit], requests: Sequence[SimulatedRequest], given: Settings | None
 ) -> Settings:
     models = {name: sorted({r.model for r in requests if r.accounts == (name,)}) for name in fits}
     tenants = sorted({request.tenant for request in requests})
-    plain = policies.settings_of(models, tenants)
+    baseline = policies.settings_of(models, tenants)
     if given is None:
-        return plain
+        return baseline
     schedule = msgspec.structs.replace(given.schedule, mode="schedule", bypass=False)
     return msgspec.structs.replace(
-        plain,
+        baseline,
         schedule=schedule,
         balance=given.balance,
-        accounts=[_named(account, given) for account in plain.accounts],
+        accounts=[_named(account, given) for account in baseline.accounts],
     )
 
 
@@ -135,15 +135,17 @@ def _named(account: Account, given: Settings) -> Account:
     return msgspec.structs.replace(account, models=models)
 
 
-def _play(policy: Policy, fits: Mapping[str, Fit], requests: Sequence[Request]) -> Sequence[Result]:
-    providers = {name: Provider(fit.nature) for name, fit in fits.items()}
+def _play(
+    policy: Policy, fits: Mapping[str, Fit], requests: Sequence[SimulatedRequest]
+) -> Sequence[RequestResult]:
+    providers = {name: SimulatedProvider(fit.traits) for name, fit in fits.items()}
     return play(policy, providers, requests).results
 
 
-def _seen(request: Request, row: ObservedRow) -> Result:
+def _seen(request: SimulatedRequest, row: ObservedRow) -> RequestResult:
     """The request as it really went."""
     started_s = request.arrived_s + row.queue_s
-    return Result(request, started_s, started_s + row.upstream_s, completed=True)
+    return RequestResult(request, started_s, started_s + row.upstream_s, completed=True)
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -23,9 +23,9 @@ from gateway.balance.curve import Curve, Floats, LatencyBins
 from gateway.balance.evidence import UnloadedLatency
 from gateway.errors import SettingsError
 from gateway.types import ObservedRow, Outcome, Workload
-from gateway.workbench.simulate.request_rows import Row
-from gateway.workbench.simulate.simulated_provider import Nature
-from gateway.workbench.simulate.virtual_loop import Request
+from gateway.workbench.simulate.request_rows import RequestRow
+from gateway.workbench.simulate.simulated_provider import ProviderTraits
+from gateway.workbench.simulate.virtual_loop import SimulatedRequest
 
 LEAST = 50  # answered requests, for a fit
 ROUNDS = 6
@@ -39,7 +39,7 @@ class Fit(Struct, frozen=True):
     """One account as it was seen."""
 
     account: str
-    nature: Nature
+    traits: ProviderTraits
     curve: Curve
     requests: int
     most_inflight: int
@@ -49,7 +49,7 @@ class Journal(Struct, frozen=True):
     """A provider per account, and requests in order of arrival beside what was seen of each."""
 
     fits: dict[str, Fit]
-    requests: list[Request]
+    requests: list[SimulatedRequest]
     rows: list[ObservedRow]
 
 
@@ -71,7 +71,7 @@ def fitted(rows: Sequence[ObservedRow]) -> Journal:
         )
     start_s = min(row.arrived_wall_s for own in enough.values() for row in own)
     fits: dict[str, Fit] = {}
-    pairs: list[tuple[Request, ObservedRow]] = []
+    pairs: list[tuple[SimulatedRequest, ObservedRow]] = []
     for name, own in sorted(enough.items()):
         fit, noise = _fit(name, own)
         fits[name] = fit
@@ -108,7 +108,7 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
     residual = np.log(took / unloaded.of(sizes)) - posterior.slowdown_at(ln_n) - posterior.scale
     noise = max(float(residual.std()), LEAST_NOISE)
     base_s, prompt_s, output_s = (unloaded.theta * np.exp(posterior.scale)).tolist()
-    nature = Nature(
+    traits = ProviderTraits(
         shape="fitted",
         knee=curve.turn or 10.0 * float(inflight.max()),
         sharp=curve.sharp or 4.0,
@@ -118,7 +118,7 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
         output_token_s=output_s,
         noise=noise,
     )
-    return Fit(name, nature, curve, len(rows), int(inflight.max())), residual / noise
+    return Fit(name, traits, curve, len(rows), int(inflight.max())), residual / noise
 
 
 def mean_inflight(began_s: Floats, ended_s: Floats) -> Floats:
@@ -139,17 +139,17 @@ def mean_inflight(began_s: Floats, ended_s: Floats) -> Floats:
     return mean
 
 
-def _request(row: ObservedRow, number: int, z: float, fit: Fit, start_s: float) -> Request:
+def _request(row: ObservedRow, number: int, z: float, fit: Fit, start_s: float) -> SimulatedRequest:
     first = _workload(row.first)
     last = _workload(row.last)
     output = max(1, round(row.output_tokens / row.n))
-    known = Row(row.prompt_tokens, output, first, last if last != first else None)
-    return Request(
+    known = RequestRow(row.prompt_tokens, output, first, last if last != first else None)
+    return SimulatedRequest(
         id=f"{fit.account}/{number}",
         arrived_s=row.arrived_wall_s - start_s,
         row=known,
         z=z,
-        alone_s=fit.nature.alone_s(row.prompt_tokens, output, z),
+        alone_s=fit.traits.alone_s(row.prompt_tokens, output, z),
         tenant=row.tenant,
         model=row.model,
         accounts=(fit.account,),

@@ -1,8 +1,9 @@
-"""When simulated requests come: gaps with mean 1, which the load then stretches.
+"""Gaps between arrivals, with mean 1; the load stretches them.
 
-Poisson is many strangers; `burst` is gaps of coefficient of variation 4 (two exponentials of
-balanced means), which is between the public chat traces (1.1) and coding tools (12.8); a file
-of arrivals is somebody's real rhythm, from a place the seed picks.
+- `poisson`: many independent clients.
+- `burst`: gaps with a coefficient of variation of 4, between public chat traces (1.1) and coding
+  tools (12.8).
+- `traced`: the recorded rhythm of a file, from a random place on.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from gateway.errors import SettingsError
 from gateway.workbench.figures import Floats
 
 BURST_CV = 4.0
-LEAST = 20  # arrivals a file must hold
+LEAST = 20  # arrivals of a file
 
 
 def poisson(count: int, chance: np.random.Generator) -> Floats:
+    """Exponential gaps."""
     return chance.exponential(1.0, count)
 
 
@@ -34,7 +36,7 @@ def burst(count: int, chance: np.random.Generator, cv: float = BURST_CV) -> Floa
 
 
 def traced(gaps: Floats, count: int, chance: np.random.Generator) -> Floats:
-    """`count` gaps of a trace from a random place on, around the end where it is short."""
+    """`count` gaps of a trace from a random place on; a short trace starts over at its end."""
     return np.resize(np.roll(gaps, -int(chance.integers(len(gaps)))), count)
 
 
@@ -42,7 +44,7 @@ def read(path: Path) -> Floats:
     """Gaps in seconds of a .csv or .csv.gz with a column `timestamp_s`.
 
     Raises:
-        SettingsError: it cannot be read or is not of the format.
+        SettingsError: the file cannot be read or has another format.
     """
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:

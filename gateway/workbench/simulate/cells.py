@@ -1,10 +1,9 @@
-"""One cell played by every policy.
+"""One cell, played by every policy.
 
-`ours` has served the world's warm-up requests to their end before; `cold` has not. `true` is
-ours told the true lengths: what it misses, no predictor mends. `static` is the core with a
-fixed window, the best of SEARCHED chosen afterwards: what a controller that finds the window
-by itself is held against. In flood and isolation what matters is the quiet side, so it is
-played a second time, alone.
+`ours` has served the world's warm-up requests before; `cold` has not. `true` is ours with the
+true lengths as forecasts: no predictor mends what it misses. `static` is the core with a fixed
+window, the best of SEARCHED chosen afterwards: a controller that finds its window is compared
+with that. In flood and isolation the quiet side matters, so it is played a second time, alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,13 @@ from gateway.settings.schema import Schedule
 from gateway.workbench.simulate import policies
 from gateway.workbench.simulate.request_rows import truth
 from gateway.workbench.simulate.run_figures import figures, tenants_p95
-from gateway.workbench.simulate.virtual_loop import Policy, Request, Result, Run, run
+from gateway.workbench.simulate.virtual_loop import (
+    Policy,
+    RequestResult,
+    RunResult,
+    SimulatedRequest,
+    run,
+)
 from gateway.workbench.simulate.worlds import QUIET_RHO, STEADY, Cell, Plan, World, world_of
 
 BASELINES = ("naive", "fifo", "sjf", "quota", "fair", "short_first", "dual_budget")
@@ -30,43 +35,43 @@ TWO_SIDED = ("naive", "fifo", "dual_budget", "ours", "cold")  # of flood and iso
 
 DROPPED = 0.2  # of a steady run
 SEARCHED = (0.1, 0.15, 0.22, 0.35, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.8, 4.0, 6.0)
-"""Static windows that hindsight chooses from, × the provider's best. (The small ones for linear
-providers, whose 95 % lie at 19 × where shorts are served best.)"""
+"""Static windows to choose from in hindsight, × the provider's best. The small ones are for linear
+providers, whose best lies at 19 × the window that serves shorts best."""
 
 
-class Played(Struct, frozen=True):
-    """One policy in one cell."""
+class PolicyFigures(Struct, frozen=True):
+    """Figures of one policy in one cell; the lists are empty but for the first seeds."""
 
     figures: dict[str, float]
-    refused: dict[str, int] = {}  # by the code of the refusal
+    refused: dict[str, int] = {}  # by code
     latencies: list[float] = []
     waits: list[float] = []
     tokens: list[int] = []
     trace: list[tuple[float, float, int]] = []  # (time, room, in flight)
 
 
-def play(plan: Plan, cell: Cell) -> dict[str, Played]:
-    """Every policy of the plan through the cell."""
+def play(plan: Plan, cell: Cell) -> dict[str, PolicyFigures]:
+    """Figures of every policy of the plan, by its name."""
     world = world_of(plan, cell)
     names = plan.policies or POLICIES
     if cell.scenario in QUIET_RHO:
         return {n: _two_sided(plan, cell, world, n) for n in names if n in TWO_SIDED}
-    if cell.scenario in STEADY:  # it warms up by itself: cold is ours
+    if cell.scenario in STEADY:  # a steady run warms up by itself
         names = [n for n in names if n != "cold"]
     return {n: _one(plan, cell, world, n) for n in names}
 
 
-def _one(plan: Plan, cell: Cell, world: World, name: str) -> Played:
+def _one(plan: Plan, cell: Cell, world: World, name: str) -> PolicyFigures:
     if name == "static":
         return _hindsight(plan, cell, world)
     if name == "true":
         world = structs.replace(
-            world, requests=_knowing(world.requests), warm_up=_knowing(world.warm_up)
+            world, requests=_with_truth(world.requests), warm_up=_with_truth(world.warm_up)
         )
     return _played(cell, _run(plan, world, name), plan)
 
 
-def _run(plan: Plan, world: World, name: str, window: int | None = None) -> Run:
+def _run(plan: Plan, world: World, name: str, window: int | None = None) -> RunResult:
     policy = _policy(plan, world, name, window)
     providers = world.providers()
     start_s = 0.0
@@ -74,14 +79,14 @@ def _run(plan: Plan, world: World, name: str, window: int | None = None) -> Run:
     if warm and world.warm_up:
         start_s = run(policy, providers, world.warm_up).ended_s + 1.0
     found = run(policy, providers, world.requests, world.changes, start_s)
-    if isinstance(policy, policies.Core):
+    if isinstance(policy, policies.GatewayPolicy):
         policy.scheduler.check(found.ended_s)
     return found
 
 
 def _policy(plan: Plan, world: World, name: str, window: int | None) -> Policy:
-    def core(*sections: policies.Overrides, **account: int) -> policies.Core:
-        return policies.Core(
+    def core(*sections: policies.Overrides, **account: int) -> policies.GatewayPolicy:
+        return policies.GatewayPolicy(
             policies.settings_of(
                 world.models, world.tenants, plan.overrides, *sections, account=account
             )
@@ -93,40 +98,40 @@ def _policy(plan: Plan, world: World, name: str, window: int | None) -> Policy:
     if name == "dual_budget":
         return core(policies.DUAL_BUDGET)
     if name in BASELINES:
-        return policies.plain(name, world.best_window)
+        return policies.baseline(name, world.best_window)
     if ":" in name:
         return core({"schedule": {"ordering": name.split(":")[1]}})
     return core()
 
 
-def _hindsight(plan: Plan, cell: Cell, world: World) -> Played:
-    """The static window with the least short P95 × mean, of all that were tried."""
-    best: Played | None = None
+def _hindsight(plan: Plan, cell: Cell, world: World) -> PolicyFigures:
+    """The static window of SEARCHED with the least short P95 × mean latency."""
+    best: PolicyFigures | None = None
     for window in sorted({max(1, round(times * world.best_window)) for times in SEARCHED}):
         played = _played(cell, _run(plan, world, "static", window), plan)
         played.figures["window"] = float(window)
-        if best is None or _pain(played) < _pain(best):
+        if best is None or _cost(played) < _cost(best):
             best = played
     assert best is not None
     return best
 
 
-def _pain(played: Played) -> float:
+def _cost(played: PolicyFigures) -> float:
     found = played.figures
     short_s = found["short_p95_s"] if found["short_p95_s"] == found["short_p95_s"] else 1.0
     return found["mean_s"] * short_s / found["completed"] ** 2
 
 
-def _played(cell: Cell, found: Run, plan: Plan) -> Played:
+def _played(cell: Cell, found: RunResult, plan: Plan) -> PolicyFigures:
     results = found.results
     if cell.scenario in STEADY:
         results = results[int(DROPPED * len(results)) :]
     numbers, refused = figures(results), _refused(results)
     place = cell.seed - plan.first_seed
     if place >= plan.sampled_seeds:
-        return Played(numbers, refused)
+        return PolicyFigures(numbers, refused)
     done = [r for r in results if r.completed]
-    return Played(
+    return PolicyFigures(
         numbers,
         refused,
         [round(r.latency_s, 4) for r in done],
@@ -136,8 +141,8 @@ def _played(cell: Cell, found: Run, plan: Plan) -> Played:
     )
 
 
-def _two_sided(plan: Plan, cell: Cell, world: World, name: str) -> Played:
-    """The quiet side with the loud one and alone."""
+def _two_sided(plan: Plan, cell: Cell, world: World, name: str) -> PolicyFigures:
+    """Figures of both sides, and of the quiet one beside the loud one and alone."""
     quiet = [r for r in world.requests if r.tenant == "quiet"]
     both = _run(plan, world, name).results
     alone = _run(plan, structs.replace(world, requests=quiet), name).results
@@ -149,19 +154,19 @@ def _two_sided(plan: Plan, cell: Cell, world: World, name: str) -> Played:
         "quiet_completed": sum(r.completed for r in beside) / len(beside),
         "quiet_added_wait_s": _added_wait(beside, alone),
     }
-    return Played(numbers, _refused(both))
+    return PolicyFigures(numbers, _refused(both))
 
 
-def _refused(results: Sequence[Result]) -> dict[str, int]:
+def _refused(results: Sequence[RequestResult]) -> dict[str, int]:
     return dict(Counter(r.refused for r in results if r.refused))
 
 
-def _added_wait(beside: Sequence[Result], alone: Sequence[Result]) -> float:
-    """The most any quiet request waited longer in the queue than when alone."""
+def _added_wait(beside: Sequence[RequestResult], alone: Sequence[RequestResult]) -> float:
+    """Largest wait in the queue that any quiet request has more than when alone."""
     return max(b.wait_s - a.wait_s for b, a in zip(beside, alone, strict=True))
 
 
-def _knowing(requests: Sequence[Request]) -> list[Request]:
+def _with_truth(requests: Sequence[SimulatedRequest]) -> list[SimulatedRequest]:
     return [structs.replace(r, row=truth(r.row)) for r in requests]
 
 
@@ -176,7 +181,7 @@ def begin(plan: Plan) -> None:
     _plan = plan
 
 
-def work(cell: Cell) -> dict[str, Played]:
-    """One cell, in a process that was prepared."""
+def work(cell: Cell) -> dict[str, PolicyFigures]:
+    """Play one cell, in a process prepared by `begin`."""
     assert _plan is not None
     return play(_plan, cell)

@@ -1,13 +1,13 @@
-"""What the shipped predictor says of real rows, kept in a file: it takes minutes, a run seconds.
+"""The shipped predictor's forecasts of real rows, kept in a file: making them takes minutes.
 
-The rows and the replay are those of `evaluate`: only what no shipped model was fitted on,
-forecast in order, each learned after 64 later ones were forecast. Of each row both forecasts
-are kept that a gateway makes: stage 0's at once, the full one a moment later. The first rows
-found an empty history and are left out, as a gateway's first minutes are no measure of it. Its
-first hour can be had as well: with `learned`, each row's forecaster has learned so many others.
+Rows and replay are those of `evaluate`: only rows that no shipped model was fitted on, forecast
+in order, each learned after 64 later ones were forecast. Of each row both of a gateway's
+forecasts are kept: stage 0's at once, and the full one a moment later. The first rows, which
+found an empty history, are left out. With `learned`, each row's forecaster has learned so many
+other rows and no more, as in a gateway's first hour.
 
-The file is used again for the same rows, models and settings. After a change of the
-predictor's code delete it.
+The file is used again for the same rows, models and settings. Delete it after a change of the
+predictor's code.
 """
 
 from __future__ import annotations
@@ -21,22 +21,29 @@ import msgspec
 import numpy as np
 
 from gateway.errors import SettingsError
-from gateway.predict.artefacts import Artefacts
 from gateway.predict.forecast import UNCALIBRATED
-from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.workbench.evaluate.judged_rows import (
     Case,
-    Chosen,
+    JudgedRows,
     choose,
     fit_keys,
     read,
     read_history,
 )
-from gateway.workbench.evaluate.row_replay import RUNGS, Bench, Forecasts, Kind, Task, begin, work
-from gateway.workbench.evaluate.vectors import Known, Prompt, encoder_id, prompt_key, vectors_of
+from gateway.workbench.evaluate.row_replay import (
+    RUNGS,
+    ForecastTable,
+    Kind,
+    ReplayInputs,
+    ReplayTask,
+    begin,
+    case_vectors,
+    work,
+)
+from gateway.workbench.evaluate.vectors import encoder_id, load_artefacts
 from gateway.workbench.progress import Progress, spread
-from gateway.workbench.simulate.request_rows import Row, workload
+from gateway.workbench.simulate.request_rows import RequestRow, workload
 
 SKIPPED = 300  # rows that seed the history
 IN_FLIGHT = 64
@@ -47,12 +54,12 @@ ARRAYS = ("grid", "p_short", "risk", "confidence", "rung", "seconds")
 def real_rows(
     data: Path | None,
     history: Path | None,
-    kept: Path,
+    path: Path,
     models: Path,
     workers: int,
     learned: int = 0,
-) -> list[Row]:
-    """Rows with the predictor's own forecasts, from `kept` or made now and put there.
+) -> list[RequestRow]:
+    """Rows with the predictor's own forecasts, read from `path` or made and stored there.
 
     Args:
         data: conversations as JSON lines, .gz or not; or else
@@ -70,58 +77,43 @@ def real_rows(
             " which only fill the history: too few"
         )
     name = _name(chosen.cases, models, settings, learned)
-    said = _load(kept, name)
-    if said is None:
-        said = _replayed(chosen, kept, models, settings, workers, learned)
-        _save(kept, name, said)
+    tables = _load(path, name)
+    if tables is None:
+        tables = _replayed(chosen, path, models, settings, workers, learned)
+        _save(path, name, tables)
     first = 0 if learned else SKIPPED
-    return [_row(case, said, i) for i, case in enumerate(chosen.cases) if i >= first]
+    return [_row(case, tables, i) for i, case in enumerate(chosen.cases) if i >= first]
 
 
-def _chosen(data: Path | None, history: Path | None, models: Path, settings: Predict) -> Chosen:
+def _chosen(data: Path | None, history: Path | None, models: Path, settings: Predict) -> JudgedRows:
     if data is not None:
         return choose(read(data), fit_keys(models))
     assert history is not None
-    whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
-    if whole.encoder is None:
-        raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
-    return read_history(history, whole.encoder_name, whole.encoder.width)
+    artefacts, encoder = load_artefacts(models, settings)
+    return read_history(history, artefacts.encoder_name, encoder.width)
 
 
 def _replayed(
-    chosen: Chosen, kept: Path, models: Path, settings: Predict, workers: int, learned: int
-) -> list[Forecasts]:
-    whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
-    if whole.encoder is None:
-        raise SettingsError(f"{models}: {'; '.join(whole.problems)}")
-    bench = Bench(
+    chosen: JudgedRows, path: Path, models: Path, settings: Predict, workers: int, learned: int
+) -> list[ForecastTable]:
+    count = len(chosen.cases)
+    beside = path.with_name("vectors.npz")
+    inputs = ReplayInputs(
         cases=chosen.cases,
         apart={},
         models=models,
         settings=settings,
-        known=_known(chosen, kept, models, settings, workers),
-        width=whole.encoder.width,
+        vectors=case_vectors(chosen, chosen.cases, models, settings, beside, workers),
         has_text=not chosen.vectors,
         in_flight=IN_FLIGHT,
     )
     kind: Kind = "young" if learned else "all"
-    tasks = [Task(name, kind, learned=learned) for name in VARIANTS]
-    bar = Progress("forecasts", len(tasks) * len(chosen.cases))
-    step = len(chosen.cases)
-    return spread(work, tasks, begin, (bench,), workers, lambda task: bar.step(step))
+    tasks = [ReplayTask(name, kind, learned=learned) for name in VARIANTS]
+    bar = Progress("forecasts", len(tasks) * count)
+    return spread(work, tasks, begin, (inputs,), workers, lambda task: bar.step(count))
 
 
-def _known(
-    chosen: Chosen, kept: Path, models: Path, settings: Predict, workers: int
-) -> dict[bytes, Known]:
-    if chosen.vectors:
-        return {prompt_key(Prompt(text)): Known(v, 0.0) for text, v in chosen.vectors.items()}
-    views = [case.view for case in chosen.cases if case.view.text.strip()]
-    prompts = [Prompt(cut(view.text, settings.max_chars), view.system) for view in views]
-    return vectors_of(prompts, models, settings, kept.with_name("vectors.npz"), workers)
-
-
-def _row(case: Case, said: Sequence[Forecasts], place: int) -> Row:
+def _row(case: Case, tables: Sequence[ForecastTable], place: int) -> RequestRow:
     view = case.view
     prompt = view.tokens_by(UNCALIBRATED.tokens_per_byte(view.model, view.tenant, view.script))
     first, better = (
@@ -133,13 +125,13 @@ def _row(case: Case, said: Sequence[Forecasts], place: int) -> Row:
             float(forecasts.risk[place]),
             float(forecasts.confidence[place]),
         )
-        for forecasts in said
+        for forecasts in tables
     )
-    return Row(prompt, case.output_tokens, first, better)
+    return RequestRow(prompt, case.output_tokens, first, better)
 
 
 def _name(cases: Sequence[Case], models: Path, settings: Predict, learned: int) -> str:
-    """What must be the same for kept forecasts to be used again."""
+    """Name of the rows, models and settings: forecasts under the same name may be used again."""
     manifest = (
         (models / "manifest.toml").read_bytes() if (models / "manifest.toml").exists() else b""
     )
@@ -149,22 +141,23 @@ def _name(cases: Sequence[Case], models: Path, settings: Predict, learned: int) 
     return " ".join([*parts, f"learned {learned}"] if learned else parts)
 
 
-def _load(path: Path, name: str) -> list[Forecasts] | None:
+def _load(path: Path, name: str) -> list[ForecastTable] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             if str(file["name"]) != name:
                 return None
             return [
-                Forecasts(*(file[f"{variant}.{array}"] for array in ARRAYS)) for variant in VARIANTS
+                ForecastTable(*(file[f"{variant}.{array}"] for array in ARRAYS))
+                for variant in VARIANTS
             ]
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):
         return None
 
 
-def _save(path: Path, name: str, said: Sequence[Forecasts]) -> None:
+def _save(path: Path, name: str, tables: Sequence[ForecastTable]) -> None:
     arrays = {
         f"{variant}.{array}": getattr(forecasts, array)
-        for variant, forecasts in zip(VARIANTS, said, strict=True)
+        for variant, forecasts in zip(VARIANTS, tables, strict=True)
         for array in ARRAYS
     }
     new = path.with_name(path.name + ".new")

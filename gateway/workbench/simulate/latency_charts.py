@@ -1,4 +1,4 @@
-"""Pictures of a group: latencies, waits by size, and the window as it was found."""
+"""Pictures of a group: latencies, waits by size, and the window over one run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 from gateway.workbench.charts import COLOURS, Axis, Chart, Point
-from gateway.workbench.simulate.cells import Played
+from gateway.workbench.simulate.cells import PolicyFigures
 
 SHOWN = ("naive", "fifo", "dual_budget", "ours", "true")
 POINTS = 200  # of a line
@@ -16,8 +16,8 @@ LOG_TICKS = (0.01, 0.1, 1, 10, 100, 1000, 10_000)
 SHARE_TICKS = (0, 0.25, 0.5, 0.75, 0.95, 1)
 
 
-def latencies(title: str, played: Mapping[str, Sequence[Played]], *, short: bool) -> str:
-    """How many were answered by when, by policy; the shorts alone or all."""
+def latencies(title: str, played: Mapping[str, Sequence[PolicyFigures]], *, short: bool) -> str:
+    """Share of the answers that came within a time, by policy; the shorts alone or all."""
     lines = {}
     for name in (name for name in SHOWN if name in played):
         values = [
@@ -27,12 +27,12 @@ def latencies(title: str, played: Mapping[str, Sequence[Played]], *, short: bool
             if not short or tokens <= SHORT_TOKENS
         ]
         lines[name] = values
-    who = "short answers" if short else "all answers"
-    return _shares(f"{title}: {who}", "latency, seconds", lines)
+    which = "short answers" if short else "all answers"
+    return _shares(f"{title}: {which}", "latency, seconds", lines)
 
 
-def waits(title: str, played: Sequence[Played]) -> str:
-    """How long requests waited for their start, by true size; no wait stands at the left end."""
+def waits(title: str, played: Sequence[PolicyFigures]) -> str:
+    """Share of the requests that started within a time, by true size."""
     bounds = (("short", 0, SHORT_TOKENS), ("medium", SHORT_TOKENS, MEDIUM_TOKENS))
     lines = {
         name: [
@@ -46,8 +46,8 @@ def waits(title: str, played: Sequence[Played]) -> str:
     return _shares(f"{title}: waits under ours", "wait before dispatch, seconds", lines)
 
 
-def window(title: str, played: Played, best: float) -> str:
-    """What the core would have in flight, and had, over one run; the provider's best beside."""
+def window(title: str, played: PolicyFigures, best: float) -> str:
+    """Requests in flight over one run beside the found window and the provider's best."""
     trace = played.trace[:: max(1, len(played.trace) // (5 * POINTS))]
     last = trace[-1][0] if trace else 1.0
     top = 1.15 * max([best, *(room for _, room, _ in trace), *(float(n) for _, _, n in trace)])
@@ -63,8 +63,8 @@ def window(title: str, played: Played, best: float) -> str:
 
 
 def _shares(title: str, unit: str, lines: Mapping[str, Sequence[float]]) -> str:
-    known = [value for values in lines.values() for value in values if value > 0]
-    largest, least = max(known, default=1.0), min(known, default=LOG_TICKS[0])
+    positive = [value for values in lines.values() for value in values if value > 0]
+    largest, least = max(positive, default=1.0), min(positive, default=LOG_TICKS[0])
     high = next(tick for tick in LOG_TICKS[2:] if tick >= min(largest, LOG_TICKS[-1]))
     low = max(tick for tick in LOG_TICKS if tick <= max(least, LOG_TICKS[0]) and tick < high)
     chart = Chart(
@@ -78,15 +78,16 @@ def _shares(title: str, unit: str, lines: Mapping[str, Sequence[float]]) -> str:
 
 
 def _steps(values: Sequence[float]) -> list[Point]:
+    """Points of the values' distribution."""
     if not values:
         return []
     levels = np.linspace(0, 1, min(POINTS, len(values)) + 1)
-    found = np.quantile(np.array(values), levels)
-    return list(zip(found.tolist(), levels.tolist(), strict=True))
+    quantiles = np.quantile(np.array(values), levels)
+    return list(zip(quantiles.tolist(), levels.tolist(), strict=True))
 
 
 def _ticks(high: float) -> list[float]:
-    """Round numbers from 0, five or so."""
+    """About five round numbers from 0."""
     step = 10.0 ** np.floor(np.log10(high / 4))
     step *= next(times for times in (1, 2, 5, 10) if high / (times * step) <= 6)
     return [float(t) for t in np.arange(0.0, high, step).round(6)]

@@ -7,9 +7,9 @@ Baselines are given what the gateway has to find out: the provider's true best w
     quota        W split into fixed quotas by size: a quarter short, a quarter medium, half long
     fair         at most W, the two classes in turn by tokens (start-time fair queuing)
     short_first  at most W, strictly the interactive class first
-    dual_budget  the seed system's: the core with its fixed budgets, no borrowing, no window
+    dual_budget  the seed system's: the core with fixed budgets, no borrowing, no window
     static       the core with a fixed window instead of a found one
-    ours         the core as it comes
+    ours         the core with its defaults
 
 A baseline's client meets a 429 as OpenAI's libraries do: two more tries, after Retry-After or
 0.5 s and 1 s, a little spread.
@@ -36,17 +36,17 @@ from gateway.types import Job, JobClass, Outcome, SizeBucket, Workload
 INF = float("inf")
 RETRIES = 2
 FIRST_RETRY_S = 0.5
-PATIENCE_S = 60.0  # a longer Retry-After is not believed
+PATIENCE_S = 60.0  # a longer Retry-After is ignored
 QUOTAS = {SizeBucket.SHORT: 0.25, SizeBucket.MEDIUM: 0.25, SizeBucket.LONG: 0.5}
 
 Key = tuple[float, ...]
 Overrides = Mapping[str, Mapping[str, Any]]
 
 
-class Held:
-    """A job of a Plain policy."""
+class PolicyJob:
+    """A job of a WindowPolicy."""
 
-    __slots__ = ("account", "attempts", "job", "lane", "waits", "workload")
+    __slots__ = ("account", "attempts", "job", "lane", "place", "workload")
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -54,52 +54,58 @@ class Held:
         self.lane = 0
         self.account = ""
         self.attempts = 0
-        self.waits = 0  # number of its present place in a queue, 0: in none
+        self.place = 0  # number of its present place in a queue; 0: not queued
 
 
-class Lane:
-    """A queue and how many of it may run."""
+class PolicyQueue:
+    """A queue and the number of its jobs that may run."""
 
     def __init__(self, window: float) -> None:
         self.window = window
         self.running = 0
-        self.queue: list[tuple[Key, int, Held]] = []
+        self.queue: list[tuple[Key, int, PolicyJob]] = []
 
 
-class Plain:
-    """Fixed windows, one order.
+class WindowPolicy:
+    """A policy with fixed windows and one order.
 
-    `lane_of` and `key_of` see the latest forecast, `key_of` also the key that started last.
+    Args:
+        windows: the number of jobs in flight, by lane.
+        key_of: a waiting job's key by its latest forecast and the key that started last; the
+            smallest starts first.
+        lane_of: the lane of a job, by its latest forecast.
     """
 
     def __init__(
         self,
         windows: Sequence[float],
-        key_of: Callable[[Held, Key], Key],
-        lane_of: Callable[[Held], int] = lambda held: 0,
+        key_of: Callable[[PolicyJob, Key], Key],
+        lane_of: Callable[[PolicyJob], int] = lambda held: 0,
     ) -> None:
-        self._lanes = [Lane(window) for window in windows]
+        self._lanes = [PolicyQueue(window) for window in windows]
         self._key_of, self._lane_of = key_of, lane_of
-        self._jobs: dict[str, Held] = {}
+        self._jobs: dict[str, PolicyJob] = {}
         self._inflight: dict[str, int] = {}
-        self._later: list[tuple[float, int, Held]] = []  # after a 429
+        self._later: list[tuple[float, int, PolicyJob]] = []  # after a 429
         self._places = 0
         self._served: Key = (0.0,)
 
     @property
     def room(self) -> float:
+        """The sum of the windows."""
         return sum(lane.window for lane in self._lanes)
 
     def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event; the starts and refusals that follow from it."""
         out: list[Action] = []
         match event:
             case events.Submitted(job):
-                held = self._jobs[job.id] = Held(job)
+                held = self._jobs[job.id] = PolicyJob(job)
                 self._queue(held)
             case events.Reforecast(job_id, workload) if job_id in self._jobs:
                 held = self._jobs[job_id]
                 held.workload = workload
-                if held.waits:
+                if held.place:
                     self._queue(held)
             case events.Finished(job_id):
                 self._leave(self._jobs.pop(job_id))
@@ -110,11 +116,12 @@ class Plain:
         return out + self._start()
 
     def next_wake(self, now: float) -> float | None:
+        """Time of the next retry after a 429; None where none is due."""
         return self._later[0][0] if self._later else None
 
-    def _queue(self, held: Held) -> None:
+    def _queue(self, held: PolicyJob) -> None:
         self._places += 1
-        held.waits = self._places
+        held.place = self._places
         held.lane = self._lane_of(held)
         heappush(
             self._lanes[held.lane].queue, (self._key_of(held, self._served), self._places, held)
@@ -125,10 +132,10 @@ class Plain:
         for lane in self._lanes:
             while lane.queue and lane.running < lane.window:
                 key, place, held = heappop(lane.queue)
-                if held.waits != place:
-                    continue  # it has another place by now
+                if held.place != place:
+                    continue  # it was queued again since
                 self._served = key
-                held.waits = 0
+                held.place = 0
                 held.attempts += 1
                 held.account = min(held.job.accounts, key=lambda a: self._inflight.get(a, 0))
                 lane.running += 1
@@ -136,11 +143,11 @@ class Plain:
                 out.append(Dispatch(held.job.id, held.account, held.attempts, 0))
         return out
 
-    def _leave(self, held: Held) -> None:
+    def _leave(self, held: PolicyJob) -> None:
         self._lanes[held.lane].running -= 1
         self._inflight[held.account] -= 1
 
-    def _failed(self, held: Held, event: events.AttemptFailed, now: float) -> list[Action]:
+    def _failed(self, held: PolicyJob, event: events.AttemptFailed, now: float) -> list[Action]:
         self._leave(held)
         if held.attempts > RETRIES:
             del self._jobs[held.job.id]
@@ -154,22 +161,25 @@ class Plain:
         return []
 
 
-class Turns:
-    """Keys of start-time fair queuing (Goyal 1996): classes take turns by tokens, and one that
-    was away starts where the others are."""
+class FairTurns:
+    """Keys of start-time fair queuing (Goyal 1996): classes take turns by tokens.
+
+    A class that had no job starts where the others are.
+    """
 
     def __init__(self) -> None:
         self._last = dict.fromkeys(JobClass, 0.0)
 
-    def key(self, held: Held, served: Key) -> Key:
+    def key(self, held: PolicyJob, served: Key) -> Key:
+        """The job's virtual start time."""
         cls = held.workload.job_class
         start = max(self._last[cls], served[0])
         self._last[cls] = start + held.workload.p50
         return (start,)
 
 
-class Core:
-    """The gateway's own deciding rooms, as its engine holds them."""
+class GatewayPolicy:
+    """The gateway's own scheduler and accounts, as its engine holds them."""
 
     def __init__(self, settings: Settings) -> None:
         self.accounts = Accounts(settings.accounts, settings.balance)
@@ -180,34 +190,37 @@ class Core:
 
     @property
     def room(self) -> float:
+        """Jobs in flight that the accounts' windows allow."""
         return self.accounts.room(self._names)
 
 
-def plain(name: str, window: int) -> Plain:
-    """A baseline by its name; `window` is the provider's best."""
+def baseline(name: str, window: int) -> WindowPolicy:
+    """A baseline by its name, for the provider's best window. Raises ValueError for no baseline."""
     match name:
         case "naive":
-            return Plain([INF], _arrival)
+            return WindowPolicy([INF], _arrival)
         case "fifo":
-            return Plain([window], _arrival)
+            return WindowPolicy([window], _arrival)
         case "sjf":
-            return Plain([window], lambda held, served: (held.workload.p50,))
+            return WindowPolicy([window], lambda held, served: (held.workload.p50,))
         case "quota":
             lanes = list(QUOTAS)
             windows = [ceil(share * window) for share in QUOTAS.values()]
-            return Plain(windows, _arrival, lambda held: lanes.index(held.workload.size_bucket))
+            return WindowPolicy(
+                windows, _arrival, lambda held: lanes.index(held.workload.size_bucket)
+            )
         case "fair":
-            return Plain([window], Turns().key)
+            return WindowPolicy([window], FairTurns().key)
         case "short_first":
-            return Plain([window], _interactive_first)
+            return WindowPolicy([window], _interactive_first)
     raise ValueError(name)
 
 
-def _arrival(held: Held, served: Key) -> Key:
+def _arrival(held: PolicyJob, served: Key) -> Key:
     return (held.job.arrived_s,)
 
 
-def _interactive_first(held: Held, served: Key) -> Key:
+def _interactive_first(held: PolicyJob, served: Key) -> Key:
     heavy = held.workload.job_class is not JobClass.INTERACTIVE
     return (float(heavy), held.job.arrived_s)
 
@@ -219,9 +232,9 @@ DUAL_BUDGET: Overrides = {
 
 
 def fixed_window(window: int) -> tuple[Overrides, dict[str, int]]:
-    """Sections and account keys of a core that is told its window."""
-    both = {"initial_concurrency": window, "max_concurrency": window}
-    return {"balance": {"window": "off"}}, both
+    """Settings by section and of the account that fix the core's window."""
+    account = {"initial_concurrency": window, "max_concurrency": window}
+    return {"balance": {"window": "off"}}, account
 
 
 def settings_of(
@@ -230,18 +243,18 @@ def settings_of(
     *sections: Overrides,
     account: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """The gateway's settings for these accounts (name → models), tenants and overrides.
+    """The gateway's settings for these accounts, tenants and overrides.
+
+    Args:
+        models: account → the models it serves.
+        account: keys of every account; they win over a section `account` of the overrides.
+
 
     Raises:
-        SettingsError: an override is not a setting.
+        SettingsError: an override is no setting.
     """
-    merged: dict[str, dict[str, Any]] = {}
-    for overrides in sections:
-        for section, values in overrides.items():
-            merged[section] = {**merged.get(section, {}), **values}
-    own = {**(account or {}), **merged.pop("account", {})}
-    if account is not None:
-        own |= account  # a window that is being searched wins
+    merged = _merged(sections)
+    own = {**merged.pop("account", {}), **(account or {})}
     given: dict[str, Any] = {
         "accounts": [
             {
@@ -262,3 +275,12 @@ def settings_of(
         return msgspec.convert(given, Settings)
     except msgspec.ValidationError as error:
         raise SettingsError(f"simulate: {error}") from None
+
+
+def _merged(sections: Sequence[Overrides]) -> dict[str, dict[str, Any]]:
+    """The sections' keys together; later ones win."""
+    merged: dict[str, dict[str, Any]] = {}
+    for overrides in sections:
+        for section, values in overrides.items():
+            merged[section] = {**merged.get(section, {}), **values}
+    return merged

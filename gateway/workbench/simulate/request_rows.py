@@ -1,14 +1,13 @@
-"""What a simulated request asks for, and what was forecast of it.
+"""Requests that may be drawn: their sizes, and forecasts of three kinds.
 
-Three kinds of forecast are compared over the same requests, because each answers another
-question: the real predictor's (what is had today), a noisy signal of a chosen Kendall τ (what
-a better or worse predictor would bring), and the truth (what no predictor can take away:
-where that run misses a goal too, physics is the limit).
+The same requests are played with the real predictor's forecasts (what is had today), with noisy
+signals of a chosen Kendall τ (what a better or worse predictor would bring), and with the truth
+(a goal missed even then is out of any predictor's reach).
 
-A noisy signal of τ: s = log(1 + L) + σε, ε normal, σ found by bisection. The forecast is the
-posterior of L given s under the lengths at hand, so its quantiles are calibrated by
-construction, as the shipped predictor's are by its calibration, and only its sharpness is
-varied. (Noise on a point forecast alone would teach a scheduler to distrust all grids.)
+A noisy signal of τ is s = log(1 + L) + σε, ε normal, with σ found by bisection. The forecast is
+the posterior of L given s under the lengths at hand. So its quantiles are calibrated, as the
+shipped predictor's are, and only its sharpness varies; noise on a point forecast alone would
+teach a scheduler to distrust every forecast.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ SUPPORT = 600  # lengths a posterior is spread over
 TAU_SAMPLE = 4000
 
 LENGTHS = ((0.19, 3.6, 0.7), (0.38, 5.2, 0.5), (0.43, 6.2, 0.5))
-"""Generated output lengths: (share, mean of log tokens, sigma) of three lognormal parts. Chosen
-to meet the deciles of 23,956 public requests: 36, 237, 703 at p10, p50, p90."""
+"""Three lognormal parts of generated output lengths: (share, mean of log tokens, sigma). They meet
+the deciles of 23,956 public requests: 36, 237, 703 tokens at p10, p50, p90."""
 
 LONGEST = 4096
 PROMPTS = (4.7, 1.3)  # lognormal: median 110 tokens, p90 about 590
@@ -41,14 +40,19 @@ MIXES: dict[str, tuple[float, float, float] | None] = {
     "heavy": (0.1, 0.3, 0.6),
     "published": (0.101, 0.478, 0.421),  # the seed system's benchmark: 200 ShareGPT requests
 }
-"""Shares of short, medium and long answers by truth. The paper (arXiv 2604.06970) names its
-regimes balanced and heavy without their shares; those here are ours."""
+"""True shares of short, medium and long answers; None takes the rows as they are. The paper (arXiv
+2604.06970) names its regimes balanced and heavy without shares; those here are ours."""
 
 LEVELS = np.array(QUANTILE_LEVELS)
 
 
-class Row(Struct, frozen=True, gc=False):
-    """One request that may be drawn. Tokens; `better` comes a moment after arrival, if at all."""
+class RequestRow(Struct, frozen=True, gc=False):
+    """One request that may be drawn.
+
+    Args:
+        first: the forecast at its arrival.
+        better: the forecast that replaces it a moment later; None where there is none.
+    """
 
     prompt_tokens: int
     output_tokens: int
@@ -57,7 +61,7 @@ class Row(Struct, frozen=True, gc=False):
 
     @property
     def forecast(self) -> Workload:
-        """The last one."""
+        """The last forecast."""
         return self.better or self.first
 
 
@@ -69,7 +73,12 @@ def workload(
     risk: float | None = None,
     confidence: float | None = None,
 ) -> Workload:
-    """A forecast from its grid in tokens."""
+    """A forecast from its quantiles.
+
+    Args:
+        grid: output tokens at QUANTILE_LEVELS.
+        risk, confidence: None computes them from the grid.
+    """
     logs = tuple(log1p(value) for value in grid)
     return Workload(
         prompt_tokens=prompt_tokens,
@@ -85,10 +94,10 @@ def workload(
     )
 
 
-def truth(row: Row) -> Row:
-    """The row, forecast by one who knows."""
+def truth(row: RequestRow) -> RequestRow:
+    """The row with its true length as the forecast."""
     tokens = float(row.output_tokens)
-    known = workload(
+    exact = workload(
         row.prompt_tokens,
         (tokens,) * len(QUANTILE_LEVELS),
         float(tokens <= SHORT_TOKENS),
@@ -96,11 +105,11 @@ def truth(row: Row) -> Row:
         risk=0.0,
         confidence=1.0,
     )
-    return Row(row.prompt_tokens, row.output_tokens, known)
+    return RequestRow(row.prompt_tokens, row.output_tokens, exact)
 
 
 def generated(count: int, seed: int) -> list[tuple[int, int]]:
-    """(prompt tokens, output tokens) of `count` made-up requests."""
+    """(prompt tokens, output tokens) of `count` generated requests."""
     chance = np.random.default_rng(seed)
     shares, means, sigmas = (np.array(part) for part in zip(*LENGTHS, strict=True))
     part = chance.choice(len(LENGTHS), size=count, p=shares / shares.sum())
@@ -112,21 +121,21 @@ def generated(count: int, seed: int) -> list[tuple[int, int]]:
     ]
 
 
-def noisy(sizes: Sequence[tuple[int, int]], tau: float, seed: int) -> list[Row]:
-    """Rows of these sizes, forecast with Kendall τ `tau` (0 < τ < 1)."""
+def noisy(sizes: Sequence[tuple[int, int]], tau: float, seed: int) -> list[RequestRow]:
+    """Rows of these sizes with forecasts of Kendall τ `tau` (0 < τ < 1)."""
     lengths = np.array([output for _, output in sizes], float)
     sigma = sigma_of(lengths, tau)
     logs = np.log1p(lengths)
     signal = logs + sigma * np.random.default_rng((seed, 1)).standard_normal(len(logs))
     grids, shorts = _posterior(lengths, signal, sigma)
     return [
-        Row(p, o, workload(p, grid, short, Rung.GLOBAL_NEIGHBORS))
+        RequestRow(p, o, workload(p, grid, short, Rung.GLOBAL_NEIGHBORS))
         for (p, o), grid, short in zip(sizes, grids.tolist(), shorts.tolist(), strict=True)
     ]
 
 
 def sigma_of(lengths: Floats, tau: float) -> float:
-    """The noise on log length under which its order has this τ to the lengths'."""
+    """Standard deviation of the noise on log length that gives the signal this τ."""
     chance = np.random.default_rng(7)
     logs = np.log1p(chance.choice(lengths, size=min(TAU_SAMPLE, len(lengths)), replace=False))
     noise = chance.standard_normal(len(logs))
@@ -141,7 +150,7 @@ def sigma_of(lengths: Floats, tau: float) -> float:
 
 
 def _posterior(lengths: Floats, signal: Floats, sigma: float) -> tuple[Floats, Floats]:
-    """For each signal the quantiles of length at QUANTILE_LEVELS, and P(length ≤ 64)."""
+    """Quantiles of length at QUANTILE_LEVELS, and P(length ≤ 64), of each signal."""
     ranks = np.linspace(0, len(lengths) - 1, min(SUPPORT, len(lengths))).round().astype(int)
     support = np.sort(lengths)[ranks]
     distance = (signal[:, None] - np.log1p(support)[None, :]) / max(sigma, 1e-3)
@@ -155,17 +164,17 @@ def _posterior(lengths: Floats, signal: Floats, sigma: float) -> tuple[Floats, F
     return grids, p_short
 
 
-def draw(rows: Sequence[Row], count: int, mix: str, chance: np.random.Generator) -> Ints:
-    """Places of `count` rows, by the mix's shares; without repeats while there are enough.
+def draw(rows: Sequence[RequestRow], count: int, mix: str, chance: np.random.Generator) -> Ints:
+    """Places of `count` rows by the mix's shares; rows repeat only where there are too few.
 
     Raises:
-        SettingsError: there is no row of a size that is wanted.
+        SettingsError: there is no row of a size that the mix needs.
     """
     return draw_sizes([row.output_tokens for row in rows], count, mix, chance)
 
 
 def draw_sizes(tokens: Sequence[float], count: int, mix: str, chance: np.random.Generator) -> Ints:
-    """`draw` where of each row only the output tokens are known."""
+    """`draw` from the rows' output tokens alone."""
     shares = MIXES[mix]
     if shares is None:
         return _pick(np.arange(len(tokens)), count, chance)

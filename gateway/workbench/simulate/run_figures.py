@@ -1,15 +1,9 @@
-"""What a run was worth, and how sure that is.
+"""Figures of one run.
 
-Short is ≤ 64 tokens and heavy > 256, by truth; short by forecast stands beside it, since a
-short answer that was taken for a long one is what ruins a tail. Percentiles interpolate
-linearly. A deadline is 1 s + 4 × the request's time alone at the unloaded provider; who is not
-answered in full has missed it. Times are of completed requests, so `completed` must be read
-first.
-
-Two policies are compared seed by seed over the same arrivals, lengths and noise. A ratio of
-times is the geometric mean of the seeds' ratios (a slow provider's seconds must not outweigh a
-fast one's), a ratio of counts that of their sums. Its interval is the bootstrap's: seeds drawn
-anew 2,000 times.
+Short is ≤ 64 tokens and heavy > 256, by true length. Short by forecast stands beside it, since
+a short answer taken for a long one ruins a tail. Percentiles interpolate linearly. A deadline is
+1 s + 4 × the request's time alone at the unloaded provider; a request not answered in full has
+missed it. Times are of completed requests only, so read `completed` first.
 """
 
 from __future__ import annotations
@@ -20,22 +14,24 @@ import numpy as np
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS, SizeBucket
 from gateway.workbench.figures import NAN, Floats, percentile
-from gateway.workbench.simulate.virtual_loop import Result
+from gateway.workbench.simulate.virtual_loop import RequestResult
 
 DEADLINE_S, DEADLINE_TIMES = 1.0, 4.0
 
 COUNTS = frozenset({"deadline_misses", "completed", "rejections_429", "goodput_per_s"})
-"""Figures that may be 0: compared by sums."""
+"""Figures that may be 0 in a seed: two policies are compared by sums over the seeds."""
 
 
-def figures(results: Sequence[Result]) -> dict[str, float]:
-    """Seconds, ratios and counts of one run; NaN where there is nothing to measure."""
+def figures(results: Sequence[RequestResult]) -> dict[str, float]:
+    """Seconds, ratios and counts; NaN where there is nothing to measure."""
     done = [r for r in results if r.completed]
     latency = np.array([r.latency_s for r in done])
     wait = np.array([r.wait_s for r in done])
     alone = np.array([r.request.alone_s for r in done])
     tokens = np.array([r.request.row.output_tokens for r in done])
-    said = np.array([r.request.row.forecast.size_bucket is SizeBucket.SHORT for r in done], bool)
+    forecast_short = np.array(
+        [r.request.row.forecast.size_bucket is SizeBucket.SHORT for r in done], bool
+    )
     short, heavy = tokens <= SHORT_TOKENS, tokens > MEDIUM_TOKENS
     met = int((latency <= DEADLINE_S + DEADLINE_TIMES * alone).sum())
     makespan_s = max(r.ended_s for r in results) - min(r.request.arrived_s for r in results)
@@ -45,7 +41,7 @@ def figures(results: Sequence[Result]) -> dict[str, float]:
         "short_p95_s": percentile(latency[short], 95),
         "short_alone_p50_s": percentile(alone[short], 50),
         "short_alone_p95_s": percentile(alone[short], 95),
-        "short_by_forecast_p95_s": percentile(latency[said], 95),
+        "short_by_forecast_p95_s": percentile(latency[forecast_short], 95),
         "heavy_p50_s": percentile(latency[heavy], 50),
         "heavy_p95_s": percentile(latency[heavy], 95),
         "p50_s": percentile(latency, 50),
@@ -64,8 +60,8 @@ def figures(results: Sequence[Result]) -> dict[str, float]:
     }
 
 
-def tenants_p95(results: Sequence[Result]) -> dict[str, float]:
-    """Seconds, by tenant."""
+def tenants_p95(results: Sequence[RequestResult]) -> dict[str, float]:
+    """P95 latency in seconds, by tenant."""
     names = dict.fromkeys(r.request.tenant for r in results)
     return {
         name: percentile(

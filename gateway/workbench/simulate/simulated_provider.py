@@ -1,33 +1,19 @@
-"""A provider as a queue: processor sharing whose speed falls with the number in flight.
+"""A provider on a virtual clock: processor sharing that slows down with the number in flight.
 
-A black-box LLM provider batches what it is sent: each stream runs at 1/g(N) of full speed, N
-in flight. Everything a scheduler can gain hangs on the shape of g (X(N) = N/g(N) is the
-throughput), so all shapes that real engines and published mocks show are here:
+A provider batches its requests: each of N streams runs at 1/g(N) of full speed. What a scheduler
+can gain depends on the shape of g, so all shapes that engines and published mocks show are here
+(X(N) = N/g(N) is the throughput):
 
-    linear     1 + N/k                   X rises to k for ever: nothing to gain by holding back
+    linear     1 + N/k                   X rises to k for ever: holding back gains nothing
     knee       max(1, N/k)               X rises to k, then flat
     power      max(1, N/k)^p             X peaks at k and falls
     quadratic  1 + (N/k)²                X peaks at k
     usl        1 + σ(N−1) + κ(N−1)N      X peaks at k = √((1−σ)/κ) (Gunther's scalability law)
-    fitted     (1 + (N/k)^s)^(p/s)       what balance/curve.py fits to an observed provider
+    fitted     (1 + (N/k)^s)^(p/s)       the fit of balance/curve.py to an observed provider
 
-Ranges, drawn per seed, log-uniform, which no controller reads. From a median regression of
-16,629 timed calls of twelve hosted models (the BFCL results): base 0.19–0.53 s in nine of them,
-up to 3 s in the others; prompt token 0–0.8 ms in eleven; output token 5.5–41 ms; sigma of the
-log of what remains 0.10–0.44. k and
-p are ours: one H100 was seen to serve 21 interactively and most
-tokens at 45, and an account is a share of somebody's machines.
-
-A request's work is (base + prompt + output time) × its noise in seconds at full speed; all of
-it is slowed. The noise comes with the request, so it is the same under every policy.
-
-The trick that makes it fast: virtual time V with dV/dt = 1/g(N). A request that begins at V₀
-with work w ends at V = V₀ + w whatever comes and goes, so a heap of ends keeps the order and
-an event costs O(log n), though every event changes everybody's speed.
-
-Limits answer 429 at once: `max_concurrency`, and requests and tokens (prompt + true output)
-a minute as buckets that hold a minute's worth. `share` is the part of the machines that is up:
-with half of them N streams crowd as 2N did.
+Virtual time V runs with dV/dt = 1/g(N). A request with work w that begins at V₀ ends at V₀ + w
+whatever else comes and goes, so a heap of ends keeps the order and an event costs O(log n),
+although every event changes everybody's speed.
 """
 
 from __future__ import annotations
@@ -49,6 +35,11 @@ SHAPES = cast(tuple[Shape, ...], get_args(Shape))
 MOST = 4096  # in flight, where the best throughput is looked for
 NEAR_BEST = 0.95
 
+# Of 16,629 timed calls of twelve hosted models (the BFCL results), by median regression: base
+# 0.19–0.53 s in nine models, up to 3 s in the others; prompt token 0–0.8 ms in eleven; output
+# token 5.5–41 ms; sigma of the log of what remains 0.10–0.44. Knee and power are our own choice:
+# one H100 serves 21 streams interactively and the most tokens at 45, and an account is a share
+# of such machines.
 RANGES: dict[str, tuple[float, float]] = {
     "knee": (8.0, 32.0),
     "sigma": (0.01, 0.05),
@@ -58,16 +49,22 @@ RANGES: dict[str, tuple[float, float]] = {
     "noise": (0.1, 0.4),
     "power": (1.2, 2.0),
 }
+"""Drawn per seed, log-uniform; no controller reads them."""
 
 
-class Nature(Struct, frozen=True, kw_only=True):
-    """What one provider is like."""
+class ProviderTraits(Struct, frozen=True, kw_only=True):
+    """Parameters of one provider.
+
+    A request's work is (base + prompt + output time) × its noise, in seconds at full speed; all
+    of it slows down. Limits answer 429 at once: `max_concurrency`, and requests and tokens
+    (prompt + true output) a minute.
+    """
 
     shape: Shape = "knee"
     knee: float = 16.0
     power: float = 1.5
     sigma: float = 0.03
-    sharp: float = 4.0  # s of "fitted"; its p is `power`
+    sharp: float = 4.0  # s of "fitted", whose p is `power`
     base_s: float = 0.3
     prompt_token_s: float = 0.0002
     output_token_s: float = 0.01
@@ -76,10 +73,10 @@ class Nature(Struct, frozen=True, kw_only=True):
     rpm: int = 0
     tpm: int = 0
     tells_retry_after: bool = True
-    reject_s: float = 0.05  # until a 429 is back
+    reject_s: float = 0.05  # until a 429 arrives
 
     def slowness(self, n: float) -> float:
-        """g(n): what the work of each of n streams is multiplied by."""
+        """g(n): the factor on the work of each of n streams."""
         match self.shape:
             case "linear":
                 return 1.0 + n / self.knee
@@ -98,7 +95,7 @@ class Nature(Struct, frozen=True, kw_only=True):
 
     @property
     def capacity(self) -> float:
-        """The most work done a second, in seconds of work: max X(N), or what it tends to."""
+        """Maximum of X(N), in seconds of work a second; of `linear` its limit."""
         if self.shape == "linear":
             return self.knee
         return max(n / self.slowness(n) for n in range(1, MOST))
@@ -115,41 +112,43 @@ class Nature(Struct, frozen=True, kw_only=True):
         return (self.base_s + tokens_s) * exp(self.noise * z)
 
     def alone_s(self, prompt_tokens: int, output_tokens: int, z: float) -> float:
-        """How long it takes with nobody else there."""
+        """Seconds with no other stream there."""
         return self.work_s(prompt_tokens, output_tokens, z) * self.slowness(1)
 
 
-def nature(shape: Shape, chance: np.random.Generator, fixed: Mapping[str, float]) -> Nature:
-    """Drawn from RANGES; `fixed` overrides fields of Nature by name.
+def draw_traits(
+    shape: Shape, chance: np.random.Generator, fixed: Mapping[str, float]
+) -> ProviderTraits:
+    """Parameters drawn from RANGES; `fixed` overrides them by name.
 
     Raises:
-        SettingsError: `fixed` names no field.
+        SettingsError: `fixed` names no parameter.
     """
     for name in fixed:
-        if name not in Nature.__struct_fields__ or name == "shape":
-            known = ", ".join(Nature.__struct_fields__[1:])
-            raise SettingsError(f"simulate: no provider parameter {name!r}; there are {known}")
+        if name not in ProviderTraits.__struct_fields__ or name == "shape":
+            names = ", ".join(ProviderTraits.__struct_fields__[1:])
+            raise SettingsError(f"simulate: no provider parameter {name!r}; there are {names}")
     drawn = {name: exp(chance.uniform(log(a), log(b))) for name, (a, b) in RANGES.items()}
-    whole = {"max_concurrency": int, "rpm": int, "tpm": int, "tells_retry_after": bool}
-    given = {name: whole.get(name, float)(value) for name, value in fixed.items()}
-    return structs.replace(Nature(shape=shape), **(drawn | given))
+    types = {"max_concurrency": int, "rpm": int, "tpm": int, "tells_retry_after": bool}
+    given = {name: types.get(name, float)(value) for name, value in fixed.items()}
+    return structs.replace(ProviderTraits(shape=shape), **(drawn | given))
 
 
-class Rejected(NamedTuple):
-    """429."""
+class Rejection(NamedTuple):
+    """The provider answered 429; seconds of Retry-After, None where it tells none."""
 
     retry_after_s: float | None
 
 
 class Step(NamedTuple):
-    """A stream came so far."""
+    """A stream's first byte, or its end."""
 
     id: str
-    ended: bool  # else its first byte came
+    ended: bool  # False: its first byte
 
 
-class Bucket:
-    """A limit a minute, full at first; 0: none."""
+class MinuteLimit:
+    """A bucket that holds one minute's amount, full at first; 0 is no limit."""
 
     def __init__(self, per_minute: int, now: float) -> None:
         self._full = float(per_minute)
@@ -157,7 +156,7 @@ class Bucket:
         self._level, self._at = self._full, now
 
     def lacks_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; one larger than the bucket may when it is full."""
+        """Seconds until `amount` may be taken; for more than the bucket holds, until it is full."""
         if not self._rate:
             return 0.0
         self._level = min(self._full, self._level + (now - self._at) * self._rate)
@@ -165,21 +164,25 @@ class Bucket:
         return max(0.0, min(amount, self._full) - self._level) / self._rate
 
     def take(self, amount: float) -> None:
+        """Take it, whether it is there or not."""
         self._level -= amount if self._rate else 0.0
 
-    def told(self) -> tuple[int, int, float] | tuple[None, None, None]:
-        """Limit, remaining, seconds until full, as headers say it."""
+    def state(self) -> tuple[int, int, float] | tuple[None, None, None]:
+        """Limit, remaining and seconds until full, as in response headers."""
         if not self._rate:
             return None, None, None
         reset_s = (self._full - self._level) / self._rate
         return int(self._full), max(0, int(self._level)), reset_s
 
 
-class Provider:
-    """One account at one provider, on a virtual clock."""
+class SimulatedProvider:
+    """One account at one provider, on a virtual clock.
 
-    def __init__(self, nature: Nature, now: float = 0.0) -> None:
-        self.nature = nature
+    `share` is the part of its machines that is up: with half of them N streams crowd as 2N did.
+    """
+
+    def __init__(self, traits: ProviderTraits, now: float = 0.0) -> None:
+        self.traits = traits
         self.inflight = 0
         self.done_s = 0.0  # work done so far, in seconds at full speed
         self.rejected = 0
@@ -190,35 +193,35 @@ class Provider:
         self._order = 0
         self._slowness: dict[int, float] = {}
         self._gone: set[str] = set()  # cancelled, their steps still in the heap
-        self._requests = Bucket(nature.rpm, now)
-        self._tokens = Bucket(nature.tpm, now)
+        self._requests = MinuteLimit(traits.rpm, now)
+        self._tokens = MinuteLimit(traits.tpm, now)
 
     def offer(
         self, id: str, prompt_tokens: int, output_tokens: int, z: float, now: float
-    ) -> Rejected | None:
-        """Begin a stream, or say no."""
-        rejected = self._rejection(prompt_tokens + output_tokens, now)
-        if rejected is not None:
+    ) -> Rejection | None:
+        """Begin a stream; a Rejection where a limit forbids it."""
+        rejection = self._rejection(prompt_tokens + output_tokens, now)
+        if rejection is not None:
             self.rejected += 1
-            return rejected
+            return rejection
         self._advance(now)
-        nature = self.nature
+        traits = self.traits
         for tokens, ended in ((0, False), (output_tokens, True)):
-            work_s = nature.work_s(prompt_tokens, tokens, z)
+            work_s = traits.work_s(prompt_tokens, tokens, z)
             self._order += 1
             heappush(self._ends, (self._virtual + work_s, self._order, id, ended))
         self.inflight += 1
         return None
 
     def cancel(self, id: str, now: float) -> None:
-        """The client left a stream that has not ended: its place is free at once."""
+        """End a stream whose client left; its place is free at once."""
         self._advance(now)
         self.inflight -= 1
         self._gone.add(id)
         self._sweep()
 
     def _sweep(self) -> None:
-        """What is cancelled must not stand at the head."""
+        """Remove cancelled streams from the head of the heap."""
         while self._ends and self._ends[0][2] in self._gone:
             _, _, id, ended = heappop(self._ends)
             if ended:
@@ -226,13 +229,13 @@ class Provider:
 
     @property
     def next_s(self) -> float:
-        """When the next step of a stream is due, if nothing else happens before."""
+        """Time of the next step, if nothing else happens before; infinite without streams."""
         if not self._ends:
             return float("inf")
         return self._at + max(0.0, self._ends[0][0] - self._virtual) * self._g
 
     def step(self, now: float) -> Step:
-        """The step that was due at `now`, which is `next_s`."""
+        """The step that is due at `now`, which is `next_s`."""
         self._advance(now)
         due, _, id, ended = heappop(self._ends)
         if due > self._virtual:  # by rounding
@@ -245,26 +248,26 @@ class Provider:
         return Step(id, ended)
 
     def limits(self, now: float) -> RateLimits | None:
-        """What the headers of an answer say; None where the provider limits nothing."""
-        if not self.nature.rpm and not self.nature.tpm:
+        """Limits as in response headers; None where the provider limits nothing."""
+        if not self.traits.rpm and not self.traits.tpm:
             return None
         self._requests.lacks_s(0.0, now)
         self._tokens.lacks_s(0.0, now)
-        return RateLimits(*self._requests.told(), *self._tokens.told())
+        return RateLimits(*self._requests.state(), *self._tokens.state())
 
     def change(self, share: float, now: float) -> None:
-        """So much of the machines is up from now on."""
+        """Set the share of the machines that is up from now on."""
         self._advance(now)
         self.share = share
         self._slowness.clear()
 
     @property
     def _g(self) -> float:
-        found = self._slowness.get(self.inflight)
-        if found is None:
-            found = self.nature.slowness(self.inflight / self.share)
-            self._slowness[self.inflight] = found
-        return found
+        slowness = self._slowness.get(self.inflight)
+        if slowness is None:
+            slowness = self.traits.slowness(self.inflight / self.share)
+            self._slowness[self.inflight] = slowness
+        return slowness
 
     def _advance(self, now: float) -> None:
         if self.inflight:
@@ -273,12 +276,12 @@ class Provider:
             self.done_s += served * self.inflight
         self._at = now
 
-    def _rejection(self, tokens: int, now: float) -> Rejected | None:
+    def _rejection(self, tokens: int, now: float) -> Rejection | None:
         wait_s = max(self._requests.lacks_s(1.0, now), self._tokens.lacks_s(tokens, now))
-        if 0 < self.nature.max_concurrency <= self.inflight:
+        if 0 < self.traits.max_concurrency <= self.inflight:
             wait_s = max(wait_s, 1.0)
         if wait_s > 0:
-            return Rejected(wait_s if self.nature.tells_retry_after else None)
+            return Rejection(wait_s if self.traits.tells_retry_after else None)
         self._requests.take(1.0)
         self._tokens.take(tokens)
         return None

@@ -1,4 +1,4 @@
-"""From what was played to a report: one tree of figures, and its Markdown.
+"""A report of what was played: one tree of figures, and its Markdown.
 
 Groups are cells that differ by seed alone. Every figure is given as its mean over the seeds
 and, against naive, as a change with its interval (run_figures.py). `by_seed` keeps the seeds'
@@ -15,8 +15,8 @@ import numpy as np
 
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
 from gateway.workbench.figures import RelativeChange, auc, change, kendall_tau
-from gateway.workbench.simulate.cells import Played
-from gateway.workbench.simulate.request_rows import Row
+from gateway.workbench.simulate.cells import PolicyFigures
+from gateway.workbench.simulate.request_rows import RequestRow
 from gateway.workbench.simulate.run_figures import COUNTS
 from gateway.workbench.simulate.worlds import Cell
 from gateway.workbench.tables import number, percent, table
@@ -65,16 +65,16 @@ OTHERS = (
 )
 
 
-Group = list[tuple[Cell, dict[str, Played]]]
+Group = list[tuple[Cell, dict[str, PolicyFigures]]]
 
 
-def tree(cells: Sequence[Cell], played: Sequence[dict[str, Played]]) -> list[dict[str, Any]]:
+def tree(cells: Sequence[Cell], played: Sequence[dict[str, PolicyFigures]]) -> list[dict[str, Any]]:
     """One entry per group, in the order of their first cells."""
     return [_group_tree(members) for members in groups(cells, played)]
 
 
-def groups(cells: Sequence[Cell], played: Sequence[dict[str, Played]]) -> list[Group]:
-    """What differs by seed alone, together; in the order of their first cells."""
+def groups(cells: Sequence[Cell], played: Sequence[dict[str, PolicyFigures]]) -> list[Group]:
+    """Cells that differ by seed alone together, in the order of their first cells."""
     found: dict[tuple[Any, ...], Group] = {}
     for cell, one in zip(cells, played, strict=True):
         found.setdefault(cell.group, []).append((cell, one))
@@ -111,8 +111,8 @@ def _by_figure(members: Group, policy: str) -> dict[str, list[float]]:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else None
+    numbers = [value for value in values if value == value]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _against(
@@ -125,8 +125,8 @@ def _against(
     }
 
 
-def workload(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What the rows are, and how good each kind of forecast of them is."""
+def workload(rows: Mapping[str, Sequence[RequestRow]]) -> dict[str, Any]:
+    """Sizes of the rows, and how good each kind of forecast of them is."""
     some = next(iter(rows.values()))
     tokens = np.array([row.output_tokens for row in some], float)
     short = tokens <= SHORT_TOKENS
@@ -149,7 +149,7 @@ def workload(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     }
 
 
-# --- Markdown -----------------------------------------------------------------------------
+# --- Markdown ---------------------------------------------------------------------------
 
 
 def markdown(report: Mapping[str, Any], title: str = "Simulation") -> str:
@@ -164,20 +164,20 @@ def _about(report: Mapping[str, Any]) -> str:
     about, load = report["about"], report["workload"]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in load["shares"].items())
     quantiles = ", ".join(f"p{level} {value:.0f}" for level, value in load["output_tokens"].items())
-    told = "".join(
+    forecasts = "".join(
         f"; {name}: τ {number(own['kendall_tau'])}, AUC(short) {number(own['auc_short'])}"
         for name, own in load["forecasts"].items()
     )
     return (
         f"{about['seeds']} paired seeds; rows from {about['rows_from']}: {load['rows']}, output"
-        f" tokens {quantiles} ({shares}), drawn as mix {about['mix']}{told}. Arrivals"
+        f" tokens {quantiles} ({shares}), drawn as mix {about['mix']}{forecasts}. Arrivals"
         f" {about['arrivals']}.{_timing(about)} Changes are against naive over the same requests,"
         f" with 95 % bootstrap intervals. Made by `{about['command']}` in {about['seconds']:.0f} s."
     )
 
 
 def _timing(about: Mapping[str, Any]) -> str:
-    """Of real HTTP alone."""
+    """Conditions of a bench; "" of a simulation."""
     if "time_scale" not in about:
         return ""
     busy = ", ".join(f"{who} {share:.0%}" for who, share in about["cpu_share_at_most"].items())

@@ -1,9 +1,8 @@
-"""`sagesched simulate`: the gateway's own deciding rooms on a virtual clock.
+"""`sagesched simulate`: the gateway's scheduler and accounts on a virtual clock.
 
-A day of traffic in seconds, twenty times over with other seeds, against providers of every
-shape, beside what people do without a gateway. What it leaves out: HTTP, the event loop, the
-predictor's own load. So it says whether a *decision* is good; `sagesched bench` says whether
-the *gateway* is.
+A day of traffic in seconds, many times over with other seeds, against providers of every shape,
+beside what people do without a gateway. It leaves out HTTP, the event loop and the predictor's
+own load: it says whether a decision is good, and `sagesched bench` whether the gateway is.
 
 The report is one tree (simulation_report.py), as JSON, as Markdown, and pictures.
 """
@@ -34,10 +33,10 @@ from gateway.workbench.progress import Progress, spread
 from gateway.workbench.simulate import arrival_gaps as arrivals
 from gateway.workbench.simulate import latency_charts as plots
 from gateway.workbench.simulate import simulation_report as reports
-from gateway.workbench.simulate.cells import POLICIES, Played, begin, work
+from gateway.workbench.simulate.cells import POLICIES, PolicyFigures, begin, work
 from gateway.workbench.simulate.forecast_rows import real_rows
 from gateway.workbench.simulate.policies import settings_of
-from gateway.workbench.simulate.request_rows import MIXES, Row, generated, noisy
+from gateway.workbench.simulate.request_rows import MIXES, RequestRow, generated, noisy
 from gateway.workbench.simulate.simulated_provider import SHAPES, Shape
 from gateway.workbench.simulate.worlds import SCENARIOS, Cell, Plan, Scenario, world_of
 
@@ -127,13 +126,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
-    """The plan and its cells, every option checked before any time is spent."""
+    """The plan and its cells; every option is checked before anything is played."""
     if args.data is not None and args.history is not None:
         raise SettingsError("simulate: expected --data or --history, not both")
-    _known("scenario", args.scenarios, SCENARIOS)
-    _known("shape", args.shapes, SHAPES)
-    _known("policy", args.policies, POLICIES)
-    _known("mix", [args.mix], tuple(MIXES))
+    _check_names("scenario", args.scenarios, SCENARIOS)
+    _check_names("shape", args.shapes, SHAPES)
+    _check_names("policy", args.policies, POLICIES)
+    _check_names("mix", [args.mix], tuple(MIXES))
     if args.seeds < 1 or args.jobs < 0:
         raise SettingsError("simulate: expected at least 1 seed and 1 job")
     if min(args.requests, args.warm_up, args.learned, args.first_seed) < 0:
@@ -160,7 +159,7 @@ def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
         overrides=overrides,
     )
     cells = _cells(args, tuple(plan.rows))
-    world_of(plan, cells[0])  # says what is wrong with a provider's parameter or a mix
+    world_of(plan, cells[0])  # raises for a wrong parameter of the provider or mix
     return plan, cells
 
 
@@ -168,10 +167,10 @@ def _processes(args: argparse.Namespace) -> int:
     return args.jobs or os.cpu_count() or 1
 
 
-def _known(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+def _check_names(what: str, given: Sequence[str], names: Sequence[str]) -> None:
     for name in given:
-        if name not in known:
-            raise SettingsError(f"simulate: no {what} {name!r}; there are {', '.join(known)}")
+        if name not in names:
+            raise SettingsError(f"simulate: no {what} {name!r}; there are {', '.join(names)}")
 
 
 def _cells(args: argparse.Namespace, forecasts: Sequence[str]) -> list[Cell]:
@@ -209,13 +208,13 @@ def _rho(text: str) -> float:
     return rho
 
 
-def _rows(args: argparse.Namespace) -> dict[str, Sequence[Row]]:
-    """By kind of forecast; all over the same sizes, so that the same places can be drawn."""
-    found: dict[str, Sequence[Row]] = {}
+def _rows(args: argparse.Namespace) -> dict[str, Sequence[RequestRow]]:
+    """Rows by kind of forecast, all with the same sizes, so that the same ones are drawn."""
+    found: dict[str, Sequence[RequestRow]] = {}
     if args.data is not None or args.history is not None:
-        kept = args.forecasts or args.out / "forecasts.npz"
+        stored = args.forecasts or args.out / "forecasts.npz"
         rows = real_rows(
-            args.data, history_of(args), kept, shipped("models"), _processes(args), args.learned
+            args.data, history_of(args), stored, shipped("models"), _processes(args), args.learned
         )
         sizes = [(row.prompt_tokens, row.output_tokens) for row in rows]
         if not args.tau:
@@ -237,7 +236,7 @@ def _gaps(args: argparse.Namespace) -> Any:
 
 
 def _numbers(pairs: Sequence[str]) -> dict[str, float]:
-    """KEY=NUMBER."""
+    """Parameters of the provider from KEY=NUMBER."""
     found = {}
     for pair in pairs:
         name, _, text = pair.partition("=")
@@ -249,7 +248,10 @@ def _numbers(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def _overrides(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """SECTION.KEY=VALUE; the value as JSON, else as the text it is. `account` is a section."""
+    """Settings by section from SECTION.KEY=VALUE, the value as JSON or else as text.
+
+    A section `account` holds for every account.
+    """
     found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         path, equals, text = pair.partition("=")
@@ -269,7 +271,7 @@ def _write(
     report: Mapping[str, Any],
     plan: Plan,
     cells: Sequence[Cell],
-    played: Sequence[dict[str, Played]],
+    played: Sequence[dict[str, PolicyFigures]],
 ) -> None:
     text = msgspec.json.format(msgspec.json.encode(report), indent=1)
     (out / "report.json").write_bytes(text)
@@ -278,8 +280,8 @@ def _write(
         _draw(out, plan, members[0][0], [found for _, found in members])
 
 
-def _draw(out: Path, plan: Plan, cell: Cell, found: Sequence[Mapping[str, Played]]) -> None:
-    """Four pictures of a group; of scenarios that keep no latencies, none."""
+def _draw(out: Path, plan: Plan, cell: Cell, found: Sequence[Mapping[str, PolicyFigures]]) -> None:
+    """Draw four pictures of a group; none where its scenario keeps no latencies."""
     by_policy = {name: [one[name] for one in found if one[name].latencies] for name in found[0]}
     if not any(by_policy.values()):
         return

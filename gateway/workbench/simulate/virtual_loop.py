@@ -1,10 +1,10 @@
-"""Virtual time: one policy, some providers, and requests that come when they come.
+"""A run on virtual time: one policy, some providers, and requests with their arrival times.
 
-The policy is anything that speaks the scheduler's events and actions (schedule/events.py), so
-the gateway's own core runs here unchanged, beside the small policies it is measured against.
-What happens next is the earliest of: a provider's next step, a timer (an arrival, a better
-forecast, the news of a 429, a change of capacity), the policy's own wake. At equal times it is
-in this order, so a run is a function of its inputs.
+A policy takes the scheduler's events and gives its actions (schedule/events.py), so the gateway's
+own core runs here unchanged, beside the small policies it is compared with. The next thing to
+happen is the earliest of a provider's next step, a timer (an arrival, a better forecast, a 429
+that arrives, a change of capacity), and the policy's own wake; at equal times in this order, so
+a run is a function of its inputs.
 """
 
 from __future__ import annotations
@@ -20,32 +20,39 @@ from gateway.errors import Refused
 from gateway.schedule import events
 from gateway.schedule.events import Action, Event
 from gateway.types import Job, Outcome, Verdict
-from gateway.workbench.simulate.request_rows import Row
-from gateway.workbench.simulate.simulated_provider import Provider
+from gateway.workbench.simulate.request_rows import RequestRow
+from gateway.workbench.simulate.simulated_provider import SimulatedProvider
 
-BETTER_AFTER_S = 0.02  # the full forecast's way through the predictor's process
-IDLE_WAKES = 1000  # of a policy in a row, without anything else happening: it is stuck
+BETTER_AFTER_S = 0.02  # until the full forecast comes from the predictor's process
+IDLE_WAKES = 1000  # in a row without anything else: the policy is stuck
 INF = float("inf")
 
 
 class Policy(Protocol):
-    """Who starts what when. The gateway's Scheduler is one."""
+    """Decides which request starts when; the gateway's Scheduler is one."""
 
-    def handle(self, event: Event, now: float) -> list[Action]: ...
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take an event; the starts and refusals that follow from it."""
 
-    def next_wake(self, now: float) -> float | None: ...
+    def next_wake(self, now: float) -> float | None:
+        """Time at which it wants to be woken; None for never."""
 
     @property
     def room(self) -> float:
-        """How many it would have in flight."""
+        """Number of requests it would have in flight."""
 
 
-class Request(Struct, frozen=True, gc=False):
-    """One request to be played. `z` is its noise; alone at its provider it takes `alone_s`."""
+class SimulatedRequest(Struct, frozen=True, gc=False):
+    """One request to be played.
+
+    Args:
+        z: its noise, standard normal.
+        alone_s: seconds it takes alone at its provider.
+    """
 
     id: str
     arrived_s: float  # from the start of the run
-    row: Row
+    row: RequestRow
     z: float
     alone_s: float
     tenant: str = "one"
@@ -53,18 +60,18 @@ class Request(Struct, frozen=True, gc=False):
     accounts: tuple[str, ...] = ("a",)
 
 
-class Change(Struct, frozen=True):
-    """So much of the account's machines is up from then on."""
+class CapacityChange(Struct, frozen=True):
+    """The share of an account's machines that is up from `at_s` on."""
 
     at_s: float
     account: str
     share: float
 
 
-class Result(Struct, gc=False):
-    """How a request went. Seconds from the start of the run; NaN where it never came so far."""
+class RequestResult(Struct, gc=False):
+    """Times of one request in seconds from the start of the run; NaN where it never got so far."""
 
-    request: Request
+    request: SimulatedRequest
     started_s: float = float("nan")  # the first dispatch
     ended_s: float = float("nan")
     completed: bool = False
@@ -73,32 +80,39 @@ class Result(Struct, gc=False):
 
     @property
     def latency_s(self) -> float:
+        """Seconds from arrival to end."""
         return self.ended_s - self.request.arrived_s
 
     @property
     def wait_s(self) -> float:
+        """Seconds from arrival to the first dispatch."""
         return self.started_s - self.request.arrived_s
 
 
-class Run(Struct):
-    """Results in the order of the requests, and (time, room, in flight) at every end."""
+class RunResult(Struct):
+    """Everything that a run gives.
 
-    results: list[Result]
+    Args:
+        results: in the order of the requests.
+        trace: (seconds from the start, the policy's room, requests in flight) at every end.
+    """
+
+    results: list[RequestResult]
     trace: list[tuple[float, float, int]]
-    ended_s: float  # absolute
+    ended_s: float  # virtual time, not from the start of the run
 
 
 def run(
     policy: Policy,
-    providers: Mapping[str, Provider],
-    requests: Sequence[Request],
-    changes: Sequence[Change] = (),
+    providers: Mapping[str, SimulatedProvider],
+    requests: Sequence[SimulatedRequest],
+    changes: Sequence[CapacityChange] = (),
     start_s: float = 0.0,
-) -> Run:
+) -> RunResult:
     """Play all requests to their ends.
 
     Raises:
-        RuntimeError: the policy lost a request, or wakes for nothing for ever.
+        RuntimeError: the policy lost a request, or wakes for ever without an effect.
     """
     return _Loop(policy, providers, requests, changes, start_s).play()
 
@@ -107,17 +121,17 @@ class _Loop:
     def __init__(
         self,
         policy: Policy,
-        providers: Mapping[str, Provider],
-        requests: Sequence[Request],
-        changes: Sequence[Change],
+        providers: Mapping[str, SimulatedProvider],
+        requests: Sequence[SimulatedRequest],
+        changes: Sequence[CapacityChange],
         start_s: float,
     ) -> None:
         self._policy, self._providers = policy, providers
         self._start_s = start_s
-        self._results = {r.id: Result(r) for r in requests}
+        self._results = {r.id: RequestResult(r) for r in requests}
         self._open = len(self._results)
         self._trace: list[tuple[float, float, int]] = []
-        self._timers: list[tuple[float, int, Event | Change]] = []
+        self._timers: list[tuple[float, int, Event | CapacityChange]] = []
         self._order = count()
         self._wake_s = INF
         for change in changes:
@@ -129,7 +143,7 @@ class _Loop:
                 better = events.Reforecast(request.id, request.row.better)
                 self._at(arrived_s + BETTER_AFTER_S, better)
 
-    def play(self) -> Run:
+    def play(self) -> RunResult:
         now, idle = self._start_s, 0
         while self._open:
             account, step_s = self._next_step()
@@ -146,7 +160,7 @@ class _Loop:
                 self._feed(events.Woke(), now)
             else:
                 raise RuntimeError(f"{self._open} requests are lost, {idle} wakes in vain")
-        return Run(list(self._results.values()), self._trace, now)
+        return RunResult(list(self._results.values()), self._trace, now)
 
     def _next_step(self) -> tuple[str, float]:
         best, at_s = "", INF
@@ -174,7 +188,7 @@ class _Loop:
 
     def _timer(self, now: float) -> None:
         _, _, what = heappop(self._timers)
-        if isinstance(what, Change):
+        if isinstance(what, CapacityChange):
             self._providers[what.account].change(what.share, now)
         else:
             self._feed(what, now)
@@ -190,7 +204,7 @@ class _Loop:
         wake_s = self._policy.next_wake(now)
         self._wake_s = INF if wake_s is None else wake_s
 
-    def _dispatch(self, result: Result, account: str, now: float) -> None:
+    def _dispatch(self, result: RequestResult, account: str, now: float) -> None:
         request, row = result.request, result.request.row
         if result.started_s != result.started_s:
             result.started_s = now - self._start_s
@@ -204,17 +218,17 @@ class _Loop:
                 Refused("The provider answered 429."),
                 retry_after_s=rejected.retry_after_s,
             )
-            self._at(now + provider.nature.reject_s, failed)
+            self._at(now + provider.traits.reject_s, failed)
 
-    def _end(self, result: Result, now: float) -> None:
+    def _end(self, result: RequestResult, now: float) -> None:
         result.ended_s = now - self._start_s
         self._open -= 1
 
-    def _at(self, at_s: float, what: Event | Change) -> None:
+    def _at(self, at_s: float, what: Event | CapacityChange) -> None:
         heappush(self._timers, (at_s, next(self._order), what))
 
 
-def _job(request: Request, arrived_s: float) -> Job:
+def _job(request: SimulatedRequest, arrived_s: float) -> Job:
     return Job(
         id=request.id,
         tenant=request.tenant,

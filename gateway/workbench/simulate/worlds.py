@@ -1,20 +1,20 @@
-"""What is simulated: from a cell, its provider and its requests.
+"""Worlds to simulate: a cell's provider and its requests.
 
-A cell is a scenario, a shape, a load, a forecast and a seed. From the seed come the provider's
-parameters, the rows, the gaps between arrivals and each request's noise, from four streams of
-random numbers of their own: shapes, forecasts and policies with the same seed meet the same
-requests at (scaled) the same times.
+A cell is a scenario, a shape, a load, a kind of forecast and a seed. The seed gives the
+provider's parameters, the rows, the gaps between arrivals and each request's noise, from four
+independent streams of random numbers: shapes, forecasts and policies with the same seed meet the
+same requests at the same (scaled) times.
 
-    burst      requests at `rho` × capacity, then nothing; the goal table's
+    burst      requests at `rho` × capacity, then nothing
     steady     the same load for long, the first fifth dropped
-    drop       steady; from 40 % to 70 % of the time half the machines are gone
+    drop       steady; from 40 % to 70 % of the time half the machines are down
     drift      steady; the machines that are up swing between all and half, three times
     limits     burst against a provider that also limits concurrency and requests a minute
-    flood      a quiet tenant at 0.2 × capacity, beside it one that sends `rho` × at once
+    flood      a quiet tenant at 0.2 × capacity beside one that sends `rho` × at once
     isolation  two models on two accounts, one at `rho` × capacity, the other at 0.5 ×
 
-`rho` is of the provider's best throughput. Warm-up requests come at 1.2 × capacity; a steady
-run warms up by itself.
+`rho` is relative to the provider's best throughput. Warm-up requests come at 1.2 × capacity; a
+steady run warms up by itself.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ from msgspec import Struct, structs
 
 from gateway.workbench.figures import Floats
 from gateway.workbench.simulate import arrival_gaps as arrivals
-from gateway.workbench.simulate.request_rows import Row, draw
-from gateway.workbench.simulate.simulated_provider import Nature, Provider, Shape, nature
-from gateway.workbench.simulate.virtual_loop import Change, Request
+from gateway.workbench.simulate.request_rows import RequestRow, draw
+from gateway.workbench.simulate.simulated_provider import (
+    ProviderTraits,
+    Shape,
+    SimulatedProvider,
+    draw_traits,
+)
+from gateway.workbench.simulate.virtual_loop import CapacityChange, SimulatedRequest
 
 Scenario = Literal["burst", "steady", "drop", "drift", "limits", "flood", "isolation"]
 SCENARIOS = cast(tuple[Scenario, ...], get_args(Scenario))
@@ -41,6 +46,8 @@ WARM_UP_RHO = 1.2
 
 
 class Cell(Struct, frozen=True):
+    """One thing to simulate."""
+
     scenario: Scenario
     shape: Shape
     rho: float
@@ -50,52 +57,57 @@ class Cell(Struct, frozen=True):
 
     @property
     def group(self) -> tuple[str, str, float, str]:
-        """The same for cells that differ by seed alone."""
+        """Key of the cells that differ by seed alone."""
         return self.scenario, self.shape, self.rho, self.forecast
 
     @property
     def title(self) -> str:
+        """The group's heading in a report."""
         return f"{self.scenario}, {self.shape}, ρ {self.rho:g}, forecasts {self.forecast}"
 
 
 class Plan(Struct, frozen=True):
-    """What all cells share."""
+    """Everything that the cells share."""
 
-    rows: Mapping[str, Sequence[Row]]  # by forecast
+    rows: Mapping[str, Sequence[RequestRow]]  # by forecast
     warm_up: int = 300
     mix: str = "published"
     gaps: Literal["poisson", "burst"] | Floats = "poisson"
-    speed: float = 0.0  # of a trace: 0 scales it to the load, else its times are divided by this
+    speed: float = 0.0  # divides a trace's times; 0 scales it to the load instead
     policies: Sequence[str] = ()  # empty: all
-    fixed: Mapping[str, float] = {}  # the provider's parameters that are not drawn
+    fixed: Mapping[str, float] = {}  # parameters of the provider that are not drawn
     overrides: Mapping[str, Mapping[str, Any]] = {}  # the gateway's settings
     first_seed: int = 0
-    sampled_seeds: int = 5  # the first ones, of which single latencies are kept, for pictures
+    sampled_seeds: int = 5  # the first ones keep single latencies, for pictures
 
 
 class World(Struct, frozen=True):
-    natures: Mapping[str, Nature]  # account → what it is like
-    models: Mapping[str, tuple[str, ...]]  # account → what it serves
+    """Providers and requests of one cell."""
+
+    traits: Mapping[str, ProviderTraits]  # by account
+    models: Mapping[str, tuple[str, ...]]  # account → the models it serves
     tenants: tuple[str, ...]
-    requests: Sequence[Request]
-    warm_up: Sequence[Request] = ()
-    changes: Sequence[Change] = ()
+    requests: Sequence[SimulatedRequest]
+    warm_up: Sequence[SimulatedRequest] = ()
+    changes: Sequence[CapacityChange] = ()
 
     @property
     def best_window(self) -> int:
-        return self.natures["a"].best_window
+        """The best number in flight at the first account."""
+        return self.traits["a"].best_window
 
-    def providers(self) -> dict[str, Provider]:
-        return {name: Provider(own) for name, own in self.natures.items()}
+    def providers(self) -> dict[str, SimulatedProvider]:
+        """Fresh providers by account."""
+        return {name: SimulatedProvider(own) for name, own in self.traits.items()}
 
 
 def world_of(plan: Plan, cell: Cell) -> World:
     """The cell's provider and requests, from its seed.
 
     Raises:
-        SettingsError: the rows do not give the mix.
+        SettingsError: the rows lack a size that the mix needs, or a parameter is unknown.
     """
-    own = nature(cell.shape, _chance(cell, "nature"), plan.fixed)
+    own = draw_traits(cell.shape, _chance(cell, "nature"), plan.fixed)
     rate = own.capacity / _mean_work_s(plan, cell, own)  # requests a second at capacity
     if cell.scenario == "isolation":
         return _isolation(plan, cell, own, rate)
@@ -112,8 +124,8 @@ def world_of(plan: Plan, cell: Cell) -> World:
     return World({"a": own}, {"a": ("m",)}, ("one",), requests, warm, changes)
 
 
-def _limited(own: Nature, rate: float) -> Nature:
-    """A little less than the provider could do: its limits bite before its congestion."""
+def _limited(own: ProviderTraits, rate: float) -> ProviderTraits:
+    """Limits a little below what the provider could do, so that they act before congestion."""
     return structs.replace(
         own,
         max_concurrency=max(2, round(0.75 * own.best_window)),
@@ -121,16 +133,18 @@ def _limited(own: Nature, rate: float) -> Nature:
     )
 
 
-def _changes(cell: Cell, span_s: float) -> list[Change]:
+def _changes(cell: Cell, span_s: float) -> list[CapacityChange]:
     if cell.scenario == "drop":
-        return [Change(0.4 * span_s, "a", 0.5), Change(0.7 * span_s, "a", 1.0)]
+        return [CapacityChange(0.4 * span_s, "a", 0.5), CapacityChange(0.7 * span_s, "a", 1.0)]
     if cell.scenario == "drift":
         places = np.linspace(0, 1, 61)
-        return [Change(p * span_s, "a", 0.75 + 0.25 * cos(6 * pi * p)) for p in places.tolist()]
+        return [
+            CapacityChange(p * span_s, "a", 0.75 + 0.25 * cos(6 * pi * p)) for p in places.tolist()
+        ]
     return []
 
 
-def _flood(plan: Plan, cell: Cell, own: Nature, rate: float) -> list[Request]:
+def _flood(plan: Plan, cell: Cell, own: ProviderTraits, rate: float) -> list[SimulatedRequest]:
     quiet_rate = QUIET_RHO["flood"] * rate
     count = max(20, round(cell.requests * QUIET_RHO["flood"] / (cell.rho + QUIET_RHO["flood"])))
     quiet = _requests(plan, cell, own, count, quiet_rate, "q", tenant="quiet")
@@ -139,7 +153,7 @@ def _flood(plan: Plan, cell: Cell, own: Nature, rate: float) -> list[Request]:
     return sorted(quiet + loud, key=lambda r: r.arrived_s)
 
 
-def _isolation(plan: Plan, cell: Cell, own: Nature, rate: float) -> World:
+def _isolation(plan: Plan, cell: Cell, own: ProviderTraits, rate: float) -> World:
     loud = _requests(plan, cell, own, cell.requests, cell.rho * rate, "l", tenant="loud")
     quiet = _requests(
         plan,
@@ -152,27 +166,27 @@ def _isolation(plan: Plan, cell: Cell, own: Nature, rate: float) -> World:
     )
     quiet = [structs.replace(r, model="other", accounts=("b",)) for r in quiet]
     requests = sorted(quiet + loud, key=lambda r: r.arrived_s)
-    natures, models = {"a": own, "b": own}, {"a": ("m",), "b": ("other",)}
-    return World(natures, models, ("quiet", "loud"), requests)
+    traits, models = {"a": own, "b": own}, {"a": ("m",), "b": ("other",)}
+    return World(traits, models, ("quiet", "loud"), requests)
 
 
 def _requests(
     plan: Plan,
     cell: Cell,
-    own: Nature,
+    own: ProviderTraits,
     count: int,
     rate: float,
     prefix: str,
     speed: float = 0.0,
     tenant: str = "one",
-) -> list[Request]:
+) -> list[SimulatedRequest]:
     """`count` requests at `rate` a second (or a trace's own rhythm × `speed`)."""
     rows = plan.rows[cell.forecast]
     places = draw(rows, count, plan.mix, _chance(cell, f"rows {prefix}"))
     noise = _chance(cell, f"noise {prefix}").standard_normal(count).tolist()
     times = _times(plan, count, rate, speed, _chance(cell, f"gaps {prefix}"))
     return [
-        Request(
+        SimulatedRequest(
             id=f"{prefix}{i}",
             arrived_s=at_s,
             row=(row := rows[place]),
@@ -199,8 +213,8 @@ def _times(
     return times
 
 
-def _mean_work_s(plan: Plan, cell: Cell, own: Nature) -> float:
-    """Of a request of the mix, noise included."""
+def _mean_work_s(plan: Plan, cell: Cell, own: ProviderTraits) -> float:
+    """Mean work of a request of the mix, noise included."""
     rows = plan.rows[cell.forecast]
     places = draw(rows, min(2000, len(rows)), plan.mix, np.random.default_rng(11))
     works = [own.work_s(rows[i].prompt_tokens, rows[i].output_tokens, 0.0) for i in places.tolist()]
@@ -208,5 +222,5 @@ def _mean_work_s(plan: Plan, cell: Cell, own: Nature) -> float:
 
 
 def _chance(cell: Cell, use: str) -> np.random.Generator:
-    """A stream of random numbers for one use, the same for every shape and forecast."""
+    """Random numbers for one use, the same for every shape and forecast."""
     return np.random.default_rng([cell.seed, *use.encode()])

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.workbench.simulate.cells import Played
+from gateway.workbench.simulate.cells import PolicyFigures
 from gateway.workbench.simulate.simulation_report import tree
 from tests.bench.goals import GOALS, GoalResult, checks, goals, main, markdown
 from tests.unit.workbench.simulate_cases import cell
@@ -18,11 +18,13 @@ BASE = {goal.figure: 1.0 for goal in GOALS} | {"mean_s": 1.0, "completed": 1.0}
 NAN = float("nan")
 
 
-def played(**changed: float) -> Played:
-    return Played(BASE | changed)
+def played(**changed: float) -> PolicyFigures:
+    return PolicyFigures(BASE | changed)
 
 
-def group(scenario: str = "burst", shape: str = "knee", **policies: Played) -> dict[str, Any]:
+def group(
+    scenario: str = "burst", shape: str = "knee", **policies: PolicyFigures
+) -> dict[str, Any]:
     """A group as it is read back from report.json."""
     found = tree([cell(scenario, shape=shape)], [policies])
     (read,) = json.loads(msgspec.json.encode(found))

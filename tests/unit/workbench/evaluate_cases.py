@@ -11,7 +11,7 @@ import numpy as np
 
 from gateway.predict.prompt_view import PromptView
 from gateway.workbench.evaluate.judged_rows import Case
-from gateway.workbench.evaluate.row_replay import Forecasts
+from gateway.workbench.evaluate.row_replay import ForecastTable
 
 THINGS = ("lamps", "harbours", "kites", "engines", "gardens", "violins", "maps", "bridges")
 
@@ -58,12 +58,12 @@ def case(seq: int, tokens: int = 100, **more: Any) -> Case:
     return Case(**(given | more))
 
 
-def flat(centres: list[float], spread: float = 2.0) -> Forecasts:
+def flat(centres: list[float], spread: float = 2.0) -> ForecastTable:
     """Forecasts with these medians, and quantiles a factor `spread` around them."""
     steps = spread ** np.array([-1.6, -1.3, -0.7, 0.0, 0.7, 1.3, 1.6])
     grid = np.array(centres, float)[:, None] * steps
     count = len(centres)
-    return Forecasts(
+    return ForecastTable(
         grid=grid,
         p_short=(grid[:, 3] <= 64).astype(float),
         risk=np.full(count, 0.2),

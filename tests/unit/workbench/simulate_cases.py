@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from gateway.types import Rung, Workload
-from gateway.workbench.simulate.request_rows import Row, generated, noisy, truth
-from gateway.workbench.simulate.simulated_provider import Nature
-from gateway.workbench.simulate.virtual_loop import Request
+from gateway.workbench.simulate.request_rows import RequestRow, generated, noisy, truth
+from gateway.workbench.simulate.simulated_provider import ProviderTraits
+from gateway.workbench.simulate.virtual_loop import SimulatedRequest
 from gateway.workbench.simulate.worlds import Cell, Plan
 
 UNKNOWN = Workload(10, 200.0, 600.0, (20.0,) * 7, 0.1, 0.0, 0.0, 0.2, 0.4, Rung.HEURISTIC)
 
-PLAIN = Nature(
+PLAIN = ProviderTraits(
     shape="knee", knee=4.0, base_s=0.0, prompt_token_s=0.0, output_token_s=0.01, noise=0.0
 )
 """An answer of 100 tokens takes a second, up to four at once at full speed."""
 
 
 def request(
-    id: str, arrived_s: float, output_tokens: int, nature: Nature = PLAIN, z: float = 0.0
-) -> Request:
+    id: str, arrived_s: float, output_tokens: int, traits: ProviderTraits = PLAIN, z: float = 0.0
+) -> SimulatedRequest:
     """Ten prompt tokens, forecast by one who knows."""
-    row = truth(Row(10, output_tokens, UNKNOWN))
-    return Request(id, arrived_s, row, z, nature.alone_s(10, output_tokens, z))
+    row = truth(RequestRow(10, output_tokens, UNKNOWN))
+    return SimulatedRequest(id, arrived_s, row, z, traits.alone_s(10, output_tokens, z))
 
 
 def plan(**changed: object) -> Plan:

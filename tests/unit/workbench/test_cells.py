@@ -36,10 +36,10 @@ def test_hindsight_is_one_of_the_searched_windows() -> None:
 def test_settings_given_do_not_change_what_a_policy_is() -> None:
     """An ordering of its own and a searched window win over the settings' ones."""
     some = ["ours", "ours:fcfs"]
-    plain = play(plan(policies=some), cell())
+    baseline = play(plan(policies=some), cell())
     given = {"schedule": {"ordering": "sjf"}}
     changed = play(plan(policies=some, overrides=given), cell())
-    assert changed["ours:fcfs"] == plain["ours:fcfs"]
+    assert changed["ours:fcfs"] == baseline["ours:fcfs"]
 
 
 def test_warm_up_comes_before_and_is_not_counted() -> None:

@@ -12,7 +12,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.simulate import forecast_rows as forecasts
-from gateway.workbench.simulate.request_rows import Row
+from gateway.workbench.simulate.request_rows import RequestRow
 from tests.unit.workbench.evaluate_cases import row, write
 from tests.unit.workbench.test_judged_rows import history_row, stored
 
@@ -25,16 +25,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(folder / "rows.jsonl", [row(i, f"Say number {i % 40}") for i in range(ROWS)])
 
 
-def real(data: Path, kept: Path) -> list[Row]:
+def real(data: Path, kept: Path) -> list[RequestRow]:
     return forecasts.real_rows(data, None, kept, shipped("models"), 1)
 
 
 @pytest.fixture(scope="module")
-def first(data: Path) -> list[Row]:
+def first(data: Path) -> list[RequestRow]:
     return real(data, data.with_name("kept.npz"))
 
 
-def test_rows_have_both_forecasts(data: Path, first: list[Row]) -> None:
+def test_rows_have_both_forecasts(data: Path, first: list[RequestRow]) -> None:
     """Stage 0's at once, the full one later; the rows that seed the history are left out."""
     assert len(first) == ROWS - forecasts.SKIPPED
     for one in first:
@@ -44,7 +44,7 @@ def test_rows_have_both_forecasts(data: Path, first: list[Row]) -> None:
         assert list(one.better.grid) == sorted(one.better.grid)
 
 
-def test_kept_forecasts_are_used_again(data: Path, first: list[Row]) -> None:
+def test_kept_forecasts_are_used_again(data: Path, first: list[RequestRow]) -> None:
     """The second run reads the file: what stands in it is what comes out."""
     kept = data.with_name("kept.npz")
     assert real(data, kept) == first
@@ -56,7 +56,7 @@ def test_kept_forecasts_are_used_again(data: Path, first: list[Row]) -> None:
     assert {one.forecast.p_short for one in real(data, changed)} == {0.125}
 
 
-def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[Row]) -> None:
+def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[RequestRow]) -> None:
     """Nor a file that is none: they are made anew."""
     kept = data.with_name("kept.npz")
     with np.load(kept) as file:
@@ -71,7 +71,7 @@ def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[Row]) -> N
     assert len(real(data, broken)) == len(first)
 
 
-def test_a_young_forecaster_has_learned_so_many_rows(data: Path, first: list[Row]) -> None:
+def test_a_young_forecaster_has_learned_so_many_rows(data: Path, first: list[RequestRow]) -> None:
     """All rows are there, none left out, and what they rest on is less than a whole history."""
     kept = data.with_name("young.npz")
     models = shipped("models")

@@ -24,10 +24,10 @@ NOTHING: frozenset[bytes] = frozenset()
 def test_read_sorts_by_seq_and_takes_gzip(tmp_path: Path) -> None:
     """Rows come in replay order, whatever their order in the file, plain or packed."""
     rows = [row(3), row(1), row(2)]
-    plain = write(tmp_path / "a.jsonl", rows)
+    baseline = write(tmp_path / "a.jsonl", rows)
     packed = tmp_path / "a.jsonl.gz"
-    packed.write_bytes(gzip.compress(plain.read_bytes()))
-    for path in (plain, packed):
+    packed.write_bytes(gzip.compress(baseline.read_bytes()))
+    for path in (baseline, packed):
         assert [line.seq for _, line in read(path)] == [1, 2, 3]
 
 

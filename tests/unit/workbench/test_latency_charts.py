@@ -5,10 +5,12 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from gateway.workbench.simulate import latency_charts as plots
-from gateway.workbench.simulate.cells import Played
+from gateway.workbench.simulate.cells import PolicyFigures
 
 SVG = "{http://www.w3.org/2000/svg}"
-PLAYED = Played({}, {}, [0.5, 2.0, 30.0], [0.0, 0.0, 0.0], [10, 100, 900], [(0.5, 8.0, 3)] * 3)
+PLAYED = PolicyFigures(
+    {}, {}, [0.5, 2.0, 30.0], [0.0, 0.0, 0.0], [10, 100, 900], [(0.5, 8.0, 3)] * 3
+)
 
 
 def lines(text: str) -> int:
@@ -31,4 +33,4 @@ def test_no_wait_and_no_latency_can_be_drawn() -> None:
 def test_window_draws_what_was_and_what_is_best() -> None:
     """In flight, the window, and the provider's best; an empty trace is no error."""
     assert lines(plots.window("t", PLAYED, 16)) == 3
-    assert lines(plots.window("t", Played({}), 16)) == 3
+    assert lines(plots.window("t", PolicyFigures({}), 16)) == 3

@@ -17,29 +17,31 @@ from gateway.workbench.report import observed_report
 from gateway.workbench.report.provider_fit import fitted, mean_inflight
 from gateway.workbench.simulate import policies
 from gateway.workbench.simulate.request_rows import generated, noisy
-from gateway.workbench.simulate.simulated_provider import Nature, Provider
-from gateway.workbench.simulate.virtual_loop import Request, run
+from gateway.workbench.simulate.simulated_provider import ProviderTraits, SimulatedProvider
+from gateway.workbench.simulate.virtual_loop import SimulatedRequest, run
 
 SEEDS = range(5)
 
 
-def observed(nature: Nature, rho: float, count: int = 1500, seed: int = 0) -> list[ObservedRow]:
+def observed(
+    traits: ProviderTraits, rho: float, count: int = 1500, seed: int = 0
+) -> list[ObservedRow]:
     """The journal of naive dispatch to this provider at rho × its capacity, in two waves with a
     lull between them, so that it is seen idle and crowded."""
     chance = np.random.default_rng(seed)
     rows = noisy(generated(count, seed), 0.6, seed)
-    work_s = np.mean([nature.work_s(r.prompt_tokens, r.output_tokens, 0.0) for r in rows])
-    rates = np.where(np.arange(count) % 500 < 250, rho, 0.5) * nature.capacity / work_s
+    work_s = np.mean([traits.work_s(r.prompt_tokens, r.output_tokens, 0.0) for r in rows])
+    rates = np.where(np.arange(count) % 500 < 250, rho, 0.5) * traits.capacity / work_s
     times = np.cumsum(chance.exponential(1.0 / rates)).tolist()
     noise = chance.standard_normal(count).tolist()
     requests = [
-        Request(
+        SimulatedRequest(
             id=f"r{i}", arrived_s=at_s, row=row, z=z,
-            alone_s=nature.alone_s(row.prompt_tokens, row.output_tokens, z),
+            alone_s=traits.alone_s(row.prompt_tokens, row.output_tokens, z),
         )
         for i, (at_s, row, z) in enumerate(zip(times, rows, noise, strict=True))
     ]  # fmt: skip
-    results = run(policies.plain("naive", 1), {"a": Provider(nature)}, requests).results
+    results = run(policies.baseline("naive", 1), {"a": SimulatedProvider(traits)}, requests).results
     return [
         ObservedRow(
             arrived_wall_s=1e9 + r.request.arrived_s,
@@ -59,11 +61,11 @@ def observed(nature: Nature, rho: float, count: int = 1500, seed: int = 0) -> li
 def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
     """Its best window within a third, its token time within a fifth, and playing the traffic as
     it was gives the observed P95 back within a fifth."""
-    nature = Nature(shape="knee", knee=16, output_token_s=0.012, base_s=0.4)
-    rows = observed(nature, 1.1, seed=seed)  # far above, a P95 hangs on the last per cent of a knee
+    traits = ProviderTraits(shape="knee", knee=16, output_token_s=0.012, base_s=0.4)
+    rows = observed(traits, 1.1, seed=seed)  # far above, a P95 hangs on the last per cent of a knee
     fit = fitted(rows).fits["a"]
-    assert fit.nature.best_window == pytest.approx(nature.best_window, rel=0.34)
-    assert fit.nature.output_token_s == pytest.approx(0.012, rel=0.2)
+    assert fit.traits.best_window == pytest.approx(traits.best_window, rel=0.34)
+    assert fit.traits.output_token_s == pytest.approx(0.012, rel=0.2)
     found = observed_report.tree(rows, None)
     assert found["naive"]["p95_s"] == pytest.approx(found["observed"]["p95_s"], rel=0.2)
     assert found["scheduled"]["short_p50_s"] < found["naive"]["short_p50_s"]
@@ -72,8 +74,8 @@ def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
 def test_report_knows_which_names_are_one_model() -> None:
     """Twenty clients' names of one model have one window at its provider, as in the gateway;
     without the settings nobody could know."""
-    nature = Nature(shape="power", knee=16, power=1.5, output_token_s=0.012, base_s=0.4)
-    rows = observed(nature, 1.1)
+    traits = ProviderTraits(shape="power", knee=16, power=1.5, output_token_s=0.012, base_s=0.4)
+    rows = observed(traits, 1.1)
     named = [msgspec.structs.replace(row, model=f"m{i % 20}") for i, row in enumerate(rows)]
     models = {f"m{i}": "m" for i in range(20)}
     settings = policies.settings_of({"a": list(models)}, ("t",))
@@ -86,7 +88,7 @@ def test_report_knows_which_names_are_one_model() -> None:
 
 def test_report_does_not_promise_where_nothing_was_crowded() -> None:
     """A provider that was never near its knee: no window is named, and the text says so."""
-    rows = observed(Nature(shape="knee", knee=64), 0.05, count=300)
+    rows = observed(ProviderTraits(shape="knee", knee=64), 0.05, count=300)
     found = observed_report.tree(rows, None)
     assert found["accounts"]["a"]["best_window"] is None
     assert "There is little to gain" in observed_report.markdown(found).replace("there", "There")
@@ -94,7 +96,7 @@ def test_report_does_not_promise_where_nothing_was_crowded() -> None:
 
 def test_report_warns_where_latencies_follow_nothing() -> None:
     """Neither size nor load explains them: said. (The twin: they do, and nothing is said.)"""
-    rows = observed(Nature(knee=16), 1.2, count=600)
+    rows = observed(ProviderTraits(knee=16), 1.2, count=600)
     factors = np.exp(np.random.default_rng(3).normal(0.0, 1.2, len(rows))).tolist()
     strange = [
         msgspec.structs.replace(row, upstream_s=row.upstream_s * factor)
@@ -108,7 +110,7 @@ def test_report_wants_something_to_go_by(tmp_path: Path) -> None:
     """An empty store, and one with too few answers: one line each."""
     with pytest.raises(SettingsError, match="nothing was observed"):
         observed_report.tree([], None)
-    few = observed(Nature(), 0.5, count=30)
+    few = observed(ProviderTraits(), 0.5, count=30)
     with pytest.raises(SettingsError, match="50 on one account"):
         observed_report.tree(few, None)
 
@@ -118,7 +120,7 @@ def test_report_reads_the_store_and_writes_its_files(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     store = Store(path, StoreSettings(path=str(path)))
     store.start()
-    for row in observed(Nature(), 1.2, count=200):
+    for row in observed(ProviderTraits(), 1.2, count=200):
         assert store.append_observed(row)
     assert store.stop()
     parser = argparse.ArgumentParser()

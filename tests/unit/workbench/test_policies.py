@@ -8,13 +8,19 @@ from gateway.errors import Refused, SettingsError
 from gateway.schedule import events
 from gateway.schedule.events import Action, Dispatch, Refuse
 from gateway.types import Job, Outcome, Verdict, Workload
-from gateway.workbench.simulate.policies import DUAL_BUDGET, Core, fixed_window, plain, settings_of
-from gateway.workbench.simulate.request_rows import Row, truth
+from gateway.workbench.simulate.policies import (
+    DUAL_BUDGET,
+    GatewayPolicy,
+    baseline,
+    fixed_window,
+    settings_of,
+)
+from gateway.workbench.simulate.request_rows import RequestRow, truth
 from tests.unit.workbench.simulate_cases import UNKNOWN
 
 
 def known(output_tokens: int) -> Workload:
-    return truth(Row(10, output_tokens, UNKNOWN)).first
+    return truth(RequestRow(10, output_tokens, UNKNOWN)).first
 
 
 def submitted(id: str, output_tokens: int, arrived_s: float = 0.0) -> events.Submitted:
@@ -47,7 +53,7 @@ def started(actions: list[Action]) -> list[str]:
 )
 def test_policies_choose_as_they_say(name: str, order: list[str]) -> None:
     """One at a time, three waiting behind a fourth."""
-    policy = plain(name, 1)
+    policy = baseline(name, 1)
     assert started(policy.handle(submitted("first", 100), 0.0)) == ["first"]
     for at_s, (id, tokens) in enumerate({"long": 900, "medium": 200, "short": 20}.items(), 1):
         assert policy.handle(submitted(id, tokens, at_s), at_s) == []
@@ -61,7 +67,7 @@ def test_policies_choose_as_they_say(name: str, order: list[str]) -> None:
 
 def test_fair_queuing_takes_turns_by_tokens() -> None:
     """Two long answers weigh as much as many short ones: those go between them."""
-    policy = plain("fair", 1)
+    policy = baseline("fair", 1)
     policy.handle(submitted("running", 10), 0.0)
     for i in range(2):
         policy.handle(submitted(f"long{i}", 300), 0.0)
@@ -76,7 +82,7 @@ def test_fair_queuing_takes_turns_by_tokens() -> None:
 
 def test_fair_queuing_gives_no_credit_for_absence() -> None:
     """A class that comes late does not make up for what it never asked."""
-    policy = plain("fair", 1)
+    policy = baseline("fair", 1)
     running, order = "long0", []
     for i in range(12):
         policy.handle(submitted(f"long{i}", 300), 0.0)
@@ -92,7 +98,7 @@ def test_fair_queuing_gives_no_credit_for_absence() -> None:
 
 def test_quotas_are_walls() -> None:
     """A size whose quota is full waits, though others' room is idle."""
-    policy = plain("quota", 4)  # one short, one medium, two long
+    policy = baseline("quota", 4)  # one short, one medium, two long
     actions = [a for i in range(3) for a in policy.handle(submitted(f"s{i}", 10), 0.0)]
     assert started(actions) == ["s0"]
     assert started(policy.handle(submitted("l", 900), 0.0)) == ["l"]
@@ -100,7 +106,7 @@ def test_quotas_are_walls() -> None:
 
 def test_a_better_forecast_moves_what_waits() -> None:
     """To its new place, once; what runs stays."""
-    policy = plain("sjf", 1)
+    policy = baseline("sjf", 1)
     policy.handle(submitted("running", 100), 0.0)
     policy.handle(submitted("a", 500), 0.0)
     policy.handle(submitted("b", 300), 0.0)
@@ -114,14 +120,14 @@ def test_a_better_forecast_moves_what_waits() -> None:
 
 def test_accounts_are_used_evenly() -> None:
     """The one with fewer in flight."""
-    policy = plain("naive", 1)
+    policy = baseline("naive", 1)
     actions = [a for i in range(4) for a in policy.handle(submitted(f"{i}", 10), 0.0)]
     assert [a.account for a in actions if isinstance(a, Dispatch)] == ["a", "b", "a", "b"]
 
 
 def test_a_client_retries_as_libraries_do() -> None:
     """After Retry-After, or about 0.5 s and 1 s; the third 429 is the last."""
-    policy = plain("fifo", 1)
+    policy = baseline("fifo", 1)
     policy.handle(submitted("r", 10), 0.0)
     assert policy.handle(failed("r", 3.0), 1.0) == []
     assert policy.next_wake(1.0) == 4.0
@@ -140,7 +146,7 @@ def test_a_client_retries_as_libraries_do() -> None:
 def test_a_fixed_window_is_the_cores_room() -> None:
     """What hindsight searches over; it is not moved by successes."""
     sections, account = fixed_window(7)
-    core = Core(settings_of({"a": ("m",)}, ("one",), sections, account=account))
+    core = GatewayPolicy(settings_of({"a": ("m",)}, ("one",), sections, account=account))
     assert core.room == 7
     actions = [a for i in range(9) for a in core.handle(submitted(f"{i}", 2000), 0.0)]
     assert len(started(actions)) <= 7
@@ -166,4 +172,4 @@ def test_overrides_are_settings() -> None:
 def test_an_unknown_baseline_is_an_error() -> None:
     """No silent default."""
     with pytest.raises(ValueError, match="nothing"):
-        plain("nothing", 1)
+        baseline("nothing", 1)

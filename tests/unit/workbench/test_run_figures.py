@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from gateway.workbench.simulate.run_figures import figures, tenants_p95
-from gateway.workbench.simulate.virtual_loop import Result
+from gateway.workbench.simulate.virtual_loop import RequestResult
 from tests.unit.workbench.simulate_cases import request
 
 
-def result(i: int, output_tokens: int, latency_s: float, *, completed: bool = True) -> Result:
-    return Result(
+def result(
+    i: int, output_tokens: int, latency_s: float, *, completed: bool = True
+) -> RequestResult:
+    return RequestResult(
         request=request(f"r{i}", float(i), output_tokens),
         started_s=i + 0.5,
         ended_s=i + latency_s,

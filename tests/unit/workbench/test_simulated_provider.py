@@ -12,10 +12,10 @@ from gateway.errors import SettingsError
 from gateway.workbench.simulate.simulated_provider import (
     RANGES,
     SHAPES,
-    Bucket,
-    Nature,
-    Provider,
-    nature,
+    MinuteLimit,
+    ProviderTraits,
+    SimulatedProvider,
+    draw_traits,
 )
 from tests.unit.workbench.simulate_cases import PLAIN
 
@@ -26,9 +26,9 @@ arrivals = st.lists(
 ).map(sorted)
 
 
-def ends(own: Nature, coming: list[Arrival]) -> tuple[list[float], Provider]:
+def ends(own: ProviderTraits, coming: list[Arrival]) -> tuple[list[float], SimulatedProvider]:
     """When each stream ends, by the provider."""
-    provider, found, i = Provider(own), [0.0] * len(coming), 0
+    provider, found, i = SimulatedProvider(own), [0.0] * len(coming), 0
     while i < len(coming) or provider.inflight:
         if i < len(coming) and coming[i][0] <= provider.next_s:
             assert provider.offer(str(i), 10, coming[i][1], 0.0, coming[i][0]) is None
@@ -41,7 +41,7 @@ def ends(own: Nature, coming: list[Arrival]) -> tuple[list[float], Provider]:
     return found, provider
 
 
-def ends_naively(own: Nature, coming: list[Arrival]) -> list[float]:
+def ends_naively(own: ProviderTraits, coming: list[Arrival]) -> list[float]:
     """The same by book-keeping what is left of every stream at every event: O(n²)."""
     left: dict[int, float] = {}
     now, found, i = 0.0, [0.0] * len(coming), 0
@@ -85,31 +85,31 @@ def test_work_is_neither_lost_nor_made(coming: list[Arrival]) -> None:
 )
 def test_curves_peak_where_they_should(shape: str, capacity: float, window: int) -> None:
     """X(N) = N/g(N) of each shape, by hand; the window is the first within 5 % of the best."""
-    own = Nature(shape=shape, knee=16.0)  # type: ignore[arg-type]
+    own = ProviderTraits(shape=shape, knee=16.0)  # type: ignore[arg-type]
     assert own.capacity == pytest.approx(capacity)
     assert own.best_window == window
 
 
 def test_usl_peaks_at_its_knee() -> None:
     """κ is chosen so that √((1−σ)/κ) is the knee."""
-    own = Nature(shape="usl", knee=20.0)
+    own = ProviderTraits(shape="usl", knee=20.0)
     throughput = [n / own.slowness(n) for n in range(1, 100)]
     assert 1 + int(np.argmax(throughput)) == 20
 
 
 def test_parameters_are_drawn_from_their_ranges() -> None:
     """The same for every shape of a seed, within RANGES, and fixed ones as they are given."""
-    drawn = [nature(shape, np.random.default_rng(3), {"rpm": 90}) for shape in SHAPES]
+    drawn = [draw_traits(shape, np.random.default_rng(3), {"rpm": 90}) for shape in SHAPES]
     assert len({structs.replace(one, shape="knee") for one in drawn}) == 1
     assert all(low <= getattr(drawn[0], name) <= high for name, (low, high) in RANGES.items())
     assert drawn[0].rpm == 90
     with pytest.raises(SettingsError, match="no provider parameter 'speed'"):
-        nature("knee", np.random.default_rng(3), {"speed": 1})
+        draw_traits("knee", np.random.default_rng(3), {"speed": 1})
 
 
 def test_a_crowd_beyond_the_limit_is_rejected() -> None:
     """A burst of ten meets seven 429s, with what to wait; afterwards there is room again."""
-    provider = Provider(structs.replace(PLAIN, max_concurrency=3))
+    provider = SimulatedProvider(structs.replace(PLAIN, max_concurrency=3))
     said = [provider.offer(str(i), 10, 100, 0.0, 0.0) for i in range(10)]
     assert [answer is None for answer in said] == [True] * 3 + [False] * 7
     assert said[-1] is not None
@@ -122,7 +122,7 @@ def test_a_crowd_beyond_the_limit_is_rejected() -> None:
 
 def test_a_provider_may_say_no_without_saying_when() -> None:
     """429 without Retry-After."""
-    provider = Provider(structs.replace(PLAIN, max_concurrency=1, tells_retry_after=False))
+    provider = SimulatedProvider(structs.replace(PLAIN, max_concurrency=1, tells_retry_after=False))
     provider.offer("a", 10, 100, 0.0, 0.0)
     said = provider.offer("b", 10, 100, 0.0, 0.0)
     assert said is not None
@@ -131,7 +131,7 @@ def test_a_provider_may_say_no_without_saying_when() -> None:
 
 def test_minute_limits_refill_and_are_told() -> None:
     """Sixty a minute are one a second; the headers say what is left."""
-    provider = Provider(structs.replace(PLAIN, rpm=60))
+    provider = SimulatedProvider(structs.replace(PLAIN, rpm=60))
     assert all(provider.offer(str(i), 10, 1, 0.0, 0.0) is None for i in range(60))
     said = provider.offer("more", 10, 1, 0.0, 0.0)
     assert said is not None
@@ -141,12 +141,12 @@ def test_minute_limits_refill_and_are_told() -> None:
     assert (told.limit_requests, told.remaining_requests) == (60, 30)
     assert told.reset_requests_s == pytest.approx(30.0)
     assert told.limit_tokens is None
-    assert Provider(PLAIN).limits(0.0) is None
+    assert SimulatedProvider(PLAIN).limits(0.0) is None
 
 
 def test_a_bucket_lets_pass_what_is_larger_than_itself() -> None:
     """When full: else it would never pass."""
-    bucket = Bucket(100, 0.0)
+    bucket = MinuteLimit(100, 0.0)
     assert bucket.lacks_s(500, 0.0) == 0.0
     bucket.take(500)
     assert bucket.lacks_s(1, 0.0) == pytest.approx(401 * 0.6)
@@ -154,7 +154,7 @@ def test_a_bucket_lets_pass_what_is_larger_than_itself() -> None:
 
 def test_half_the_machines_crowd_as_twice_the_streams() -> None:
     """Four streams on half of a knee of four run at half speed, from the change on."""
-    provider = Provider(PLAIN)
+    provider = SimulatedProvider(PLAIN)
     for i in range(4):
         provider.offer(str(i), 10, 100, 0.0, 0.0)
         assert not provider.step(0.0).ended

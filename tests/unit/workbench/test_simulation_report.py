@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.workbench.simulate.cells import Played
+from gateway.workbench.simulate.cells import PolicyFigures
 from gateway.workbench.simulate.simulation_report import groups, markdown, tree, workload
 from tests.unit.workbench.simulate_cases import cell, plan
 
@@ -34,7 +34,7 @@ def test_cells_that_differ_by_seed_are_one_group() -> None:
 
 def test_group_compares_each_policy_with_naive() -> None:
     """The tree holds means and changes against naive, the text shows both."""
-    naive, ours = Played(FIGURES), Played(FIGURES | {"short_p95_s": 1.0})
+    naive, ours = PolicyFigures(FIGURES), PolicyFigures(FIGURES | {"short_p95_s": 1.0})
     (group,) = tree([cell()], [{"naive": naive, "ours": ours}])
     assert group["policies"]["ours"]["mean"]["short_p95_s"] == 1.0
     assert group["policies"]["ours"]["against_naive"]["short_p95_s"].value == pytest.approx(-0.5)
@@ -46,14 +46,14 @@ def test_group_compares_each_policy_with_naive() -> None:
 
 def test_report_judges_nothing() -> None:
     """A user of `simulate` gets figures; goals are held against them elsewhere."""
-    (group,) = tree([cell()], [{"naive": Played(FIGURES), "ours": Played(FIGURES)}])
+    (group,) = tree([cell()], [{"naive": PolicyFigures(FIGURES), "ours": PolicyFigures(FIGURES)}])
     assert not {"goals", "checks"} & set(group)
     assert "goal" not in text_of(group)
 
 
 def test_refusals_are_counted_by_code() -> None:
     """Refusals are summed over the seeds and named in the text."""
-    first, second = (Played(FIGURES, {"queue_timeout": n}) for n in (2, 3))
+    first, second = (PolicyFigures(FIGURES, {"queue_timeout": n}) for n in (2, 3))
     (group,) = tree([cell(), cell(seed=1)], [{"ours": first}, {"ours": second}])
     assert group["policies"]["ours"]["refused"] == {"queue_timeout": 5}
     assert "ours refused: queue_timeout 5." in text_of(group)

@@ -16,7 +16,7 @@ from gateway.shipped import shipped
 from gateway.types import Rung
 from gateway.workbench.evaluate import variants
 from gateway.workbench.evaluate.judged_rows import Case
-from gateway.workbench.evaluate.vectors import Known, Prompt, Recalled, prompt_key
+from gateway.workbench.evaluate.vectors import Prompt, PromptVector, RecordedEncoder, prompt_key
 from tests.unit.workbench.evaluate_cases import case
 
 SETTINGS = Predict()
@@ -27,13 +27,13 @@ def whole() -> Artefacts:
     """The shipped artefacts with made-up vectors for `case(0) … case(39)`."""
     parts = Artefacts(shipped("models"), SETTINGS.embedding_model_name, 64)
     chance = np.random.default_rng(5)
-    known: dict[bytes, Known] = {}
+    known: dict[bytes, PromptVector] = {}
     for seq in range(40):
         vector = chance.normal(size=384).astype(np.float32)
         vector /= np.linalg.norm(vector)
         code = chance.normal(size=64).astype(np.float32)
-        known[prompt_key(Prompt(f"prompt {seq}"))] = Known(vector, 0.0, code)
-    parts.encoder = Recalled(known, 384, 64)
+        known[prompt_key(Prompt(f"prompt {seq}"))] = PromptVector(vector, 0.0, code)
+    parts.encoder = RecordedEncoder(known, 384, 64)
     return parts
 
 
@@ -73,7 +73,7 @@ class Spy(LengthModel):
 def test_hidden_columns_are_not_seen_and_others_are() -> None:
     """The boosters get NaN in the columns of the family, and the rest as it was."""
     spy = Spy()
-    hidden = variants.Hidden(spy, lambda name: variants.family(name) == "vector")
+    hidden = variants.MaskedModel(spy, lambda name: variants.family(name) == "vector")
     width = len(NAMES) + 32 + len(NEIGHBOUR_NAMES)
     given = [float(i) for i in range(width)]
     hidden.grid(given)

@@ -13,7 +13,13 @@ from gateway.predict.artefacts import Artefacts
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.encoders.export import export
-from gateway.workbench.evaluate.vectors import Prompt, Recalled, encoder_id, prompt_key, vectors_of
+from gateway.workbench.evaluate.vectors import (
+    Prompt,
+    RecordedEncoder,
+    encoder_id,
+    prompt_key,
+    vectors_of,
+)
 from tests.kit.tiny_bert import write_bert
 
 MODELS = shipped("models")
@@ -28,7 +34,7 @@ def test_vectors_are_the_encoders(tmp_path: Path) -> None:
     assert len(known) == 3
     encoder = Artefacts(MODELS, SETTINGS.embedding_model_name, 64).encoder
     assert encoder is not None
-    recalled = Recalled(known, encoder.width, 64, encoder)
+    recalled = RecordedEncoder(known, encoder.width, 64, encoder)
     for prompt in (*PROMPTS, TOLD):
         said, fresh = (each.read(prompt.text, None, prompt.system) for each in (recalled, encoder))
         assert np.allclose(said.vector, fresh.vector, atol=1e-6)
@@ -63,7 +69,7 @@ def test_vectors_of_another_encoder_are_not_taken(tmp_path: Path) -> None:
 
 def test_a_text_nobody_encoded_is_an_error() -> None:
     """A replay never goes on with a vector it does not have, nor under another cap."""
-    recalled = Recalled({}, 384, 64)
+    recalled = RecordedEncoder({}, 384, 64)
     with pytest.raises(KeyError):
         recalled.vector("new")
     with pytest.raises(ValueError):

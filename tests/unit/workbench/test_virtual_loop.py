@@ -6,21 +6,21 @@ import pytest
 from msgspec import structs
 
 from gateway.schedule.events import Action, Event
-from gateway.workbench.simulate.policies import Core, Plain, plain, settings_of
-from gateway.workbench.simulate.simulated_provider import Provider
-from gateway.workbench.simulate.virtual_loop import Change, Request, Run, run
+from gateway.workbench.simulate.policies import GatewayPolicy, WindowPolicy, baseline, settings_of
+from gateway.workbench.simulate.simulated_provider import SimulatedProvider
+from gateway.workbench.simulate.virtual_loop import CapacityChange, RunResult, SimulatedRequest, run
 from tests.unit.workbench.simulate_cases import PLAIN, request
 
 REQUESTS = [request(f"r{i}", 0.1 * i, 20 + 40 * (i % 7)) for i in range(40)]
 
 
-def core() -> Core:
-    return Core(settings_of({"a": ("m",)}, ("one",)))
+def core() -> GatewayPolicy:
+    return GatewayPolicy(settings_of({"a": ("m",)}, ("one",)))
 
 
-def played(name: str, requests: list[Request] = REQUESTS) -> Run:
-    policy = core() if name == "ours" else plain(name, 4)
-    return run(policy, {"a": Provider(PLAIN)}, requests)
+def played(name: str, requests: list[SimulatedRequest] = REQUESTS) -> RunResult:
+    policy = core() if name == "ours" else baseline(name, 4)
+    return run(policy, {"a": SimulatedProvider(PLAIN)}, requests)
 
 
 def test_naive_is_the_provider_alone() -> None:
@@ -64,8 +64,8 @@ def test_noise_belongs_to_the_request() -> None:
     noisy = structs.replace(PLAIN, noise=0.5)
     requests = [request(f"r{i}", 0.1 * i, 50, noisy, z=(-1) ** i * 0.7) for i in range(20)]
     sums = []
-    for policy in (plain("naive", 4), plain("sjf", 4), core()):
-        provider = Provider(noisy)
+    for policy in (baseline("naive", 4), baseline("sjf", 4), core()):
+        provider = SimulatedProvider(noisy)
         run(policy, {"a": provider}, requests)
         sums.append(provider.done_s)
     assert sums == pytest.approx([sums[0]] * 3)
@@ -73,7 +73,7 @@ def test_noise_belongs_to_the_request() -> None:
 
 def test_a_run_may_begin_later() -> None:
     """A second run on the same policy and provider is counted from its own start."""
-    policy, provider = plain("fifo", 4), Provider(PLAIN)
+    policy, provider = baseline("fifo", 4), SimulatedProvider(PLAIN)
     first = run(policy, {"a": provider}, REQUESTS)
     again = [structs.replace(r, id=f"again {r.id}") for r in REQUESTS]
     second = run(policy, {"a": provider}, again, start_s=first.ended_s + 1)
@@ -85,7 +85,12 @@ def test_a_run_may_begin_later() -> None:
 def test_changes_come_at_their_time() -> None:
     """With a quarter of the machines, four streams on a knee of four run at a quarter's speed."""
     requests = [request(f"r{i}", 0.0, 100) for i in range(4)]
-    found = run(plain("naive", 4), {"a": Provider(PLAIN)}, requests, [Change(0.5, "a", 0.25)])
+    found = run(
+        baseline("naive", 4),
+        {"a": SimulatedProvider(PLAIN)},
+        requests,
+        [CapacityChange(0.5, "a", 0.25)],
+    )
     assert [r.ended_s for r in found.results] == pytest.approx([0.5 + 0.5 * 4] * 4)
 
 
@@ -93,7 +98,7 @@ def test_rejected_requests_come_again() -> None:
     """A burst on a provider that takes two at once: the core finds out, and all are answered."""
     tight = structs.replace(PLAIN, max_concurrency=2)
     requests = [request(f"r{i}", 0.0, 30) for i in range(30)]
-    found = run(core(), {"a": Provider(tight)}, requests)
+    found = run(core(), {"a": SimulatedProvider(tight)}, requests)
     assert all(r.completed for r in found.results)
     assert sum(r.rejections for r in found.results) > 0
 
@@ -102,13 +107,13 @@ def test_a_client_gives_up_after_three_rejections() -> None:
     """Without a gateway some of the same burst are lost; each told three times."""
     tight = structs.replace(PLAIN, max_concurrency=1)
     requests = [request(f"r{i}", 0.0, 900) for i in range(10)]
-    found = run(plain("naive", 1), {"a": Provider(tight)}, requests)
+    found = run(baseline("naive", 1), {"a": SimulatedProvider(tight)}, requests)
     lost = [r for r in found.results if not r.completed]
     assert lost
     assert {(r.rejections, r.refused) for r in lost} == {(3, "overloaded")}
 
 
-class Forgetful(Plain):
+class Forgetful(WindowPolicy):
     """Starts nothing."""
 
     def __init__(self) -> None:
@@ -126,7 +131,7 @@ class Restless(Forgetful):
 
 
 @pytest.mark.parametrize("policy", [Forgetful(), Restless()])
-def test_a_policy_that_loses_requests_is_found_out(policy: Plain) -> None:
+def test_a_policy_that_loses_requests_is_found_out(policy: WindowPolicy) -> None:
     """The run ends with an error, not with a hole, and ends."""
     with pytest.raises(RuntimeError, match="1 requests are lost"):
-        run(policy, {"a": Provider(PLAIN)}, [request("r", 0.0, 10)])
+        run(policy, {"a": SimulatedProvider(PLAIN)}, [request("r", 0.0, 10)])

@@ -23,9 +23,9 @@ def test_a_seed_is_the_same_world() -> None:
     """And another seed another."""
     one, same, other = (world_of(PLAN, cell(seed=seed)) for seed in (1, 1, 2))
     assert one.requests == same.requests
-    assert one.natures == same.natures
+    assert one.traits == same.traits
     assert sizes(one) != sizes(other)
-    assert one.natures != other.natures
+    assert one.traits != other.traits
 
 
 def test_shapes_and_forecasts_are_paired() -> None:
@@ -48,7 +48,7 @@ def test_the_load_is_that_of_the_best_throughput() -> None:
     """ρ = 2 brings twice the work the provider can do in the time."""
     for shape in ("knee", "quadratic"):
         world = world_of(plan(mix="as-is"), cell(shape=shape, requests=3000))
-        own = world.natures["a"]
+        own = world.traits["a"]
         work = sum(
             own.work_s(r.row.prompt_tokens, r.row.output_tokens, r.z) for r in world.requests
         )
@@ -93,7 +93,7 @@ def test_a_drop_takes_half_and_gives_it_back() -> None:
 
 def test_limits_bite_before_congestion() -> None:
     """Less concurrency than the best window, less a minute than could be served."""
-    free, bound = world_of(PLAN, cell()).natures["a"], world_of(PLAN, cell("limits")).natures["a"]
+    free, bound = world_of(PLAN, cell()).traits["a"], world_of(PLAN, cell("limits")).traits["a"]
     assert free.max_concurrency == 0
     assert 0 < bound.max_concurrency < bound.best_window
     assert bound.rpm > 0
