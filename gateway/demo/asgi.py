@@ -53,10 +53,23 @@ class Client:
 
     async def stays(self, seconds: float) -> bool:
         """Waits for `seconds`; False at once if the client has left or leaves."""
+        gone = self._watch()
+        await asyncio.wait({gone}, timeout=seconds)
+        return not gone.done()
+
+    async def stays_until(
+        self, moment: asyncio.Future[None], timeout_s: float | None = None
+    ) -> bool:
+        """Waits for `moment` or `timeout_s`; False at once if the client has left or leaves."""
+        gone = self._watch()
+        await asyncio.wait({moment, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return moment.done() or not gone.done()
+
+    def _watch(self) -> asyncio.Task[None]:
+        """The task that ends when the client leaves."""
         if self._gone is None:
             self._gone = asyncio.ensure_future(self._leave())
-        await asyncio.wait({self._gone}, timeout=seconds)
-        return not self._gone.done()
+        return self._gone
 
     def forget(self) -> None:
         if self._gone is not None:
