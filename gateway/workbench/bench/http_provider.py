@@ -186,7 +186,7 @@ class BenchProvider:
         await client.begin(200, {"content-type": "text/event-stream", **self._headers()})
         await client.write(_chunk({"role": "assistant", "content": WORD}))
         while not stream.ended.done():
-            if not await client.stays(self._event_s):
+            if not await client.stays_until(stream.ended, self._event_s):
                 return False
             await client.write(_chunk({"content": WORD}))
         await client.write(_chunk({}, "stop"))
