@@ -19,7 +19,7 @@ TOOLS = {
     "bench-provider": ("bench.http_provider", ""),
     "evaluate": ("evaluate.evaluator", "judge the predictor on rows it never saw"),
     "history": ("history", "work on the stored history"),
-    "load": ("load", "open-loop load on any OpenAI-compatible endpoint"),
+    "load": ("endpoint_load", "open-loop load on any OpenAI-compatible endpoint"),
     "models": ("encoders.export", "work on the models"),
     "report": ("report.observed_report", "what scheduling would have gained on observed traffic"),
     "simulate": (

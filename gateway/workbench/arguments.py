@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.errors import SettingsError
@@ -79,6 +80,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         raise SettingsError(f"{text!r} is no number") from None
+
+
+def check_names(tool: str, what: str, given: Sequence[str], names: Sequence[str]) -> None:
+    """Raises SettingsError where a given name is none of `names`, which the error lists."""
+    for name in given:
+        if name not in names:
+            raise SettingsError(f"{tool}: no {what} {name!r}; there are {', '.join(names)}")
 
 
 def this_command() -> str:

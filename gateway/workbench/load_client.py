@@ -1,9 +1,9 @@
 """Open-loop load over real HTTP: requests leave when they are due, whatever comes back.
 
-Each is timed from the moment at which it *should* have left, so that a stall of the target, or
-of this process, is part of the latency and not hidden by it (coordinated omission). How late
-they really left is reported beside it, and the share of a core this process used: near 1 the
-load measured itself.
+Each is timed from the moment at which it should have left, so that a stall of the target or of
+this process is part of the latency and not hidden by it (coordinated omission). How late they
+really left is reported beside it, and the share of a core that this process used: near 1 the load
+measured itself.
 """
 
 from __future__ import annotations
@@ -16,56 +16,58 @@ import aiohttp
 import msgspec
 from msgspec import Struct
 
+from gateway.workbench.figures import NAN
+
 TIMEOUT_S = 1800.0
 
 
-class Shot(Struct, frozen=True):
+class PlannedRequest(Struct, frozen=True):
     """One request, due `at_s` seconds after the start."""
 
     at_s: float
     body: bytes
-    id: str = ""
 
 
-class Hit(Struct):
-    """What came back. Seconds since the start; NaN where it never came so far."""
+class RequestTiming(Struct):
+    """What came back. Seconds since the start; NaN where it never got so far."""
 
-    shot: Shot
-    left_s: float = float("nan")
-    first_s: float = float("nan")
-    ended_s: float = float("nan")
+    planned: PlannedRequest
+    left_s: float = NAN
+    first_s: float = NAN  # the first byte
+    ended_s: float = NAN
     status: int = 0  # 0: no answer
-    whole: bool = False  # 200, and to its end without an error
-    output_tokens: int | None = None  # as the answer's usage says
+    is_complete: bool = False  # 200, and to its end without an error
+    output_tokens: int | None = None  # by the answer's usage
     error: str = ""
 
     @property
     def latency_s(self) -> float:
-        return self.ended_s - self.shot.at_s
+        """Seconds from when it was due to its end."""
+        return self.ended_s - self.planned.at_s
 
     @property
     def late_s(self) -> float:
-        """How much later than due it left."""
-        return self.left_s - self.shot.at_s
+        """Seconds by which it left later than due."""
+        return self.left_s - self.planned.at_s
 
 
-class Volley(Struct):
-    """All hits, in the order of the shots."""
+class LoadRun(Struct):
+    """All timings, in the order of the requests."""
 
-    hits: list[Hit]
+    timings: list[RequestTiming]
     wall_s: float
-    cpu_share: float
+    cpu_share: float  # of one core, of this process
 
 
-async def fire(
+async def send_all(
     url: str,
-    shots: Sequence[Shot],
+    requests: Sequence[PlannedRequest],
     headers: dict[str, str],
-    told: Callable[[], None] = lambda: None,
+    ended: Callable[[], None] = lambda: None,
     timeout_s: float = TIMEOUT_S,
-) -> Volley:
-    """Send all; `told` is called as each ends."""
-    hits = [Hit(shot) for shot in shots]
+) -> LoadRun:
+    """Send every request when it is due; `ended` is called as each ends."""
+    timings = [RequestTiming(request) for request in requests]
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with aiohttp.ClientSession(
@@ -73,39 +75,43 @@ async def fire(
     ) as session:
         start_s, cpu_s = time.perf_counter(), time.process_time()
         tasks = []
-        for hit in hits:
-            pause_s = start_s + hit.shot.at_s - time.perf_counter()
+        for timing in timings:
+            pause_s = start_s + timing.planned.at_s - time.perf_counter()
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            tasks.append(asyncio.ensure_future(_one(session, url, hit, start_s, told)))
+            tasks.append(asyncio.ensure_future(_send(session, url, timing, start_s, ended)))
         await asyncio.gather(*tasks)
         wall_s = time.perf_counter() - start_s
-    return Volley(hits, wall_s, (time.process_time() - cpu_s) / wall_s if wall_s else 0.0)
+    return LoadRun(timings, wall_s, (time.process_time() - cpu_s) / wall_s if wall_s else 0.0)
 
 
-async def _one(
-    session: aiohttp.ClientSession, url: str, hit: Hit, start_s: float, told: Callable[[], None]
+async def _send(
+    session: aiohttp.ClientSession,
+    url: str,
+    timing: RequestTiming,
+    start_s: float,
+    ended: Callable[[], None],
 ) -> None:
-    hit.left_s = time.perf_counter() - start_s
+    timing.left_s = time.perf_counter() - start_s
     try:
-        async with session.post(url, data=hit.shot.body) as response:
-            hit.status = response.status
+        async with session.post(url, data=timing.planned.body) as response:
+            timing.status = response.status
             tail = b""
             async for chunk in response.content.iter_any():
-                if hit.first_s != hit.first_s:
-                    hit.first_s = time.perf_counter() - start_s
+                if timing.first_s != timing.first_s:
+                    timing.first_s = time.perf_counter() - start_s
                 tail = (tail + chunk)[-4096:]
-            hit.whole = response.status == 200 and _is_whole(response, tail)
-            hit.output_tokens = _usage(tail)
-            if not hit.whole:
-                hit.error = tail[-200:].decode(errors="replace")
+            timing.is_complete = response.status == 200 and _has_end(response, tail)
+            timing.output_tokens = _usage(tail)
+            if not timing.is_complete:
+                timing.error = tail[-200:].decode(errors="replace")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        hit.error = f"{type(error).__name__}: {error}"[:200]
-    hit.ended_s = time.perf_counter() - start_s
-    told()
+        timing.error = f"{type(error).__name__}: {error}"[:200]
+    timing.ended_s = time.perf_counter() - start_s
+    ended()
 
 
-def _is_whole(response: aiohttp.ClientResponse, tail: bytes) -> bool:
+def _has_end(response: aiohttp.ClientResponse, tail: bytes) -> bool:
     if response.content_type == "text/event-stream":
         return tail.rstrip().endswith(b"data: [DONE]") and b'"error":' not in tail
     return True
@@ -127,8 +133,11 @@ def chat_body(
     bench: str | None = None,
     max_tokens: int | None = None,
 ) -> bytes:
-    """A request's bytes; a stream ends with its usage. `bench` is its number in the table of
-    the bench's provider."""
+    """A chat request as bytes; a stream ends with its usage.
+
+    Args:
+        bench: the request's number in the table of the bench's provider.
+    """
     body: dict[str, object] = {"model": model, "messages": messages, "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}

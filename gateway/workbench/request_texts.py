@@ -1,4 +1,4 @@
-"""What the bench's requests say: real conversations nobody fitted, or made-up ones."""
+"""Texts of requests for the load tools: real conversations that nobody fitted, or generated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from gateway.shipped import shipped
 from gateway.workbench.evaluate.judged_rows import choose, fit_keys, read
 
 GENERATED = 3000
-LONGEST = 8192
-"""Longer answers are left out: one would be most of a run of 200."""
+LONGEST = 8192  # tokens; one longer answer would take most of a run of 200
 
 
-class Text(Struct, frozen=True, gc=False):
-    """A request's words and the truth of its answer."""
+class RequestText(Struct, frozen=True, gc=False):
+    """A request's text and the true length of its answer, in tokens."""
 
     messages: list[dict[str, Any]]
     model: str
@@ -27,16 +26,17 @@ class Text(Struct, frozen=True, gc=False):
     output_tokens: int
 
 
-def texts(data: Path | None) -> list[Text]:
-    """Rows of a file of conversations that no shipped model was fitted on; without a file the
-    demo's own, whose lengths its grammar gives.
+def request_texts(data: Path | None) -> list[RequestText]:
+    """Rows of a file of conversations that no shipped model was fitted on.
+
+    Without a file they are the demo's own, with lengths by its grammar.
 
     Raises:
         SettingsError: the file is unusable.
     """
     if data is None:
         return [
-            Text(
+            RequestText(
                 [{"role": "user", "content": row["prompt"]}],
                 row["model"],
                 row["max_tokens"] or None,
@@ -51,7 +51,7 @@ def texts(data: Path | None) -> list[Text]:
         raise SettingsError(f"{data}: the bench needs a `seq` in every row")
     chosen = {case.seq for case in choose(rows, fit_keys(shipped("models"))).cases}
     return [
-        Text(
+        RequestText(
             line.messages,
             line.model,
             line.max_tokens,

@@ -1,9 +1,14 @@
-"""Markdown tables, and how their cells show numbers."""
+"""Report files: Markdown tables, how their cells show numbers, and writing them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from gateway.errors import SettingsError
 from gateway.workbench.figures import RelativeChange
 
 NOTHING = "–"
@@ -22,6 +27,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int 
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write_report(folder: Path, tree: Any, text: str) -> None:
+    """Write FOLDER/report.json and FOLDER/report.md. Raises SettingsError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        encoded = msgspec.json.format(msgspec.json.encode(tree), indent=1)
+        (folder / "report.json").write_bytes(encoded)
+        (folder / "report.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
 def number(value: float | None) -> str:

@@ -23,11 +23,11 @@ import numpy as np
 from gateway.settings import load
 from gateway.store.store import read_observed
 from gateway.workbench.bench import http_bench
-from gateway.workbench.bench.bench_processes import BenchGateway, Spawned
-from gateway.workbench.bench.bench_seed import Plot, Run, Watch
+from gateway.workbench.bench.bench_processes import BenchGateway, ProviderProcess
+from gateway.workbench.bench.bench_seed import LoadWatch, SeedRun, SeedWorld
 from gateway.workbench.progress import Progress
 from gateway.workbench.report import observed_report
-from gateway.workbench.request_texts import texts
+from gateway.workbench.request_texts import request_texts
 from gateway.workbench.simulate.worlds import Cell
 
 FIGURES = ("short_p50_s", "short_p95_s", "heavy_p95_s", "p95_s", "mean_s")
@@ -37,10 +37,12 @@ RHO = 1.5
 Found = dict[str, tuple[float, float, float]]  # figure → observed, foretold, measured
 
 
-async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> Found:
+async def compare(
+    own: SeedWorld, provider: ProviderProcess, scale: float, watch: LoadWatch
+) -> Found:
     """Times are the provider's seconds."""
-    run = Run(own, provider, scale, 0.5, (), watch)
-    models = sorted({text.model for text in (*own.measured.said, *own.seeding)})
+    run = SeedRun(own, provider, scale, 0.5, (), watch)
+    models = sorted({text.model for text in (*own.measured.texts, *own.seeding)})
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
 
@@ -48,7 +50,7 @@ async def compare(own: Plot, provider: Spawned, scale: float, watch: Watch) -> F
             gateway = BenchGateway(there / name, provider.url, models, scale, settings)
             async with gateway:
                 await gateway.learn(own.seeding)
-                return (await run.volley(own.measured, gateway.url)).figures
+                return (await run.send(own.measured, gateway.url)).figures
 
         observed = await through("observe", 'schedule.mode="observe"')
         settings = load.load(there / "observe" / "gateway.toml", {})
@@ -69,21 +71,21 @@ async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
     http_bench.add_arguments(parser)
     wanted = ["--out", ".", "--warm-up", "0", "--total-requests", str(REQUESTS)]
     plan = parser.parse_args(wanted)
-    known = texts(Path(options.data) if options.data else None)
+    known = request_texts(Path(options.data) if options.data else None)
     cells = [
         Cell("burst", shape, RHO, http_bench.REAL, REQUESTS, seed)
         for shape in options.shapes.split(",")
         for seed in range(options.first_seed, options.first_seed + options.seeds)
     ]
-    watch = Watch(Progress("requests", 2 * REQUESTS * len(cells)))
+    watch = LoadWatch(Progress("requests", 2 * REQUESTS * len(cells)))
     waiting = cells[::-1]
     found: list[tuple[Cell, Found]] = []
 
     async def play() -> None:
-        with Spawned.provider() as provider:
+        with ProviderProcess.start() as provider:
             while waiting:
                 cell = waiting.pop()
-                own = http_bench.plot(plan, cell, known)
+                own = http_bench.seed_world(plan, cell, known)
                 found.append((cell, await compare(own, provider, options.time_scale, watch)))
 
     async with asyncio.TaskGroup() as group:

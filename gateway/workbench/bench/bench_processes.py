@@ -1,4 +1,4 @@
-"""The two processes beside the bench: its provider, and the gateway under test."""
+"""Processes of the bench: its provider, and the gateway under test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 from gateway.errors import SettingsError
 from gateway.settings.schema import Schedule
 from gateway.shipped import own_command, own_environ
-from gateway.workbench.request_texts import Text
+from gateway.workbench.request_texts import RequestText
 
 START_S = 60.0
 END_S = 20.0
@@ -26,15 +26,15 @@ IN_WORK = 8
 EVENTS = 100_000  # kept in the journal
 
 
-class Spawned:
-    """A child process that ends with this one; a context manager."""
+class ProviderProcess:
+    """The bench's provider as a child process, which ends with this one; a context manager."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str) -> None:
         self.process, self.url = process, url
 
     @classmethod
-    def provider(cls) -> Spawned:
-        """The bench's provider. Raises SettingsError where it does not start."""
+    def start(cls) -> ProviderProcess:
+        """Start it. Raises SettingsError where it does not start."""
         process = subprocess.Popen(
             own_command("bench-provider"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=own_environ(),
@@ -46,16 +46,18 @@ class Spawned:
         return cls(process, f"http://127.0.0.1:{json.loads(line)['port']}")
 
     def plan(self, body: bytes) -> dict[str, float]:
+        """Begin a run with this ProviderPlan in JSON; the provider's state."""
         response = httpx.put(self.url + "/bench", content=body, trust_env=False)
         response.raise_for_status()
         state: dict[str, float] = response.json()
         return state
 
     def state(self) -> dict[str, float]:
+        """Counts of the present run, and CPU seconds."""
         state: dict[str, float] = httpx.get(self.url + "/bench", trust_env=False).json()
         return state
 
-    def __enter__(self) -> Spawned:
+    def __enter__(self) -> ProviderProcess:
         return self
 
     def __exit__(
@@ -72,7 +74,7 @@ class BenchGateway:
     """A fresh gateway on one account, with an empty history; an asynchronous context manager.
 
     Args:
-        models: the clients' names; the provider knows them all as one.
+        models: the clients' names of the provider's one model.
         overrides: SECTION.KEY=VALUE, VALUE as in TOML.
     """
 
@@ -126,12 +128,12 @@ class BenchGateway:
         tail = (self._folder / "log").read_text(errors="replace")[-600:]
         raise SettingsError(f"bench: the gateway did not become ready: {tail}")
 
-    async def learn(self, seeding: Sequence[Text]) -> None:
+    async def learn(self, seeding: Sequence[RequestText]) -> None:
         """Teach these rows by POST /ingest."""
         room = asyncio.Semaphore(IN_WORK)
         async with httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False) as client:
 
-            async def one(text: Text) -> None:
+            async def one(text: RequestText) -> None:
                 body: dict[str, Any] = {
                     "messages": text.messages, "model": text.model,
                     "output_tokens": text.output_tokens, "prompt_tokens": text.prompt_tokens,
@@ -149,33 +151,32 @@ class BenchGateway:
 
             await asyncio.gather(*(one(text) for text in seeding))
 
-    async def told(self) -> int:
-        """The journal's present end."""
-        async with self._asking() as client:
+    async def journal_end(self) -> int:
+        """Number of the journal's next event."""
+        async with self._client() as client:
             last: int = (await client.get("/events", params={"n": "1"})).json()["next"]
             return last
 
-    async def tell(self, since: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The journal from there on, oldest first, and the account's state."""
-        async with self._asking() as client:
+    async def journal(self, since: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Events from that number on, oldest first, and the account's state."""
+        async with self._client() as client:
             wanted = {"since": str(since), "n": str(EVENTS)}
             events = (await client.get("/events", params=wanted)).json()["events"]
             accounts = (await client.get("/_stats")).json()["accounts"]
         return events, accounts[0]
 
-    def _asking(self) -> httpx.AsyncClient:
+    def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": "Bearer bench"}
         return httpx.AsyncClient(base_url=self.url, timeout=60, trust_env=False, headers=headers)
 
     def _listening(self) -> str:
         for line in (self._folder / "log").read_bytes().splitlines():
             if b'"listening"' in line:
-                told = json.loads(line)
-                return f"http://127.0.0.1:{told['port']}"
+                return f"http://127.0.0.1:{json.loads(line)['port']}"
         return ""
 
     async def _ready(self) -> bool:
-        async with self._asking() as client:
+        async with self._client() as client:
             health = (await client.get("/health")).json()
         return bool(health["status"] == "ok" and health["predictor"] == "ready")
 
@@ -197,7 +198,11 @@ def settings_text(
     time_scale: float,
     overrides: Sequence[str],
 ) -> str:
-    """gateway.toml. The defaults, but for seconds of work, which shrink with the provider's."""
+    """Text of gateway.toml: the defaults, but seconds of work shrink with the provider's.
+
+    Raises:
+        SettingsError: an override is not SECTION.KEY=VALUE.
+    """
     usual = Schedule()
     tree: dict[str, dict[str, str]] = {
         "server": {"port": "0"},

@@ -1,26 +1,20 @@
 """`sagesched bench`: the gateway against no gateway, over real HTTP, in one run.
 
-Four processes: a provider with congestion (bench_provider.py), the gateway with its predictor's
-child, and this one, which sends the load and keeps the times. Per seed one provider, drawn from
-ranges no controller reads (simulate_provider.py), one list of requests with their arrivals,
-lengths and noise, and on them
+Four processes: a provider with congestion (http_provider.py), the gateway with its predictor's
+child, and this one, which sends the load and takes the times. Each seed has one provider with
+drawn parameters, one list of requests with their arrivals, lengths and noise, and on them
 
     naive   straight to the provider, every request when it comes
     ours    through the gateway, after a warm-up of other requests at 1.2 × capacity
-    cold    through a gateway that was started a moment ago: what its first minute is like
+    cold    through a gateway that was started a moment ago
 
-Seeding rows, warm-up rows and measured rows share no conversation, and none of them was fitted
-by a shipped model. An answer's length is the row's true one and stands in a table that only the
-provider reads.
+Rows to teach, to warm up and to measure share no conversation, and no shipped model was fitted on
+any of them.
 
-`time_scale` divides every time of the provider, of the arrivals and of the gateway's settings
-that are seconds of work; all times in the report are the provider's, not the wall's. What does
-not shrink along is the gateway's own time, so scaling is at its expense. A run in which this
-process or a provider used more than `MOST_CPU` of a core measured them, and is refused.
-
-`parallel` seeds run at a time, each with a provider and a gateway of its own: at scale 1 they
-mostly wait, and so the long form takes hours less. What they cost each other is the machine's,
-and again at the gateway's expense. How late requests left is in the report.
+`time_scale` divides every time of the provider, of the arrivals and of the gateway's settings that
+are seconds of work; all times in the report are the provider's. The gateway's own time does not
+shrink along, so scaling is at its expense, and so is `parallel`. A run in which this process or a
+provider used more than MOST_CPU of a core measured them, and is refused.
 """
 
 from __future__ import annotations
@@ -33,22 +27,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import structs
 
 from gateway.errors import SettingsError
 from gateway.types import QUANTILE_LEVELS, Rung
-from gateway.workbench.arguments import add_data, add_overrides, this_command, words
-from gateway.workbench.bench.bench_processes import Spawned
-from gateway.workbench.bench.bench_seed import Part, Plot, Run, Watch
+from gateway.workbench.arguments import (
+    add_data,
+    add_overrides,
+    check_names,
+    this_command,
+    words,
+)
+from gateway.workbench.bench.bench_processes import ProviderProcess
+from gateway.workbench.bench.bench_seed import LoadWatch, SeedRun, SeedWorld, Traffic
 from gateway.workbench.progress import Progress
-from gateway.workbench.request_texts import Text, texts
+from gateway.workbench.request_texts import RequestText, request_texts
 from gateway.workbench.simulate import simulation_report as reports
 from gateway.workbench.simulate.cells import PolicyFigures
 from gateway.workbench.simulate.request_rows import MIXES, RequestRow, workload
 from gateway.workbench.simulate.simulated_provider import SHAPES, ProviderTraits
 from gateway.workbench.simulate.worlds import WARM_UP_RHO, Cell, Plan, World, world_of
+from gateway.workbench.tables import write_report
 
 REAL = "real"
 
@@ -84,54 +84,46 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _bench(args: argparse.Namespace) -> int:
-    unknown = [s for s in args.shapes if s not in SHAPES]
-    if unknown:
-        raise SettingsError(f"bench: no shape {unknown[0]!r}; there are {', '.join(SHAPES)}")
-    if args.mix not in MIXES:
-        raise SettingsError(f"bench: no mix {args.mix!r}; there are {', '.join(MIXES)}")
-    known = texts(args.data)
+    check_names("bench", "shape", args.shapes, SHAPES)
+    check_names("bench", "mix", [args.mix], tuple(MIXES))
+    texts = request_texts(args.data)
     cells = [
         Cell("burst", shape, args.rho, REAL, args.total_requests, seed)
         for shape in args.shapes
         for seed in range(args.first_seed, args.first_seed + args.seeds)
     ]
     total = sum(_steps(args, cell) for cell in cells)
-    watch, started = Watch(Progress("requests", total)), time.monotonic()
-    played = await _play_all(args, cells, known, watch)
-    rows = [_row(text) for text in known]
+    watch, started = LoadWatch(Progress("requests", total)), time.monotonic()
+    played = await _play_all(args, cells, texts, watch)
+    rows = [_row(text) for text in texts]
     report = {
         "about": _about(args, time.monotonic() - started, watch),
         "workload": reports.workload({REAL: rows}) | {"forecasts": {}},
         "groups": [*_groups(cells, played, "ours"), *_groups(cells, played, "cold")],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.json").write_bytes(
-        msgspec.json.format(msgspec.json.encode(report), indent=1)
-    )
-    (args.out / "report.md").write_text(reports.markdown(report, "Bench"))
+    write_report(args.out, report, reports.markdown(report, "Bench"))
     seconds = time.monotonic() - started
     print(f"{args.out / 'report.md'}: {len(cells)} runs in {seconds:.0f} s")
     return 0
 
 
 async def _play_all(
-    args: argparse.Namespace, cells: Sequence[Cell], known: Sequence[Text], watch: Watch
+    args: argparse.Namespace, cells: Sequence[Cell], texts: Sequence[RequestText], watch: LoadWatch
 ) -> list[dict[str, PolicyFigures]]:
-    """What each policy did, in the order of the cells; the first error ends all."""
+    """Figures by policy in the order of the cells; the first error ends all."""
     played: list[dict[str, PolicyFigures]] = [{} for _ in cells]
     waiting = list(enumerate(cells))[::-1]
 
-    async def play_on(provider: Spawned) -> None:
+    async def play_on(provider: ProviderProcess) -> None:
         while waiting:
             place, cell = waiting.pop()
-            own = plot(args, cell, known)
-            cold = cell.seed - args.first_seed < args.cold_seeds
-            one = Run(own, provider, args.time_scale, args.stream_share, args.set, watch)
-            played[place] = await one.play(cold)
+            world = seed_world(args, cell, texts)
+            seed = SeedRun(world, provider, args.time_scale, args.stream_share, args.set, watch)
+            played[place] = await seed.play(_is_cold(args, cell))
 
     with ExitStack() as stack:
         providers = [
-            stack.enter_context(Spawned.provider())
+            stack.enter_context(ProviderProcess.start())
             for _ in range(max(1, min(args.parallel, len(cells))))
         ]
         try:
@@ -146,7 +138,7 @@ async def _play_all(
 def _groups(
     cells: Sequence[Cell], played: Sequence[dict[str, PolicyFigures]], policy: str
 ) -> list[dict[str, Any]]:
-    """`policy` beside naive, over the seeds in which it was played."""
+    """Groups of `policy` beside naive, over the seeds in which it was played."""
     both = [
         (cell, {"naive": found["naive"], policy: found[policy]})
         for cell, found in zip(cells, played, strict=True)
@@ -156,12 +148,17 @@ def _groups(
 
 
 def _steps(args: argparse.Namespace, cell: Cell) -> int:
-    cold = cell.seed - args.first_seed < args.cold_seeds
-    steps: int = args.total_requests * (3 if cold else 2) + args.warm_up
+    steps: int = args.total_requests * (3 if _is_cold(args, cell) else 2) + args.warm_up
     return steps
 
 
-def _about(args: argparse.Namespace, seconds: float, watch: Watch) -> dict[str, Any]:
+def _is_cold(args: argparse.Namespace, cell: Cell) -> bool:
+    """True where the seed's cold start is measured, too."""
+    cold: bool = cell.seed - args.first_seed < args.cold_seeds
+    return cold
+
+
+def _about(args: argparse.Namespace, seconds: float, watch: LoadWatch) -> dict[str, Any]:
     return {
         "command": this_command(),
         "rows_from": args.data.name if args.data else "generated",
@@ -180,46 +177,47 @@ def _about(args: argparse.Namespace, seconds: float, watch: Watch) -> dict[str, 
     }
 
 
-# -- one seed --------------------------------------------------------------------------------
+# -- one seed ----------------------------------------------------------------------------
 
 
-def plot(args: argparse.Namespace, cell: Cell, known: Sequence[Text]) -> Plot:
-    """The seed's world. Raises SettingsError where there are too few rows for it."""
+def seed_world(args: argparse.Namespace, cell: Cell, texts: Sequence[RequestText]) -> SeedWorld:
+    """Draw a seed's provider and traffic. Raises SettingsError where there are too few rows."""
     chance = np.random.default_rng([cell.seed, 77])
-    order = [known[i] for i in chance.permutation(len(known)).tolist()]
+    order = [texts[i] for i in chance.permutation(len(texts)).tolist()]
     seeding, rest = order[: args.seed_count], order[args.seed_count :]
     half = len(rest) * args.warm_up // max(1, args.warm_up + args.total_requests)
     if len(rest) < args.warm_up + args.total_requests:
-        raise SettingsError(f"bench: {len(known)} rows are too few")
-    measured, said = _world(args, cell, rest[half:], {})
+        raise SettingsError(f"bench: {len(texts)} rows are too few")
+    measured, measured_texts = _world(args, cell, rest[half:], {})
     traits = measured.traits["a"]
     fixed = {
         name: float(getattr(traits, name))
         for name in ProviderTraits.__struct_fields__
         if name != "shape"
     }
-    warm = Part((), ())
+    warm_up = Traffic((), ())
     if args.warm_up:
         other = structs.replace(
             cell, rho=WARM_UP_RHO, requests=args.warm_up, seed=cell.seed + 100_000
         )
-        world, warm_said = _world(args, other, rest[:half], fixed)
+        world, warm_up_texts = _world(args, other, rest[:half], fixed)
         renamed = [structs.replace(r, id="w" + r.id) for r in world.requests]
-        warm = Part(renamed, warm_said)
-    return Plot(cell, traits, seeding, warm, Part(measured.requests, said))
+        warm_up = Traffic(renamed, warm_up_texts)
+    return SeedWorld(cell, traits, seeding, warm_up, Traffic(measured.requests, measured_texts))
 
 
 def _world(
-    args: argparse.Namespace, cell: Cell, own: Sequence[Text], fixed: dict[str, float]
-) -> tuple[World, list[Text]]:
-    rows = [_row(text) for text in own]
-    by_row = {id(row): text for row, text in zip(rows, own, strict=True)}
+    args: argparse.Namespace, cell: Cell, texts: Sequence[RequestText], fixed: dict[str, float]
+) -> tuple[World, list[RequestText]]:
+    """The cell's world, and the texts of its requests."""
+    rows = [_row(text) for text in texts]
+    by_row = {id(row): text for row, text in zip(rows, texts, strict=True)}
     world = world_of(Plan({REAL: rows}, warm_up=0, mix=args.mix, fixed=fixed), cell)
     return world, [by_row[id(request.row)] for request in world.requests]
 
 
-def _row(text: Text) -> RequestRow:
-    """The forecasts are the gateway's business here: none is put in."""
+def _row(text: RequestText) -> RequestRow:
+    """A row without a forecast: forecasts are the gateway's own here."""
     unknown = workload(
         text.prompt_tokens, (1.0,) * len(QUANTILE_LEVELS), 0.0, Rung.HEURISTIC, 1.0, 0.0
     )

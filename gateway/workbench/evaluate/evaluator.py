@@ -23,7 +23,7 @@ import numpy as np
 from gateway.errors import SettingsError
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
-from gateway.workbench.arguments import add_rows, history_of, settings_of, words
+from gateway.workbench.arguments import add_rows, check_names, history_of, settings_of, words
 from gateway.workbench.evaluate import evaluation_report as reports
 from gateway.workbench.evaluate import forecast_charts as plots
 from gateway.workbench.evaluate.evaluation_tables import markdown
@@ -49,6 +49,7 @@ from gateway.workbench.evaluate.row_replay import (
 from gateway.workbench.evaluate.variants import BASELINES, OF_HISTORY, VARIANTS
 from gateway.workbench.evaluate.vectors import PromptVector, load_artefacts
 from gateway.workbench.progress import Progress, spread
+from gateway.workbench.tables import write_report
 
 OF_SCENARIOS = ("stage0", "static", "full")
 DRIFT_SOURCES = 5
@@ -141,9 +142,7 @@ def _fitted(chosen: JudgedRows) -> str:
 
 
 def _names(wanted: Sequence[str], variants: Sequence[str]) -> list[str]:
-    for name in wanted:
-        if name not in variants:
-            raise SettingsError(f"evaluate: no variant {name!r}; there are {', '.join(variants)}")
+    check_names("evaluate", "variant", wanted, variants)
     return [name for name in variants if not wanted or name in wanted]
 
 
@@ -285,16 +284,15 @@ def _write(
     report = reports.rounded(report)
     shown = [name for name in PLOTTED if ReplayTask(name) in forecasts]
     shown = shown or list(report["overall"])[:3]
-    files = {
-        "report.json": msgspec.json.format(msgspec.json.encode(report), indent=1).decode(),
-        "report.md": markdown(report),
+    write_report(out, report, markdown(report))
+    pictures = {
         "calibration.svg": plots.calibration(
             {name: report["overall"][name]["calibration"] for name in shown}
         ),
         "predicted.svg": plots.predicted(truth, forecasts[ReplayTask(shown[0])], shown[0]),
         "tau_over_time.svg": plots.tau_over_time({n: report["over_time"][n] for n in shown}),
     }
-    for name, text in files.items():
+    for name, text in pictures.items():
         try:
             (out / name).write_text(text, encoding="utf-8")
         except OSError as error:

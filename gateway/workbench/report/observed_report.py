@@ -29,7 +29,7 @@ from gateway.workbench.simulate.run_figures import figures
 from gateway.workbench.simulate.simulated_provider import SimulatedProvider
 from gateway.workbench.simulate.virtual_loop import Policy, RequestResult, SimulatedRequest
 from gateway.workbench.simulate.virtual_loop import run as play
-from gateway.workbench.tables import NOTHING, number, table
+from gateway.workbench.tables import NOTHING, number, table, write_report
 
 FIGURES = (
     ("short_p50_s", "short P50 s"),
@@ -65,10 +65,7 @@ def run(args: argparse.Namespace) -> int:
     found = tree(rows, settings_of(args))
     text = markdown(found)
     if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        encoded = msgspec.json.format(msgspec.json.encode(found), indent=1)
-        (args.out / "report.json").write_bytes(encoded)
-        (args.out / "report.md").write_text(text)
+        write_report(args.out, found, text)
     print(text)
     return 0
 

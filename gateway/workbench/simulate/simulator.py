@@ -23,6 +23,7 @@ from gateway.shipped import shipped
 from gateway.workbench.arguments import (
     add_overrides,
     add_rows,
+    check_names,
     history_of,
     numbers,
     this_command,
@@ -39,6 +40,7 @@ from gateway.workbench.simulate.policies import settings_of
 from gateway.workbench.simulate.request_rows import MIXES, RequestRow, generated, noisy
 from gateway.workbench.simulate.simulated_provider import SHAPES, Shape
 from gateway.workbench.simulate.worlds import SCENARIOS, Cell, Plan, Scenario, world_of
+from gateway.workbench.tables import write_report
 
 GENERATED_ROWS = 4000
 TAU = 0.55
@@ -129,10 +131,10 @@ def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
     """The plan and its cells; every option is checked before anything is played."""
     if args.data is not None and args.history is not None:
         raise SettingsError("simulate: expected --data or --history, not both")
-    _check_names("scenario", args.scenarios, SCENARIOS)
-    _check_names("shape", args.shapes, SHAPES)
-    _check_names("policy", args.policies, POLICIES)
-    _check_names("mix", [args.mix], tuple(MIXES))
+    check_names("simulate", "scenario", args.scenarios, SCENARIOS)
+    check_names("simulate", "shape", args.shapes, SHAPES)
+    check_names("simulate", "policy", args.policies, POLICIES)
+    check_names("simulate", "mix", [args.mix], tuple(MIXES))
     if args.seeds < 1 or args.jobs < 0:
         raise SettingsError("simulate: expected at least 1 seed and 1 job")
     if min(args.requests, args.warm_up, args.learned, args.first_seed) < 0:
@@ -165,12 +167,6 @@ def prepare(args: argparse.Namespace) -> tuple[Plan, list[Cell]]:
 
 def _processes(args: argparse.Namespace) -> int:
     return args.jobs or os.cpu_count() or 1
-
-
-def _check_names(what: str, given: Sequence[str], names: Sequence[str]) -> None:
-    for name in given:
-        if name not in names:
-            raise SettingsError(f"simulate: no {what} {name!r}; there are {', '.join(names)}")
 
 
 def _cells(args: argparse.Namespace, forecasts: Sequence[str]) -> list[Cell]:
@@ -273,9 +269,7 @@ def _write(
     cells: Sequence[Cell],
     played: Sequence[dict[str, PolicyFigures]],
 ) -> None:
-    text = msgspec.json.format(msgspec.json.encode(report), indent=1)
-    (out / "report.json").write_bytes(text)
-    (out / "report.md").write_text(reports.markdown(report), encoding="utf-8")
+    write_report(out, report, reports.markdown(report))
     for members in reports.groups(cells, played):
         _draw(out, plan, members[0][0], [found for _, found in members])
 

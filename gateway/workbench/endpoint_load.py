@@ -1,9 +1,9 @@
-"""`sagesched load`: open-loop load on any OpenAI-compatible endpoint, and what came of it.
+"""`sagesched load`: open-loop load on any OpenAI-compatible endpoint.
 
-What it sends are chat requests of real conversations (`--data`) or the demo's own, at a rate
-with Poisson gaps or in the rhythm of a trace. Open loop: a slow endpoint does not slow the
-arrivals, as its users would not be. Sizes in the table are what the answers' usage says, so
-short and heavy are by truth where the endpoint counts tokens.
+It sends chat requests of real conversations (`--data`) or the demo's own, at a rate with Poisson
+gaps or in the rhythm of a trace. Open loop: a slow endpoint does not slow the arrivals, as it
+would not slow its users. Sizes in the table are by the answers' usage, so short and heavy are true
+where the endpoint counts tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ import numpy as np
 
 from gateway.errors import SettingsError
 from gateway.types import MEDIUM_TOKENS, SHORT_TOKENS
-from gateway.workbench.arguments import add_data
+from gateway.workbench.arguments import add_data, check_names
 from gateway.workbench.figures import Floats, percentile
-from gateway.workbench.load_client import Hit, Shot, Volley, chat_body, fire
+from gateway.workbench.load_client import (
+    LoadRun,
+    PlannedRequest,
+    RequestTiming,
+    chat_body,
+    send_all,
+)
 from gateway.workbench.progress import Progress
-from gateway.workbench.request_texts import texts
+from gateway.workbench.request_texts import request_texts
 from gateway.workbench.simulate import arrival_gaps as arrivals
 from gateway.workbench.simulate.request_rows import MIXES, draw_sizes
 
@@ -57,38 +63,38 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         SettingsError: an option or a file is unusable.
     """
-    shots = _shots(args)
-    bar = Progress("requests", len(shots))
+    requests = _planned(args)
+    bar = Progress("requests", len(requests))
     key = os.environ.get(KEY_ENV, "anything")
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     url = args.url.rstrip("/") + "/chat/completions"
-    volley = asyncio.run(fire(url, shots, headers, bar.step, args.timeout))
-    report = tree(volley)
+    load = asyncio.run(send_all(url, requests, headers, bar.step, args.timeout))
+    report = tree(load)
     if args.out is not None:
         args.out.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1))
-    print(table(report))
-    return 0 if all(hit.whole for hit in volley.hits) else 1
+    print(terminal_table(report))
+    return 0 if all(timing.is_complete for timing in load.timings) else 1
 
 
-def _shots(args: argparse.Namespace) -> list[Shot]:
-    if args.mix not in MIXES:
-        raise SettingsError(f"load: no mix {args.mix!r}; there are {', '.join(MIXES)}")
-    known = texts(args.data)
+def _planned(args: argparse.Namespace) -> list[PlannedRequest]:
+    check_names("load", "mix", [args.mix], tuple(MIXES))
+    rows = request_texts(args.data)
     chance = np.random.default_rng(args.seed)
-    tokens = [text.output_tokens for text in known]
+    tokens = [row.output_tokens for row in rows]
     places = draw_sizes(tokens, args.requests, args.mix, chance).tolist()
+    texts = [rows[place] for place in places]
     streams = (chance.random(args.requests) < args.stream_share).tolist()
     return [
-        Shot(
+        PlannedRequest(
             at_s,
             chat_body(
-                args.model or known[place].model,
-                known[place].messages,
+                args.model or text.model,
+                text.messages,
                 stream=stream,
-                max_tokens=known[place].max_tokens,
+                max_tokens=text.max_tokens,
             ),
         )
-        for at_s, place, stream in zip(_times(args, chance), places, streams, strict=True)
+        for at_s, text, stream in zip(_times(args, chance), texts, streams, strict=True)
     ]
 
 
@@ -104,35 +110,35 @@ def _times(args: argparse.Namespace, chance: np.random.Generator) -> list[float]
     return times
 
 
-def tree(volley: Volley) -> dict[str, Any]:
-    """All figures; seconds."""
-    hits = volley.hits
-    whole = [hit for hit in hits if hit.whole]
-    span_s = max(hit.shot.at_s for hit in hits)
+def tree(load: LoadRun) -> dict[str, Any]:
+    """All figures; times are seconds."""
+    timings = load.timings
+    done = [timing for timing in timings if timing.is_complete]
+    span_s = max(timing.planned.at_s for timing in timings)
     sizes = {
-        "all": whole,
-        "short": [h for h in whole if h.output_tokens and h.output_tokens <= SHORT_TOKENS],
-        "heavy": [h for h in whole if h.output_tokens and h.output_tokens > MEDIUM_TOKENS],
+        "all": done,
+        "short": [t for t in done if t.output_tokens and t.output_tokens <= SHORT_TOKENS],
+        "heavy": [t for t in done if t.output_tokens and t.output_tokens > MEDIUM_TOKENS],
     }
     return {
-        "requests": len(hits),
-        "completed": len(whole),
-        "rate_per_s": len(hits) / span_s if span_s else 0.0,
-        "statuses": {str(k): v for k, v in sorted(Counter(h.status for h in hits).items())},
-        "errors": [hit.error for hit in hits if hit.error][:5],
-        "output_tokens": sum(h.output_tokens or 0 for h in whole),
-        "makespan_s": max(hit.ended_s for hit in hits),
-        "left_late_p99_s": percentile(np.array([h.late_s for h in hits]), 99),
-        "cpu_share": volley.cpu_share,
+        "requests": len(timings),
+        "completed": len(done),
+        "rate_per_s": len(timings) / span_s if span_s else 0.0,
+        "statuses": {str(k): v for k, v in sorted(Counter(t.status for t in timings).items())},
+        "errors": [timing.error for timing in timings if timing.error][:5],
+        "output_tokens": sum(timing.output_tokens or 0 for timing in done),
+        "makespan_s": max(timing.ended_s for timing in timings),
+        "left_late_p99_s": percentile(np.array([timing.late_s for timing in timings]), 99),
+        "cpu_share": load.cpu_share,
         "by_size": {name: _figures(own) for name, own in sizes.items() if own},
     }
 
 
-def _figures(hits: Sequence[Hit]) -> dict[str, Any]:
+def _figures(timings: Sequence[RequestTiming]) -> dict[str, Any]:
     return {
-        "requests": len(hits),
-        "first_s": _quantiles(np.array([h.first_s - h.shot.at_s for h in hits])),
-        "total_s": _quantiles(np.array([h.latency_s for h in hits])),
+        "requests": len(timings),
+        "first_s": _quantiles(np.array([t.first_s - t.planned.at_s for t in timings])),
+        "total_s": _quantiles(np.array([t.latency_s for t in timings])),
     }
 
 
@@ -141,8 +147,8 @@ def _quantiles(values: Floats) -> dict[str, float]:
     return {"mean": float(values.mean()), **found}
 
 
-def table(report: dict[str, Any]) -> str:
-    """For a terminal."""
+def terminal_table(report: dict[str, Any]) -> str:
+    """The figures as text for a terminal."""
     statuses = ", ".join(f"{count} × {status}" for status, count in report["statuses"].items())
     lines = [
         f"{report['completed']} of {report['requests']} answered in full ({statuses}), sent at"
