@@ -40,7 +40,7 @@ from gateway.observe.logs import Logs
 from gateway.observe.metrics import LabelNames, Metrics
 from gateway.observe.spend import Spend
 from gateway.predict.prices import Price, load_prices
-from gateway.predict.process.client import start_child
+from gateway.predict.process.child_client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.teach_rule import lesson_of
 from gateway.predict.prompt_view import PromptView

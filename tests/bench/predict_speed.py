@@ -25,7 +25,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import pack
 from gateway.predict.features import features
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.client import start_child
+from gateway.predict.process.child_client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.prompt_view import PromptView, prompt_key
 from gateway.predict.refit.refit import refit

@@ -29,7 +29,7 @@ import uvloop
 from msgspec import structs
 
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.client import start_child
+from gateway.predict.process.child_client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict

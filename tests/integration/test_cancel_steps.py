@@ -27,7 +27,7 @@ from gateway.app import fresh_core
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.relay import Relay
-from gateway.predict.process.client import ChildLink
+from gateway.predict.process.child_client import ChildLink
 from gateway.predict.process.predictor import Predictor
 from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.routes import routes

@@ -25,7 +25,7 @@ from msgspec import structs
 from gateway.predict.calibrate import Calibration
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
-from gateway.predict.process.client import Connect
+from gateway.predict.process.child_client import Connect
 from gateway.predict.process.learner import Learner
 from gateway.predict.process.pending import (
     BATCH,

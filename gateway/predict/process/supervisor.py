@@ -20,7 +20,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Mirror
 from gateway.predict.lengths import LengthModel
 from gateway.predict.prices import Price
-from gateway.predict.process.client import ChildLink, Connect
+from gateway.predict.process.child_client import ChildLink, Connect
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,

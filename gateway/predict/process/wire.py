@@ -124,7 +124,7 @@ class ChildAnswer(Struct, frozen=True, omit_defaults=True):
     error: str | None = None  # a traceback
 
 
-encoder = msgspec.msgpack.Encoder()
+message_encoder = msgspec.msgpack.Encoder()
 question_decoder = msgspec.msgpack.Decoder(Question)
 answer_decoder = msgspec.msgpack.Decoder(ChildAnswer)
 
@@ -132,9 +132,9 @@ answer_decoder = msgspec.msgpack.Decoder(ChildAnswer)
 def encoded(question: Question) -> bytes:
     """The question as MessagePack; lone surrogates, which are no Unicode, become "?"."""
     try:
-        return encoder.encode(question)
+        return message_encoder.encode(question)
     except UnicodeEncodeError:
-        return encoder.encode(_clean(question))
+        return message_encoder.encode(_clean(question))
 
 
 def _clean(value: object) -> object:

@@ -39,8 +39,8 @@ from gateway.predict.process.wire import (
     OpenModels,
     Question,
     UseVersion,
-    encoder,
     framed,
+    message_encoder,
     question_decoder,
     read_frame,
 )
@@ -73,7 +73,7 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer until the questions end. Raises OSError where nobody takes the answers."""
     host = ModelHost(_lower_priority)
     while (payload := read_frame(questions)) is not None:
-        answers.write(framed(encoder.encode(host.answer(payload))))
+        answers.write(framed(message_encoder.encode(host.answer(payload))))
         answers.flush()
 
 

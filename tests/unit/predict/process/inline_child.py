@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.client import start_child
+from gateway.predict.process.child_client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import (
     ChildAnswer,
@@ -23,7 +23,7 @@ from gateway.predict.process.wire import (
     Question,
     answer_decoder,
     encoded,
-    encoder,
+    message_encoder,
 )
 from gateway.predict.process.worker import ModelHost
 from gateway.predict.prompt_view import PromptView
@@ -74,7 +74,7 @@ class InlineChild:
             self.held.set()
         await asyncio.wait_for(self._gate.wait(), WAIT_S)
         await asyncio.sleep(0)  # others have their turn, as while a real child works
-        return answer_decoder.decode(encoder.encode(self._host.answer(payload)))
+        return answer_decoder.decode(message_encoder.encode(self._host.answer(payload)))
 
     async def close(self) -> None:
         self.closed.set()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import Unavailable
-from gateway.predict.process.client import ChildClient, Connect
+from gateway.predict.process.child_client import ChildClient, Connect
 from gateway.predict.process.learner import KEEP_EVERY
 from gateway.predict.process.pending import Stored
 from gateway.predict.process.predictor import Predictor

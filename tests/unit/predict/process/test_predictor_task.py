@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.calibrate import Calibration
-from gateway.predict.process.client import ChildClient
+from gateway.predict.process.child_client import ChildClient
 from gateway.predict.process.wire import ChildGone
 from gateway.predict.refit.due import Refits
 from gateway.settings.schema import Predict

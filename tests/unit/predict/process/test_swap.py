@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.process.client import ChildClient
+from gateway.predict.process.child_client import ChildClient
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import ChildAnswer, Question, UseVersion
 from gateway.predict.prompt_view import PromptView

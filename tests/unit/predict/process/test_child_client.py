@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.calibrate import Mirror
-from gateway.predict.process.client import ENVIRONMENT, ChildClient, start_child
+from gateway.predict.process.child_client import ENVIRONMENT, ChildClient, start_child
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,
