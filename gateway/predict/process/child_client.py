@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -54,22 +54,18 @@ Connect = Callable[[], Awaitable[ChildLink]]
 """Starts a child. Raises ChildGone."""
 
 
-class ChildClient:
+class ChildClient(asyncio.Protocol):
     """A running child process and the socket to it; made by `start_child`."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
-        self._in_step = True  # no answer is owed
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._payload: asyncio.Future[bytes] | None = None  # of the answer that is owed
+        self._why_gone = ""  # a reason: nothing more is asked
 
     def __repr__(self) -> str:
-        return f"<ChildClient pid={self.pid} in_step={self._in_step}>"
+        return f"<ChildClient pid={self.pid} gone={self._why_gone!r}>"
 
     @property
     def pid(self) -> int:
@@ -82,32 +78,56 @@ class ChildClient:
             ChildGone: the child has ended, sent something else, or took longer than `timeout_s`.
                 Every later call raises it, too.
         """
-        if not self._in_step:
-            raise ChildGone("it was given up")
+        if self._why_gone or self._payload is not None or self._transport is None:
+            raise ChildGone(self._why_gone or "it was given up")
         frame = framed(encoded(question))
-        self._in_step = False
+        loop = asyncio.get_running_loop()
+        payload = self._payload = loop.create_future()
+        self._transport.write(frame)
+        timer = loop.call_later(timeout_s, self._give_up, "no answer in time")
         try:
-            async with asyncio.timeout(timeout_s):
-                self._writer.write(frame)
-                await self._writer.drain()
-                size = payload_size(await self._reader.readexactly(HEAD_BYTES))
-                answer = answer_decoder.decode(await self._reader.readexactly(size))
-        except TimeoutError:
-            raise ChildGone("no answer in time") from None
-        except asyncio.IncompleteReadError:
-            raise ChildGone("it has ended") from None
-        except OSError as error:
-            raise ChildGone(f"it has closed: {error.strerror or error}") from None
+            answer = answer_decoder.decode(await payload)
         except msgspec.DecodeError as error:
-            raise ChildGone(f"what came is no answer: {error}") from None
-        self._in_step = True
+            self._give_up(f"what came is no answer: {error}")
+            raise ChildGone(self._why_gone) from None
+        finally:
+            timer.cancel()
+        self._payload = None
         return answer
 
     async def close(self) -> None:
         """End the child's input, which ends it; kill it where it takes longer than
         `LAST_WORDS_S`."""
-        self._writer.transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
         await asyncio.to_thread(_reap, self._process)
+
+    # --- asyncio.Protocol -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is of no common class
+
+    def data_received(self, data: bytes) -> None:
+        """Collect an answer, which may come in any pieces."""
+        self._received += data
+        if len(self._received) < HEAD_BYTES:
+            return
+        try:
+            end = HEAD_BYTES + payload_size(bytes(self._received[:HEAD_BYTES]))
+        except ChildGone as error:
+            self._give_up(str(error))
+            return
+        if len(self._received) >= end and self._payload is not None and not self._payload.done():
+            self._payload.set_result(bytes(self._received[HEAD_BYTES:end]))
+            self._received.clear()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._give_up("it has ended")
+
+    def _give_up(self, why: str) -> None:
+        self._why_gone = self._why_gone or why
+        if self._payload is not None and not self._payload.done():
+            self._payload.set_exception(ChildGone(why))
 
 
 async def start_child(
@@ -130,8 +150,10 @@ async def start_child(
         except OSError as error:
             ours.close()
             raise ChildGone(f"it cannot be started: {error.strerror}") from None
+    client = ChildClient(process)
     try:
-        return ChildClient(process, *await asyncio.open_unix_connection(sock=ours))
+        await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=ours)
+        return client
     except BaseException:
         ours.close()
         await asyncio.to_thread(_reap, process)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import expm1, isnan
 from pathlib import Path
 from time import monotonic
@@ -51,7 +51,7 @@ from gateway.types import HistoryRow, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
-STUCK_S = 5.0  # in one item, after which the state says so
+STUCK_S = 5.0  # with one question, after which the state says so
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a child that has gone is replaced
 WELL_S = 60.0  # of life, after which the next pause is the first again
 
@@ -115,8 +115,6 @@ class Predictor:
         self._closing = asyncio.Event()
         self._configure_due = self._forget_due = self._tend_due = False
         self._death = ""
-        self._busy_since_s: float | None = None  # of the item in work
-        self._seconds = 0.0  # of items in work, so far
         self._forecasts = dict.fromkeys(Rung, 0)
         self._skipped_late = self._dropped_full = self._lost = 0
 
@@ -303,7 +301,7 @@ class Predictor:
             dropped_full=self._dropped_full,
             learn_lost=self._lost + learner.lost,
             cache_hits=self._stage0.hits,
-            seconds=self._seconds,
+            seconds=child.seconds,
             drifts=child.drifts,
             version=child.version,
             refit=child.refit,
@@ -326,8 +324,7 @@ class Predictor:
         state = self._death or self._child.state
         if self._task is not None and not self._alive and not state.startswith("degraded"):
             return "degraded: the predictor has ended"
-        since_s = self._busy_since_s
-        if since_s is not None and (stuck_s := monotonic() - since_s) > STUCK_S:
+        if (stuck_s := self._child.busy_s) > STUCK_S:
             return f"degraded: no progress for {stuck_s:.0f} s"
         return state
 
@@ -368,19 +365,18 @@ class Predictor:
         """Until it is closing or switched off, and what was taken before is done."""
         while True:
             self._wake.clear()
-            with self._at_work():
-                await self._follow_orders()
-            if (item := self._pending.take(monotonic())) is None:
-                due_s = self._pending.due_s()
-                if due_s is None and (self._closing.is_set() or not self._settings.enabled):
-                    return
-                await _within(None if due_s is None else due_s - monotonic(), self._wake)
-                continue
-            with self._at_work():
-                if isinstance(item, PendingForecast):
-                    await self._answer(item)
-                else:
-                    await self._learner.take_in(item)
+            await self._follow_orders()
+            item = self._pending.take(monotonic())
+            if isinstance(item, PendingForecast):
+                await self._answer(item)
+            elif item is not None:
+                await self._learner.take_in(item)
+            elif (due_s := self._pending.due_s()) is not None:
+                await _within(due_s - monotonic(), self._wake)
+            elif self._settings.enabled and not self._closing.is_set():
+                await self._wake.wait()
+            else:
+                return
 
     async def _idle(self) -> None:
         """Switched off: nothing but orders, until it is on or closing."""
@@ -421,17 +417,8 @@ class Predictor:
         except Exception:
             self._faults("a refinement failed")
 
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        began_s = self._busy_since_s = monotonic()
-        try:
-            yield
-        finally:
-            self._busy_since_s = None
-            self._seconds += monotonic() - began_s
 
-
-async def _within(timeout_s: float | None, event: asyncio.Event) -> None:
+async def _within(timeout_s: float, event: asyncio.Event) -> None:
     """Wait for the event for at most so long."""
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, Mirror
@@ -129,6 +130,8 @@ class ChildSupervisor:
         self.drifts = 0  # in all
         self.restarts = 0
         self.life = 0  # children opened
+        self.seconds = 0.0  # with a question under way, so far
+        self._question_s: float | None = None  # when the question under way was asked
 
     def __repr__(self) -> str:
         return f"<ChildSupervisor {self.state!r} child={self._child!r} life={self.life}>"
@@ -143,6 +146,13 @@ class ChildSupervisor:
     def refit(self) -> str:
         """State of the refits."""
         return "off" if self._refits is None else self._refits.state
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the question under way has taken; 0 where there is none, or while a
+        child is being opened."""
+        since_s = self._question_s
+        return 0.0 if since_s is None or not self.opened else monotonic() - since_s
 
     # --- opening and ending ---------------------------------------------------------------
 
@@ -282,7 +292,12 @@ class ChildSupervisor:
 
     async def _exchange(self, question: Question, timeout_s: float = TIMEOUT_S) -> ChildAnswer:
         assert self._child is not None
-        answer = await self._child.ask(question, timeout_s)
+        began_s = self._question_s = monotonic()
+        try:
+            answer = await self._child.ask(question, timeout_s)
+        finally:
+            self._question_s = None
+            self.seconds += monotonic() - began_s
         self._status = answer.status
         if answer.changes is not None:
             self._mirror.apply(answer.changes)
