@@ -1,11 +1,11 @@
 """Work on the stored history: `sagesched history seed` and `sagesched history import FILE`.
 
 Both teach finished requests to a predictor in this process and commit its rows to the store of
-the settings; a gateway that runs on the same store knows them after its next start.
+the settings. A gateway on the same store has them after its next start.
 
 An imported file has one JSON object a line, with the fields of `POST /ingest` and what data sets
-name besides. A line that cannot be used is counted and told by number, never by content; the
-rest is read. Lines are read one at a time and bounded, so that a file of any size does.
+name besides. A line that cannot be used is counted and named by its number, never by its content;
+the rest is read. Lines are read one at a time and bounded, so a file may have any size.
 
     {"messages": [{"role": "user", "content": "…"}], "model": "m", "output_tokens": 212}
 """
@@ -39,12 +39,12 @@ from gateway.types import HistoryRow
 from gateway.workbench.arguments import add_config
 
 MAX_LINE_BYTES = 8 * 2**20
-PROBLEMS = 20  # lines said by number; the rest is counted
+PROBLEMS = 20  # lines named by number; the rest is only counted
 
 Tokens = Annotated[int, Meta(ge=0, le=10_000_000)]
 
 
-class _Line(Struct):
+class _HistoryLine(Struct):
     output_tokens: Tokens
     prompt: str | None = None
     messages: list[Any] | None = None
@@ -59,13 +59,13 @@ class _Line(Struct):
     timestamp: float | str | None = None
 
 
-class Reading:
-    """The lessons of a file, in its order.
+class HistoryFile:
+    """Lessons of a file, in its order; counts of good and bad lines fill as it is read.
 
     Args:
         path: .jsonl or .jsonl.gz.
-        tenant: whose history it becomes.
-        model: of lines that name none.
+        tenant: the owner of the history.
+        model: for lines that name none.
         wall_s: time of lines that have none, Unix seconds.
         max_chars: `predict.max_chars`.
     """
@@ -78,10 +78,10 @@ class Reading:
         self._path = path
         self._tenant, self._model, self._wall_s = tenant, model, wall_s
         self._max_chars = max_chars
-        self._decoder = msgspec.json.Decoder(_Line)
+        self._decoder = msgspec.json.Decoder(_HistoryLine)
 
     def __iter__(self) -> Iterator[Lesson]:
-        """Raises SettingsError where the file cannot be read."""
+        """Yield the lessons. Raises SettingsError where the file cannot be read."""
         try:
             with _opened(self._path) as file:
                 for number, line in _lines(file):
@@ -105,7 +105,7 @@ class Reading:
                 self.problems.append(f"line {number}: {error}")
             return None
 
-    def _of(self, line: _Line) -> Lesson:
+    def _of(self, line: _HistoryLine) -> Lesson:
         messages = line.messages
         if messages is None:
             if line.prompt is None:
@@ -124,12 +124,12 @@ class Reading:
         )
         if view.messages == 0:
             raise ValueError("no message with a role")
-        cut = limit is not None and line.output_tokens >= limit
+        at_limit = limit is not None and line.output_tokens >= limit
         return Lesson(
             view=view,
             output_tokens=line.output_tokens,
             prompt_tokens=line.prompt_tokens,
-            censored=cut or not line.success if line.censored is None else line.censored,
+            censored=at_limit or not line.success if line.censored is None else line.censored,
             success=line.success,
             wall_s=self._time(line.timestamp),
         )
@@ -177,7 +177,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Teach; exit code 1 where a file had lines and none was of use. Raises SettingsError."""
+    """Teach; 0, or 1 where a file had lines but none could be learned. Raises SettingsError."""
     settings = load.load(args.config)
     tenants = [tenant.name for tenant in settings.tenants]
     if args.tenant is not None and args.tenant not in tenants:
@@ -194,22 +194,22 @@ def _seed(args: argparse.Namespace, settings: Settings, tenant: str) -> int:
 
 
 def _import(args: argparse.Namespace, settings: Settings, tenant: str) -> int:
-    reading = Reading(
+    file = HistoryFile(
         args.file,
         tenant=tenant,
         model=next(iter(settings.accounts[0].model_map)),
         wall_s=time.time(),
         max_chars=settings.predict.max_chars,
     )
-    count = teach(settings, reading)
-    print(f"{count} rows learned into {settings.store.path}, {reading.bad} lines left out")
-    for problem in reading.problems:
+    count = teach(settings, file)
+    print(f"{count} rows learned into {settings.store.path}, {file.bad} lines left out")
+    for problem in file.problems:
         print(f"  {problem}", file=sys.stderr)
-    return 0 if count or not reading.bad else 1
+    return 0 if count or not file.bad else 1
 
 
 def demo_lessons(count: int, seed: int, tenant: str) -> Iterator[Lesson]:
-    """Yield `count` finished requests of the demo's grammar, as the tenant's."""
+    """Yield `count` finished requests of the demo's grammar for the tenant."""
     for row in rows(count, seed):
         limit = row["max_tokens"] or None
         yield Lesson(
@@ -231,8 +231,10 @@ def demo_lessons(count: int, seed: int, tenant: str) -> Iterator[Lesson]:
 def teach(settings: Settings, lessons: Iterable[Lesson]) -> int:
     """Learn finished requests into the store of the settings; the number of rows committed.
 
-    A lesson that the predictor cannot learn is left out. Raises SettingsError where the store
-    or a file cannot be read.
+    A lesson that the predictor cannot learn is left out.
+
+    Raises:
+        SettingsError: the store or a file cannot be read.
     """
     store = Store(Path(settings.store.path), settings.store)
     store.start()

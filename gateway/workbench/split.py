@@ -1,15 +1,14 @@
-"""Which rows of a conversations file fit the shipped models, and which only judge them.
+"""Split of a conversations file into rows that fit the shipped models and rows that judge them.
 
-A row must never judge a model that saw its conversation, or its prompt under another
-conversation: a third of the shared file repeats prompts. So rows are first grouped: two
-rows belong together when they share a conversation or a normalised prompt, and so on
-through any chain (connected components). A whole group then falls on one side by the hash
-of its smallest key, which does not change when rows are added elsewhere or reordered. (A
-row that joins two groups may move one of them: the shipped list of fit keys is what a
-test checks, not this rule alone.)
+A row must never judge a model that saw its conversation, or its prompt under another conversation:
+a third of the shared file repeats prompts. So rows are first grouped: two rows belong together
+when they share a conversation or a normalised prompt, and so on through any chain (connected
+components). A group falls on one side as a whole, by the hash of its smallest key, which does not
+change when rows are added elsewhere or reordered. (A row that joins two groups may move one of
+them: a test checks the shipped list of fit keys, not this rule alone.)
 
-Pure functions over rows as dicts of the file's format. Keys are 8-byte BLAKE2b, enough to
-make a chance meeting among 10⁵ rows a matter of 10⁻⁹, and they hold no text.
+Pure functions over rows as dicts of the file's format. Keys are 8-byte BLAKE2b and hold no text; a
+chance collision among 10⁵ rows has a probability of 10⁻⁹.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ Row = Mapping[str, Any]
 
 
 def normalise(text: str) -> str:
-    """A prompt blind to case and white space."""
+    """A prompt without its case and white space."""
     return " ".join(text.lower().split())
 
 
 def last_user_text(row: Row) -> str:
-    """The text of the last user message, "" where there is none."""
+    """Text of the last user message; "" where there is none."""
     for message in reversed(row["messages"]):
         if message.get("role") == "user" and isinstance(message.get("content"), str):
             return str(message["content"])
@@ -38,7 +37,7 @@ def last_user_text(row: Row) -> str:
 
 
 def row_keys(row: Row) -> tuple[bytes, ...]:
-    """The keys by which a row belongs to others: its conversation, and its prompt if it has one."""
+    """Keys that link a row to others: its conversation, and its prompt if it has one."""
     keys = [_key("conversation", str(row["conversation_id"]))]
     prompt = normalise(last_user_text(row))
     if prompt:
@@ -52,7 +51,7 @@ def _key(kind: str, value: str) -> bytes:
 
 
 def groups(keys: Iterable[Sequence[bytes]]) -> list[bytes]:
-    """For each row the smallest key of its connected component."""
+    """Smallest key of each row's connected component."""
     parent: dict[bytes, bytes] = {}
 
     def root(key: bytes) -> bytes:
@@ -73,7 +72,7 @@ def groups(keys: Iterable[Sequence[bytes]]) -> list[bytes]:
 
 
 def is_fit(group: bytes, share: float = FIT_SHARE) -> bool:
-    """Whether a group lies on the fit side."""
+    """True where a group lies on the fit side."""
     drawn = int.from_bytes(blake2b(group, digest_size=8, person=b"sagesched-split").digest(), "big")
     return drawn < share * 2**64
 
@@ -84,21 +83,17 @@ def split(rows: Iterable[Row], share: float = FIT_SHARE) -> list[bool]:
 
 
 def pack(rows: Iterable[Row]) -> bytes:
-    """The sorted distinct keys of rows, as one block: the shipped list of what was fitted."""
+    """The rows' distinct keys, sorted, as one block: the format of models/fit_keys.bin."""
     return b"".join(sorted({key for row in rows for key in row_keys(row)}))
 
 
 def unpack(block: bytes) -> frozenset[bytes]:
-    """The keys of a packed block.
-
-    Raises:
-        ValueError: the block's length is no multiple of a key's.
-    """
+    """Keys of a packed block. Raises ValueError where it is cut short."""
     if len(block) % KEY_BYTES:
         raise ValueError("a list of fit keys is cut short")
     return frozenset(block[i : i + KEY_BYTES] for i in range(0, len(block), KEY_BYTES))
 
 
-def was_fitted(row: Row, fitted: frozenset[bytes]) -> bool:
-    """Whether a shipped model may have seen this row's conversation or prompt."""
-    return any(key in fitted for key in row_keys(row))
+def was_fitted(keys: Iterable[bytes], fitted: frozenset[bytes]) -> bool:
+    """True where a model may have seen the row of these keys."""
+    return any(key in fitted for key in keys)

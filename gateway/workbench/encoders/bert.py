@@ -1,17 +1,17 @@
 """A local folder with a BERT-type encoder, read and checked before anything is made of it.
 
-What is read: `config.json`, `model.safetensors`, `tokenizer.json` as Hugging Face's libraries
-write them, and where they are there, sentence-transformers' `modules.json` and
-`1_Pooling/config.json` and the licence at the head of `README.md`. No torch: a safetensors
-file is 8 bytes of length, a JSON header, and the numbers.
+It reads `config.json`, `model.safetensors` and `tokenizer.json` as Hugging Face's libraries write
+them, and where they exist, sentence-transformers' `modules.json` and `1_Pooling/config.json` and
+the licence at the head of `README.md`. No torch: a safetensors file is 8 bytes of length, a JSON
+header, and the numbers.
 
 Checkpoints of one network differ in names: `bert.`-prefixed where there was a head for
 pretraining, bare where there was none, LayerNorm's `gamma`/`beta` where they go back to
-TensorFlow. All become the bare, new names. What this graph cannot compute (relative
-positions, other activations, a decoder, a Dense layer after the pooling) is refused here,
-in a line that says so: a vector that is a little wrong would never be noticed later.
+TensorFlow. All become the bare, new names. What this graph cannot compute (relative positions,
+other activations, a decoder, a Dense layer after the pooling) is refused here in one line: a
+vector that is a little wrong would never be noticed later.
 
-Everything raises SettingsError.
+Every function here raises SettingsError for an unusable folder.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Pooling = Literal["mean", "cls", "max"]
 
 LAYER = "encoder.layer.{}."
 WORDS = "embeddings.word_embeddings.weight"
-MOST_HEADER = 100_000_000  # bytes; the safetensors format's own bound
+MOST_HEADER = 100_000_000  # bytes, the bound of the safetensors format
 KINDS: Mapping[str, npt.DTypeLike] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-LEAST_POSITIONS = 8  # the least `predict.max_encoder_tokens`
-EXACT_GELU = ("gelu", "gelu_python")  # the one with erf, which the graph has
+LEAST_POSITIONS = 8  # the lower bound of `predict.max_encoder_tokens`
+EXACT_GELU = ("gelu", "gelu_python")  # with erf, as in the graph
 
 
 class Config(Struct, frozen=True):
-    """What is needed of config.json."""
+    """Fields of config.json."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -57,13 +57,13 @@ class Config(Struct, frozen=True):
 
 
 class Bert(Struct, frozen=True):
-    """An encoder's weights by their bare names, and how to compute with them."""
+    """Weights of an encoder by their bare names, and parameters of its graph."""
 
     weights: Weights
     heads: int
     epsilon: float  # of LayerNorm
     pooling: Pooling
-    positions: int  # tokens it can read, special ones included
+    positions: int  # most tokens of a text, special ones included
     sha256: str  # of model.safetensors
     licence: str  # "" where the folder names none
 
@@ -96,10 +96,10 @@ def read_bert(folder: Path) -> Bert:
 
 
 def read_tokenizer(folder: Path, words: int) -> Any:
-    """The tokenizer without the padding and length it came with: the caller decides those.
+    """The tokenizer, without the padding and truncation of its file.
 
     Args:
-        words: rows of the word table, which every id must lie within.
+        words: rows of the word table; every id must be below.
     """
     from tokenizers import Tokenizer
 
@@ -167,7 +167,7 @@ def _tensor(
 
 
 def _bare(path: Path, weights: Weights) -> Weights:
-    """Without a prefix, LayerNorm's parts under their new names."""
+    """The weights under their bare names, LayerNorm's parts under their new ones."""
     prefixes = [name.removesuffix(WORDS) for name in weights if name.endswith(WORDS)]
     if len(prefixes) != 1:
         raise SettingsError(f"{path}: is not of a BERT-type encoder: no {WORDS}")
@@ -181,7 +181,7 @@ def _bare(path: Path, weights: Weights) -> Weights:
 
 
 def _check_shapes(path: Path, config: Config, weights: Weights) -> None:
-    """Every tensor the graph reads is there, in the shape config.json promises."""
+    """Raises where a tensor of the graph is missing or has another shape than by config.json."""
     for name, shape in _shapes(config).items():
         found = weights.get(name)
         if found is None:
@@ -199,7 +199,7 @@ def _check_shapes(path: Path, config: Config, weights: Weights) -> None:
 
 
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """By name; 0 where any size from 1 on will do."""
+    """Shapes of the graph's tensors by name; 0 stands for any size from 1 on."""
     width, wide = config.hidden_size, config.intermediate_size
     found: dict[str, tuple[int, ...]] = {
         WORDS: (0, width),
@@ -241,19 +241,19 @@ def _config(folder: Path) -> Config:
         raise SettingsError(f"{path}: sizes must be at least 1")
     if config.max_position_embeddings < LEAST_POSITIONS:
         raise SettingsError(f"{path}: it reads fewer than {LEAST_POSITIONS} tokens")
-    for wrong, said in (
+    for wrong, reason in (
         (config.is_decoder, "it is a decoder"),
         (config.hidden_act not in EXACT_GELU, f"hidden_act is {config.hidden_act!r}, not 'gelu'"),
         (config.position_embedding_type not in (None, "absolute"), "its positions are relative"),
         (width % heads, f"{heads} heads do not divide {width}"),
     ):
         if wrong:
-            raise SettingsError(f"{path}: cannot be exported: {said}")
+            raise SettingsError(f"{path}: cannot be exported: {reason}")
     return config
 
 
 def _pooling(folder: Path) -> Pooling:
-    """How sentence-transformers makes one vector of many; the mean where it does not say."""
+    """The pooling by sentence-transformers' files; the mean where there are none."""
     path = folder / "modules.json"
     if path.exists():
         kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in _modules(path)]
@@ -290,7 +290,7 @@ def _modules(path: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    # The standard library's, since configurations with NaN or Infinity in them exist.
+    # The standard library reads NaN and Infinity, which some configurations have.
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -303,7 +303,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _licence(folder: Path) -> str:
-    """As the model card's front matter says."""
+    """The licence in the model card's front matter; "" where it names none."""
     try:
         head = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:4000]
     except OSError:
@@ -320,5 +320,5 @@ def _instead(folder: Path) -> str:
 
 
 def _line(error: BaseException) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return " ".join(said.split())[:200]
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:200]

@@ -1,16 +1,16 @@
-"""A BERT sentence encoder as an ONNX graph, built straight from its safetensors.
+"""A BERT sentence encoder as an ONNX graph, built from its safetensors.
 
-Why not export from a framework: the exported graph has about 350 small nodes, and on one
-core without a dot-product instruction the int8 file made of it is no faster than fp32.
-Built from the runtime's fused operators (Attention, SkipLayerNormalization, BiasGelu) the
-same network has about 60 nodes and, quantised, takes half the time. Pooling and the L2 norm
-are inside, so the output is the sentence vector. No torch is needed, only `onnx`.
+A graph exported by a framework has about 350 small nodes, and on one core without a dot-product
+instruction its int8 form is no faster than fp32. Built from the runtime's fused operators
+(Attention, SkipLayerNormalization, BiasGelu) the same network has about 60 nodes and, quantised,
+takes half the time. Pooling and the L2 norm are inside, so the output is the sentence vector. Only
+`onnx` is needed, no torch.
 
-int8: weights and activations unsigned 8 bit, weights with a scale per column, which needs
-no reduced range on processors without VNNI. One scale per activation tensor would lose
-the small channels beside a few huge ones, so every matrix product first divides its input
-channels by a fixed factor and its weights take that factor in ("SmoothQuant", Xiao et al.
-2022, arXiv 2211.10438; strength 0.8). The word table is int8 by row, one scale a row.
+int8: weights and activations are unsigned 8 bit, weights with a scale per column, which needs no
+reduced range on processors without VNNI. One scale per activation tensor would lose the small
+channels beside a few huge ones, so every matrix product first divides its input channels by a
+fixed factor and its weights take that factor in ("SmoothQuant", Xiao et al. 2022, arXiv
+2211.10438; strength 0.8). The word table is int8 by row, one scale a row.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gateway.workbench.encoders.bert import LAYER, WORDS, Pooling, Weights
 
-Model = Any  # onnx.ModelProto; the library is an extra (`export`), not of the running gateway
+Model = Any  # onnx.ModelProto; the library is an extra (`export`) of the package
 Numbers = npt.NDArray[Any]
 MS = "com.microsoft"
-FAR = -1e9  # below any activation: a masked token's part in a maximum
+FAR = -1e9  # below any activation; stands for a masked token in a maximum
 
 
 class Graph:
-    """Nodes and constants of one encoder; `model()` is the ONNX model."""
+    """Nodes and constants of one encoder's graph."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class Graph:
         self._pool(x)
 
     def model(self) -> Model:
+        """The ONNX model."""
         ints = [
             helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
             for name in ("input_ids", "attention_mask")
@@ -88,7 +89,7 @@ class Graph:
         )
 
     def _embed(self, int8_words: bool) -> str:
-        """Words + places + the one token type, then LayerNorm."""
+        """Words + positions + the one token type, then LayerNorm."""
         w, e = self.weights, "embeddings."
         word = self._words(w[WORDS], int8_words)
         places = w[e + "position_embeddings.weight"] + w[e + "token_type_embeddings.weight"][0]
@@ -102,7 +103,7 @@ class Graph:
         return self._op("LayerNormalization", [both, *norm], "x", axis=-1, epsilon=self.epsilon)
 
     def _dense(self, i: int, name: str, x: str) -> tuple[str, str]:
-        """The matrix product, and the bias for whoever adds it."""
+        """Names of the matrix product and of the bias, which the caller adds."""
         path = LAYER.format(i) + name
         weight = self._constant(f"{i}.{name}.w", self.weights[path + ".weight"].T)
         bias = self._constant(f"{i}.{name}.b", self.weights[path + ".bias"])
@@ -130,14 +131,14 @@ class Graph:
         return self._add_and_norm(i, "output", wide, x)
 
     def _pool(self, x: str) -> None:
-        """One vector of all tokens' unmasked ones, at length 1."""
+        """Make one vector of length 1 of the unmasked tokens' vectors."""
         self._constant("one", np.array([1], np.int64))
         self._op("Cast", ["attention_mask"], "mask", to=TensorProto.FLOAT)
         pooled = {"mean": self._sum, "cls": self._first, "max": self._largest}[self.pooling](x)
         self._op("LpNormalization", [pooled], "vector", axis=-1, p=2)
 
     def _sum(self, x: str) -> str:
-        """Stands for the mean: the norm makes its divisor superfluous."""
+        """The sum, which has the direction of the mean."""
         row = self._op("Unsqueeze", ["mask", "one"], "mask.row")
         return self._op("Squeeze", [self._op("MatMul", [row, x], "total.row"), "one"], "total")
 
@@ -154,12 +155,12 @@ class Graph:
 
 
 def products(model: Model) -> list[Any]:
-    """The nodes that multiply by a weight matrix: what is worth quantising."""
+    """Nodes that multiply by a weight matrix, which are worth quantising."""
     return [n for n in model.graph.node if len(n.input) > 1 and n.input[1].endswith(".w")]
 
 
 def with_taps(model: Model) -> tuple[Model, list[str]]:
-    """A copy that also gives out the inputs of every product, and their names."""
+    """A copy that also outputs the inputs of every product, and the names of these."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     taps = sorted({node.input[0] for node in products(copy)})
     for name in taps:

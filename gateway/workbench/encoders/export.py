@@ -1,13 +1,12 @@
 """`sagesched models export`: a local BERT folder becomes an encoder to choose by name.
 
-bert.py reads and checks the folder, bert_graph.py builds the graph, quantise.py makes it int8.
-Here they are put together, and the result goes into a folder of its own (encoder.py): written
-aside, loaded once as the gateway will load it, compared with the fp32 network on our own
-lines, on which its scale of similarity is measured, too (likeness.py), and only then renamed to
-its name. Whatever goes wrong before leaves nothing.
+bert.py reads and checks the folder, bert_graph.py builds the graph, quantise.py makes it int8. Here
+they are put together, in a folder of its own: written aside, loaded once as the gateway loads it,
+compared with the fp32 network on our own lines, which also give its scale of similarity, and only
+then renamed to its name. After an error nothing is left.
 
-`onnx` writes the graph; it is an extra of the package (`export`), since the running gateway
-has no use for it.
+`onnx` writes the graph; it is an extra of the package (`export`), since the running gateway has no
+use for it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ NO_ONNX = "models export: the library `onnx` is missing: pip install onnx (the e
 
 
 class Exported(Struct, frozen=True):
-    """What was written."""
+    """An encoder that was written."""
 
     name: str
     folder: Path
@@ -95,47 +95,56 @@ def export(source: Path, out: Path, name: str, models: Path, *, fp32: bool = Fal
         fp32: leave the weights as they are: three to four times the size, some 1.4 times the time.
 
     Raises:
-        SettingsError: in one line; nothing is left behind.
+        SettingsError: the folder cannot be exported; nothing is left behind.
     """
     name = name or source.resolve().name
     _check_name(name, out, models)
     try:
-        from gateway.workbench.encoders import quantise
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
+        import_module("onnx")
+    except ModuleNotFoundError:
         raise SettingsError(NO_ONNX) from None
     bert = read_bert(source)
     tokenizer = read_tokenizer(source, len(bert.weights[WORDS]))
     if sum(value.nbytes for value in bert.weights.values()) > MOST_BYTES:
         raise SettingsError(f"{source}: its weights are larger than {MOST_BYTES // 10**6} MB")
     try:
-        lines = quantise.lines_of(models)
         with _aside(out, name) as folder:
-            exact = _write(bert, tokenizer, lines, folder, fp32=fp32)
-            (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-            _record(bert, source, name, folder, fp32=fp32)
-            vectors = _vectors(Folder(folder), lines)
-            least, mean = quantise.agreement(vectors[quantise.CALIBRATE :], exact)
-            if not least >= AGREE:  # NaN, too
-                raise SettingsError(
-                    f"{source}: int8 and fp32 vectors agree by no more than {least}"
-                    f" (wanted {AGREE}): nothing written; --fp32 keeps the floats"
-                )
-            figures = {
-                "cosine_min": least,
-                "cosine_mean": mean,
-                "cosine_strangers": round(unrelated_similarity(vectors), 4),
-                SCALE_KEY: similarity_scale(vectors, _vectors(Folder(models), lines)),
-            }
-            _record(bert, source, name, folder, fp32=fp32, **figures)
+            figures = _make(bert, tokenizer, source, name, folder, models, fp32=fp32)
             size = (folder / "encoder.onnx").stat().st_size
     except OSError as error:
         where = error.filename or out
         raise SettingsError(f"{where}: {error.strerror or error}") from None
     except ArtefactError as error:
         raise SettingsError(f"models export: {error}") from None
-    return Exported(name, out / name, bert.width, round(size / 1e6, 1), least, mean)
+    agreement = figures["cosine_min"], figures["cosine_mean"]
+    return Exported(name, out / name, bert.width, round(size / 1e6, 1), *agreement)
+
+
+def _make(
+    bert: Bert, tokenizer: Any, source: Path, name: str, folder: Path, models: Path, *, fp32: bool
+) -> dict[str, float]:
+    """Write the encoder's files and their manifest; the figures in it."""
+    from gateway.workbench.encoders import quantise
+
+    lines = quantise.lines_of(models)
+    exact = _write(bert, tokenizer, lines, folder, fp32=fp32)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    _record(bert, source, name, folder, fp32=fp32)
+    vectors = _vectors(Folder(folder), lines)
+    least, mean = quantise.agreement(vectors[quantise.CALIBRATE :], exact)
+    if not least >= AGREE:  # NaN, too
+        raise SettingsError(
+            f"{source}: int8 and fp32 vectors agree by no more than {least}"
+            f" (wanted {AGREE}): nothing written; --fp32 keeps the floats"
+        )
+    figures = {
+        "cosine_min": least,
+        "cosine_mean": mean,
+        "cosine_strangers": round(unrelated_similarity(vectors), 4),
+        SCALE_KEY: similarity_scale(vectors, _vectors(Folder(models), lines)),
+    }
+    _record(bert, source, name, folder, fp32=fp32, **figures)
+    return figures
 
 
 def _check_name(name: str, out: Path, models: Path) -> None:
@@ -145,10 +154,10 @@ def _check_name(name: str, out: Path, models: Path) -> None:
             " 64 at most; --name gives another"
         )
     try:
-        shipped = is_shipped_encoder(Folder(models), name)
+        is_shipped = is_shipped_encoder(Folder(models), name)
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
-    if shipped:
+    if is_shipped:
         raise SettingsError(
             f"models export: {name!r} is the shipped encoder's name: --name another"
         )
@@ -160,7 +169,7 @@ def _check_name(name: str, out: Path, models: Path) -> None:
 
 @contextmanager
 def _aside(out: Path, name: str) -> Iterator[Path]:
-    """A folder to write into, which gets its name at the end if nothing was raised."""
+    """A folder to write into; it gets its name at the end, or goes if something was raised."""
     out.mkdir(parents=True, exist_ok=True)
     folder = out / f".new-{os.getpid()}-{name}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -173,7 +182,7 @@ def _aside(out: Path, name: str) -> Iterator[Path]:
 
 
 def _write(bert: Bert, tokenizer: Any, lines: list[str], folder: Path, *, fp32: bool) -> Any:
-    """encoder.onnx; returns the fp32 network's vectors of the lines that do not calibrate."""
+    """Write encoder.onnx; the fp32 network's vectors of the lines that do not calibrate."""
     from gateway.workbench.encoders.bert_graph import Graph
     from gateway.workbench.encoders.quantise import CALIBRATE, TOKENS, Encode, quantise
 
@@ -200,7 +209,7 @@ def _write(bert: Bert, tokenizer: Any, lines: list[str], folder: Path, *, fp32: 
 
 
 def _vectors(files: Folder, lines: list[str]) -> Any:
-    """Of these lines, as the gateway makes them."""
+    """Vectors of these lines, as the gateway makes them."""
     from gateway.workbench.encoders.quantise import TOKENS
 
     encoder = load_encoder(files, TOKENS)

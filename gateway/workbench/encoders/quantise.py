@@ -1,9 +1,8 @@
-"""From an encoder's fp32 graph to its int8 one, and how near the two are.
+"""The int8 form of an encoder's fp32 graph, and how near the two are.
 
-The weights of the matrix products become unsigned 8 bit by onnxruntime's own tool, the
-activations are quantised as they come (dynamic), after smoothing: the head of bert_graph.py
-has why. What calibrates the smoothing are lines of our own (models/sentences.txt: the first
-`CALIBRATE`); the rest of them judge.
+The weights of the matrix products become unsigned 8 bit by onnxruntime's own tool, the activations
+are quantised as they come (dynamic), after smoothing: the head of bert_graph.py has the reason. The
+first CALIBRATE lines of models/sentences.txt calibrate the smoothing; the others judge.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ TOKENS = 64  # read of a line
 
 
 def lines_of(models: Path) -> list[str]:
-    """Our own lines, of many kinds and languages. Raises OSError."""
+    """The lines of models/sentences.txt, of many kinds and languages. Raises OSError."""
     text = (models / "sentences.txt").read_text(encoding="utf-8")
     return [line.replace("\\n", "\n") for line in text.splitlines()]
 
 
 class Encode:
-    """Vectors by one ONNX model, one thread.
+    """Computes vectors with an ONNX model, on one thread.
 
     Args:
         model: a file, or its bytes.
@@ -53,6 +52,7 @@ class Encode:
         self._marks: Marks = marks_of(tokenizer)
 
     def feed(self, text: str) -> dict[str, npt.NDArray[np.int64]]:
+        """Inputs of the model for a text."""
         ids = np.array([token_ids(self.tokenizer, text, "", self.most, self._marks)], np.int64)
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
@@ -63,13 +63,13 @@ class Encode:
 
 
 def agreement(one: Floats, other: Floats) -> tuple[float, float]:
-    """Least and mean cosine, row by row, of unit vectors."""
+    """Least and mean cosine between rows of unit vectors."""
     cosine = (one * other).sum(axis=1)
     return round(float(cosine.min()), 4), round(float(cosine.mean()), 4)
 
 
 def smoothed(model: Model, lines: Sequence[str], tokenizer: Any, most: int = TOKENS) -> None:
-    """Even out the products' inputs over what these lines bring forth, in place."""
+    """Even out the channels of the products' inputs, by their peaks on these lines, in place."""
     tapped, taps = with_taps(model)
     encode = Encode(tapped.SerializeToString(), tokenizer, most)
     peaks = {name: np.zeros(1, np.float32) for name in taps}
@@ -102,7 +102,7 @@ def quantise(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tool advises on the root logger to preprocess, which this graph does not need."""
+    """Silence the tool, which advises a preprocessing that this graph does not need."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -28,7 +28,7 @@ from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.prompt_view import PromptView
 from gateway.store import store
 from gateway.types import HistoryRow
-from gateway.workbench.split import groups, is_fit, last_user_text, normalise, row_keys
+from gateway.workbench.split import groups, is_fit, last_user_text, normalise, row_keys, was_fitted
 from gateway.workbench.split import unpack as unpack_keys
 
 ALL_ROWS = 2**31  # no limit
@@ -138,7 +138,7 @@ def choose(
         per_source: at most so many rows of each source never fitted.
     """
     keys = [row_keys(row) for row, _ in rows]
-    seen = [any(key in fitted for key in own) for own in keys]
+    seen = [was_fitted(own, fitted) for own in keys]
     if side == "auto":
         side = "held" if sum(seen) > OWN_FILE_SHARE * len(rows) else "unfitted"
     judged = [not was_seen for was_seen in seen]

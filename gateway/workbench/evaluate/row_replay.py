@@ -30,7 +30,7 @@ from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
 from gateway.workbench.evaluate.judged_rows import Case, JudgedRows
-from gateway.workbench.evaluate.variants import Forecaster, forecaster
+from gateway.workbench.evaluate.variants import CaseForecaster, forecaster
 from gateway.workbench.evaluate.vectors import (
     Prompt,
     PromptVector,
@@ -73,7 +73,7 @@ class ForecastTable(Struct, frozen=True):
         return ForecastTable(*(getattr(self, name)[rows] for name in self.__struct_fields__))
 
 
-def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> ForecastTable:
+def replay(cases: Sequence[Case], by: CaseForecaster, in_flight: int = 0) -> ForecastTable:
     """Forecast and learn all cases with one forecaster."""
     count = len(cases)
     out = ForecastTable(
@@ -100,7 +100,7 @@ def replay(cases: Sequence[Case], by: Forecaster, in_flight: int = 0) -> Forecas
 
 
 def replay_young(
-    cases: Sequence[Case], fresh: Callable[[], Forecaster], learned: int, in_flight: int
+    cases: Sequence[Case], fresh: Callable[[], CaseForecaster], learned: int, in_flight: int
 ) -> ForecastTable:
     """Forecast each case after `learned` others, drawn at random, and those of its block before it.
 
@@ -186,7 +186,7 @@ class ReplayInputs(Struct, frozen=True):
     def run(self, task: ReplayTask, artefacts: Artefacts) -> ForecastTable:
         """Replay one task."""
 
-        def fresh() -> Forecaster:
+        def fresh() -> CaseForecaster:
             return forecaster(task.variant, self.settings, artefacts, has_text=self.has_text)
 
         if task.kind == "young":

@@ -96,7 +96,7 @@ OF_HISTORY = ("constant", "model_mean", "stage0", "static", "knn", "full", "orac
 """Variants that need no text: a history holds only model, limits and vectors."""
 
 
-class Forecaster(Protocol):
+class CaseForecaster(Protocol):
     """Forecasts cases, and learns them later."""
 
     def forecast(self, case: Case) -> Workload:
@@ -370,7 +370,9 @@ _BASELINES: Mapping[str, type[Baseline]] = {
 }
 
 
-def forecaster(name: str, settings: Predict, artefacts: Artefacts, *, has_text: bool) -> Forecaster:
+def forecaster(
+    name: str, settings: Predict, artefacts: Artefacts, *, has_text: bool
+) -> CaseForecaster:
     """A fresh forecaster of VARIANTS; the encoder of `artefacts` must have every case's vector."""
     if name in _BASELINES:
         return _BASELINES[name](artefacts, settings.cost_output_ratio)

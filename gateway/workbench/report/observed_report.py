@@ -1,10 +1,10 @@
 """`sagesched report`: what scheduling would have gained on the traffic that was observed.
 
 The journal of `mode = "observe"` is played again twice on a provider fitted to it
-(report_fit.py): as it was, everything at once, and through the gateway's own scheduler. Beside
-both stand the times that were observed: where the first column differs from them, so far is the
-fitted provider from the real one, and no conclusion should lean on less than that. What neither
-size nor load explains stays with each request as its noise; much of it is told, too.
+(provider_fit.py): as it was, everything at once, and through the gateway's own scheduler. The
+observed times stand beside both. As far as the first play differs from them, the fitted provider
+differs from the real one, and no smaller gain means anything. Noise that neither size nor load
+explains stays with each request; a warning says where there is much of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gateway.settings.schema import Account, Settings
 from gateway.store.store import read_observed
 from gateway.types import ObservedRow
 from gateway.workbench.arguments import add_config, history_of, settings_of, store_of
-from gateway.workbench.report.provider_fit import Fit, fitted
+from gateway.workbench.report.provider_fit import AccountFit, fitted
 from gateway.workbench.simulate import policies
 from gateway.workbench.simulate.run_figures import figures
 from gateway.workbench.simulate.simulated_provider import SimulatedProvider
@@ -71,14 +71,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def tree(rows: Sequence[ObservedRow], settings: Settings | None) -> dict[str, Any]:
-    """Everything that is told. Raises SettingsError where too little was observed."""
+    """All figures of the report. Raises SettingsError where too little was observed.
+
+    Args:
+        settings: their scheduler is played; None: the defaults.
+    """
     if not rows:
         raise SettingsError('report: nothing was observed: [schedule] mode = "observe" notes it')
     journal = fitted(rows)
     fits, requests = journal.fits, journal.requests
     naive = _play(policies.baseline("naive", 1), fits, requests)
     ours = _play(policies.GatewayPolicy(_settings(fits, requests, settings)), fits, requests)
-    observed = [_seen(*pair) for pair in zip(requests, journal.rows, strict=True)]
+    observed = [_observed(*pair) for pair in zip(requests, journal.rows, strict=True)]
     return {
         "requests": len(rows),
         "played": len(requests),
@@ -92,7 +96,7 @@ def tree(rows: Sequence[ObservedRow], settings: Settings | None) -> dict[str, An
     }
 
 
-def _account(fit: Fit) -> dict[str, Any]:
+def _account(fit: AccountFit) -> dict[str, Any]:
     traits = fit.traits
     return {
         "requests": fit.requests,
@@ -108,39 +112,42 @@ def _account(fit: Fit) -> dict[str, Any]:
 
 
 def _settings(
-    fits: Mapping[str, Fit], requests: Sequence[SimulatedRequest], given: Settings | None
+    fits: Mapping[str, AccountFit], requests: Sequence[SimulatedRequest], given: Settings | None
 ) -> Settings:
     models = {name: sorted({r.model for r in requests if r.accounts == (name,)}) for name in fits}
     tenants = sorted({request.tenant for request in requests})
-    baseline = policies.settings_of(models, tenants)
+    """Settings for these accounts and models, with the scheduler of the given ones."""
+    usual = policies.settings_of(models, tenants)
     if given is None:
-        return baseline
+        return usual
     schedule = msgspec.structs.replace(given.schedule, mode="schedule", bypass=False)
     return msgspec.structs.replace(
-        baseline,
+        usual,
         schedule=schedule,
         balance=given.balance,
-        accounts=[_named(account, given) for account in baseline.accounts],
+        accounts=[_named(account, given) for account in usual.accounts],
     )
 
 
 def _named(account: Account, given: Settings) -> Account:
-    """With the provider's names for its models where the settings know the account: clients'
-    names of one model share its window."""
-    names = next((known.model_map for known in given.accounts if known.name == account.name), {})
+    """The account with its provider's names of models, where the settings have it.
+
+    Clients' names of one model then share its window.
+    """
+    names = next((own.model_map for own in given.accounts if own.name == account.name), {})
     models = {client: names.get(client, client) for client in account.model_map}
     return msgspec.structs.replace(account, models=models)
 
 
 def _play(
-    policy: Policy, fits: Mapping[str, Fit], requests: Sequence[SimulatedRequest]
+    policy: Policy, fits: Mapping[str, AccountFit], requests: Sequence[SimulatedRequest]
 ) -> Sequence[RequestResult]:
     providers = {name: SimulatedProvider(fit.traits) for name, fit in fits.items()}
     return play(policy, providers, requests).results
 
 
-def _seen(request: SimulatedRequest, row: ObservedRow) -> RequestResult:
-    """The request as it really went."""
+def _observed(request: SimulatedRequest, row: ObservedRow) -> RequestResult:
+    """The observed course of a request."""
     started_s = request.arrived_s + row.queue_s
     return RequestResult(request, started_s, started_s + row.upstream_s, completed=True)
 

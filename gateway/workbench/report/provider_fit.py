@@ -1,14 +1,13 @@
-"""From an observed journal to a provider that can be played again.
+"""A provider that can be played again, fitted to an observed journal.
 
-What is known of each request: when it began and ended at the provider, its tokens. From the
-beginnings and ends of all of them comes how many were in flight over its life; from that, with
-the same fits that the live windows use (balance/curve.py, balance/evidence.py), how long it
-would have taken alone and how the provider slows down. Here they see the whole journal at once
-instead of a fading memory.
+The journal tells when each request began and ended at the provider, and its tokens. Beginnings and
+ends give the number in flight over each life; the fits of the live windows (balance/curve.py,
+balance/evidence.py) give how long a request takes alone and how the provider slows down. Here they
+see the whole journal at once instead of a fading memory.
 
-What is left over after both fits is the request's own noise. It is kept with the request, so
-that playing the journal again as it was gives back, nearly, the times that were observed; how
-nearly is told, since nothing else says what the counterfactual is worth.
+What both fits leave over is the request's own noise. It is kept with the request, so that playing
+the journal again as it was nearly gives back the observed times; the difference tells what the
+counterfactual is worth.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ LEAST_NOISE = 0.02
 _workload = msgspec.msgpack.Decoder(Workload).decode
 
 
-class Fit(Struct, frozen=True):
-    """One account as it was seen."""
+class AccountFit(Struct, frozen=True):
+    """The provider of one account, as fitted."""
 
     account: str
     traits: ProviderTraits
@@ -45,32 +44,32 @@ class Fit(Struct, frozen=True):
     most_inflight: int
 
 
-class Journal(Struct, frozen=True):
-    """A provider per account, and requests in order of arrival beside what was seen of each."""
+class FittedJournal(Struct, frozen=True):
+    """A provider per account, and the requests in order of arrival beside their observed rows."""
 
-    fits: dict[str, Fit]
+    fits: dict[str, AccountFit]
     requests: list[SimulatedRequest]
     rows: list[ObservedRow]
 
 
-def fitted(rows: Sequence[ObservedRow]) -> Journal:
-    """What can be played again; requests that no account answered in full are left out.
+def fitted(rows: Sequence[ObservedRow]) -> FittedJournal:
+    """Fit a provider to each account; requests that were not answered in full are left out.
 
     Raises:
-        SettingsError: too few were answered, or there is not one account with enough.
+        SettingsError: no account has enough answered requests.
     """
-    whole = [row for row in rows if _usable(row)]
+    answered = [row for row in rows if _usable(row)]
     by_account: dict[str, list[ObservedRow]] = {}
-    for row in whole:
+    for row in answered:
         by_account.setdefault(row.account, []).append(row)
     enough = {name: own for name, own in by_account.items() if len(own) >= LEAST}
     if not enough:
         raise SettingsError(
-            f"report: {len(whole)} answered requests were observed; {LEAST} on one account are"
+            f"report: {len(answered)} answered requests were observed; {LEAST} on one account are"
             " needed"
         )
     start_s = min(row.arrived_wall_s for own in enough.values() for row in own)
-    fits: dict[str, Fit] = {}
+    fits: dict[str, AccountFit] = {}
     pairs: list[tuple[SimulatedRequest, ObservedRow]] = []
     for name, own in sorted(enough.items()):
         fit, noise = _fit(name, own)
@@ -80,14 +79,15 @@ def fitted(rows: Sequence[ObservedRow]) -> Journal:
             for number, (row, z) in enumerate(zip(own, noise.tolist(), strict=True))
         ]
     pairs.sort(key=lambda pair: pair[0].arrived_s)
-    return Journal(fits, [request for request, _ in pairs], [row for _, row in pairs])
+    return FittedJournal(fits, [request for request, _ in pairs], [row for _, row in pairs])
 
 
 def _usable(row: ObservedRow) -> bool:
     return row.outcome is Outcome.OK and row.upstream_s > 0 and row.output_tokens > 0
 
 
-def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
+def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[AccountFit, Floats]:
+    """The account's fit, and each request's noise in units of its standard deviation."""
     began = np.array([row.arrived_wall_s + row.queue_s for row in rows])
     took = np.array([row.upstream_s for row in rows])
     inflight = mean_inflight(began, began + took)
@@ -95,9 +95,9 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
     ln_n = np.log(np.maximum(inflight, 1.0))
     expected = np.zeros(len(rows))
     ones = np.ones(len(rows))
-    for _ in range(ROUNDS):  # size and curve, each given the other
+    for _ in range(ROUNDS):  # size and curve in turn, each given the other
         unloaded, bins = UnloadedLatency(), LatencyBins()
-        for _ in range(3):  # its weights are those of the fit before
+        for _ in range(3):  # each takes its weights from the fit before
             unloaded.learn(sizes, took / np.exp(expected), 0.0)
         logs = np.log(took / unloaded.of(sizes))
         flat = np.zeros_like(bins.weights)
@@ -118,11 +118,11 @@ def _fit(name: str, rows: Sequence[ObservedRow]) -> tuple[Fit, Floats]:
         output_token_s=output_s,
         noise=noise,
     )
-    return Fit(name, traits, curve, len(rows), int(inflight.max())), residual / noise
+    return AccountFit(name, traits, curve, len(rows), int(inflight.max())), residual / noise
 
 
 def mean_inflight(began_s: Floats, ended_s: Floats) -> Floats:
-    """How many were in flight over each one's life, on average, itself included."""
+    """Mean number in flight over each request's life, itself included."""
     times = np.concatenate([began_s, ended_s])
     order = np.argsort(times, kind="stable")
     steps = np.concatenate([np.ones(len(began_s)), -np.ones(len(ended_s))])[order]
@@ -139,15 +139,17 @@ def mean_inflight(began_s: Floats, ended_s: Floats) -> Floats:
     return mean
 
 
-def _request(row: ObservedRow, number: int, z: float, fit: Fit, start_s: float) -> SimulatedRequest:
+def _request(
+    row: ObservedRow, number: int, z: float, fit: AccountFit, start_s: float
+) -> SimulatedRequest:
     first = _workload(row.first)
     last = _workload(row.last)
     output = max(1, round(row.output_tokens / row.n))
-    known = RequestRow(row.prompt_tokens, output, first, last if last != first else None)
+    request_row = RequestRow(row.prompt_tokens, output, first, last if last != first else None)
     return SimulatedRequest(
         id=f"{fit.account}/{number}",
         arrived_s=row.arrived_wall_s - start_s,
-        row=known,
+        row=request_row,
         z=z,
         alone_s=fit.traits.alone_s(row.prompt_tokens, output, z),
         tenant=row.tenant,

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.workbench.history import MAX_LINE_BYTES, Reading
+from gateway.workbench.history import MAX_LINE_BYTES, HistoryFile
 
 GOOD = {"prompt": "Hello", "output_tokens": 5}
 
 
-def reading(path: Path, *lines: object) -> Reading:
+def reading(path: Path, *lines: object) -> HistoryFile:
     data = b"\n".join(
         line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines
     )
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return Reading(path, tenant="t", model="default", wall_s=100.0)
+    return HistoryFile(path, tenant="t", model="default", wall_s=100.0)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -83,7 +83,7 @@ def test_reading_takes_failed_answers_as_bounds(tmp_path: Path) -> None:
 def test_reading_says_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     """Missing, and compressed but cut short."""
     with pytest.raises(SettingsError, match="cannot be read"):
-        list(Reading(tmp_path / "none.jsonl", tenant="t", model="m", wall_s=0.0))
+        list(HistoryFile(tmp_path / "none.jsonl", tenant="t", model="m", wall_s=0.0))
     found = reading(tmp_path / "a.jsonl.gz", *[GOOD] * 1000)
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(path.read_bytes()[:-20])

@@ -62,7 +62,7 @@ def test_chosen_rows_were_never_fitted(tmp_path: Path) -> None:
     assert chosen.fitted_rows == 6
     judged = {each.seq for each in chosen.cases}
     assert len(judged) == 35
-    assert not any(was_fitted(r, fitted) for r in rows if r["seq"] in judged)
+    assert not any(was_fitted(row_keys(r), fitted) for r in rows if r["seq"] in judged)
 
 
 def test_fitted_rows_would_be_judged_without_the_list(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_fitted_rows_would_be_judged_without_the_list(tmp_path: Path) -> None:
     fitted = unpack(pack(rows[:5]))
     chosen = choose(read(write(tmp_path / "a.jsonl", rows)), NOTHING)
     judged = {each.seq for each in chosen.cases}
-    assert any(was_fitted(r, fitted) for r in rows if r["seq"] in judged)
+    assert any(was_fitted(row_keys(r), fitted) for r in rows if r["seq"] in judged)
 
 
 def test_the_training_file_is_judged_on_its_test_side(tmp_path: Path) -> None:

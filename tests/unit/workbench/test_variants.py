@@ -37,7 +37,7 @@ def whole() -> Artefacts:
     return parts
 
 
-def made(name: str, whole: Artefacts, *, has_text: bool = True) -> variants.Forecaster:
+def made(name: str, whole: Artefacts, *, has_text: bool = True) -> variants.CaseForecaster:
     return variants.forecaster(name, SETTINGS, whole, has_text=has_text)
 
 
