@@ -1,1 +1,1 @@
-"""Forecasts of output length. Synchronous CPU work on one thread; no asyncio."""
+"""Forecasts of output length. Synchronous CPU work, but for `process/`, which runs it."""

@@ -197,7 +197,7 @@ class Artefacts:
             self.full = self._full()
 
     def stage0(self) -> LengthModel | None:
-        """A fresh stage-0 model: each thread takes its own."""
+        """Load a fresh stage-0 model; None where there is none. Each user takes its own."""
         texts, tables, more = self._stage0_texts, self.tables, self._refit
         if texts is None or tables is None:
             return None

@@ -240,8 +240,8 @@ class Changes(Struct, frozen=True):
 
 
 class Mirror:
-    """A copy of a `Calibration`, kept up by its `Changes`. One thread writes, any reads:
-    an entry is replaced at once, and nobody walks the tables."""
+    """A copy of a `Calibration`, brought up to date by its `Changes`. Its table changes in
+    place, but for `Changes.whole`, after which it is another one."""
 
     def __init__(self) -> None:
         self._models: dict[str, Entry] = {}

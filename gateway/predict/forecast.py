@@ -1,6 +1,6 @@
 """From a grid of quantiles to the forecast that other rooms see; and stage 0's grid.
 
-Pure functions that both threads call: the loop for stage 0, the predictor's for the rest.
+Pure functions: the event loop calls them for stage 0, the child process for the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a finished request teaches, as it travels from the engine to whoever learns."""
+"""The lesson of a request: all that the predictor learns from its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gateway.predict.prompt_view import PromptView
 
 
 class Lesson(Struct, frozen=True):
-    """The end of one request, to be learned from."""
+    """One answer, its length and its request. Counts of None are not known."""
 
     view: PromptView
     output_tokens: int  # per choice
