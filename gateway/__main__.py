@@ -42,11 +42,13 @@ def _run_tool(arguments: Sequence[str]) -> int:
 
 
 def _has_tools() -> bool:
+    """True where the workbench is installed; it is not imported."""
     spec = find_spec("gateway.workbench")
     return spec is not None and spec.origin is not None  # without origin: an empty folder is left
 
 
 def _run(args: argparse.Namespace) -> int:
+    """Run a serving command, whose function has its name."""
     if args.command in ("serve", "check"):
         from gateway import serve as module
     else:

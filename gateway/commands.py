@@ -1,4 +1,8 @@
-"""The small commands. Each imports what it needs when it runs, so that all start fast."""
+"""The small commands around `sagesched serve`. Each takes its arguments and returns the exit code.
+
+A command imports what it needs when it runs, so that all of them start fast. SettingsError becomes
+one line and exit code 2 (command_line.py).
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import msgspec
 
 from gateway.errors import SettingsError
 
 if TYPE_CHECKING:
+    import httpx
+
     from gateway.settings.schema import Demo
 
 ADMIN_ENV = "SAGESCHED_ADMIN_TOKEN"
 
 
 def new_key(args: argparse.Namespace) -> int:
+    """Print a new tenant key and its hash."""
     from gateway.api.auth import digest
 
     key = "sage-" + secrets.token_urlsafe(32)
@@ -34,7 +40,7 @@ def new_key(args: argparse.Namespace) -> int:
 
 
 def demo_provider(args: argparse.Namespace) -> int:
-    """The demo provider alone, until SIGTERM or SIGINT."""
+    """Run the demo provider alone, until SIGTERM or SIGINT."""
     from gateway.demo import provider as demo
 
     names = [name for name in args.keys.split(",") if name]
@@ -63,9 +69,10 @@ def _demo_settings(args: argparse.Namespace) -> Demo:
 
 
 def _end_with_stdin() -> None:
-    while os.read(0, 4096):  # not sys.stdin: its lock would be in the interpreter's way at exit
+    """End this process when its standard input closes."""
+    while os.read(0, 4096):  # sys.stdin has a lock, which would block the interpreter's exit
         pass
-    while True:  # the server's handlers may not stand yet
+    while True:  # the server may not have its signal handlers yet
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
 
@@ -78,6 +85,9 @@ def _url(args: argparse.Namespace) -> str:
 def _reach(
     args: argparse.Namespace, method: str, path: str, timeout_s: float = 600, **more: Any
 ) -> httpx.Response:
+    """The answer to one request. Raises SettingsError where no gateway answers."""
+    import httpx
+
     try:
         return httpx.request(method, _url(args) + path, timeout=timeout_s, trust_env=False, **more)
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -85,6 +95,7 @@ def _reach(
 
 
 def get(args: argparse.Namespace) -> int:
+    """Print the answer of one route; 1 where it is no success."""
     token = args.key or os.environ.get(ADMIN_ENV, "")
     headers = {"authorization": f"Bearer {token}"} if token else {}
     response = _reach(args, "GET", "/" + args.path.lstrip("/"), headers=headers)
@@ -93,6 +104,7 @@ def get(args: argparse.Namespace) -> int:
 
 
 def predict(args: argparse.Namespace) -> int:
+    """Print the forecast of a prompt; 1 where there is none."""
     headers = {"authorization": f"Bearer {args.key}"}
     response = _reach(args, "POST", "/predict", json={"prompt": args.prompt}, headers=headers)
     _show(response)
@@ -100,7 +112,10 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def healthcheck(args: argparse.Namespace) -> int:
-    """For an image's HEALTHCHECK: light, and on the port of the settings."""
+    """Ask /health on the port of the settings; 0 where the gateway is ready.
+
+    It is a container's HEALTHCHECK, so it imports no HTTP client.
+    """
     import urllib.error
     import urllib.request
 
@@ -112,7 +127,7 @@ def healthcheck(args: argparse.Namespace) -> int:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(server.host, server.host)
         url = f"http://{host}:{server.port}"
     try:
-        # Straight: a proxy of the environment is for the providers, not for this machine.
+        # A proxy of the environment is for the providers, not for this machine.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(url + "/health", timeout=3) as response:
             return 0 if response.status == 200 else 1
@@ -122,6 +137,7 @@ def healthcheck(args: argparse.Namespace) -> int:
 
 
 def ask(args: argparse.Namespace) -> int:
+    """Print the answer to one chat request; 1 where it failed."""
     body = {
         "model": args.model,
         "messages": [{"role": "user", "content": args.prompt}],
@@ -136,6 +152,8 @@ def ask(args: argparse.Namespace) -> int:
             _show(response)
         _show_headers(response)
         return 0 if response.is_success else 1
+    import httpx
+
     url = _url(args) + "/v1/chat/completions"
     try:
         with httpx.stream(
@@ -179,7 +197,7 @@ def _show_headers(response: httpx.Response) -> None:
 
 
 def refit(args: argparse.Namespace) -> int:
-    """Fit the length models to the history; 0: better ones are in force, 3: kept."""
+    """Fit the length models to the history; 0 where better ones are in force, 3 where none is."""
     from gateway.predict.refit import refit as fitting
     from gateway.settings import load
     from gateway.shipped import shipped
@@ -196,7 +214,7 @@ def refit(args: argparse.Namespace) -> int:
 
 
 def predictor(args: argparse.Namespace) -> int:
-    """The predictor's child process."""
+    """Run the predictor's child process."""
     from gateway.predict.process import worker
 
     return worker.run()
