@@ -28,7 +28,8 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
-    """Two seeds at a time, one cold, too: a report on every policy, all answered, against naive."""
+    """A run of two seeds, one of them cold as well, reports every policy against naive, all
+    answered."""
     done = run(
         *("bench", "--out", str(tmp_path / "out"), "--shapes", "knee", "--seeds", "2"),
         *("--total-requests", "8", "--seed-count", "4", "--warm-up", "3", "--cold-seeds", "1"),
@@ -48,7 +49,7 @@ def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--shapes", "square"], "no shape 'square'"),
         (["--mix", "sour"], "no mix 'sour'"),
@@ -56,16 +57,16 @@ def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:
         (["--data", "nothing.jsonl"], "cannot be read"),
     ],
 )
-def test_bench_says_what_is_wrong(tmp_path: Path, arguments: list[str], told: str) -> None:
-    """One line, no trace, exit code 2."""
+def test_bench_names_an_unusable_option(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """An unusable option is one line on standard error and exit code 2."""
     done = run("bench", "--out", str(tmp_path / "out"), *arguments, cwd=tmp_path)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_load_tells_what_came_back(tmp_path: Path, provider: ScriptedProvider) -> None:
-    """Every request is counted, by status and size; one that failed makes the exit code 1."""
+def test_load_counts_what_came_back(tmp_path: Path, provider: ScriptedProvider) -> None:
+    """Every request is counted by status and size; one that failed makes the exit code 1."""
     gateway = GatewayProcess(
         tmp_path, accounts=[account(provider, models=list(MODELS))], tenants=[tenant()]
     )
@@ -85,8 +86,8 @@ def test_load_tells_what_came_back(tmp_path: Path, provider: ScriptedProvider) -
     assert "19 of 20 answered in full" in done.stdout
 
 
-def test_load_says_which_mixes_there_are(tmp_path: Path) -> None:
-    """Before anything is sent."""
+def test_load_lists_the_mixes(tmp_path: Path) -> None:
+    """An unknown mix is refused, with the list of mixes, before anything is sent."""
     done = run("load", "http://127.0.0.1:9/v1", "--mix", "sour", cwd=tmp_path)
     assert done.returncode == 2
     assert "no mix 'sour'; there are as-is" in done.stderr

@@ -15,8 +15,8 @@ def gateway(folder: Path, *overrides: str) -> BenchGateway:
     return BenchGateway(folder, "http://127.0.0.1:1", ["m"], 1.0, overrides)
 
 
-def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
-    """Another seed failed meanwhile: nobody would end it later."""
+def test_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
+    """A start that another seed's error cancels ends the process it began."""
     own = gateway(tmp_path / "g")
 
     async def cancelled() -> None:
@@ -29,8 +29,8 @@ def test_a_start_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:
     assert own.process.returncode is not None
 
 
-def test_a_gateway_that_does_not_start_says_why(tmp_path: Path) -> None:
-    """The end of its log is the error's."""
+def test_gateway_that_does_not_start_says_why(tmp_path: Path) -> None:
+    """The error of a failed start has the end of the gateway's log."""
     own = gateway(tmp_path / "g", "server.nonsense=1")
     with pytest.raises(SettingsError, match="nonsense"):
         asyncio.run(own.__aenter__())

@@ -31,8 +31,8 @@ def read(folder: Path) -> Bert:
         {"kind": "BF16"},
     ],
 )
-def test_weights_are_read_whatever_they_are_called(tmp_path: Path, how: dict[str, str]) -> None:
-    """Prefixes, old names and half precision: bare names and float32 come out, bit for bit."""
+def test_weights_are_read_under_any_of_their_names(tmp_path: Path, how: dict[str, str]) -> None:
+    """Prefixes, old names and half precision become bare names and float32, bit for bit."""
     written = write_bert(tmp_path, **how)  # type: ignore[arg-type]
     bert = read(tmp_path)
     for name, value in written.items():
@@ -51,8 +51,8 @@ def test_weights_are_read_whatever_they_are_called(tmp_path: Path, how: dict[str
         (None, "mean"),
     ],
 )
-def test_pooling_is_the_folder_s(tmp_path: Path, mode: str | None, pooling: str) -> None:
-    """As sentence-transformers names it; the mean where it does not."""
+def test_pooling_is_read_from_the_folder(tmp_path: Path, mode: str | None, pooling: str) -> None:
+    """Pooling is as sentence-transformers names it, and the mean where it names none."""
     write_bert(tmp_path, pooling=mode)
     assert read(tmp_path).pooling == pooling
 
@@ -61,8 +61,8 @@ def test_pooling_is_the_folder_s(tmp_path: Path, mode: str | None, pooling: str)
     ("card", "licence"),
     [("---\nlanguage: en\nlicense: apache-2.0\n---\n# X\n", "apache-2.0"), ("# X\n", "")],
 )
-def test_licence_is_the_card_s(tmp_path: Path, card: str, licence: str) -> None:
-    """From the front matter of README.md; nothing is made up where it has none."""
+def test_licence_is_read_from_the_model_card(tmp_path: Path, card: str, licence: str) -> None:
+    """The licence is that of README.md's front matter, and empty where there is none."""
     write_bert(tmp_path)
     assert read(tmp_path).licence == ""
     (tmp_path / "README.md").write_text(card)
@@ -70,14 +70,14 @@ def test_licence_is_the_card_s(tmp_path: Path, card: str, licence: str) -> None:
 
 
 def test_tokenizer_is_read_without_its_own_length(tmp_path: Path) -> None:
-    """The fixed length and padding it came with are the caller's to decide."""
+    """The tokenizer's own truncation and padding are removed; the caller decides them."""
     write_bert(tmp_path)
     assert len(read_tokenizer(tmp_path, 1000).encode("a " * 50).ids) == 52
     assert len(read_tokenizer(tmp_path, 1000).encode("a").ids) == 3
 
 
 def test_weights_in_another_format_are_named(tmp_path: Path) -> None:
-    """Who has a pytorch_model.bin is told what to do with it."""
+    """A folder with a pytorch_model.bin is refused, with what to do about it."""
     write_bert(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(SettingsError, match=r"but a pytorch_model.bin: save it again as one"):
@@ -150,19 +150,21 @@ SPOILT: list[tuple[Spoil, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "said"), SPOILT)
-def test_reading_refuses_what_cannot_be_computed(tmp_path: Path, spoil: Spoil, said: str) -> None:
-    """One line says what is wrong."""
+@pytest.mark.parametrize(("spoil", "message"), SPOILT)
+def test_reading_refuses_what_cannot_be_computed(
+    tmp_path: Path, spoil: Spoil, message: str
+) -> None:
+    """A network that the graph cannot compute is refused in one line with the reason."""
     write_bert(tmp_path / "tiny")
     spoil(tmp_path / "tiny")
     with pytest.raises(SettingsError) as caught:
         read(tmp_path / "tiny")
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "\n" not in caught.value.message
 
 
 def test_reading_refuses_numbers_that_are_none(tmp_path: Path) -> None:
-    """A checkpoint with NaN in it is named with the tensor."""
+    """A checkpoint with NaN in it is refused, with the tensor's name."""
     write_bert(tmp_path / "tiny")
     path = tmp_path / "tiny" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")
@@ -172,7 +174,7 @@ def test_reading_refuses_numbers_that_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["word", "token_type"])
 def test_reading_refuses_tables_without_rows(tmp_path: Path, name: str) -> None:
-    """Empty tables, and a number in a table's place, are not what config.json promises."""
+    """Empty tables, and a number in a table's place, are refused."""
     weights = write_bert(tmp_path / "tiny")
     for value in (np.zeros((0, 32), np.float32), np.float32(1)):
         weights[f"embeddings.{name}_embeddings.weight"] = np.asarray(value)
@@ -182,7 +184,8 @@ def test_reading_refuses_tables_without_rows(tmp_path: Path, name: str) -> None:
 
 
 def test_reading_refuses_a_tokenizer_of_more_words_than_the_model(tmp_path: Path) -> None:
-    """An id beyond the word table would fail at the first prompt that has it."""
+    """A tokenizer with an id beyond the word table is refused: it would fail at a prompt with that
+    id."""
     write_bert(tmp_path / "tiny")
     write_bert(tmp_path / "large", vocabulary="unigram")
     large = (tmp_path / "tiny" / "tokenizer.json").read_text()

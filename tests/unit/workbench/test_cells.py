@@ -10,7 +10,7 @@ from tests.unit.workbench.simulate_cases import cell, plan
 
 
 def test_every_policy_answers_a_burst() -> None:
-    """In full, each with its figures; the first seeds with single latencies."""
+    """Every policy answers all requests and has figures; first seeds keep single latencies."""
     played = play(plan(), cell(requests=40))
     assert tuple(played) == POLICIES
     for name, one in played.items():
@@ -20,21 +20,21 @@ def test_every_policy_answers_a_burst() -> None:
     assert not play(plan(policies=["naive"]), cell(seed=9, requests=40))["naive"].latencies
 
 
-def test_the_same_cell_is_the_same() -> None:
-    """To the last digit: figures may be compared from run to run."""
+def test_same_cell_has_the_same_figures() -> None:
+    """Two plays of a cell agree to the last digit."""
     some = plan(policies=["naive", "sjf", "ours"])
     assert play(some, cell()) == play(some, cell())
 
 
 def test_hindsight_is_one_of_the_searched_windows() -> None:
-    """And no searched one is better by what it is chosen by."""
+    """The static window is one of those searched, and none of the others costs less."""
     world = world_of(plan(), cell())
     tried = {max(1, round(times * world.best_window)) for times in SEARCHED}
     assert play(plan(policies=["static"]), cell())["static"].figures["window"] in tried
 
 
 def test_settings_given_do_not_change_what_a_policy_is() -> None:
-    """An ordering of its own and a searched window win over the settings' ones."""
+    """A policy's own ordering and a searched window win over the given settings."""
     some = ["ours", "ours:fcfs"]
     baseline = play(plan(policies=some), cell())
     given = {"schedule": {"ordering": "sjf"}}
@@ -43,7 +43,7 @@ def test_settings_given_do_not_change_what_a_policy_is() -> None:
 
 
 def test_warm_up_comes_before_and_is_not_counted() -> None:
-    """The cold core has not seen it; without one, cold and warm are the same."""
+    """Warm-up requests are not counted; without any, a cold core has the figures of a warm one."""
     policies = ["ours", "cold"]
     same = play(plan(warm_up=0, policies=policies), cell())
     assert same["ours"] == same["cold"]
@@ -52,16 +52,16 @@ def test_warm_up_comes_before_and_is_not_counted() -> None:
     assert len(warm["ours"].latencies) == len(warm["cold"].latencies) == 60
 
 
-def test_a_steady_run_drops_its_beginning() -> None:
-    """A fifth of it; and needs no cold twin."""
+def test_steady_run_drops_its_beginning() -> None:
+    """A steady run leaves out its first fifth and has no cold twin."""
     played = play(plan(policies=["ours", "cold"]), cell("steady", rho=0.7, requests=50))
     assert list(played) == ["ours"]
     assert len(played["ours"].latencies) == 40
 
 
 @pytest.mark.parametrize("scenario", ["flood", "isolation"])
-def test_the_quiet_side_is_also_played_alone(scenario: str) -> None:
-    """Under the policies it is asked of; alone it is no slower."""
+def test_quiet_side_is_also_played_alone(scenario: str) -> None:
+    """Two-sided scenarios are played by some policies only; alone the quiet side is no slower."""
     played = play(plan(), cell(scenario))
     assert set(played) == set(TWO_SIDED)
     for one in played.values():
@@ -69,7 +69,7 @@ def test_the_quiet_side_is_also_played_alone(scenario: str) -> None:
 
 
 def test_pools_of_the_core_do_not_wait_for_each_other() -> None:
-    """One shared window does: the check would see it."""
+    """Two pools add no wait to each other; the check would see a shared window."""
     played = play(plan(), cell("isolation", requests=150))
     assert played["ours"].figures["quiet_added_wait_s"] == 0.0
     assert played["fifo"].figures["quiet_added_wait_s"] > 0.1
@@ -77,6 +77,6 @@ def test_pools_of_the_core_do_not_wait_for_each_other() -> None:
 
 @pytest.mark.parametrize("scenario", ["drop", "drift", "limits"])
 def test_trouble_loses_no_request_of_the_core(scenario: str) -> None:
-    """Whatever the provider does, while clients wait."""
+    """The core answers every request in scenarios where the provider changes or limits."""
     played = play(plan(policies=["ours"]), cell(scenario, rho=1.5))
     assert played["ours"].figures["completed"] == 1.0

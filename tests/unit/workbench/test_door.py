@@ -25,7 +25,7 @@ def test_tool_declares_its_arguments_and_runs(name: str) -> None:
 
 
 def test_help_lists_the_tools(capsys: pytest.CaptureFixture[str]) -> None:
-    """All but the one that another tool starts, on both command lines."""
+    """Both command lines list all tools but the one that another tool starts."""
     for command in (
         lambda: workbench.run(["--help"], "workbench"),
         lambda: program.main(["--help"]),

@@ -45,7 +45,7 @@ def report(folder: Path) -> dict[str, Any]:
 
 
 def test_report_has_every_variant_for_all_and_for_new_prompts(report: dict[str, Any]) -> None:
-    """`overall`, `by`, and the same under `first_seen`, with all variants in one run."""
+    """All variants stand in `overall` and `by`, and in the same of `first_seen`."""
     assert list(report["overall"]) == list(VARIANTS)
     assert list(report["first_seen"]["overall"]) == list(VARIANTS)
     assert set(report["by"]["source"]) == {"left", "right"}
@@ -55,7 +55,7 @@ def test_report_has_every_variant_for_all_and_for_new_prompts(report: dict[str, 
 
 
 def test_report_says_what_was_judged(report: dict[str, Any]) -> None:
-    """Rows read, fitted, judged; how they were replayed; nothing of their text."""
+    """The report counts rows read, fitted and judged, names the replay, and holds no text."""
     about = report["about"]
     assert about["rows_read"] == about["rows"] == ROWS
     assert about["fitted_rows"] == 0
@@ -65,7 +65,7 @@ def test_report_says_what_was_judged(report: dict[str, Any]) -> None:
 
 
 def test_oracle_bounds_the_others(report: dict[str, Any]) -> None:
-    """Nobody is better than the truth, and the truth has no error."""
+    """No variant is better than the truth, which has no error."""
     overall = report["overall"]
     assert overall["oracle"]["kendall_tau"] == 1.0
     assert overall["oracle"]["bucket_accuracy"] == 1.0
@@ -83,8 +83,8 @@ def test_markdown_and_pictures_are_written(folder: Path) -> None:
     }
 
 
-def test_run_repeats(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
-    """Two processes, and vectors from the last run, give the same figures."""
+def test_run_is_repeatable(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes that read the last run's vectors give the same figures."""
     data = folder.parent / "rows.jsonl"
     (tmp_path / "vectors.npz").write_bytes((folder / "vectors.npz").read_bytes())
     assert (
@@ -98,7 +98,7 @@ def test_run_repeats(folder: Path, report: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_history_is_judged_without_text(tmp_path: Path) -> None:
-    """A store's rows, by vector and model: repeats with their length are found by neighbours."""
+    """Rows of a store are forecast by vector and model: neighbours find repeated lengths."""
     chance = np.random.default_rng(1)
     kinds = chance.normal(size=(6, 384))
     name = Predict().embedding_model_name

@@ -41,7 +41,7 @@ def made(tmp_path: Path, *, fp32: bool = True, **how: object) -> tuple[Encoder, 
 def cosines(
     encoder: Encoder, weights: Weights, shape: Shape = TINY, pooling: str = "mean_tokens"
 ) -> list[float]:
-    """Of what the encoder says and what numpy computes from the same tokens."""
+    """Cosines between the encoder's vectors and numpy's of the same tokens."""
     return [
         float(encoder.vector(text) @ forward(weights, shape, encoder.tokens(text), pooling))
         for text in TEXTS
@@ -81,7 +81,7 @@ def test_exported_encoder_may_have_any_sizes(tmp_path: Path, shape: Shape) -> No
 
 @pytest.mark.parametrize("pooling", ["cls_token", "max_tokens", "mean_sqrt_len_tokens", None])
 def test_exported_encoder_pools_as_its_folder_says(tmp_path: Path, pooling: str | None) -> None:
-    """The first token, the maximum, or the mean, which is also what is done where none is named."""
+    """It takes the first token, the maximum or the mean, and the mean where none is named."""
     encoder, weights = made(tmp_path, pooling=pooling)
     assert min(cosines(encoder, weights, pooling=pooling or "mean_tokens")) >= 0.9999
     otherwise = "cls_token" if pooling == "max_tokens" else "max_tokens"
@@ -100,7 +100,7 @@ def test_exported_encoder_is_found_under_any_of_its_names(
 
 
 def test_exported_encoder_knows_what_its_vocabulary_lacks(tmp_path: Path) -> None:
-    """Texts of unknown words are foreign by this tokenizer's own mark, known ones are not."""
+    """Texts of unknown words are foreign by this tokenizer's own mark, others are not."""
     for vocabulary in ("wordpiece", "unigram"):
         encoder, _ = made(tmp_path / vocabulary, vocabulary=vocabulary)
         assert encoder.read("字 字 字").foreign
@@ -108,7 +108,7 @@ def test_exported_encoder_knows_what_its_vocabulary_lacks(tmp_path: Path) -> Non
 
 
 def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
-    """Hash, origin, licence and command of each file; no path of this machine."""
+    """The manifest has each file's hash, origin, licence and command, and no path."""
     write_bert(tmp_path / "tiny")
     (tmp_path / "tiny" / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# Tiny\n")
     export(tmp_path / "tiny", tmp_path / "out", "own.name-1", MODELS)
@@ -134,19 +134,20 @@ def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_export_leaves_nothing_behind_where_the_folder_is_broken(tmp_path: Path, what: str) -> None:
-    """Not even the place for encoders; a whole folder then goes through."""
+    """After an error not even the folder for encoders is there; a complete folder then goes
+    through."""
     write_bert(tmp_path / "tiny")
-    kept = (tmp_path / "tiny" / what).read_bytes()
-    (tmp_path / "tiny" / what).write_bytes(kept[: len(kept) // 2])
+    stored = (tmp_path / "tiny" / what).read_bytes()
+    (tmp_path / "tiny" / what).write_bytes(stored[: len(stored) // 2])
     with pytest.raises(SettingsError, match=what):
         export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True)
     assert not (tmp_path / "out").exists()
-    (tmp_path / "tiny" / what).write_bytes(kept)
+    (tmp_path / "tiny" / what).write_bytes(stored)
     assert export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=True).folder.is_dir()
 
 
 def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> None:
-    """Channels a thousand times apart do not survive 8 bits: nothing is written but by --fp32."""
+    """Channels a thousand times apart do not survive 8 bits: only --fp32 writes them."""
     weights = write_bert(tmp_path / "tiny")
     draw = np.random.default_rng(1)
     for name, value in weights.items():
@@ -160,15 +161,15 @@ def test_export_refuses_int8_that_is_far_from_the_network(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "a b", "x" * 65])
-def test_export_refuses_names_that_are_no_folder_s(tmp_path: Path, name: str) -> None:
-    """A name must not lead elsewhere."""
+def test_export_refuses_names_with_a_path(tmp_path: Path, name: str) -> None:
+    """A name must not lead to another folder."""
     write_bert(tmp_path / "tiny")
     with pytest.raises(SettingsError, match="cannot be a name"):
         export(tmp_path / "tiny", tmp_path / "out", name, MODELS)
 
 
 def test_export_never_overwrites(tmp_path: Path) -> None:
-    """Neither the shipped encoder's name nor one that was given before is given again."""
+    """The shipped encoder's name and a name in use are refused."""
     write_bert(tmp_path / "tiny")
     with pytest.raises(SettingsError, match="is the shipped encoder"):
         export(tmp_path / "tiny", tmp_path / "out", "minilm-l6-length-1", MODELS, fp32=True)
@@ -182,7 +183,7 @@ def test_export_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_export_into_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
-    """A file in the way of the folder: one line, with its name."""
+    """A file in the place of the folder is an error of one line with its name."""
     write_bert(tmp_path / "tiny")
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match=r"file.*: Not a directory"):
@@ -193,7 +194,7 @@ COMMAND = (sys.executable, "-m", "gateway", "models", "export")
 
 
 def test_command_exports_where_the_settings_look(tmp_path: Path) -> None:
-    """Without --out it goes under models_path; the last line says how to use it."""
+    """Without --out it goes under models_path, and the last line says how to use it."""
     write_bert(tmp_path / "tiny")
     done = run(tmp_path, "tiny", "--name", "mine")
     assert done.returncode == 0, done.stderr
@@ -203,7 +204,7 @@ def test_command_exports_where_the_settings_look(tmp_path: Path) -> None:
 
 
 def test_command_without_the_onnx_library_says_what_to_install(tmp_path: Path) -> None:
-    """Exit code 2 and one line with the extra's name."""
+    """The exit code is 2, with one line that has the extra's name."""
     write_bert(tmp_path / "tiny")
     (tmp_path / "shadow").mkdir()
     lacks = "raise ModuleNotFoundError(\"No module named 'onnx'\", name='onnx')"
@@ -215,7 +216,7 @@ def test_command_without_the_onnx_library_says_what_to_install(tmp_path: Path) -
 
 
 def test_command_exits_with_2_on_a_folder_of_another_kind(tmp_path: Path) -> None:
-    """One line on standard error, no traceback."""
+    """A folder of another kind is one line on standard error."""
     done = run(tmp_path, "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "sagesched: nowhere: is no folder\n"

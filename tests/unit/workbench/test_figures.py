@@ -36,8 +36,9 @@ def test_tau_is_what_counting_pairs_gives(count: int, values: int) -> None:
         assert figures.kendall_tau(x, y) == pytest.approx(naive_tau(x.tolist(), y.tolist()))
 
 
-def test_tau_ends() -> None:
-    """Same order 1, reversed −1, a constant forecast 0, a constant truth has none."""
+def test_tau_of_extreme_orders() -> None:
+    """τ is 1 for the same order, −1 for the reversed, 0 for a constant forecast, None for a
+    constant truth."""
     y = np.arange(100.0)
     assert figures.kendall_tau(y**3, y) == 1.0
     assert figures.kendall_tau(-y, y) == -1.0
@@ -47,13 +48,13 @@ def test_tau_ends() -> None:
 
 
 def test_tau_stays_fast_on_many_rows() -> None:
-    """200,000 rows, 2 × 10¹⁰ pairs, are no matter: counting them would not end."""
+    """τ of 200,000 rows (2 × 10¹⁰ pairs) ends, which counting pairs would not."""
     y = np.random.default_rng(1).permutation(200_000).astype(float)
     assert figures.kendall_tau(y, y) == 1.0
 
 
 def test_auc_counts_ties_half() -> None:
-    """The chance that a positive is above a negative, by hand: 2 pairs won, 1 tied, of 4."""
+    """By hand, 2 pairs won and 1 tied of 4 make 0.625."""
     score = np.array([0.9, 0.5, 0.5, 0.1])
     positive = np.array([True, True, False, False])
     assert figures.auc(score, positive) == pytest.approx(3.5 / 4)
@@ -61,7 +62,7 @@ def test_auc_counts_ties_half() -> None:
 
 
 def test_recall_takes_the_best_scored() -> None:
-    """Of 100 rows 35 are taken; positives among them count."""
+    """Of 100 rows the 35 best are taken, and positives among them count."""
     score = np.arange(100.0)
     positive = np.zeros(100, bool)
     positive[[99, 70, 65, 64, 0]] = True
@@ -101,11 +102,11 @@ def test_rolling_finds_the_worst_stretch() -> None:
 
 
 def test_judged_leaves_censored_lengths_out_of_what_needs_the_truth() -> None:
-    """A cut answer is no part of τ, MAE, pinball and coverage, but known not to be short."""
-    said = flat([10.0, 100.0, 1000.0, 30.0])
+    """A cut answer has no part in τ, MAE, pinball and coverage, but counts as not short."""
+    result = flat([10.0, 100.0, 1000.0, 30.0])
     truth = np.array([10.0, 100.0, 1000.0, 300.0])
     cut = np.array([False, False, False, True])
-    found = figures.judged(said.grid, said.p_short, truth, cut)
+    found = figures.judged(result.grid, result.p_short, truth, cut)
     assert found["n"] == 4
     assert found["kendall_tau"] == 1.0
     assert found["mae"] == pytest.approx(0.0)
@@ -115,19 +116,19 @@ def test_judged_leaves_censored_lengths_out_of_what_needs_the_truth() -> None:
 
 
 def test_judged_would_be_misled_by_a_censored_length() -> None:
-    """The twin: the same row taken as exact costs τ and MAE."""
-    said = flat([10.0, 100.0, 1000.0, 30.0])
+    """The twin: the same row taken as exact changes τ and MAE."""
+    result = flat([10.0, 100.0, 1000.0, 30.0])
     truth = np.array([10.0, 100.0, 1000.0, 300.0])
-    found = figures.judged(said.grid, said.p_short, truth, np.zeros(4, bool))
+    found = figures.judged(result.grid, result.p_short, truth, np.zeros(4, bool))
     assert found["kendall_tau"] != 1.0
     assert found["mae"] == pytest.approx(270 / 4)
 
 
 def test_judged_of_no_rows_is_empty() -> None:
     """A group without rows has no figures, and is no error."""
-    said = flat([1.0])
+    result = flat([1.0])
     none = np.zeros(1, bool)
-    found = figures.judged(said.grid[none], said.p_short[none], np.empty(0), np.empty(0, bool))
+    found = figures.judged(result.grid[none], result.p_short[none], np.empty(0), np.empty(0, bool))
     assert found.pop("n") == 0
     assert set(found.values()) == {None}
 
@@ -139,14 +140,15 @@ def test_mean_skips_what_is_missing() -> None:
 
 
 def test_percentiles_interpolate_linearly() -> None:
-    """Between the two nearest values; NaN of nothing."""
+    """A percentile lies between the two nearest values, and is NaN of nothing."""
     assert figures.percentile(np.array([1.0, 2.0, 3.0, 4.0]), 50) == 2.5
     assert figures.percentile(np.array([0.0, 10.0]), 95) == 9.5
     assert np.isnan(figures.percentile(np.array([]), 95))
 
 
-def test_a_change_of_times_is_the_mean_of_ratios() -> None:
-    """Geometric, so that halving and doubling cancel; a seed that lacks one is left out."""
+def test_change_of_times_is_the_mean_of_ratios() -> None:
+    """The mean of ratios is geometric, so halving and doubling cancel; a seed that lacks one is
+    left out."""
     found = figures.change([1.0, 4.0, 3.0], [2.0, 2.0, float("nan")])
     assert found is not None
     assert found.value == pytest.approx(0.0)
@@ -154,16 +156,16 @@ def test_a_change_of_times_is_the_mean_of_ratios() -> None:
     assert found.high == pytest.approx(1.0)
 
 
-def test_a_change_of_counts_is_that_of_sums() -> None:
-    """Seeds without any count too."""
+def test_change_of_counts_is_that_of_sums() -> None:
+    """Counts are compared by their sums, so a seed without any counts as well."""
     found = figures.change([0.0, 0.1], [0.2, 0.0], by_sums=True)
     assert found is not None
     assert found.value == pytest.approx(-0.5)
     assert np.isfinite([found.low, found.high]).all()
 
 
-def test_an_interval_narrows_with_seeds() -> None:
-    """And holds the value; the same seeds give the same interval."""
+def test_interval_narrows_with_seeds() -> None:
+    """More seeds give a narrower interval around the value, and the same seeds the same one."""
     chance = np.random.default_rng(1)
     logs = chance.normal(size=200)
     other: list[float] = np.exp(logs).tolist()
@@ -177,6 +179,6 @@ def test_an_interval_narrows_with_seeds() -> None:
 
 
 def test_nothing_to_compare_is_no_change() -> None:
-    """None where no seed has both, and where the other's counts are all 0."""
+    """The change is None where no seed has both values, or the other's counts are all 0."""
     assert figures.change([float("nan")], [1.0]) is None
     assert figures.change([1.0], [0.0], by_sums=True) is None

@@ -25,8 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(folder / "rows.jsonl", [row(i, f"Say number {i % 40}") for i in range(ROWS)])
 
 
-def real(data: Path, kept: Path) -> list[RequestRow]:
-    return forecasts.real_rows(data, None, kept, shipped("models"), 1)
+def real(data: Path, stored: Path) -> list[RequestRow]:
+    return forecasts.real_rows(data, None, stored, shipped("models"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def first(data: Path) -> list[RequestRow]:
 
 
 def test_rows_have_both_forecasts(data: Path, first: list[RequestRow]) -> None:
-    """Stage 0's at once, the full one later; the rows that seed the history are left out."""
+    """Rows have stage 0's forecast and the full one; rows that fill the history are left out."""
     assert len(first) == ROWS - forecasts.SKIPPED
     for one in first:
         assert one.better is not None
@@ -44,11 +44,11 @@ def test_rows_have_both_forecasts(data: Path, first: list[RequestRow]) -> None:
         assert list(one.better.grid) == sorted(one.better.grid)
 
 
-def test_kept_forecasts_are_used_again(data: Path, first: list[RequestRow]) -> None:
-    """The second run reads the file: what stands in it is what comes out."""
-    kept = data.with_name("kept.npz")
-    assert real(data, kept) == first
-    with np.load(kept) as file:
+def test_stored_forecasts_are_used_again(data: Path, first: list[RequestRow]) -> None:
+    """A second run takes its forecasts from the file."""
+    stored = data.with_name("kept.npz")
+    assert real(data, stored) == first
+    with np.load(stored) as file:
         arrays = {name: file[name] for name in file}
     arrays["full.p_short"] = np.full_like(arrays["full.p_short"], 0.125)
     changed = data.with_name("changed.npz")
@@ -57,9 +57,9 @@ def test_kept_forecasts_are_used_again(data: Path, first: list[RequestRow]) -> N
 
 
 def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[RequestRow]) -> None:
-    """Nor a file that is none: they are made anew."""
-    kept = data.with_name("kept.npz")
-    with np.load(kept) as file:
+    """Forecasts of other rows, or in a broken file, are made anew."""
+    stored = data.with_name("kept.npz")
+    with np.load(stored) as file:
         arrays = {name: file[name] for name in file}
     arrays["name"] = np.array("of something else")
     arrays["full.p_short"] = np.full_like(arrays["full.p_short"], 0.125)
@@ -71,34 +71,34 @@ def test_forecasts_of_other_rows_are_not_used(data: Path, first: list[RequestRow
     assert len(real(data, broken)) == len(first)
 
 
-def test_a_young_forecaster_has_learned_so_many_rows(data: Path, first: list[RequestRow]) -> None:
-    """All rows are there, none left out, and what they rest on is less than a whole history."""
-    kept = data.with_name("young.npz")
+def test_young_forecaster_has_learned_so_many_rows(data: Path, first: list[RequestRow]) -> None:
+    """With `learned` no row is left out, and forecasts rest on less than the whole history."""
+    stored = data.with_name("young.npz")
     models = shipped("models")
-    young = forecasts.real_rows(data, None, kept, models, 1, learned=5)
+    young = forecasts.real_rows(data, None, stored, models, 1, learned=5)
     assert len(young) == ROWS
-    assert young == forecasts.real_rows(data, None, kept, models, 1, learned=5)
+    assert young == forecasts.real_rows(data, None, stored, models, 1, learned=5)
     assert [r.output_tokens for r in young[-20:]] == [r.output_tokens for r in first]
     assert [r.forecast for r in young[-20:]] != [r.forecast for r in first]
 
 
 def test_too_few_rows_are_an_error(tmp_path: Path) -> None:
-    """Before the models are run."""
+    """Too few rows are refused before the models run."""
     path = write(tmp_path / "few.jsonl", [row(i, f"Say {i}") for i in range(5)])
     with pytest.raises(SettingsError, match="too few"):
         real(path, tmp_path / "kept.npz")
 
 
-def test_a_history_has_forecasts_too(tmp_path: Path) -> None:
-    """From its vectors: no text is needed, and none is there."""
+def test_history_gives_rows_without_text(tmp_path: Path) -> None:
+    """Rows of a store are forecast from their vectors."""
     settings = Predict()
     models = shipped("models")
-    whole = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
-    assert whole.encoder is not None
-    vector = np.zeros(whole.encoder.width, "<f2")
+    artefacts = Artefacts(models, settings.embedding_model_name, settings.max_encoder_tokens)
+    assert artefacts.encoder is not None
+    vector = np.zeros(artefacts.encoder.width, "<f2")
     vector[0] = 1
     rows = [
-        history_row(i, encoder=whole.encoder_name, vector=vector.tobytes(), output_tokens=70)
+        history_row(i, encoder=artefacts.encoder_name, vector=vector.tobytes(), output_tokens=70)
         for i in range(ROWS)
     ]
     path = stored(tmp_path / "s.db", rows)

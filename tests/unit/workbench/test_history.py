@@ -24,8 +24,8 @@ def reading(path: Path, *lines: object) -> HistoryFile:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_reading_gives_examples_in_order(tmp_path: Path, name: str) -> None:
-    """Prompts and messages, plain and compressed, what is not given by default."""
+def test_history_file_gives_lessons_in_order(tmp_path: Path, name: str) -> None:
+    """Prompts and messages are read, plain and compressed, with defaults for what a line lacks."""
     chat = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
     full: dict[str, Any] = {
         "messages": chat,
@@ -60,8 +60,8 @@ def test_reading_gives_examples_in_order(tmp_path: Path, name: str) -> None:
         b'{"prompt": "' + b"x" * MAX_LINE_BYTES + b'", "output_tokens": 5}',
     ],
 )
-def test_reading_counts_a_bad_line_and_goes_on(tmp_path: Path, line: object) -> None:
-    """Said by its number, without its content; the lines around it are read."""
+def test_history_file_counts_bad_lines(tmp_path: Path, line: object) -> None:
+    """A bad line is named by number, without its content; the lines around it are read."""
     found = reading(tmp_path / "a.jsonl", GOOD, line, GOOD)
     assert [example.output_tokens for example in found] == [5, 5]
     assert (found.good, found.bad) == (2, 1)
@@ -69,19 +69,19 @@ def test_reading_counts_a_bad_line_and_goes_on(tmp_path: Path, line: object) -> 
     assert "secret" not in found.problems[0]
 
 
-def test_reading_takes_failed_answers_as_bounds(tmp_path: Path) -> None:
-    """success = false is censored unless the line says otherwise."""
-    failed, told = reading(
+def test_history_file_takes_failed_answers_as_bounds(tmp_path: Path) -> None:
+    """A failed answer is censored unless its line says otherwise."""
+    failed, exact = reading(
         tmp_path / "a.jsonl",
         GOOD | {"success": False},
         GOOD | {"success": False, "censored": False},
     )
     assert (failed.success, failed.censored) == (False, True)
-    assert (told.success, told.censored) == (False, False)
+    assert (exact.success, exact.censored) == (False, False)
 
 
-def test_reading_says_a_file_that_cannot_be_read(tmp_path: Path) -> None:
-    """Missing, and compressed but cut short."""
+def test_history_file_that_is_unreadable_is_refused(tmp_path: Path) -> None:
+    """A missing file and a compressed one that is cut short are errors with the file's name."""
     with pytest.raises(SettingsError, match="cannot be read"):
         list(HistoryFile(tmp_path / "none.jsonl", tenant="t", model="m", wall_s=0.0))
     found = reading(tmp_path / "a.jsonl.gz", *[GOOD] * 1000)

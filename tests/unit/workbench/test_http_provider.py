@@ -59,7 +59,7 @@ def chat(stream: bool = False) -> dict[str, Any]:
 
 
 def test_answer_has_the_length_of_the_plan() -> None:
-    """Usage is the table's, streamed and not."""
+    """The usage of an answer is the table's, streamed and not."""
 
     async def both() -> None:
         provider = await planned()

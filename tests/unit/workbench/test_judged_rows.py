@@ -22,7 +22,7 @@ NOTHING: frozenset[bytes] = frozenset()
 
 
 def test_read_sorts_by_seq_and_takes_gzip(tmp_path: Path) -> None:
-    """Rows come in replay order, whatever their order in the file, plain or packed."""
+    """Rows come in the order of `seq`, from a plain file and a packed one."""
     rows = [row(3), row(1), row(2)]
     baseline = write(tmp_path / "a.jsonl", rows)
     packed = tmp_path / "a.jsonl.gz"
@@ -35,7 +35,7 @@ def test_read_sorts_by_seq_and_takes_gzip(tmp_path: Path) -> None:
     "text", ["{", '{"conversation_id": "c"}', json.dumps(row(1) | {"output_tokens": "many"})]
 )
 def test_read_names_the_line_that_is_wrong(tmp_path: Path, text: str) -> None:
-    """A line that is not of the format is an error with its number, not a skipped row."""
+    """A line of another format is an error with its number."""
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(row(0)) + "\n" + text + "\n")
     with pytest.raises(SettingsError, match="line 2"):
@@ -74,7 +74,7 @@ def test_fitted_rows_would_be_judged_without_the_list(tmp_path: Path) -> None:
     assert any(was_fitted(row_keys(r), fitted) for r in rows if r["seq"] in judged)
 
 
-def test_the_training_file_is_judged_on_its_test_side(tmp_path: Path) -> None:
+def test_training_file_is_judged_on_its_test_side(tmp_path: Path) -> None:
     """Where a good part of FILE was fitted, only groups of the other side of the split count."""
     rows = [row(i) for i in range(400)]
     fit = [r for r in rows if is_fit(min(row_keys(r)))]
@@ -84,7 +84,7 @@ def test_the_training_file_is_judged_on_its_test_side(tmp_path: Path) -> None:
     assert {each.seq for each in chosen.cases} == {r["seq"] for r in rows if r not in fit}
 
 
-def test_the_side_can_be_asked_for(tmp_path: Path) -> None:
+def test_side_can_be_chosen(tmp_path: Path) -> None:
     """`unfitted` judges all rows that were not fitted, of the training file as well."""
     rows = [row(i) for i in range(100)]
     fitted = unpack(pack(rows[:60]))
@@ -99,8 +99,8 @@ def test_first_seen_is_blind_to_case_and_space(tmp_path: Path) -> None:
     assert [each.first_seen for each in chosen.cases] == [True, False, True, False]
 
 
-def test_an_answer_as_long_as_its_limit_is_censored(tmp_path: Path) -> None:
-    """Its natural length is longer; without a limit, or below it, a length is exact."""
+def test_answer_as_long_as_its_limit_is_censored(tmp_path: Path) -> None:
+    """A length at its limit is a lower bound; without a limit, or below it, it is exact."""
     rows = [
         row(1, output_tokens=50, max_tokens=50),
         row(2, output_tokens=49, max_tokens=50),
@@ -111,13 +111,13 @@ def test_an_answer_as_long_as_its_limit_is_censored(tmp_path: Path) -> None:
 
 
 def test_flags_of_the_rule_are_read(tmp_path: Path) -> None:
-    """Tools and thinking are known by parameter, tool message or a list of functions."""
+    """Tools and thinking are found in parameters, tool messages and lists of functions."""
     functions = {"role": "system", "content": '[{"name": "f", "parameters": {}}]'}
-    asked = {"role": "user", "content": "do it"}
+    wanted = {"role": "user", "content": "do it"}
     rows = [
         row(1, tools=[{}]),
-        row(2, messages=[functions, asked]),
-        row(3, messages=[asked, {"role": "tool", "content": "4"}]),
+        row(2, messages=[functions, wanted]),
+        row(3, messages=[wanted, {"role": "tool", "content": "4"}]),
         row(4, enable_thinking=True),
         row(5, reasoning_effort="high"),
         row(6, reasoning_effort="none"),
@@ -138,8 +138,8 @@ def test_sources_never_fitted_are_set_apart(tmp_path: Path) -> None:
     assert [c.seq for c in apart["right"]] == [r["seq"] for r in right if r is not right[7]][:60]
 
 
-def test_shipped_models_say_what_they_saw(tmp_path: Path) -> None:
-    """The shipped list is read by its hash; a folder without it is an error, not "nothing"."""
+def test_shipped_fit_keys_are_read(tmp_path: Path) -> None:
+    """The shipped list is checked by its hash, and a folder without it is an error."""
     assert len(fit_keys(shipped("models"))) > 10_000
     with pytest.raises(SettingsError):
         fit_keys(tmp_path)
@@ -178,7 +178,7 @@ def history_row(number: int, **more: object) -> HistoryRow:
 
 
 def test_history_is_read_oldest_first_with_its_vectors(tmp_path: Path) -> None:
-    """Each row keeps its vector under the text that stands for it; repeats are known by hash."""
+    """Each row has its vector under the text that stands for it, and repeats are found by hash."""
     path = stored(tmp_path / "s.db", [history_row(i) for i in range(10)])
     chosen = read_history(path, "e", 4)
     assert [each.output_tokens for each in chosen.cases] == list(range(10, 20))
@@ -188,7 +188,7 @@ def test_history_is_read_oldest_first_with_its_vectors(tmp_path: Path) -> None:
 
 
 def test_history_leaves_out_what_cannot_be_judged(tmp_path: Path) -> None:
-    """Another encoder's rows, failures and broken vectors are no cases; cut answers are."""
+    """Rows of another encoder, failures and broken vectors are no cases; cut answers are."""
     rows = [
         history_row(0, encoder="other"),
         history_row(1, success=False),
@@ -200,7 +200,7 @@ def test_history_leaves_out_what_cannot_be_judged(tmp_path: Path) -> None:
 
 
 def test_history_must_be_a_store(tmp_path: Path) -> None:
-    """Another file is refused, and is not made where it is missing."""
+    """A file of another kind is refused, and a missing one is not made."""
     other = tmp_path / "other.db"
     other.write_bytes(b"nothing of the kind" * 100)
     for path in (other, tmp_path / "none.db"):

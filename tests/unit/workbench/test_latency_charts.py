@@ -18,19 +18,19 @@ def lines(text: str) -> int:
 
 
 def test_latencies_draw_each_shown_policy() -> None:
-    """Those that were played of SHOWN, and no other."""
+    """The picture has a line for each played policy of SHOWN and for no other."""
     found = plots.latencies("a<b", {"naive": [PLAYED], "ours": [PLAYED], "quota": []}, short=False)
     assert lines(found) == 2
 
 
-def test_no_wait_and_no_latency_can_be_drawn() -> None:
-    """Zeros on a logarithmic axis, and a policy without any answer."""
+def test_zeros_and_empty_policies_are_drawn() -> None:
+    """Zeros on a logarithmic axis and a policy without an answer are no error."""
     assert lines(plots.waits("t", [PLAYED])) == 3
     assert lines(plots.waits("t", [])) == 3
     assert lines(plots.latencies("t", {"ours": [PLAYED]}, short=True)) == 1
 
 
 def test_window_draws_what_was_and_what_is_best() -> None:
-    """In flight, the window, and the provider's best; an empty trace is no error."""
+    """The picture has the requests in flight, the window and the provider's best."""
     assert lines(plots.window("t", PLAYED, 16)) == 3
     assert lines(plots.window("t", PolicyFigures({}), 16)) == 3

@@ -1,4 +1,4 @@
-"""What an observed journal is worth: a provider found in it, and played again."""
+"""A provider fitted to an observed journal, and the journal played again."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def observed(
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
-    """Its best window within a third, its token time within a fifth, and playing the traffic as
-    it was gives the observed P95 back within a fifth."""
+    """The fit finds the best window within a third and the token time within a fifth, and playing
+    the traffic again gives the observed P95 within a fifth."""
     traits = ProviderTraits(shape="knee", knee=16, output_token_s=0.012, base_s=0.4)
     rows = observed(traits, 1.1, seed=seed)  # far above, a P95 hangs on the last per cent of a knee
     fit = fitted(rows).fits["a"]
@@ -72,22 +72,21 @@ def test_report_finds_the_provider_that_was_observed(seed: int) -> None:
 
 
 def test_report_knows_which_names_are_one_model() -> None:
-    """Twenty clients' names of one model have one window at its provider, as in the gateway;
-    without the settings nobody could know."""
+    """Twenty clients' names of one model share a window where the settings map them to it."""
     traits = ProviderTraits(shape="power", knee=16, power=1.5, output_token_s=0.012, base_s=0.4)
     rows = observed(traits, 1.1)
     named = [msgspec.structs.replace(row, model=f"m{i % 20}") for i, row in enumerate(rows)]
     models = {f"m{i}": "m" for i in range(20)}
     settings = policies.settings_of({"a": list(models)}, ("t",))
     account = msgspec.structs.replace(settings.accounts[0], models=models)
-    told = observed_report.tree(named, msgspec.structs.replace(settings, accounts=[account]))
-    assert told["scheduled"]["mean_s"] == pytest.approx(
+    found = observed_report.tree(named, msgspec.structs.replace(settings, accounts=[account]))
+    assert found["scheduled"]["mean_s"] == pytest.approx(
         observed_report.tree(rows, None)["scheduled"]["mean_s"], rel=0.01
     )
 
 
 def test_report_does_not_promise_where_nothing_was_crowded() -> None:
-    """A provider that was never near its knee: no window is named, and the text says so."""
+    """Of a provider that was never near its knee no window is named, and the text says so."""
     rows = observed(ProviderTraits(shape="knee", knee=64), 0.05, count=300)
     found = observed_report.tree(rows, None)
     assert found["accounts"]["a"]["best_window"] is None
@@ -95,7 +94,7 @@ def test_report_does_not_promise_where_nothing_was_crowded() -> None:
 
 
 def test_report_warns_where_latencies_follow_nothing() -> None:
-    """Neither size nor load explains them: said. (The twin: they do, and nothing is said.)"""
+    """Latencies that follow neither size nor load give a warning, and others none."""
     rows = observed(ProviderTraits(knee=16), 1.2, count=600)
     factors = np.exp(np.random.default_rng(3).normal(0.0, 1.2, len(rows))).tolist()
     strange = [
@@ -106,8 +105,8 @@ def test_report_warns_where_latencies_follow_nothing() -> None:
     assert "is worth little" not in observed_report.markdown(observed_report.tree(rows, None))
 
 
-def test_report_wants_something_to_go_by(tmp_path: Path) -> None:
-    """An empty store, and one with too few answers: one line each."""
+def test_report_refuses_too_little(tmp_path: Path) -> None:
+    """An empty store and one with too few answers are errors of one line."""
     with pytest.raises(SettingsError, match="nothing was observed"):
         observed_report.tree([], None)
     few = observed(ProviderTraits(), 0.5, count=30)
@@ -116,7 +115,7 @@ def test_report_wants_something_to_go_by(tmp_path: Path) -> None:
 
 
 def test_report_reads_the_store_and_writes_its_files(tmp_path: Path) -> None:
-    """From the gateway's own store to report.md."""
+    """The command reads the gateway's own store and writes report.md."""
     path = tmp_path / "s.db"
     store = Store(path, StoreSettings(path=str(path)))
     store.start()
@@ -131,6 +130,6 @@ def test_report_reads_the_store_and_writes_its_files(tmp_path: Path) -> None:
 
 
 def test_mean_inflight_is_the_average_over_a_life() -> None:
-    """Two that overlap for half of each life: 1.5; one alone: 1."""
+    """Two requests that overlap for half of each life count 1.5, one alone 1."""
     began, ended = np.array([0.0, 1.0, 10.0]), np.array([2.0, 3.0, 11.0])
     assert mean_inflight(began, ended).tolist() == pytest.approx([1.5, 1.5, 1.0])

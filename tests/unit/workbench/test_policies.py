@@ -1,4 +1,4 @@
-"""Who starts next under each policy, and how the core is set up."""
+"""The order in which each policy starts requests, and the core's settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gateway.workbench.simulate.request_rows import RequestRow, truth
 from tests.unit.workbench.simulate_cases import UNKNOWN
 
 
-def known(output_tokens: int) -> Workload:
+def forecast_of(output_tokens: int) -> Workload:
     return truth(RequestRow(10, output_tokens, UNKNOWN)).first
 
 
 def submitted(id: str, output_tokens: int, arrived_s: float = 0.0) -> events.Submitted:
     return events.Submitted(
-        Job(id, "one", "m", "m", ("a", "b"), known(output_tokens), arrived_s), 0
+        Job(id, "one", "m", "m", ("a", "b"), forecast_of(output_tokens), arrived_s), 0
     )
 
 
@@ -52,7 +52,7 @@ def started(actions: list[Action]) -> list[str]:
     ],
 )
 def test_policies_choose_as_they_say(name: str, order: list[str]) -> None:
-    """One at a time, three waiting behind a fourth."""
+    """Each policy starts four requests, one at a time, in its own order."""
     policy = baseline(name, 1)
     assert started(policy.handle(submitted("first", 100), 0.0)) == ["first"]
     for at_s, (id, tokens) in enumerate({"long": 900, "medium": 200, "short": 20}.items(), 1):
@@ -66,7 +66,7 @@ def test_policies_choose_as_they_say(name: str, order: list[str]) -> None:
 
 
 def test_fair_queuing_takes_turns_by_tokens() -> None:
-    """Two long answers weigh as much as many short ones: those go between them."""
+    """Two long answers weigh as much as many short ones, which go between them."""
     policy = baseline("fair", 1)
     policy.handle(submitted("running", 10), 0.0)
     for i in range(2):
@@ -81,7 +81,7 @@ def test_fair_queuing_takes_turns_by_tokens() -> None:
 
 
 def test_fair_queuing_gives_no_credit_for_absence() -> None:
-    """A class that comes late does not make up for what it never asked."""
+    """A class that comes late does not make up for its absence."""
     policy = baseline("fair", 1)
     running, order = "long0", []
     for i in range(12):
@@ -97,36 +97,36 @@ def test_fair_queuing_gives_no_credit_for_absence() -> None:
 
 
 def test_quotas_are_walls() -> None:
-    """A size whose quota is full waits, though others' room is idle."""
+    """A size whose quota is full waits while other quotas are idle."""
     policy = baseline("quota", 4)  # one short, one medium, two long
     actions = [a for i in range(3) for a in policy.handle(submitted(f"s{i}", 10), 0.0)]
     assert started(actions) == ["s0"]
     assert started(policy.handle(submitted("l", 900), 0.0)) == ["l"]
 
 
-def test_a_better_forecast_moves_what_waits() -> None:
-    """To its new place, once; what runs stays."""
+def test_better_forecast_moves_what_waits() -> None:
+    """A better forecast moves a waiting job once; a running job stays."""
     policy = baseline("sjf", 1)
     policy.handle(submitted("running", 100), 0.0)
     policy.handle(submitted("a", 500), 0.0)
     policy.handle(submitted("b", 300), 0.0)
-    policy.handle(events.Reforecast("a", known(50)), 0.0)
-    policy.handle(events.Reforecast("running", known(5)), 0.0)
-    policy.handle(events.Reforecast("gone", known(5)), 0.0)
+    policy.handle(events.Reforecast("a", forecast_of(50)), 0.0)
+    policy.handle(events.Reforecast("running", forecast_of(5)), 0.0)
+    policy.handle(events.Reforecast("gone", forecast_of(5)), 0.0)
     assert started(policy.handle(finished("running"), 1.0)) == ["a"]
     assert started(policy.handle(finished("a"), 2.0)) == ["b"]
     assert started(policy.handle(finished("b"), 3.0)) == []
 
 
 def test_accounts_are_used_evenly() -> None:
-    """The one with fewer in flight."""
+    """A request goes to the account with fewer in flight."""
     policy = baseline("naive", 1)
     actions = [a for i in range(4) for a in policy.handle(submitted(f"{i}", 10), 0.0)]
     assert [a.account for a in actions if isinstance(a, Dispatch)] == ["a", "b", "a", "b"]
 
 
-def test_a_client_retries_as_libraries_do() -> None:
-    """After Retry-After, or about 0.5 s and 1 s; the third 429 is the last."""
+def test_client_retries_as_libraries_do() -> None:
+    """A client retries after Retry-After, or about 0.5 s and 1 s; the third 429 is the last."""
     policy = baseline("fifo", 1)
     policy.handle(submitted("r", 10), 0.0)
     assert policy.handle(failed("r", 3.0), 1.0) == []
@@ -143,8 +143,8 @@ def test_a_client_retries_as_libraries_do() -> None:
     assert started(policy.handle(submitted("next", 10), 8.0)) == ["next"]
 
 
-def test_a_fixed_window_is_the_cores_room() -> None:
-    """What hindsight searches over; it is not moved by successes."""
+def test_fixed_window_is_the_cores_room() -> None:
+    """A fixed window is the core's room, and successes do not move it."""
     sections, account = fixed_window(7)
     core = GatewayPolicy(settings_of({"a": ("m",)}, ("one",), sections, account=account))
     assert core.room == 7
@@ -153,7 +153,7 @@ def test_a_fixed_window_is_the_cores_room() -> None:
 
 
 def test_overrides_are_settings() -> None:
-    """By section, later ones first; a window that is searched before all."""
+    """Overrides apply by section, later ones first, and a searched window wins over all."""
     settings = settings_of(
         {"a": ("m",)},
         ("one", "two"),
@@ -169,7 +169,7 @@ def test_overrides_are_settings() -> None:
         settings_of({"a": ("m",)}, ("one",), {"schedule": {"no_such": 1}})
 
 
-def test_an_unknown_baseline_is_an_error() -> None:
-    """No silent default."""
+def test_unknown_baseline_is_an_error() -> None:
+    """A baseline without a name of its own is a ValueError."""
     with pytest.raises(ValueError, match="nothing"):
         baseline("nothing", 1)

@@ -24,16 +24,17 @@ def work(job: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
-    """Here or in processes of their own: prepared, in order, each job told of once."""
-    told: list[int] = []
-    found = spread(work, list(range(12)), begin, (100,), workers, told.append)
+    """Results are in the order of the jobs, in this process and in others, and each job is counted
+    once."""
+    done: list[int] = []
+    found = spread(work, list(range(12)), begin, (100,), workers, done.append)
     assert found == [n * n + 100 for n in range(12)]
-    assert sorted(told) == list(range(12))
+    assert sorted(done) == list(range(12))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_a_job_is_raised(workers: int) -> None:
-    """A job that fails ends the run; it is not a hole in the results."""
+def test_error_of_a_job_is_raised(workers: int) -> None:
+    """A job that fails ends the run with its error."""
     with pytest.raises(ValueError, match="job -1"):
         spread(work, [1, -1, 2, 3], begin, (0,), workers, lambda job: None)
 
@@ -44,7 +45,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_redraws_one_line_on_a_terminal() -> None:
-    """Carriage returns, and one line break at the end."""
+    """A terminal gets carriage returns, and one line break at the end."""
     stream = Terminal()
     bar = Progress("rows", 4, stream)
     for _ in range(4):
@@ -55,7 +56,7 @@ def test_progress_redraws_one_line_on_a_terminal() -> None:
 
 
 def test_progress_is_brief_in_a_file() -> None:
-    """Where nothing can be redrawn, some ten lines stand for a thousand steps."""
+    """A thousand steps make some ten lines in a file."""
     stream = io.StringIO()
     bar = Progress("rows", 1000, stream)
     for _ in range(1000):

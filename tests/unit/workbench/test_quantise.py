@@ -24,7 +24,7 @@ from tests.kit.tiny_bert import Shape, write_bert
 
 
 def test_our_own_lines_are_enough_to_calibrate_and_to_judge() -> None:
-    """Those that judge are not those that calibrate, and some are of other scripts."""
+    """The lines that judge are not those that calibrate, and some are of other scripts."""
     lines = lines_of(shipped("models"))
     assert len(lines) >= CALIBRATE + 20
     assert len(set(lines)) == len(lines)
@@ -33,7 +33,7 @@ def test_our_own_lines_are_enough_to_calibrate_and_to_judge() -> None:
 
 
 def test_agreement_is_least_and_mean_cosine() -> None:
-    """Of rows that belong together."""
+    """Cosines are taken between rows of the same place."""
     one = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     other = np.array([[1.0, 0.0], [0.6, 0.8]], np.float32)
     assert agreement(one, one) == (1.0, 1.0)
@@ -41,7 +41,7 @@ def test_agreement_is_least_and_mean_cosine() -> None:
 
 
 def test_smoothing_changes_no_vector(tmp_path: Path) -> None:
-    """What is taken from the inputs is given to the weights; quantising then costs a little.
+    """Smoothing moves a factor from the inputs to the weights; quantising then costs a little.
 
     The twin: without the weights' half of it the vectors are others.
     """

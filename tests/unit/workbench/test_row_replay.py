@@ -45,7 +45,7 @@ class Witness:
 
 
 def test_strict_replay_learns_each_row_before_the_next_is_forecast() -> None:
-    """Forecast, learn, forecast, learn …: never the other way round."""
+    """A strict replay alternates between forecast and learning."""
     witness = Witness()
     replay([case(i) for i in range(4)], witness)
     assert witness.events == [
@@ -56,7 +56,7 @@ def test_strict_replay_learns_each_row_before_the_next_is_forecast() -> None:
 
 @pytest.mark.parametrize("in_flight", [0, 1, 5, 100])
 def test_replay_learns_only_what_was_forecast(in_flight: int) -> None:
-    """Whatever the delay: a row is learned after its forecast and `in_flight` later ones."""
+    """A row is learned after its forecast and after `in_flight` later ones."""
     witness = Witness()
     replay([case(i) for i in range(20)], witness, in_flight)
     order = {event: place for place, event in enumerate(witness.events)}
@@ -67,17 +67,17 @@ def test_replay_learns_only_what_was_forecast(in_flight: int) -> None:
         assert order["learn", seq] < order["forecast", seq + in_flight + 1]
 
 
-def test_replay_keeps_what_was_said() -> None:
-    """Each forecast is kept in its row, with the time it took; `at` takes some of them."""
-    said = replay([case(i) for i in range(5)], Witness())
-    assert said.grid[:, 3].tolist() == [0, 1, 2, 3, 4]
-    assert set(said.p_short) == {0.25}
-    assert {RUNGS[place] for place in said.rung} == {Rung.GLOBAL_NEIGHBORS}
-    assert (said.seconds >= 0).all()
+def test_replay_records_each_forecast() -> None:
+    """Each forecast is in its row, with the time it took; `at` takes some of the rows."""
+    result = replay([case(i) for i in range(5)], Witness())
+    assert result.grid[:, 3].tolist() == [0, 1, 2, 3, 4]
+    assert set(result.p_short) == {0.25}
+    assert {RUNGS[place] for place in result.rung} == {Rung.GLOBAL_NEIGHBORS}
+    assert (result.seconds >= 0).all()
 
 
 def test_drift_doubles_the_last_rows_of_one_source() -> None:
-    """Only the last DRIFT_ROWS, with their limits; the control has the same rows undoubled."""
+    """Only the last DRIFT_ROWS and their limits double; the control has the same rows undoubled."""
     cases = [case(i, 10 + i, max_tokens=500 if i % 4 == 0 else None) for i in range(800)]
     own = [each for each in cases if each.source == "left"]
     drifted, control = (drifting(cases, "left", drifts=yes) for yes in (True, False))
@@ -90,16 +90,16 @@ def test_drift_doubles_the_last_rows_of_one_source() -> None:
 
 
 def test_young_forecasters_know_no_more_than_they_were_taught() -> None:
-    """A block's forecaster has learned so many rows of other blocks; each row is forecast once,
-    and what was said stands in its place."""
+    """A block's forecaster has learned so many rows of other blocks, and each row is forecast once,
+    in its place."""
     witnesses: list[Witness] = []
 
     def fresh() -> Witness:
         witnesses.append(Witness())
         return witnesses[-1]
 
-    said = replay_young([case(i) for i in range(BLOCK + 50)], fresh, 30, in_flight=10**6)
-    assert said.grid[:, 3].tolist() == list(range(BLOCK + 50))
+    result = replay_young([case(i) for i in range(BLOCK + 50)], fresh, 30, in_flight=10**6)
+    assert result.grid[:, 3].tolist() == list(range(BLOCK + 50))
     blocks = []
     for witness in witnesses:
         taught = {seq for what, seq in witness.events if what == "learn"}

@@ -23,7 +23,7 @@ def result(
 
 
 def test_figures_of_a_run_by_hand() -> None:
-    """Alone, 100 tokens take 1 s: its deadline is at 5 s, that of 1,000 tokens at 41 s."""
+    """Alone, 100 tokens take 1 s: their deadline is at 5 s, that of 1,000 tokens at 41 s."""
     found = figures(
         [
             result(0, 64, 1.0),
@@ -45,15 +45,15 @@ def test_figures_of_a_run_by_hand() -> None:
     assert found["slowdown_p95"] == pytest.approx(np.percentile([1 / 0.64, 2 / 0.65, 4.0, 4.2], 95))
 
 
-def test_a_class_without_requests_has_no_figure() -> None:
-    """NaN, not 0."""
+def test_class_without_requests_has_no_figure() -> None:
+    """A figure of no requests is NaN."""
     found = figures([result(0, 1000, 1.0)])
     assert np.isnan(found["short_p95_s"])
     assert found["heavy_p95_s"] == 1.0
 
 
-def test_tenants_are_told_apart() -> None:
-    """Each tenant's own percentile."""
+def test_tenants_have_their_own_percentile() -> None:
+    """Each tenant's P95 is of its own requests."""
     one, two = result(0, 10, 1.0), result(1, 10, 9.0)
     two.request = type(two.request)(
         **{

@@ -27,7 +27,7 @@ arrivals = st.lists(
 
 
 def ends(own: ProviderTraits, coming: list[Arrival]) -> tuple[list[float], SimulatedProvider]:
-    """When each stream ends, by the provider."""
+    """The provider's end of each stream."""
     provider, found, i = SimulatedProvider(own), [0.0] * len(coming), 0
     while i < len(coming) or provider.inflight:
         if i < len(coming) and coming[i][0] <= provider.next_s:
@@ -65,17 +65,17 @@ def ends_naively(own: ProviderTraits, coming: list[Arrival]) -> list[float]:
 @pytest.mark.parametrize("shape", SHAPES)
 @given(coming=arrivals)
 def test_streams_end_as_in_a_simulation_step_by_step(shape: str, coming: list[Arrival]) -> None:
-    """Virtual time is a short cut, not another rule."""
+    """Virtual time gives the same ends as small steps of time."""
     own = structs.replace(PLAIN, shape=shape)
     assert ends(own, coming)[0] == pytest.approx(ends_naively(own, coming), rel=1e-6, abs=1e-6)
 
 
 @given(coming=arrivals)
 def test_work_is_neither_lost_nor_made(coming: list[Arrival]) -> None:
-    """What was done is what was asked for."""
+    """The work done is the sum of the requests' work."""
     _, provider = ends(PLAIN, coming)
-    asked = sum(PLAIN.work_s(10, tokens, 0.0) for _, tokens in coming)
-    assert provider.done_s == pytest.approx(asked, rel=1e-6, abs=1e-6)
+    wanted = sum(PLAIN.work_s(10, tokens, 0.0) for _, tokens in coming)
+    assert provider.done_s == pytest.approx(wanted, rel=1e-6, abs=1e-6)
     assert provider.inflight == 0
 
 
@@ -84,7 +84,7 @@ def test_work_is_neither_lost_nor_made(coming: list[Arrival]) -> None:
     [("linear", 16.0, 304), ("knee", 16.0, 16), ("power", 16.0, 16), ("quadratic", 8.0, 12)],
 )
 def test_curves_peak_where_they_should(shape: str, capacity: float, window: int) -> None:
-    """X(N) = N/g(N) of each shape, by hand; the window is the first within 5 % of the best."""
+    """X(N) = N/g(N) peaks by hand, and the best window is the first within 5 % of the best."""
     own = ProviderTraits(shape=shape, knee=16.0)  # type: ignore[arg-type]
     assert own.capacity == pytest.approx(capacity)
     assert own.best_window == window
@@ -98,7 +98,7 @@ def test_usl_peaks_at_its_knee() -> None:
 
 
 def test_parameters_are_drawn_from_their_ranges() -> None:
-    """The same for every shape of a seed, within RANGES, and fixed ones as they are given."""
+    """Parameters of a seed are the same for every shape, within RANGES; fixed ones are as given."""
     drawn = [draw_traits(shape, np.random.default_rng(3), {"rpm": 90}) for shape in SHAPES]
     assert len({structs.replace(one, shape="knee") for one in drawn}) == 1
     assert all(low <= getattr(drawn[0], name) <= high for name, (low, high) in RANGES.items())
@@ -107,45 +107,45 @@ def test_parameters_are_drawn_from_their_ranges() -> None:
         draw_traits("knee", np.random.default_rng(3), {"speed": 1})
 
 
-def test_a_crowd_beyond_the_limit_is_rejected() -> None:
-    """A burst of ten meets seven 429s, with what to wait; afterwards there is room again."""
+def test_crowd_beyond_the_limit_is_rejected() -> None:
+    """A burst of ten meets seven 429s with a wait, and later there is room again."""
     provider = SimulatedProvider(structs.replace(PLAIN, max_concurrency=3))
-    said = [provider.offer(str(i), 10, 100, 0.0, 0.0) for i in range(10)]
-    assert [answer is None for answer in said] == [True] * 3 + [False] * 7
-    assert said[-1] is not None
-    assert said[-1].retry_after_s == 1.0
+    result = [provider.offer(str(i), 10, 100, 0.0, 0.0) for i in range(10)]
+    assert [answer is None for answer in result] == [True] * 3 + [False] * 7
+    assert result[-1] is not None
+    assert result[-1].retry_after_s == 1.0
     assert provider.rejected == 7
     while provider.inflight:
         provider.step(provider.next_s)
     assert provider.offer("later", 10, 100, 0.0, 60.0) is None
 
 
-def test_a_provider_may_say_no_without_saying_when() -> None:
-    """429 without Retry-After."""
+def test_rejection_may_lack_retry_after() -> None:
+    """A provider that tells no Retry-After rejects without a wait."""
     provider = SimulatedProvider(structs.replace(PLAIN, max_concurrency=1, tells_retry_after=False))
     provider.offer("a", 10, 100, 0.0, 0.0)
-    said = provider.offer("b", 10, 100, 0.0, 0.0)
-    assert said is not None
-    assert said.retry_after_s is None
+    result = provider.offer("b", 10, 100, 0.0, 0.0)
+    assert result is not None
+    assert result.retry_after_s is None
 
 
-def test_minute_limits_refill_and_are_told() -> None:
-    """Sixty a minute are one a second; the headers say what is left."""
+def test_minute_limits_refill() -> None:
+    """Sixty a minute refill one a second, and the headers tell the remaining ones."""
     provider = SimulatedProvider(structs.replace(PLAIN, rpm=60))
     assert all(provider.offer(str(i), 10, 1, 0.0, 0.0) is None for i in range(60))
-    said = provider.offer("more", 10, 1, 0.0, 0.0)
-    assert said is not None
-    assert said.retry_after_s == pytest.approx(1.0)
-    told = provider.limits(30.0)
-    assert told is not None
-    assert (told.limit_requests, told.remaining_requests) == (60, 30)
-    assert told.reset_requests_s == pytest.approx(30.0)
-    assert told.limit_tokens is None
+    result = provider.offer("more", 10, 1, 0.0, 0.0)
+    assert result is not None
+    assert result.retry_after_s == pytest.approx(1.0)
+    limits = provider.limits(30.0)
+    assert limits is not None
+    assert (limits.limit_requests, limits.remaining_requests) == (60, 30)
+    assert limits.reset_requests_s == pytest.approx(30.0)
+    assert limits.limit_tokens is None
     assert SimulatedProvider(PLAIN).limits(0.0) is None
 
 
-def test_a_bucket_lets_pass_what_is_larger_than_itself() -> None:
-    """When full: else it would never pass."""
+def test_bucket_lets_pass_what_is_larger_than_itself() -> None:
+    """An amount above the bucket's size passes when the bucket is full."""
     bucket = MinuteLimit(100, 0.0)
     assert bucket.lacks_s(500, 0.0) == 0.0
     bucket.take(500)
@@ -153,7 +153,7 @@ def test_a_bucket_lets_pass_what_is_larger_than_itself() -> None:
 
 
 def test_half_the_machines_crowd_as_twice_the_streams() -> None:
-    """Four streams on half of a knee of four run at half speed, from the change on."""
+    """Four streams on half of a knee of four run at half speed from the change on."""
     provider = SimulatedProvider(PLAIN)
     for i in range(4):
         provider.offer(str(i), 10, 100, 0.0, 0.0)

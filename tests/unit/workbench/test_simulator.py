@@ -58,7 +58,7 @@ def test_report_says_how_it_was_made(report: dict[str, Any], folder: Path) -> No
 
 
 def test_pictures_are_drawn(folder: Path) -> None:
-    """Latencies, waits and the window of each group that keeps them."""
+    """Each group that keeps latencies has pictures of latencies, waits and window."""
     names = {path.name for path in folder.glob("*.svg")}
     for kind in ("all", "short", "waits", "window"):
         assert f"{kind}-burst-knee-2-tau-0.55.svg" in names
@@ -66,7 +66,7 @@ def test_pictures_are_drawn(folder: Path) -> None:
 
 
 def test_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
-    """Two of them find what one finds."""
+    """Two processes give the figures of one."""
     out = tmp_path / "out"
     argv = ["simulate", "--out", str(out), "--shapes", "knee,linear"]
     assert main([*argv, *SMALL[:-1], "2"]) == 0
@@ -75,7 +75,7 @@ def test_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_first_seed_plays_the_same_world_alone(report: dict[str, Any], tmp_path: Path) -> None:
-    """From seed 1 on: the second of two, with its picture of the window."""
+    """A run from seed 1 on has the second seed's figures and a picture of its window."""
     out = tmp_path / "out"
     argv = ["simulate", "--out", str(out), "--shapes", "knee", "--first-seed", "1"]
     assert main([*argv, "--seeds", "1", *SMALL[2:]]) == 0
@@ -121,13 +121,13 @@ def test_simulate_refuses_an_unusable_option(
 
 
 def test_loads_have_names(tmp_path: Path) -> None:
-    """The paper's medium and high."""
+    """The paper's loads medium and high are 1.2 and 2."""
     _, cells = prepare(parsed(tmp_path, "--rho", "medium,high,0.5", "--shapes", "knee"))
     assert list(dict.fromkeys(cell.rho for cell in cells)) == [1.2, 2.0, 0.5]
 
 
 def test_settings_reach_the_core(tmp_path: Path) -> None:
-    """As JSON where it is, else as text."""
+    """Values of --set are JSON where they can be, else text."""
     given = ["schedule.ordering=sjf", "balance.min_window=3", "account.max_concurrency=99"]
     plan, _ = prepare(parsed(tmp_path, *(part for each in given for part in ("--set", each))))
     assert plan.overrides == {

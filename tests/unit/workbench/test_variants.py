@@ -23,31 +23,31 @@ SETTINGS = Predict()
 
 
 @pytest.fixture(scope="module")
-def whole() -> Artefacts:
+def artefacts() -> Artefacts:
     """The shipped artefacts with made-up vectors for `case(0) … case(39)`."""
     parts = Artefacts(shipped("models"), SETTINGS.embedding_model_name, 64)
     chance = np.random.default_rng(5)
-    known: dict[bytes, PromptVector] = {}
+    vectors: dict[bytes, PromptVector] = {}
     for seq in range(40):
         vector = chance.normal(size=384).astype(np.float32)
         vector /= np.linalg.norm(vector)
         code = chance.normal(size=64).astype(np.float32)
-        known[prompt_key(Prompt(f"prompt {seq}"))] = PromptVector(vector, 0.0, code)
-    parts.encoder = RecordedEncoder(known, 384, 64)
+        vectors[prompt_key(Prompt(f"prompt {seq}"))] = PromptVector(vector, 0.0, code)
+    parts.encoder = RecordedEncoder(vectors, 384, 64)
     return parts
 
 
-def made(name: str, whole: Artefacts, *, has_text: bool = True) -> variants.CaseForecaster:
-    return variants.forecaster(name, SETTINGS, whole, has_text=has_text)
+def made(name: str, artefacts: Artefacts, *, has_text: bool = True) -> variants.CaseForecaster:
+    return variants.forecaster(name, SETTINGS, artefacts, has_text=has_text)
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
-def test_every_variant_forecasts_and_learns(name: str, whole: Artefacts) -> None:
+def test_every_variant_forecasts_and_learns(name: str, artefacts: Artefacts) -> None:
     """A variant takes any case and gives a grid in order."""
-    by = made(name, whole)
+    by = made(name, artefacts)
     for seq in range(12):
-        said = by.forecast(case(seq))
-        assert list(said.grid) == sorted(said.grid)
+        result = by.forecast(case(seq))
+        assert list(result.grid) == sorted(result.grid)
         by.learn(case(seq, 20 + 40 * seq))
 
 
@@ -70,8 +70,8 @@ class Spy(LengthModel):
         return (1.0,) * 7
 
 
-def test_hidden_columns_are_not_seen_and_others_are() -> None:
-    """The boosters get NaN in the columns of the family, and the rest as it was."""
+def test_hidden_columns_are_nan_and_others_are_not() -> None:
+    """The boosters get NaN in the family's columns and the others unchanged."""
     spy = Spy()
     hidden = variants.MaskedModel(spy, lambda name: variants.family(name) == "vector")
     width = len(NAMES) + 32 + len(NEIGHBOUR_NAMES)
@@ -83,10 +83,10 @@ def test_hidden_columns_are_not_seen_and_others_are() -> None:
     assert not any(map(isnan, given))
 
 
-def test_static_learns_nothing_and_full_does(whole: Artefacts) -> None:
-    """A hundred answers to one prompt move the full forecast there and leave the static one."""
+def test_static_learns_nothing_and_full_does(artefacts: Artefacts) -> None:
+    """A hundred answers to one prompt move the full forecast and leave the static one."""
     for name, moves in (("static", False), ("full", True), ("knn", True), ("stage0", True)):
-        by = made(name, whole)
+        by = made(name, artefacts)
         before = by.forecast(case(0)).p50
         for _ in range(100):
             by.learn(case(0, 3000))
@@ -94,41 +94,41 @@ def test_static_learns_nothing_and_full_does(whole: Artefacts) -> None:
         assert (abs(after - before) > 50) is moves, name
 
 
-def test_without_neighbours_no_forecast_is_theirs(whole: Artefacts) -> None:
-    """A repeat names the rung with neighbours, and does not without them."""
+def test_without_neighbours_no_forecast_is_theirs(artefacts: Artefacts) -> None:
+    """A repeated prompt names the rung with neighbours, and does not without them."""
     rungs = {}
     for name in ("full", "without_neighbours"):
-        by = made(name, whole)
+        by = made(name, artefacts)
         for _ in range(10):
             by.learn(case(0, 3000))
         rungs[name] = by.forecast(case(0)).rung
     assert rungs == {"full": Rung.TENANT_NEIGHBORS, "without_neighbours": Rung.MODEL_ONLY}
 
 
-def test_sources_are_tenants_only_in_their_variant(whole: Artefacts) -> None:
-    """The same prompt asked in another source is a global neighbour there, not a tenant's."""
+def test_sources_are_tenants_only_in_their_variant(artefacts: Artefacts) -> None:
+    """A prompt of another source is a tenant's neighbour only where sources are one tenant."""
     rungs = {}
     for name in ("full", "full_tenants"):
-        by = made(name, whole)
+        by = made(name, artefacts)
         for _ in range(10):
             by.learn(case(0, 300, source="left"))
         rungs[name] = by.forecast(case(0, source="right")).rung
     assert rungs == {"full": Rung.TENANT_NEIGHBORS, "full_tenants": Rung.GLOBAL_NEIGHBORS}
 
 
-def test_without_text_only_model_and_limits_count(whole: Artefacts) -> None:
+def test_without_text_only_model_and_limits_count(artefacts: Artefacts) -> None:
     """In a history the stand-in text changes no forecast; with texts another text does."""
     other = case(0, view=case(1).view)
     model = case(0).view.model
     same = case(0, view=type(other.view)(tenant="t", model=model, text="prompt 1", text_chars=9000))
-    told = made("stage0", whole, has_text=False)
-    assert told.forecast(case(0)).grid == told.forecast(same).grid
-    seeing = made("stage0", whole)
+    blind = made("stage0", artefacts, has_text=False)
+    assert blind.forecast(case(0)).grid == blind.forecast(same).grid
+    seeing = made("stage0", artefacts)
     assert seeing.forecast(case(0)).grid != seeing.forecast(same).grid
 
 
 def test_knn_reads_neighbours_alone() -> None:
-    """Their quantiles make the grid; without any it is the mean with its spread."""
+    """The neighbours' quantiles make the grid; without any it is the mean with its spread."""
     model = variants.NeighboursOnly(log1p(200))
     row = [nan] * (len(NAMES) + 32 + len(NEIGHBOUR_NAMES))
     nothing = model.grid(row)
@@ -141,18 +141,19 @@ def test_knn_reads_neighbours_alone() -> None:
     assert found[5] - found[1] < nothing[5] - nothing[1]
 
 
-def test_baselines_do_what_they_say(whole: Artefacts) -> None:
-    """The constant is one; the rule has three; the oracle knows; the model's mean is learned."""
+def test_baselines_do_what_they_say(artefacts: Artefacts) -> None:
+    """The constant is one length, the rule has three, the oracle is the truth, the model's mean is
+    learned."""
     cases = [case(i, 10 * i + 5) for i in range(9)]
-    constant, oracle = made("constant", whole), made("oracle", whole)
+    constant, oracle = made("constant", artefacts), made("oracle", artefacts)
     assert len({constant.forecast(c).p50 for c in cases}) == 1
     assert [oracle.forecast(c).p50 for c in cases] == pytest.approx(
         [float(c.output_tokens) for c in cases]
     )
-    rule = made("llmd_rule", whole)
+    rule = made("llmd_rule", artefacts)
     flags = (case(1, thinking=True, has_tools=True), case(1, has_tools=True), case(1))
     assert [rule.forecast(c).p50 for c in flags] == pytest.approx([4096, 100, 1000])
-    means = made("model_mean", whole)
+    means = made("model_mean", artefacts)
     for _ in range(500):
         means.learn(case(0, 30))
         means.learn(case(1, 900))
@@ -160,16 +161,16 @@ def test_baselines_do_what_they_say(whole: Artefacts) -> None:
     assert means.forecast(case(1)).p50 == pytest.approx(900, rel=0.1)
 
 
-def test_prompt_length_learns_a_slope(whole: Artefacts) -> None:
-    """Where longer prompts have longer answers the line rises, and where not it falls."""
+def test_prompt_length_learns_a_slope(artefacts: Artefacts) -> None:
+    """The line rises where longer prompts have longer answers, and falls where not."""
 
-    def asked(size: int, tokens: int) -> Case:
+    def wanted(size: int, tokens: int) -> Case:
         return case(0, tokens, view=type(case(0).view)(tenant="t", model="m", text="", chars=size))
 
     for factor in (2.0, 0.5):
-        line = made("prompt_length", whole)
+        line = made("prompt_length", artefacts)
         for power in range(200):
             step = power % 6
-            line.learn(asked(50 * 2**step, round(100 * factor**step)))
-        ends = [line.forecast(asked(50 * 2**step, 1)).p50 for step in (0, 5)]
+            line.learn(wanted(50 * 2**step, round(100 * factor**step)))
+        ends = [line.forecast(wanted(50 * 2**step, 1)).p50 for step in (0, 5)]
         assert ends == pytest.approx([100, 100 * factor**5], rel=0.2)

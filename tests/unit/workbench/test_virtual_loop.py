@@ -30,16 +30,16 @@ def test_naive_is_the_provider_alone() -> None:
     assert all(r.completed for r in found.results)
 
 
-def test_a_lone_request_takes_its_time_alone() -> None:
-    """No policy makes it slower."""
+def test_lone_request_takes_its_time_alone() -> None:
+    """No policy makes a lone request slower."""
     for name in ("naive", "fifo", "ours"):
         (result,) = played(name, [request("r", 3.0, 150)]).results
         assert result.latency_s == pytest.approx(result.request.alone_s)
 
 
 @pytest.mark.parametrize("name", ["naive", "fifo", "sjf", "fair", "quota", "short_first", "ours"])
-def test_the_same_run_is_the_same(name: str) -> None:
-    """To the last digit, under every policy."""
+def test_same_run_has_the_same_results(name: str) -> None:
+    """Two runs agree to the last digit, under every policy."""
     one, two = played(name), played(name)
     assert [(r.started_s, r.ended_s) for r in one.results] == [
         (r.started_s, r.ended_s) for r in two.results
@@ -47,8 +47,8 @@ def test_the_same_run_is_the_same(name: str) -> None:
     assert one.trace == two.trace
 
 
-def test_a_window_is_kept() -> None:
-    """Never more in flight than it, and full while there is a queue."""
+def test_window_bounds_the_requests_in_flight() -> None:
+    """The number in flight never exceeds the window, and fills it while there is a queue."""
     found = played("fifo")
     starts = sorted((r.started_s, r.ended_s) for r in found.results)
     running = [sum(s <= begun < e for s, e in starts) for begun, _ in starts]
@@ -60,7 +60,7 @@ def test_a_window_is_kept() -> None:
 
 
 def test_noise_belongs_to_the_request() -> None:
-    """Its work is the same under every policy, so the provider's sum of work is."""
+    """A request's work is the same under every policy, and so is the sum of work."""
     noisy = structs.replace(PLAIN, noise=0.5)
     requests = [request(f"r{i}", 0.1 * i, 50, noisy, z=(-1) ** i * 0.7) for i in range(20)]
     sums = []
@@ -71,8 +71,8 @@ def test_noise_belongs_to_the_request() -> None:
     assert sums == pytest.approx([sums[0]] * 3)
 
 
-def test_a_run_may_begin_later() -> None:
-    """A second run on the same policy and provider is counted from its own start."""
+def test_run_may_begin_later() -> None:
+    """A second run on the same policy and provider counts from its own start."""
     policy, provider = baseline("fifo", 4), SimulatedProvider(PLAIN)
     first = run(policy, {"a": provider}, REQUESTS)
     again = [structs.replace(r, id=f"again {r.id}") for r in REQUESTS]
@@ -95,7 +95,7 @@ def test_changes_come_at_their_time() -> None:
 
 
 def test_rejected_requests_come_again() -> None:
-    """A burst on a provider that takes two at once: the core finds out, and all are answered."""
+    """On a provider that takes two at once, the core answers all of a burst."""
     tight = structs.replace(PLAIN, max_concurrency=2)
     requests = [request(f"r{i}", 0.0, 30) for i in range(30)]
     found = run(core(), {"a": SimulatedProvider(tight)}, requests)
@@ -103,8 +103,8 @@ def test_rejected_requests_come_again() -> None:
     assert sum(r.rejections for r in found.results) > 0
 
 
-def test_a_client_gives_up_after_three_rejections() -> None:
-    """Without a gateway some of the same burst are lost; each told three times."""
+def test_client_gives_up_after_three_rejections() -> None:
+    """Without a gateway some requests of the same burst fail, each after three 429s."""
     tight = structs.replace(PLAIN, max_concurrency=1)
     requests = [request(f"r{i}", 0.0, 900) for i in range(10)]
     found = run(baseline("naive", 1), {"a": SimulatedProvider(tight)}, requests)
@@ -131,7 +131,7 @@ class Restless(Forgetful):
 
 
 @pytest.mark.parametrize("policy", [Forgetful(), Restless()])
-def test_a_policy_that_loses_requests_is_found_out(policy: WindowPolicy) -> None:
-    """The run ends with an error, not with a hole, and ends."""
+def test_policy_that_loses_requests_is_an_error(policy: WindowPolicy) -> None:
+    """A run whose policy loses a request ends with an error."""
     with pytest.raises(RuntimeError, match="1 requests are lost"):
         run(policy, {"a": SimulatedProvider(PLAIN)}, [request("r", 0.0, 10)])

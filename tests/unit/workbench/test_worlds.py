@@ -1,4 +1,4 @@
-"""From a seed to a provider and its requests."""
+"""A world is made of its seed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def sizes(world: World) -> list[int]:
     return [r.row.output_tokens for r in world.requests]
 
 
-def test_a_seed_is_the_same_world() -> None:
-    """And another seed another."""
+def test_seed_is_the_same_world() -> None:
+    """The same seed gives the same world, and another seed another."""
     one, same, other = (world_of(PLAN, cell(seed=seed)) for seed in (1, 1, 2))
     assert one.requests == same.requests
     assert one.traits == same.traits
@@ -29,8 +29,7 @@ def test_a_seed_is_the_same_world() -> None:
 
 
 def test_shapes_and_forecasts_are_paired() -> None:
-    """The same rows and noise meet every shape and every kind of forecast, at the same
-    arrivals but for the scale of time."""
+    """All shapes and forecasts meet the same rows and noise; arrivals differ by scale only."""
     rows = {**PLAN.rows, "τ 0.80": noisy(generated(300, 3), 0.8, 1)}
     worlds = [world_of(plan(rows=rows), cell(shape=shape)) for shape in SHAPES]
     worlds.append(world_of(plan(rows=rows), cell(forecast="τ 0.80")))
@@ -44,8 +43,8 @@ def test_shapes_and_forecasts_are_paired() -> None:
         )
 
 
-def test_the_load_is_that_of_the_best_throughput() -> None:
-    """ρ = 2 brings twice the work the provider can do in the time."""
+def test_load_is_that_of_the_best_throughput() -> None:
+    """ρ = 2 brings twice the work that the provider can do in the time."""
     for shape in ("knee", "quadratic"):
         world = world_of(plan(mix="as-is"), cell(shape=shape, requests=3000))
         own = world.traits["a"]
@@ -55,14 +54,14 @@ def test_the_load_is_that_of_the_best_throughput() -> None:
         assert work / world.requests[-1].arrived_s / own.capacity == pytest.approx(2, rel=0.1)
 
 
-def test_the_mix_is_kept() -> None:
-    """The seed benchmark's shares: a tenth short."""
+def test_world_has_the_shares_of_its_mix() -> None:
+    """The published mix has a tenth of short answers."""
     kinds = buckets(np.array(sizes(world_of(PLAN, cell(requests=100))), float))
     assert np.bincount(kinds).tolist() == [10, 48, 42]
 
 
-def test_a_mix_the_rows_lack_is_an_error() -> None:
-    """Said by name before anything is played."""
+def test_mix_the_rows_lack_is_an_error() -> None:
+    """A mix whose size the rows lack is refused by name before anything is played."""
     rows = {"τ 0.60": [row for row in PLAN.rows["τ 0.60"] if row.output_tokens > 64]}
     with pytest.raises(SettingsError, match="mix 'published': no row of size short"):
         world_of(plan(rows=rows), cell())
@@ -70,7 +69,7 @@ def test_a_mix_the_rows_lack_is_an_error() -> None:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_makes_a_world(scenario: str) -> None:
-    """Requests in order, with ids of their own, for accounts that serve their model."""
+    """Requests are in order, with distinct ids, for accounts that serve their model."""
     world = world_of(PLAN, cell(scenario))
     times = [r.arrived_s for r in world.requests]
     assert times == sorted(times)
@@ -81,8 +80,8 @@ def test_every_scenario_makes_a_world(scenario: str) -> None:
         assert r.tenant in world.tenants
 
 
-def test_a_drop_takes_half_and_gives_it_back() -> None:
-    """In the middle of the arrivals; a drift ends where it began."""
+def test_drop_takes_half_and_gives_it_back() -> None:
+    """A drop halves the machines in the middle of the arrivals, and a drift ends where it began."""
     world = world_of(PLAN, cell("drop"))
     last = world.requests[-1].arrived_s
     assert [c.at_s / last for c in world.changes] == pytest.approx([0.4, 0.7])
@@ -92,7 +91,8 @@ def test_a_drop_takes_half_and_gives_it_back() -> None:
 
 
 def test_limits_bite_before_congestion() -> None:
-    """Less concurrency than the best window, less a minute than could be served."""
+    """The limits allow less concurrency than the best window and less a minute than could be
+    served."""
     free, bound = world_of(PLAN, cell()).traits["a"], world_of(PLAN, cell("limits")).traits["a"]
     assert free.max_concurrency == 0
     assert 0 < bound.max_concurrency < bound.best_window
@@ -100,7 +100,7 @@ def test_limits_bite_before_congestion() -> None:
 
 
 def test_arrivals_of_a_trace_keep_its_rhythm() -> None:
-    """Scaled to the load, or by the factor that was asked for."""
+    """Arrivals of a trace are scaled to the load, or by the given factor."""
     gaps = np.array([1.0, 1.0, 8.0] * 10)
     scaled = world_of(plan(gaps=gaps), cell(requests=30)).requests
     poisson = world_of(PLAN, cell(requests=3000)).requests
