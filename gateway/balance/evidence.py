@@ -222,11 +222,6 @@ class Evidence:
     def known_below(self, n: float) -> bool:
         return self._bins.known_below(n)
 
-    def work_s(self, batch: list[Sample]) -> float:
-        """Seconds that the batch would take unloaded, one request after the other."""
-        sizes = np.array([(1.0, s.prompt_tokens, s.output_tokens) for s in batch])
-        return float(self._unloaded.of(sizes).sum())
-
     @property
     def coefficients(self) -> tuple[float, float, float]:
         """Unloaded seconds for an empty request, per prompt token, per output token."""

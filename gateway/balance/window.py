@@ -21,7 +21,6 @@ says for each shape of congestion where that is; evidence.py, how it is known). 
 5. Its size has a price (curve.py), for a burst gains by what it holds back. A backlog that
    stays gains by throughput alone: the longer a window is full, the lower its price, and the
    faster it goes up until it has to shrink: then it is near its place.
-6. Where more in flight went along with less work done, the window shrinks (guard.py).
 
 Every constant counts completions or rounds (one round: as many completions as fit in the
 window, about one service time), never seconds: a provider ten times as slow looks the same.
@@ -36,7 +35,6 @@ from msgspec import Struct
 
 from gateway.balance.curve import MAX_WINDOW, PRICE, Posterior
 from gateway.balance.evidence import Evidence, Sample
-from gateway.balance.guard import Guard
 from gateway.balance.saved_state import RESTORE_RATIO, SavedWindow
 from gateway.snapshots import WindowSnapshot
 
@@ -47,7 +45,6 @@ ARRIVED = 1.05  # × the window: slow start ends where the best N is not above
 FAR = 2.0  # × what was seen: the best N is not looked for further out, but in slow start
 CLIMB = 1.25  # a look, after slow start; up to LEAP under a backlog that stays
 DROP = 0.6  # at most so much of the window is left by one look
-GUARDED = 0.9  # what the guard leaves
 WORTH = 0.004  # of log throughput, for which the window moves
 ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
 ANCHORED = 6  # smaller windows are at ease anyhow
@@ -82,13 +79,11 @@ class Window:
     __slots__ = (
         "_area",
         "_batch",
-        "_began_s",
         "_changed",
         "_counted",
         "_evidence",
         "_fresh",
         "_full",
-        "_guard",
         "_high",
         "_low",
         "_moved_s",
@@ -115,9 +110,7 @@ class Window:
         self._squares = 0.0  # and of its square
         self._moved_s = 0.0
         self._evidence = Evidence()
-        self._guard = Guard()
         self._batch: list[Sample] = []
-        self._began_s = float("inf")  # of the batch
         self._full = 0  # its completions that found the window in use
         self._counted = False  # some answer told its tokens
         self._fresh = 0  # completions of requests that began under the present window
@@ -145,7 +138,6 @@ class Window:
 
     def take(self, now: float) -> Mark:
         """One more in flight; the mark that `learn` wants."""
-        self._began_s = min(self._began_s, now)
         self._pass(now)
         self.inflight += 1
         return Mark(now, self._area, self._squares)
@@ -194,7 +186,7 @@ class Window:
         self._fresh += lease >= self._changed
         whole = min(max(BATCH[0], self.value / 2.0), BATCH[1])
         if len(self._batch) >= (FIRST_BATCH if self._slow_start else whole):
-            self._look(used, next_lease, now)
+            self._look(used, next_lease)
 
     def _pass(self, now: float) -> None:
         load = self.inflight * (now - self._moved_s)
@@ -204,24 +196,17 @@ class Window:
 
     # ---- what the batch says, and what follows
 
-    def _look(self, used: bool, next_lease: int, now: float) -> None:
+    def _look(self, used: bool, next_lease: int) -> None:
         batch, evidence = self._batch, self._evidence
         rounds = len(batch) / max(self.base, 1.0)
         self._unprobed += rounds
         self._strained += rounds
         self._slow_start |= evidence.look(batch, self.base)
         self.alone_s = evidence.alone_s
-        past = False
-        if self._full == len(batch) and now > self._began_s:
-            past = self._guard.add(self.value, evidence.work_s(batch) / (now - self._began_s))
         full = used and 2 * self._full >= len(batch)
         self._batch = []
-        self._full, self._began_s = 0, now
-        if past:
-            self._slow_start = False
-            self._move(self.base * GUARDED, next_lease)
-        else:
-            self._steer(full, len(batch), _middle(batch), next_lease)
+        self._full = 0
+        self._steer(full, len(batch), _middle(batch), next_lease)
 
     def _steer(self, full: bool, answers: int, inflight: float, next_lease: int) -> None:
         posterior = self._evidence.posterior

@@ -236,15 +236,6 @@ def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
     assert it.posterior is None
 
 
-def test_evidence_work_is_what_a_batch_would_take_alone() -> None:
-    """Work is the sum of unloaded latencies by size, whatever the latencies were."""
-    it = taught()
-    quick, slow = truth(1.0), truth(16.0)
-    assert it.work_s(quick) == it.work_s(slow)
-    long = [replace(s, output_tokens=10 * s.output_tokens) for s in quick]
-    assert it.work_s(long) > 5 * it.work_s(quick)
-
-
 def batches(
     count: int, truth: tuple[float, float, float], noise: float = 0.3
 ) -> list[tuple[Floats, Floats]]:
