@@ -1,29 +1,22 @@
-"""How many requests of one model an account is given at once: the knee, found online.
+"""Window of one model at one account: how many requests may be in flight, found online.
 
-A provider that is given more than it serves well makes everybody wait inside it, where nobody
-can be overtaken, or even serves less. The window is where its throughput stops rising (curve.py
-says for each shape of congestion where that is; evidence.py, how it is known). It moves so:
+A provider that is given too much makes requests wait inside it, where none can overtake, or even
+serves less. The window is where throughput stops rising: curve.py has the shapes of congestion,
+evidence.py what is known of this provider. A round is as many completions as fit in the window.
 
-1. After every half round of completions the evidence names the best N. The window goes down
-   there at once, where it is used or more was in flight than is best; up by `CLIMB`, and only
-   while it is used and requests that *began* under it have ended.
-2. A window nobody knows anything about starts slowly: after every few completions it widens by
-   up to `LEAP`, until the evidence names a best N that it has reached. It does not wait for
-   requests that began under it: the first answers are the short ones, and a burst that is held
-   back until the long ones are there has lost more than a window that is too wide for a round.
-3. Without having seen the provider at ease, "slow" has no meaning. Mostly its load falls now
-   and then and shows that for nothing; a window full for `ANCHOR_AFTER` rounds that has not seen
-   it goes down to a third for a round.
-4. Resting at the best N would teach nothing, so single rounds are *probes*: wider, by what the
-   curve expects to cost little; and narrower, where it expects that to be free, for far above a
-   knee the curve looks like a straight line. What went better than expected is tried again at
-   once: so capacity that came back is found, and slow start begins anew.
-5. Its size has a price (curve.py), for a burst gains by what it holds back. A backlog that
-   stays gains by throughput alone: the longer a window is full, the lower its price, and the
-   faster it goes up until it has to shrink: then it is near its place.
+1. After every half round the evidence gives the best N. The window falls there at once if it is in
+   use or more was in flight than is best. It rises by `CLIMB`, only while it is in use and after
+   requests that began under it have ended.
+2. A new window starts slowly: it grows by up to `LEAP` every few completions until it reaches the
+   best N, without waiting for requests that began under it, as the first answers are short ones.
+3. A provider that was never seen at ease has no reference for "slow". A window that has been full
+   for `ANCHOR_AFTER` rounds without it falls to a third for a round.
+4. Single rounds are probes: wider, if the curve expects that to cost little, and narrower, if it is
+   free. A result better than expected is tried again at once, which finds capacity that returned.
+5. Size has a price (curve.py), as a burst gains by what is held back. The longer a window is full,
+   the lower its price and the faster it rises, until it has to shrink.
 
-Every constant counts completions or rounds (one round: as many completions as fit in the
-window, about one service time), never seconds: a provider ten times as slow looks the same.
+Constants count completions or rounds, never seconds, so slow providers are treated alike.
 """
 
 from __future__ import annotations
@@ -38,31 +31,31 @@ from gateway.balance.evidence import Evidence, Sample
 from gateway.balance.saved_state import RESTORE_RATIO, SavedWindow
 from gateway.snapshots import WindowSnapshot
 
-BATCH = (8, 64)  # completions between two looks: half a window, within these
+BATCH = (8, 64)  # bounds of the completions between two looks: half a window
 FIRST_BATCH = 10  # the same in slow start
-LEAP = 2.5  # at most so much wider makes a look in slow start
-ARRIVED = 1.05  # × the window: slow start ends where the best N is not above
-FAR = 2.0  # × what was seen: the best N is not looked for further out, but in slow start
-CLIMB = 1.25  # a look, after slow start; up to LEAP under a backlog that stays
-DROP = 0.6  # at most so much of the window is left by one look
-WORTH = 0.004  # of log throughput, for which the window moves
-ANCHOR = 1 / 3  # of the window, where the provider is seen at ease
-ANCHORED = 6  # smaller windows are at ease anyhow
-ANCHOR_AFTER = 60.0  # rounds without having seen it so
-PATIENT = 1000.0  # answers under a full window, after which its price is half and CLIMB double
-LEAST_PRICE = 0.06  # of log throughput per e-fold, however long it is full
-RELAXED = 0.9  # what a look that was not full leaves of them
+LEAP = 2.5  # largest growth by one look in slow start
+ARRIVED = 1.05  # slow start ends when the best N is below this factor of the window
+FAR = 2.0  # the best N is sought up to this factor of what was seen (LEAP in slow start)
+CLIMB = 1.25  # growth by one look after slow start; up to LEAP under a lasting backlog
+DROP = 0.6  # smallest share of the window that one look leaves
+WORTH = 0.004  # least gain of log throughput for which the window moves
+ANCHOR = 1 / 3  # share of the window at which the provider is at ease
+ANCHORED = 6  # smaller windows are always at ease
+ANCHOR_AFTER = 60.0  # rounds without having seen the provider at ease
+PATIENT = 1000.0  # answers under a full window after which its price is half and CLIMB double
+LEAST_PRICE = 0.06  # of log throughput per e-fold
+RELAXED = 0.9  # share of those answers that a look at a window not full leaves
 WIDER = 1.4
 NARROWER = 0.25
-FREE = 0.03  # of log throughput, while a probe lasts
-FREE_EVERY = 4.0  # rounds between probes that cost at most that
-COST = 0.12
-COST_EVERY = 14.0  # rounds between probes that cost at most that
-LEAST_STEP = 1.12
+FREE = 0.03  # expected loss of log throughput by a free probe, at most
+FREE_EVERY = 4.0  # rounds between free probes
+COST = 0.12  # expected loss by a probe that costs, at most
+COST_EVERY = 14.0  # rounds between probes that cost
+LEAST_STEP = 1.12  # smallest factor of a probe
 
 
 class Mark(Struct, frozen=True, gc=False):
-    """The beginning of a request: the time, and the integrals of the number in flight."""
+    """The beginning of a request: the time, and the integrals of the number in flight then."""
 
     since_s: float
     area: float
@@ -70,10 +63,10 @@ class Mark(Struct, frozen=True, gc=False):
 
 
 class Window:
-    """One (account, model). Times are seconds on the caller's clock.
+    """The window of one (account, model). Times are seconds on the caller's clock.
 
-    `value` is how many may be in flight now, `base` the same without a probe. `model` is the
-    provider's name.
+    `value` is how many requests may be in flight now, `base` the same without a probe. `model` is
+    the provider's name.
     """
 
     __slots__ = (
@@ -105,28 +98,28 @@ class Window:
     def __init__(self, model: str, initial: float) -> None:
         self.model = model
         self.inflight = 0
-        self.alone_s = 0.0  # a request of middling size, unloaded; 0.0 while it is not known
+        self.alone_s = 0.0  # unloaded seconds of a request of medium size; 0.0: unknown
         self._area = 0.0  # integral of the number in flight
-        self._squares = 0.0  # and of its square
+        self._squares = 0.0  # integral of its square
         self._moved_s = 0.0
         self._evidence = Evidence()
         self._batch: list[Sample] = []
-        self._full = 0  # its completions that found the window in use
-        self._counted = False  # some answer told its tokens
+        self._full = 0  # completions of the batch that found the window in use
+        self._counted = False  # some answer had its tokens counted
         self._fresh = 0  # completions of requests that began under the present window
-        self._changed = 0  # the first lease under it
-        self._pressed = 0.0  # answers of late under a full window
+        self._changed = 0  # the first lease under the present window
+        self._pressed = 0.0  # recent answers under a full window
         self._unprobed = 0.0  # rounds since the last probe
-        self._unshrunk = 0.0  # of those answers, since it last shrank
-        self._strained = 0.0  # rounds since it was last seen at ease
+        self._unshrunk = 0.0  # recent answers under a full window since it last shrank
+        self._strained = 0.0  # rounds since the provider was last seen at ease
         self._probing = False
-        self._upward = False  # the last probe's direction
+        self._upward = False  # direction of the last probe
         self._slow_start = True
         self._low, self._high = 1.0, MAX_WINDOW
         self.base = self.value = float(initial)
 
     def configure(self, low: float, high: float) -> None:
-        """New bounds; what was learned stays, moved inside them. `high` wins over `low`."""
+        """Sets new bounds and moves the window inside them. `high` wins over `low`."""
         self._high = min(float(high), math.floor(MAX_WINDOW))
         self._low = min(float(low), self._high)
         self.base = min(max(self.base, self._low), self._high)
@@ -137,13 +130,13 @@ class Window:
         return self._low, self._high
 
     def take(self, now: float) -> Mark:
-        """One more in flight; the mark that `learn` wants."""
+        """Counts one more in flight; the mark that `learn` needs."""
         self._pass(now)
         self.inflight += 1
         return Mark(now, self._area, self._squares)
 
     def give_back(self, now: float) -> None:
-        """One less in flight."""
+        """Counts one less in flight."""
         self._pass(now)
         self.inflight -= 1
 
@@ -156,10 +149,13 @@ class Window:
         output_tokens: float | None,
         now: float,
     ) -> None:
-        """The request that `mark` began was answered in full; call it before its `give_back`.
+        """Learns from a request that was answered in full; to be called before `give_back`.
 
-        Without tokens (None) its size is unknown: it teaches only where no request tells its
-        size, as with embeddings.
+        Args:
+            mark: as `take` returned it.
+            lease: the request's number; `next_lease`: the number of the next one to begin.
+            output_tokens: None where they were not counted. Such a request teaches only if no
+                request of the model has counted tokens, as with embeddings.
         """
         if output_tokens is None:
             if self._counted:
@@ -184,8 +180,8 @@ class Window:
         used = self.inflight >= self.value
         self._full += used
         self._fresh += lease >= self._changed
-        whole = min(max(BATCH[0], self.value / 2.0), BATCH[1])
-        if len(self._batch) >= (FIRST_BATCH if self._slow_start else whole):
+        size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
+        if len(self._batch) >= (FIRST_BATCH if self._slow_start else size):
             self._look(used, next_lease)
 
     def _pass(self, now: float) -> None:
@@ -194,7 +190,7 @@ class Window:
         self._squares += load * self.inflight
         self._moved_s = now
 
-    # ---- what the batch says, and what follows
+    # ---- moves
 
     def _look(self, used: bool, next_lease: int) -> None:
         batch, evidence = self._batch, self._evidence
@@ -228,8 +224,8 @@ class Window:
         if full and settled and not self._slow_start and self._anchor(next_lease):
             return
         worth = posterior.worth(np.array([best, self.base]), price)
-        # What is not in use neither grows nor shrinks: at a low load slowness is not the load's.
-        # But one that was not full may have had more in flight than is best.
+        # A window that is not in use neither grows nor shrinks, for at a low load slowness has
+        # other causes. But it may have had more in flight than is best.
         may_grow = full and (settled or self._slow_start)
         may_shrink = full or inflight > best
         if worth[0] - worth[1] <= WORTH or not (may_grow if best > self.base else may_shrink):
@@ -244,7 +240,7 @@ class Window:
             self._probe(posterior, next_lease)
 
     def _anchor(self, next_lease: int) -> bool:
-        """A round at ease, where the provider was not seen so for long."""
+        """Tries a round at ease if the provider was not seen so for long; True if it did."""
         to = math.ceil(self.base * ANCHOR)
         if self._evidence.known_below(1.5 * to):
             self._strained = 0.0
@@ -254,8 +250,10 @@ class Window:
         return self._try(to, next_lease)
 
     def _probe(self, posterior: Posterior, next_lease: int) -> None:
-        """One round wider or, every other time, narrower. Often where the curve says it is
-        free, now and then where it says that it costs."""
+        """Tries one round wider or, every other time, narrower.
+
+        Often if the curve expects it to be free, seldom if it expects a cost.
+        """
         hopeful = self._evidence.hopeful
         upward = hopeful or not self._upward
         width = _affordable(posterior, self.base, WIDER if upward else NARROWER, FREE)
@@ -287,6 +285,7 @@ class Window:
 
     @property
     def has_evidence(self) -> bool:
+        """True once anything was learned of the provider."""
         return self._evidence.posterior is not None
 
     def snapshot(self) -> WindowSnapshot:
@@ -309,8 +308,10 @@ class Window:
         return self._evidence.to_save(self.model, self.base)
 
     def restore(self, saved: SavedWindow) -> None:
-        """Begins at `RESTORE_RATIO` of a window saved before, with as much of the evidence.
-        One that cannot be read is left alone."""
+        """Takes back `RESTORE_RATIO` of a saved window and of its evidence.
+
+        A saved window that cannot be read is ignored.
+        """
         try:
             to = math.floor(saved.window * RESTORE_RATIO + 0.5)
             self._evidence.restore(saved, RESTORE_RATIO)
@@ -328,13 +329,13 @@ class Window:
 
 
 def _middle(batch: list[Sample]) -> float:
-    """The median number in flight."""
+    """The median of the numbers in flight."""
     return sorted(sample.inflight for sample in batch)[len(batch) // 2]
 
 
 def _affordable(posterior: Posterior, base: float, width: float, cost: float) -> float:
-    """The factor nearest to `width` at which the curve expects to lose at most `cost` of log
-    throughput; 0.0 where it is hardly a step."""
+    """The factor nearest to `width` at which the curve expects a loss of at most `cost` of log
+    throughput; 0.0 if that is less than `LEAST_STEP`."""
     while posterior.gain(base * width, base) < -cost:
         width **= 0.8
         if abs(math.log(width)) < math.log(LEAST_STEP):

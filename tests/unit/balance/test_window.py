@@ -1,5 +1,5 @@
-"""On the fluid provider of fluid.py, whose parameters no controller reads. The constants were
-chosen on other seeds than these."""
+"""The window on the simulated provider of fluid.py, whose parameters it does not read. Its
+constants were chosen on other seeds."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def middle(trace: list[float]) -> float:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_window_finds_the_knee_of_every_shape(shape: str) -> None:
-    """Under a backlog, after half the run: within its band of the knee, and at least 0.95 of
-    the best static window's throughput (0.94 for a power; 0.83 on a line, where that is a
-    window of 5 times the knee and more), in 9 of 10 seeds."""
+    """Under a lasting backlog the window is within its band of the knee and has 0.95 of the best
+    static window's throughput (0.94 past a power, 0.83 on a straight line) in 9 of 10 seeds."""
     near, good = [], []
     for seed in SEEDS:
         made, knee = provider(shape, seed)
@@ -67,7 +66,7 @@ def test_window_finds_the_knee_of_every_shape(shape: str) -> None:
 
 
 def test_window_that_is_not_found_fails_that_test() -> None:
-    """The twin: a static window twice too wide, or half, is seen by the same measure."""
+    """The twin: a static window twice too wide, or half, is below 0.9 by the same measure."""
     made, knee = provider("power", 200)
     best = best_window(made.slowdown)[1]
     for wrong in (2 * knee, knee // 2):
@@ -78,7 +77,7 @@ def test_window_that_is_not_found_fails_that_test() -> None:
 @pytest.mark.parametrize("load", [0.7, 0.9])
 @pytest.mark.parametrize("shape", ["saturating", "quadratic"])
 def test_window_under_poisson_arrivals_loses_no_throughput(shape: str, load: float) -> None:
-    """At 0.7 and 0.9 of the capacity: what arrives is served, at 0.95 of the best static
+    """At 0.7 and 0.9 of the capacity the window serves what arrives at 0.95 of the best static
     window's rate."""
     good = []
     for seed in SEEDS[:5]:
@@ -94,8 +93,8 @@ def test_window_under_poisson_arrivals_loses_no_throughput(shape: str, load: flo
 
 @pytest.mark.parametrize("shape", ["saturating", "power", "quadratic"])
 def test_window_follows_a_capacity_that_halves_and_returns(shape: str) -> None:
-    """Half the knee for a while: while it lasts, and after, 0.9 of what is then possible once
-    half of each time is over, in 4 of 5 seeds."""
+    """While half the capacity is gone, and after, the window has 0.9 of the possible throughput
+    once half of each time is over, in 4 of 5 seeds."""
     good = []
     for seed in range(300, 305):
         made, _ = provider(shape, seed)
@@ -117,7 +116,7 @@ def test_window_follows_a_capacity_that_halves_and_returns(shape: str) -> None:
 
 
 def test_window_is_the_same_for_a_provider_ten_times_as_slow() -> None:
-    """Constants are rounds and completions: only ratios of times matter."""
+    """A provider ten times as slow gets the same window: constants are rounds and completions."""
     made, _ = provider("usl", 200)
     first = Windowed(window())
     run(made, first, 200, 1000)
@@ -132,7 +131,7 @@ def test_window_is_the_same_for_a_provider_ten_times_as_slow() -> None:
 
 
 def test_window_that_is_hardly_used_does_not_drift() -> None:
-    """Two in flight at a time say nothing of sixteen: it neither grows nor shrinks."""
+    """A window of sixteen with two in flight neither grows nor shrinks."""
     it, rng, now = window(), Random(1), 0.0
     for lease in range(1, 3000, 2):
         marks = it.take(now), it.take(now)
@@ -144,7 +143,8 @@ def test_window_that_is_hardly_used_does_not_drift() -> None:
 
 
 def test_window_starts_slowly_by_leaps() -> None:
-    """Used, and no slower for it: from 6 nearly to the ceiling within sixty answers, never down."""
+    """In slow start the window grows from 6 nearly to the ceiling within sixty answers, never
+    down."""
     it = Windowed(window(6, high=64))
     made, _ = provider("linear", 1)
     made.slowdown = lambda n: 1.0
@@ -156,8 +156,8 @@ def test_window_starts_slowly_by_leaps() -> None:
 
 
 def test_window_that_overshot_in_slow_start_comes_back() -> None:
-    """Past the knee it is seen at once: slow start ends, and three rounds later the window is
-    far below where it turned."""
+    """Past the knee slow start ends at once, and three rounds later the window is far below where
+    it turned."""
     it = Windowed(window(16))
     made, _ = provider("power", 3)
     made.slowdown = SHAPES["power"](8)
@@ -166,8 +166,8 @@ def test_window_that_overshot_in_slow_start_comes_back() -> None:
 
 
 def test_window_looks_at_the_provider_at_ease_after_long_at_load() -> None:
-    """Full from the first moment, nobody knows what slow is: a round at a third, which is no
-    shrinking; not before `ANCHOR_AFTER` rounds, for a burst may be over by then."""
+    """A window that is full from the start tries a round at a third after `ANCHOR_AFTER` rounds,
+    and not before."""
     it = Windowed(window(24, high=24))
     made, _ = provider("saturating", 3)
     made.slowdown = SHAPES["saturating"](24)
@@ -181,7 +181,7 @@ def test_window_looks_at_the_provider_at_ease_after_long_at_load() -> None:
 
 
 def test_window_shrinks_where_more_was_in_flight_than_is_best() -> None:
-    """Never full, but past the knee: a load that crowds the provider has shown it."""
+    """A window that is never full shrinks if more was in flight than is best."""
     it, made = window(200), provider("saturating", 7)[0]
     made.slowdown = SHAPES["saturating"](10)
     gate = Windowed(it)
@@ -191,8 +191,8 @@ def test_window_shrinks_where_more_was_in_flight_than_is_best() -> None:
 
 
 def test_window_under_a_backlog_that_stays_pays_less_for_its_size() -> None:
-    """On a straight line: wider after thousands of answers than the price of a burst allows,
-    which is nine times the knee."""
+    """On a straight line the window grows beyond nine times the knee after thousands of answers
+    under a backlog."""
     it, made = Windowed(window()), provider("linear", 5)[0]
     made.slowdown = SHAPES["linear"](10)
     run(made, it, 5, 4000)
@@ -203,8 +203,8 @@ def test_window_under_a_backlog_that_stays_pays_less_for_its_size() -> None:
 def test_window_climbs_faster_the_longer_it_has_been_full(
     answers: int, low: float, high: float
 ) -> None:
-    """One that its bound had held back on a straight line for so many answers: its first step
-    once the bound is lifted."""
+    """A window held by its bound for many answers takes a larger first step when the bound is
+    lifted."""
     it, made = window(20), provider("linear", 5)[0]
     made.slowdown = SHAPES["linear"](10)
     it.configure(1, 20)
@@ -222,8 +222,8 @@ def test_window_climbs_faster_the_longer_it_has_been_full(
 
 
 def test_window_that_had_to_shrink_does_not_climb_by_leaps() -> None:
-    """Half the capacity after a backlog of thousands of answers: 0.87 of what is then possible
-    at every knee. What patience it had earned is not spent on leaping over the new one."""
+    """After a drop of the capacity the window climbs in small steps: 0.87 of the possible
+    throughput at every knee."""
     shares = []
     for number in range(16):
         knee, seed = 8 + 4 * number, 400 + number
@@ -240,7 +240,7 @@ def test_window_that_had_to_shrink_does_not_climb_by_leaps() -> None:
 
 
 def test_window_that_the_load_never_crowds_stays_wide() -> None:
-    """The twin: the same window over a load that stays below the knee."""
+    """The twin: the same window over a load below the knee stays wide."""
     it, made = window(200), provider("saturating", 7)[0]
     made.slowdown = SHAPES["saturating"](10)
     gate = Windowed(it)
@@ -249,7 +249,7 @@ def test_window_that_the_load_never_crowds_stays_wide() -> None:
 
 
 def test_window_stays_within_its_bounds() -> None:
-    """Lower and upper, also when they move; the upper wins."""
+    """The window stays within its bounds, also when they move; the upper one wins."""
     it = window(16)
     it.configure(20, 64)
     assert (it.base, it.bounds) == (20, (20, 64))
@@ -258,7 +258,7 @@ def test_window_stays_within_its_bounds() -> None:
 
 
 def test_window_learns_sizes_it_is_told_and_no_others() -> None:
-    """An answer without usage teaches only where none has any."""
+    """An answer without usage teaches only if no answer has any."""
     silent, telling = window(), window()
     for it, output in ((silent, None), (telling, 50.0)):
         now = 0.0
@@ -272,7 +272,7 @@ def test_window_learns_sizes_it_is_told_and_no_others() -> None:
 
 
 def test_window_restored_begins_at_its_share_and_knows() -> None:
-    """0.7 of it, with the curve; damage is left alone."""
+    """A restored window begins at 0.7 with its curve; damaged state is ignored."""
     gate, _ = found("saturating", 201)
     learned = gate.window.to_save()
     it = window()
@@ -294,8 +294,8 @@ def test_window_restored_begins_at_its_share_and_knows() -> None:
 
 @pytest.mark.parametrize("shape", ["saturating", "power", "linear"])
 def test_window_shows_what_it_found(shape: str) -> None:
-    """Regime, knee, unloaded latency and slowdown of the snapshot are near the truth. (Smooth
-    peaks are left out: who rests at one sees a flat top.)"""
+    """Regime, knee, unloaded latency and slowdown of the snapshot are near the truth. (Smooth peaks
+    are left out: a window that rests at one sees a flat top.)"""
     names = {"saturating": "saturating", "power": "peaked", "linear": "linear"}
     right = 0
     for seed in SEEDS:
@@ -315,7 +315,7 @@ def test_window_shows_what_it_found(shape: str) -> None:
 
 
 def test_window_is_bounded_in_memory() -> None:
-    """A batch is emptied at each look; the rest has a fixed size."""
+    """Each look empties the batch; everything else has a fixed size."""
     it = window()
     now = 0.0
     for lease in range(500):
@@ -327,7 +327,7 @@ def test_window_is_bounded_in_memory() -> None:
 
 
 def test_window_of_no_time_at_all_teaches_nothing() -> None:
-    """An answer in the moment of its request would be a division by zero."""
+    """An answer at the time of its request teaches nothing, as it would divide by zero."""
     it: Window = window()
     for lease in range(20):
         it.learn(it.take(5.0), lease, lease + 1, 1, 1, 5.0)
@@ -336,7 +336,8 @@ def test_window_of_no_time_at_all_teaches_nothing() -> None:
 
 
 def test_window_sees_how_many_were_in_flight_over_a_life() -> None:
-    """Mean and deviation over time, of the whole life and of nothing else."""
+    """A sample has mean and deviation of the number in flight over its whole life and nothing
+    else."""
     it = window()
     before = it.take(0.0)
     mark = it.take(10.0)
@@ -354,7 +355,7 @@ def test_window_sees_how_many_were_in_flight_over_a_life() -> None:
 
 
 def test_window_is_looked_at_after_half_of_it_or_a_few() -> None:
-    """Not after every answer, and not only when a wide one has been through."""
+    """Looks come after half a window, within bounds."""
     for value in (4, 40, 400):
         it, now, looks = window(value, high=1000), 0.0, []
         for lease in range(300):
@@ -368,7 +369,7 @@ def test_window_is_looked_at_after_half_of_it_or_a_few() -> None:
 
 
 def test_window_restored_goes_on_learning() -> None:
-    """From where it was: no slow start, no look at ease, one step at a time."""
+    """A restored window goes on in small steps, without slow start."""
     gate, _ = found("saturating", 201)
     it = window(high=256)
     it.restore(gate.window.to_save())
@@ -382,7 +383,7 @@ def test_window_restored_goes_on_learning() -> None:
 
 
 def test_window_shows_the_provider_before_it_knows_one() -> None:
-    """Its size and what is in flight; no curve, no seconds."""
+    """A fresh window's snapshot has its size and what is in flight, no curve and no seconds."""
     it = Window("up", 16)
     it.take(0.0)
     seen = it.snapshot()
@@ -393,7 +394,7 @@ def test_window_shows_the_provider_before_it_knows_one() -> None:
 
 
 def test_window_is_no_wider_than_its_curves_reach() -> None:
-    """Whatever the settings allow."""
+    """A window is at most as wide as the curves reach, whatever the settings allow."""
     it = Window("m", 16)
     it.configure(1, 1_000_000)
     assert it.bounds == (1, math.floor(MAX_WINDOW))
@@ -402,7 +403,7 @@ def test_window_is_no_wider_than_its_curves_reach() -> None:
 
 
 def test_window_check_sees_damage() -> None:
-    """The twin of every `check` that passes."""
+    """The twin of every `check` that passes: damage is found."""
     for field, wrong in (("base", 0.0), ("value", 1e9), ("inflight", -1), ("base", 1e9)):
         it = window()
         it.check()
@@ -412,7 +413,8 @@ def test_window_check_sees_damage() -> None:
 
 
 def test_probe_is_as_wide_as_it_may_cost() -> None:
-    """The wish where that is free, less where it costs, nothing where the least step does."""
+    """A probe is as wide as wished if that is free, narrower if it costs, and none below the least
+    step."""
     x = -np.abs(_LN_N - math.log(20.0))  # falls on both sides of 20
     posterior = Posterior(_LN_N - x, x, 0.0, 0, 0.0, 0.0)
     free = Posterior(_LN_N, 0.0 * x, 0.0, 0, 0.0, 0.0)
