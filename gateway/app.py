@@ -347,7 +347,7 @@ class Gateway:
         a full disk takes is known to the running index and to no later one."""
         lesson = lesson_of(view, record)
         if lesson is not None:
-            self.predictor.learn(lesson, done=self._store_row)
+            self.predictor.learn(lesson, self._store_row)
 
     def _store_row(self, row: HistoryRow | Exception) -> None:
         if isinstance(row, HistoryRow):

@@ -25,7 +25,6 @@ from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.api.schemas import check_messages, check_positive, decode
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.pending import Stored
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import ChildError, ChildGone
 from gateway.predict.prompt_view import PromptView
@@ -151,13 +150,16 @@ def forecast_body(workload: Workload) -> dict[str, Any]:
 # -- threads -----------------------------------------------------------------------------------
 
 
-async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -> Any:
+async def from_thread(
+    ask: Callable[[Callable[[Any], None]], bool], full: str, *, timeout_s: float | None = THREAD_S
+) -> Any:
     """Await the value that a thread hands to a callback. An Exception handed over is raised;
     Unavailable stands for failures of the store and the predictor.
 
     Args:
         ask: hands the callback to the thread; False where the thread takes no more work.
         full: the message of the error raised then, and when no value comes in time.
+        timeout_s: longest wait for the value; None: no bound.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
@@ -176,7 +178,7 @@ async def from_thread(ask: Callable[[Callable[[Any], None]], bool], full: str) -
     if not ask(done):
         raise Unavailable(full, code="busy", retry_after_s=1.0)
     try:
-        async with asyncio.timeout(THREAD_S):
+        async with asyncio.timeout(timeout_s):
             return await future
     except TimeoutError:
         raise Unavailable(full, code="busy", retry_after_s=5.0) from None
@@ -199,19 +201,6 @@ def _client_error(error: Exception) -> Exception:
 
 
 # -- /predict and /ingest ----------------------------------------------------------------------
-
-
-class RowKeeper:
-    """Stores a row while its client waits for it. After the client's 503, or when it has left,
-    the row is not stored any more: a retry would store it twice."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.waiting = True
-
-    def keep(self, row: HistoryRow, stored: Stored) -> bool:
-        """False where the row is not stored; else `stored` is called when it is."""
-        return self.waiting and self._store.append_history(row, stored)
 
 
 class ForecastRoutes:
@@ -282,16 +271,22 @@ class ForecastRoutes:
             success=example.success,
             wall_s=time.time(),
         )
-        keeper = RowKeeper(self._store)
         try:
-            await from_thread(
-                lambda done: self._predictor.learn(
-                    lesson, done=done, urgent=True, keep=keeper.keep
-                ),
-                "The predictor takes no more results now.",
-            )
-        finally:
-            keeper.waiting = False
+            async with asyncio.timeout(THREAD_S):
+                await self._predictor.learn_stored(lesson, self._store_row)
+        except TimeoutError:
+            raise Unavailable(
+                "The predictor takes no more results now.", code="busy", retry_after_s=5.0
+            ) from None
+        except (ChildGone, ChildError) as error:
+            raise _client_error(error) from None
+
+    async def _store_row(self, row: HistoryRow) -> None:
+        await from_thread(
+            lambda done: self._store.append_history(row, done),
+            "The history takes no more rows now.",
+            timeout_s=None,
+        )
 
     def _tenant(self, request: HttpRequest) -> Tenant:
         return self._plane.routing.tenants.authenticate(raw_headers(request))

@@ -1,19 +1,17 @@
-"""From finished requests to lessons, and what becomes of their rows.
+"""From finished requests to lessons, and what the child makes of them.
 
-Two ways to learn. A relayed request is learned at once and its row stored when it may be: after
-a crash, or while the disk is full, index and calibration know answers that the history does
-not, until the next start fills the index from it. A row that somebody is promised
-(`PendingLesson.keep`) is drafted, stored, and only then learned: refused, it was never known.
+A relayed request is learned at once and its row stored when it may be: after a crash, or while
+the disk is full, index and calibration know answers that the history does not, until the next
+start fills the index from it. A row that somebody is promised is drafted, stored, and only then
+learned (`Predictor.learn_stored`): refused, it was never known.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import structs
 
-from gateway.errors import Unavailable
 from gateway.predict.lesson import Lesson
 from gateway.predict.process.pending import BATCH, PendingLesson
 from gateway.predict.process.supervisor import ChildSupervisor, FaultLog
@@ -30,7 +28,6 @@ from gateway.types import HistoryRow
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 REPEATS = 4096  # prompts learned lately, to notice one that comes again
-_FULL = "The history takes no more rows now."
 
 
 class Learner:
@@ -39,19 +36,11 @@ class Learner:
     Args:
         child: the one that learns, while it is open.
         stage0: gets the forecast of a prompt that comes again.
-        put_back: takes a lesson whose row is stored; False where nobody will learn it.
     """
 
-    def __init__(
-        self,
-        child: ChildSupervisor,
-        stage0: Stage0,
-        put_back: Callable[[PendingLesson], bool],
-        faults: FaultLog,
-    ) -> None:
+    def __init__(self, child: ChildSupervisor, stage0: Stage0, faults: FaultLog) -> None:
         self._child = child
         self._stage0 = stage0
-        self._put_back = put_back
         self._faults = faults
         self._recent: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
         self.learned = 0
@@ -59,22 +48,15 @@ class Learner:
         self.lost = 0  # lessons of which nothing was learned
 
     async def take_in(self, batch: Sequence[PendingLesson]) -> None:
-        """Learn a batch, or have its rows stored first.
+        """Learn a batch, or draft its rows.
 
         Raises:
             ChildGone: after everybody who waits got it, too.
         """
-        now, drafts = [], []
-        for pending in batch:
-            if pending.keep is not None:
-                drafts.append(pending)
-            elif pending.stored is not None and pending.life != self._child.life:
-                # The child opened since was filled from history, which had the row by then.
-                self._report(pending, pending.stored)
-            else:
-                now.append(pending)
+        drafts = [pending for pending in batch if pending.draft]
+        lessons = [pending for pending in batch if not pending.draft]
         drafted = await self._draft(drafts)  # first: somebody waits for it
-        for row in drafted + await self._learn(now, brief=len(batch) > BATCH):
+        for row in drafted + await self._learn(lessons, brief=len(batch) > BATCH):
             if isinstance(row, ChildGone):
                 raise row
 
@@ -102,37 +84,10 @@ class Learner:
         return rows
 
     async def _draft(self, batch: list[PendingLesson]) -> list[HistoryRow | Exception]:
-        """Have the rows stored; their lessons come again when they are."""
         rows = await self._rows_of(DraftRows([self._cut(pending) for pending in batch]))
         for pending, row in zip(batch, rows, strict=True):
-            if isinstance(row, Exception):
-                self._finish(pending, row)
-            else:
-                self._store(pending, row)
+            self._finish(pending, row)
         return rows
-
-    def _store(self, pending: PendingLesson, row: HistoryRow) -> None:
-        again = structs.replace(pending, keep=None, stored=row, life=self._child.life)
-        loop = asyncio.get_running_loop()
-
-        def stored(error: Exception | None) -> None:
-            loop.call_soon_threadsafe(self._stored, again, row, error)
-
-        assert pending.keep is not None
-        try:
-            taken = pending.keep(row, stored)
-        except Exception as error:
-            self._finish(pending, error)
-            return
-        if not taken:
-            self._report(pending, Unavailable(_FULL, code="busy", retry_after_s=1.0))
-
-    def _stored(self, pending: PendingLesson, row: HistoryRow, error: Exception | None) -> None:
-        """Learn a drafted row that is stored now. Closing, the next start reads it."""
-        if error is not None:
-            self._report(pending, error)
-        elif not self._put_back(pending):
-            self._report(pending, row)
 
     def _cut(self, pending: PendingLesson, *, brief: bool = False) -> Lesson:
         lesson = pending.lesson
@@ -149,8 +104,7 @@ class Learner:
             return [error] * len(question.lessons)
 
     def _finish(self, pending: PendingLesson, row: HistoryRow | Exception) -> None:
-        """Count what came of a lesson, and report it. A row that is stored is reported whatever
-        came of it: the next child reads it."""
+        """Count what came of a lesson, and report it to the caller."""
         try:
             if isinstance(row, Exception):
                 self.lost += 1
@@ -158,9 +112,6 @@ class Learner:
                     raise row
         except Exception:
             self._faults("learning failed")
-        self._report(pending, row if pending.stored is None else pending.stored)
-
-    def _report(self, pending: PendingLesson, row: HistoryRow | Exception) -> None:
         try:
             if pending.done is not None:
                 pending.done(row)

@@ -23,10 +23,6 @@ SPARED = 2  # of a batch, for the lessons nobody waits for
 LINGER_S = 0.1
 
 Learned = Callable[[HistoryRow | Exception], None]
-Stored = Callable[[Exception | None], None]
-Keep = Callable[[HistoryRow, Stored], bool]
-"""Stores a row and reports when it is stored, or why not, on any thread; False where there is
-no room for it."""
 
 
 class PendingForecast(Struct, frozen=True):
@@ -38,14 +34,12 @@ class PendingForecast(Struct, frozen=True):
 
 
 class PendingLesson(Struct, frozen=True):
-    """A lesson to be learned, and what becomes of it."""
+    """A lesson to be learned, or to be drafted: only its row is made."""
 
     lesson: Lesson
-    done: Learned | None
+    done: Learned | None  # gets the row, or the error that kept it from being made
     urgent: bool = False  # somebody waits for it
-    keep: Keep | None = None  # it is learned only once this has stored its row
-    stored: HistoryRow | None = None  # the row that was stored so
-    life: int = 0  # of the child that drafted that row
+    draft: bool = False
 
 
 class PendingWork:
@@ -94,8 +88,8 @@ class PendingWork:
         return taken
 
     def put_back(self, lesson: PendingLesson) -> bool:
-        """Queue a lesson whose row is stored, whatever waits: it was taken once. False where
-        the queue is closed."""
+        """Queue a lesson that was drafted, whatever waits: it was taken once. False where the
+        queue is closed."""
         if not self._closed:
             self._urgent.append(lesson)
         return not self._closed

@@ -14,14 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import expm1, isnan
 from pathlib import Path
 from time import monotonic
 
 from msgspec import structs
 
+from gateway.errors import Unavailable
 from gateway.predict.calibrate import Calibration
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
@@ -29,7 +31,6 @@ from gateway.predict.process.child_client import Connect
 from gateway.predict.process.learner import Learner
 from gateway.predict.process.pending import (
     BATCH,
-    Keep,
     Learned,
     PendingForecast,
     PendingLesson,
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 STUCK_S = 5.0  # with one question, after which the state says so
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a child that has gone is replaced
 WELL_S = 60.0  # of life, after which the next pause is the first again
+_FULL = "The predictor takes no more results now."
 
 
 def _no_history(encoder: str) -> Iterable[Sequence[HistoryRow]]:
@@ -109,8 +111,9 @@ class Predictor:
             connect=connect,
             faults=faults,
         )
-        self._learner = Learner(self._child, self._stage0, self._put_back, faults)
+        self._learner = Learner(self._child, self._stage0, faults)
         self._task: asyncio.Task[None] | None = None
+        self._storing: set[asyncio.Task[HistoryRow]] = set()
         self._wake = asyncio.Event()  # there may be something to do
         self._closing = asyncio.Event()
         self._configure_due = self._forget_due = self._tend_due = False
@@ -229,28 +232,54 @@ class Predictor:
 
     # --- learning -------------------------------------------------------------------------
 
-    def learn(
-        self,
-        lesson: Lesson,
-        *,
-        done: Learned | None = None,
-        urgent: bool = False,
-        keep: Keep | None = None,
-    ) -> bool:
+    def learn(self, lesson: Lesson, done: Learned | None = None) -> bool:
         """Learn from a finished request; forecasts go first.
 
         Args:
             lesson: a failed, uncensored length in it is not learned from.
             done: gets the history row, later, once it is learned; or the error that kept it
                 from being.
-            urgent: somebody waits for that: do not let it linger.
-            keep: stores the row; must not block. Nothing is learned of a row it refuses, or
-                reports as not stored.
 
         Returns:
             False when the queue is full or nobody works on it: the lesson is lost.
         """
-        return self._add(PendingLesson(lesson, done, urgent, keep))
+        return self._add(PendingLesson(lesson, done))
+
+    async def learn_stored(
+        self, lesson: Lesson, store: Callable[[HistoryRow], Awaitable[object]]
+    ) -> HistoryRow:
+        """Store a lesson's row, then learn it; the row, whatever came of the learning, since
+        the next child reads it from history. The lesson passes those nobody waits for.
+
+        A caller that is cancelled before the row is handed to `store` leaves nothing stored;
+        after that, the row is stored and learned all the same.
+
+        Raises:
+            Unavailable: no room for the lesson.
+            ChildGone, ChildError: it could not be drafted; nothing is stored.
+            Exception: what `store` raises; nothing is learned.
+        """
+        drafted: asyncio.Future[HistoryRow] = asyncio.get_running_loop().create_future()
+        if not self._add(PendingLesson(lesson, partial(_settle, drafted), urgent=True, draft=True)):
+            raise Unavailable(_FULL, code="busy", retry_after_s=1.0)
+        storing = asyncio.create_task(self._store_and_learn(lesson, await drafted, store))
+        self._storing.add(storing)
+        storing.add_done_callback(self._storing.discard)
+        return await asyncio.shield(storing)
+
+    async def _store_and_learn(
+        self, lesson: Lesson, row: HistoryRow, store: Callable[[HistoryRow], Awaitable[object]]
+    ) -> HistoryRow:
+        life = self._child.life
+        await store(row)
+        if life != self._child.life or not self._works:
+            return row  # a child opened since was filled from history, which had the row by then
+        learned: asyncio.Future[HistoryRow] = asyncio.get_running_loop().create_future()
+        if self._pending.put_back(PendingLesson(lesson, partial(_settle, learned), urgent=True)):
+            self._wake.set()
+            with suppress(Exception):  # counted by the learner
+                await learned
+        return row
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
         """Learn that an answer still running has so many tokens (per choice): a lower bound. Of
@@ -265,10 +294,6 @@ class Predictor:
         if taken and (pending.urgent or self._pending.lessons in (1, BATCH)):
             self._wake.set()
         return taken
-
-    def _put_back(self, pending: PendingLesson) -> bool:
-        self._wake.set()
-        return self._pending.put_back(pending)
 
     # --- for people -----------------------------------------------------------------------
 
@@ -416,6 +441,15 @@ class Predictor:
             raise
         except Exception:
             self._faults("a refinement failed")
+
+
+def _settle(future: asyncio.Future[HistoryRow], row: HistoryRow | Exception) -> None:
+    if future.done():
+        return  # its caller has left
+    if isinstance(row, Exception):
+        future.set_exception(row)
+    else:
+        future.set_result(row)
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> None:

@@ -1,43 +1,16 @@
-"""The control plane: rows kept for a client that waits, and answers of threads."""
+"""The control plane: answers of threads."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from gateway.api.control import RowKeeper, from_thread
+from gateway.api.control import from_thread
 from gateway.errors import Unavailable
-from gateway.settings.schema import Store as StoreSettings
-from gateway.store.store import Store
-from gateway.types import HistoryRow
-
-ROW = HistoryRow(
-    wall_s=1.0, tenant="t", model="m", task_type="", prompt_key=b"k" * 16, encoder="e",
-    vector=b"", prompt_tokens=1, output_tokens=2, max_tokens=0, censored=False, success=True,
-)  # fmt: skip
-
-
-def test_row_keeper_stores_nothing_once_its_client_stops_waiting(tmp_path: Path) -> None:
-    """A row is stored while its client waits, and not after its 503: a retry would make two."""
-    store = Store(tmp_path / "s.db", StoreSettings())
-    store.start()
-    stored: SimpleQueue[Exception | None] = SimpleQueue()
-    keeper = RowKeeper(store)
-    assert keeper.keep(ROW, stored.put)
-    assert stored.get(timeout=10) is None
-    keeper.waiting = False
-    assert not keeper.keep(ROW, stored.put)
-    assert sum(map(len, store.history_pages(10))) == 1
-    assert store.stop()
-
-
-# -- from_thread -------------------------------------------------------------------------------
 
 
 def answer(value: Any, *, accepted: bool = True) -> Any:

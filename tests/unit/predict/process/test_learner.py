@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from gateway.errors import Unavailable
 from gateway.predict.process.child_client import ChildClient, Connect
 from gateway.predict.process.learner import KEEP_EVERY
-from gateway.predict.process.pending import Stored
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import (
     ChildAnswer,
@@ -22,8 +20,6 @@ from gateway.predict.process.wire import (
     Question,
 )
 from gateway.settings.schema import Predict
-from gateway.settings.schema import Store as StoreSettings
-from gateway.store.store import Store
 from gateway.types import HistoryRow, Rung
 from tests.unit.predict.process.inline_child import (
     WAIT_S,
@@ -39,6 +35,7 @@ from tests.unit.predict.process.inline_child import (
     real_child,
     refined,
     text_of,
+    until,
     view,
 )
 
@@ -140,97 +137,125 @@ async def test_predictor_keeps_its_calibration_between_runs(make: Make) -> None:
 class Shelf:
     """Stores rows when the test says so, or not."""
 
-    def __init__(self, room: bool = True) -> None:
+    def __init__(self) -> None:
         self.rows: list[HistoryRow] = []
-        self._room = room
-        self._waiting: asyncio.Queue[Stored] = asyncio.Queue()
-        self._came = asyncio.Event()
+        self.came = asyncio.Event()
+        self._reports: asyncio.Queue[Exception | None] = asyncio.Queue()
 
-    def __call__(self, row: HistoryRow, stored: Stored) -> bool:
-        if self._room:
-            self.rows.append(row)
-            self._waiting.put_nowait(stored)
-            self._came.set()
-        return self._room
+    async def __call__(self, row: HistoryRow) -> None:
+        self.rows.append(row)
+        self.came.set()
+        error = await self._reports.get()
+        if error is not None:
+            raise error
 
     async def wait(self) -> None:
         """Until a row is here to be stored."""
-        await asyncio.wait_for(self._came.wait(), WAIT_S)
+        await asyncio.wait_for(self.came.wait(), WAIT_S)
 
-    async def report(self, error: Exception | None) -> None:
-        """Report the oldest row as stored, or not, on another thread, as the store does."""
-        stored = await asyncio.wait_for(self._waiting.get(), WAIT_S)
-        await asyncio.to_thread(stored, error)
+    def report(self, error: Exception | None) -> None:
+        """Let the oldest row be stored, or fail."""
+        self._reports.put_nowait(error)
 
 
-def promised(predictor: Predictor, shelf: Shelf) -> Mailbox:
-    mailbox = Mailbox()
-    assert predictor.learn(lesson(2500), done=mailbox, urgent=True, keep=shelf)
-    return mailbox
+def promised(predictor: Predictor, shelf: Shelf) -> asyncio.Task[HistoryRow]:
+    return asyncio.create_task(predictor.learn_stored(lesson(2500), shelf))
 
 
 async def test_promised_row_is_learned_once_it_is_stored(make: Make) -> None:
     """Until then nobody hears of it and nothing is learned; then both."""
     predictor, shelf = make(), Shelf()
     before = await refined(predictor, view())
-    mailbox = promised(predictor, shelf)
+    promise = promised(predictor, shelf)
     await shelf.wait()
     assert await refined(predictor, view()) == before
-    assert (predictor.snapshot().index_rows, mailbox.items) == (0, [])
-    await shelf.report(None)
-    assert await mailbox.wait() == shelf.rows
+    assert (predictor.snapshot().index_rows, promise.done()) == (0, False)
+    shelf.report(None)
+    assert [await promise] == shelf.rows
     assert predictor.snapshot().index_rows == 1
     assert (await refined(predictor, view())).rung is Rung.TENANT_NEIGHBORS
 
 
-async def test_promised_row_is_learned_from_a_real_store(make: Make, tmp_path: Path) -> None:
-    """Its writer thread reports the commit; the row is learned and in the file."""
-    store = Store(tmp_path / "history.db", StoreSettings())
-    store.start()
-    try:
-        predictor, mailbox = make(), Mailbox()
-        assert predictor.learn(lesson(7), done=mailbox, urgent=True, keep=store.append_history)
-        [row] = await mailbox.wait()
-        assert await asyncio.to_thread(list, store.history_pages(10)) == [[row]]
-        assert predictor.snapshot().index_rows == 1
-    finally:
-        await asyncio.to_thread(store.stop)
-
-
-async def test_promised_row_that_is_not_stored_is_never_learned(make: Make) -> None:
-    """A full disk, no room in the queue, or a store that raises: reported, and the forecast is
-    as it was."""
-    predictor = make()
+@pytest.mark.parametrize("error", [OSError("the disk is full"), Unavailable("no room")])
+async def test_promised_row_that_is_not_stored_is_never_learned(
+    make: Make, error: Exception
+) -> None:
+    """A full disk, or no room in the queue: raised, and the forecast is as it was."""
+    predictor, shelf = make(), Shelf()
     before = await refined(predictor, view())
-    failing = Shelf()
-    mailbox = promised(predictor, failing)
-    await failing.report(OSError("the disk is full"))
-    assert [type(x) for x in await mailbox.wait()] == [OSError]
-    refused = promised(predictor, Shelf(room=False))
-    assert [type(x) for x in await refused.wait()] == [Unavailable]
-    raising = Mailbox()
-
-    def broken(row: HistoryRow, stored: Stored) -> bool:
-        raise LookupError
-
-    assert predictor.learn(lesson(2500), done=raising, urgent=True, keep=broken)
-    assert [type(x) for x in await raising.wait()] == [LookupError]
+    promise = promised(predictor, shelf)
+    shelf.report(error)
+    with pytest.raises(type(error)):
+        await promise
     predictor.reconfigure(Predict())  # empties the cache of repeats
     assert await refined(predictor, view()) == before
-    assert predictor.snapshot().index_rows == 0
+    assert (predictor.snapshot().index_rows, predictor.snapshot().learn_lost) == (0, 0)
+
+
+async def test_promise_passes_a_full_queue_and_has_a_bound_of_its_own(make: Make) -> None:
+    """Lessons nobody waits for keep it out as little as it keeps them; beyond its bound it is
+    refused."""
+    children, shelf = Children(), Shelf()
+    predictor = make(Predict(learn_items=2), connect=children)
+    await refined(predictor, view())
+    await holding(predictor, children.last)
+    assert [predictor.learn(lesson(9)) for _ in range(3)] == [True, True, False]
+    promises = [promised(predictor, shelf) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await promises.pop()
+    children.last.release()
+    for _ in promises:
+        shelf.report(None)
+    assert await asyncio.gather(*promises) == shelf.rows
+
+
+async def test_promise_whose_caller_leaves_before_the_store_is_not_stored(make: Make) -> None:
+    """It was told no, and will ask again: a row would stand there twice."""
+    children, shelf = Children(), Shelf()
+    predictor = make(connect=children)
+    await refined(predictor, view())
+    await holding(predictor, children.last)
+    promise = promised(predictor, shelf)
+    await asyncio.sleep(0)
+    promise.cancel()
+    children.last.release()
+    await learned(predictor, 9, "barrier")
+    assert (promise.cancelled(), shelf.rows) == (True, [])
+
+
+async def test_promise_whose_caller_leaves_during_the_store_is_learned(make: Make) -> None:
+    """The row is in history, so the index has it, too."""
+    predictor, shelf = make(), Shelf()
+    promise = promised(predictor, shelf)
+    await shelf.wait()
+    promise.cancel()
+    await asyncio.sleep(0)
+    shelf.report(None)
+    await until(lambda: predictor.snapshot().index_rows == 1)
+    assert promise.cancelled()
+
+
+async def test_promise_whose_draft_fails_is_not_stored(make: Make) -> None:
+    """A lesson that the child cannot read has no row."""
+    predictor, shelf = make(), Shelf()
+    broken = lesson("many")  # type: ignore[arg-type]  # nothing after the API expects that
+    with pytest.raises(ChildError):
+        await predictor.learn_stored(broken, shelf)
+    assert (shelf.rows, predictor.snapshot().learn_lost) == ([], 1)
 
 
 async def test_promised_row_stored_while_its_child_went_is_in_the_index_once(make: Make) -> None:
     """The next child reads it from history; it is not learned a second time."""
     shelf = Shelf()
     predictor = make(history=lambda _: [shelf.rows], connect=Children(FragileChild))
-    mailbox = promised(predictor, shelf)
+    promise = promised(predictor, shelf)
     await shelf.wait()
     assert predictor.refine(view("fatal"), lambda _: None, always)
     assert (await refined(predictor, view())).rung is Rung.TENANT_NEIGHBORS
     assert (predictor.snapshot().restarts, predictor.snapshot().index_rows) == (1, 1)
-    await shelf.report(None)
-    assert await mailbox.wait() == shelf.rows
+    shelf.report(None)
+    assert [await promise] == shelf.rows
     await learned(predictor, 5, "another")
     assert predictor.snapshot().index_rows == 2
 
@@ -278,29 +303,29 @@ class Blocked:
 async def test_child_that_dies_of_a_lesson_beside_a_draft_costs_the_lesson_alone(
     make: Make, connect: Connect
 ) -> None:
-    """The row somebody is promised is stored, reported and in the index once; the lesson is
+    """The row somebody is promised is stored, returned and in the index once; the lesson is
     lost once; stage 0 forecasts meanwhile, and what waits is answered by the next child."""
     shelf, blocked = Shelf(), Blocked(connect)
     predictor = make(history=lambda _: [shelf.rows], connect=blocked)
     lost, later = Mailbox(), Mailbox()
     assert predictor.refine(view("held"), lambda _: None, always)
-    assert predictor.learn(lesson(5, "fatal"), done=lost)
-    draft = promised(predictor, shelf)
+    assert predictor.learn(lesson(5, "fatal"), lost)
+    promise = promised(predictor, shelf)
+    await asyncio.sleep(0)
     blocked.release.set()
     assert [type(x) for x in await lost.wait()] == [ChildGone]
     assert predictor.forecast(view("meanwhile")).rung is Rung.MODEL_ONLY
     assert predictor.refine(view(), later, always)
     assert [x.rung for x in await later.wait()] == [Rung.TENANT_NEIGHBORS]
-    await shelf.report(None)
-    assert await draft.wait() == shelf.rows
-    assert len(shelf.rows) == 1
+    shelf.report(None)
+    assert [await promise] == shelf.rows
     await learned(predictor, 5, "another")
     shot = predictor.snapshot()
     assert (shot.restarts, shot.index_rows, shot.learn_lost) == (1, 2, 1)
-    assert len(lost.items) == len(draft.items) == len(later.items) == 1
+    assert len(lost.items) == len(later.items) == 1
 
 
-async def test_promised_row_is_reported_whatever_becomes_of_the_lesson(make: Make) -> None:
+async def test_promised_row_is_returned_whatever_becomes_of_the_lesson(make: Make) -> None:
     """Its child dies of it: the row is in history, which is what was promised."""
 
     class Forgetful(InlineChild):
@@ -311,30 +336,40 @@ async def test_promised_row_is_reported_whatever_becomes_of_the_lesson(make: Mak
 
     shelf = Shelf()
     predictor = make(history=lambda _: [shelf.rows], connect=Children(Forgetful))
-    mailbox = promised(predictor, shelf)
-    await shelf.report(None)
-    assert await mailbox.wait() == shelf.rows
+    promise = promised(predictor, shelf)
+    shelf.report(None)
+    assert [await promise] == shelf.rows
     await refined(predictor, view())
     assert predictor.snapshot().index_rows == 1
 
 
-async def test_promised_row_stored_while_switched_off_is_reported(make: Make) -> None:
-    """Nobody learns it now; the next child reads it."""
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_promised_row_stored_without_a_predictor_is_returned(
+    make: Make, stopped: bool
+) -> None:
+    """Switched off, or stopped: nobody learns it now, and the next child reads it."""
     children, shelf = Children(), Shelf()
     predictor = make(connect=children)
-    mailbox = promised(predictor, shelf)
+    promise = promised(predictor, shelf)
     await shelf.wait()
-    predictor.reconfigure(Predict(enabled=False))
-    await asyncio.wait_for(children.last.closed.wait(), WAIT_S)
-    await shelf.report(None)
-    assert await mailbox.wait() == shelf.rows
+    if stopped:
+        await predictor.stop(WAIT_S)
+    else:
+        predictor.reconfigure(Predict(enabled=False))
+        await asyncio.wait_for(children.last.closed.wait(), WAIT_S)
+    shelf.report(None)
+    assert [await promise] == shelf.rows
 
 
-async def test_promised_row_stored_after_the_predictor_stopped_is_reported(make: Make) -> None:
-    """The next start reads it."""
-    predictor, shelf = make(), Shelf()
-    mailbox = promised(predictor, shelf)
-    await shelf.wait()
-    await predictor.stop(WAIT_S)
-    await shelf.report(None)
-    assert await mailbox.wait() == shelf.rows
+async def test_promise_waiting_when_the_predictor_stops_is_refused(make: Make) -> None:
+    """Nobody drafts it any more, and nothing is stored."""
+    children, shelf = Children(), Shelf()
+    predictor = make(connect=children)
+    await refined(predictor, view())
+    await holding(predictor, children.last)
+    promise = promised(predictor, shelf)
+    await asyncio.sleep(0)
+    await predictor.stop(0.0)
+    with pytest.raises(ChildGone):
+        await promise
+    assert shelf.rows == []

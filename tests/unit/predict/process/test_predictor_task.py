@@ -102,7 +102,7 @@ async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> Non
     await refined(predictor, view())
     lost, gone = Mailbox(), Mailbox()
     assert predictor.refine(view("fatal"), lost, always)
-    assert predictor.learn(lesson(9), done=gone, urgent=True)
+    assert predictor.learn(lesson(9), gone)
     await until(lambda: predictor.snapshot().restarts == 2)  # the second does not start
     shot = predictor.snapshot()
     assert (shot.ready, shot.state) == (
