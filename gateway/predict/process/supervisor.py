@@ -226,9 +226,9 @@ class ChildSupervisor:
     async def switch_off(self) -> None:
         """End the child and a refit; what was learned is in history and in the calibration."""
         self.rows, self._drifts_before, self.encoder = 0, self.drifts, ""
+        self.state = "starting"  # as the next one will be; before this one has ended
         await self.close()
         self.stop_refit()
-        self.state = "starting"  # as the next one will be
         logger.info("the predictor is switched off")
 
     def stop_refit(self) -> None:

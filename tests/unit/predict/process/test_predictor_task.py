@@ -192,6 +192,35 @@ async def test_predictor_switched_off_ends_its_child_and_on_again_opens_one(make
     assert predictor.snapshot().state == "ready"
 
 
+class LingeringChild(InlineChild):
+    """A child that does not end before `end` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = asyncio.Event()
+
+    async def close(self) -> None:
+        await super().close()
+        await asyncio.wait_for(self.end.wait(), WAIT_S)
+
+
+async def test_predictor_switched_on_beside_its_ending_child_is_not_ready(make: Make) -> None:
+    """The state is `starting` from the order to switch off until the next child is open."""
+    first, second = LingeringChild(), LingeringChild()
+    second.end.set()
+    children = Children(iter((first, second)).__next__)
+    predictor = make(connect=children)
+    await refined(predictor, view())
+    predictor.reconfigure(Predict(enabled=False))
+    await asyncio.wait_for(first.closed.wait(), WAIT_S)
+    predictor.reconfigure(Predict(enabled=True))
+    shot = predictor.snapshot()
+    assert (shot.state, shot.ready) == ("starting", False)
+    first.end.set()
+    await refined(predictor, view())
+    assert predictor.snapshot().state == "ready"
+
+
 async def test_predictor_does_what_was_taken_before_it_was_switched_off(make: Make) -> None:
     """Forecasts and lessons that wait are answered, and then the child ends."""
     children, answers, rows = Children(), Mailbox(), Mailbox()
