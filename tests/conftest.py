@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ import pytest
 
 from tests.kit.gateway import GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
+
+# No test speaks TLS, and httpx reads the certificates of the machine (20 ms) for each client.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +44,7 @@ def start_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
             how["accounts"] = [account(p, n) for p, n in zip(providers, "abcdefgh", strict=False)]
         directory = tmp_path / f"gateway-{len(started)}"
         directory.mkdir()
+        how.setdefault("forked", True)
         gateway = GatewayProcess(directory, **how)
         started.append(gateway)
         gateway.start()

@@ -68,7 +68,10 @@ def test_bench_names_an_unusable_option(tmp_path: Path, arguments: list[str], me
 def test_load_counts_what_came_back(tmp_path: Path, provider: ScriptedProvider) -> None:
     """Every request is counted by status and size; one that failed makes the exit code 1."""
     gateway = GatewayProcess(
-        tmp_path, accounts=[account(provider, models=list(MODELS))], tenants=[tenant()]
+        tmp_path,
+        accounts=[account(provider, models=list(MODELS))],
+        tenants=[tenant()],
+        forked=True,
     )
     provider.error(400, code="bad", message="no")
     with gateway:

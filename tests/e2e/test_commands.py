@@ -95,7 +95,7 @@ def test_seed_environment_names_override_and_one_is_ignored(tmp_path: Path) -> N
 
 
 def _shipped(directory: Path, env: dict[str, str] | None = None, demo: int = 0) -> GatewayProcess:
-    process = GatewayProcess(directory, accounts=[], env=env)
+    process = GatewayProcess(directory, accounts=[], env=env, forked=True)
     text = SHIPPED.replace("4010", str(demo or free_port())).replace("port = 3000 ", "port = 0 ")
     process.write(text.replace("base_latency_s = 0.15", "base_latency_s = 0.01"))
     return process

@@ -32,6 +32,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
             tenants=[tenant(), tenant("other", OTHER_KEY, models=["kit-model"])],
             predict={"enabled": True},
             server={"max_body_bytes": 200_000, "body_timeout_s": 1.0},
+            forked=True,
         ) as gateway,
     ):
         yield Shared(gateway, provider)

@@ -137,7 +137,7 @@ def live_and_die(gateway: GatewayProcess, told: set[int], chance: random.Random)
 
 def made(directory: Path, provider: ScriptedProvider) -> GatewayProcess:
     directory.mkdir()
-    return GatewayProcess(directory, accounts=[account(provider)], predict=PREDICT)
+    return GatewayProcess(directory, accounts=[account(provider)], predict=PREDICT, forked=True)
 
 
 @pytest.mark.timeout(300)  # thirty starts, with whatever else the machine does

@@ -24,6 +24,7 @@ def gateway(tmp_path: Path, provider: ScriptedProvider) -> Iterator[GatewayProce
         tmp_path,
         accounts=[account(provider, models=MODELS, initial_concurrency=2, max_concurrency=2)],
         module="tests.kit.raising",
+        forked=True,
     ) as running:
         yield running
 

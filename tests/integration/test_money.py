@@ -34,7 +34,7 @@ def priced(
         GatewayProcess(
             tmp_path_factory.mktemp("money"),
             accounts=[account(provider, models=[PRICED, UNPRICED])],
-            predict={"enabled": False},
+            forked=True,
         ) as gateway,
     ):
         yield gateway, provider

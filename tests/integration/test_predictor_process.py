@@ -34,7 +34,7 @@ def test_predictor_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     with (
         ScriptedProvider() as provider,
         GatewayProcess(
-            tmp_path, accounts=[account(provider)], predict={"enabled": True}
+            tmp_path, accounts=[account(provider)], predict={"enabled": True}, forked=True
         ) as gateway,
     ):
         eventually(ready(gateway))
@@ -60,7 +60,7 @@ def test_predictor_process_ends_with_a_killed_gateway(tmp_path: Path) -> None:
     with (
         ScriptedProvider() as provider,
         GatewayProcess(
-            tmp_path, accounts=[account(provider)], predict={"enabled": True}
+            tmp_path, accounts=[account(provider)], predict={"enabled": True}, forked=True
         ) as gateway,
     ):
         eventually(ready(gateway))
@@ -80,7 +80,7 @@ def test_predictor_process_ends_when_prediction_is_switched_off(tmp_path: Path) 
     with (
         ScriptedProvider() as provider,
         GatewayProcess(
-            tmp_path, accounts=[account(provider)], predict={"enabled": True}
+            tmp_path, accounts=[account(provider)], predict={"enabled": True}, forked=True
         ) as gateway,
         ThreadPoolExecutor() as pool,
     ):

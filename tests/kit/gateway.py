@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.settings.load import ENVIRONMENT, IGNORED_ENVIRONMENT
+from tests.kit.forked import FORKS, ForkedProcess
 
 Tree = dict[str, Any]
 Line = dict[str, Any]
@@ -61,6 +62,7 @@ class GatewayProcess:
         start_timeout_s: float = 30.0,
         stop_timeout_s: float = 20.0,
         module: str = "gateway",
+        forked: bool = False,
         **sections: Tree,
     ) -> None:
         self.directory = directory
@@ -69,9 +71,10 @@ class GatewayProcess:
         self.start_timeout_s, self.stop_timeout_s = start_timeout_s, stop_timeout_s
         self.host, self.port = "", 0
         self.output: list[str] = []  # every line, stdout and stderr together
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | ForkedProcess | None = None
         self._env = env or {}
         self._module = module  # what is run: the gateway, or one with a fault built in
+        self._forked = forked and FORKS  # without the imports of a start (tests/kit/forked.py)
         self._heard = threading.Condition()
         self._deaf = False  # the output has ended
         self._tree: Tree = {
@@ -117,8 +120,23 @@ class GatewayProcess:
         env |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **self._env}
         with self._heard:
             self.output, self._deaf = [], False
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", self._module, "serve", "--config", str(self.config)],
+        self.process = self._started(["serve", "--config", str(self.config)], env)
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
+        try:
+            line = self.wait_log(lambda x: x.get("msg") == "listening", self.start_timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+        self.host, self.port = str(line["host"]), int(line["port"])
+
+    def _started(
+        self, arguments: list[str], env: dict[str, str]
+    ) -> subprocess.Popen[str] | ForkedProcess:
+        if self._forked:
+            return ForkedProcess(self._module, arguments, self.directory, env)
+        return subprocess.Popen(
+            [sys.executable, "-m", self._module, *arguments],
             cwd=self.directory,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -128,14 +146,6 @@ class GatewayProcess:
             errors="replace",
             start_new_session=True,  # so that `kill` reaches what it started, too
         )
-        self._reader = threading.Thread(target=self._listen, daemon=True)
-        self._reader.start()
-        try:
-            line = self.wait_log(lambda x: x.get("msg") == "listening", self.start_timeout_s)
-        except BaseException:
-            self.kill()
-            raise
-        self.host, self.port = str(line["host"]), int(line["port"])
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -168,8 +178,8 @@ class GatewayProcess:
             return
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        except ProcessLookupError:  # it has ended, or has no group yet
+            self.process.send_signal(signal.SIGKILL)
         self.process.wait(5)
         self._reader.join(5)  # or its last words would be taken for the next one's
         self.process = None

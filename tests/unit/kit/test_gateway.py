@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -36,20 +38,22 @@ def test_gateway_process_edits_sections_and_keeps_the_rest(tmp_path: Path) -> No
     assert tree["accounts"][0]["base_url"] == "http://127.0.0.1:1/v1"
 
 
-def test_gateway_process_reports_an_end_before_listening(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forked", [True, False])
+def test_gateway_process_reports_an_end_before_listening(tmp_path: Path, forked: bool) -> None:
     """A process that dies at start is an assertion with its output, not a time-out."""
-    gateway = GatewayProcess(tmp_path, accounts=[account("http://127.0.0.1:1/v1")])
+    gateway = GatewayProcess(tmp_path, accounts=[account("http://127.0.0.1:1/v1")], forked=forked)
     gateway.write("this is no toml")
     with pytest.raises(AssertionError, match="it ended"):
         gateway.start()
     assert gateway.process is None
 
 
+@pytest.mark.parametrize("forked", [True, False])
 def test_gateway_process_starts_answers_and_stops(
-    provider: ScriptedProvider, start_gateway: Callable[..., GatewayProcess]
+    provider: ScriptedProvider, start_gateway: Callable[..., GatewayProcess], forked: bool
 ) -> None:
-    """The real process listens, relays to the provider, and ends with 0 on SIGTERM."""
-    gateway = start_gateway(provider, predict={"enabled": False})
+    """The process listens, relays to the provider, and ends with 0 on SIGTERM."""
+    gateway = start_gateway(provider, forked=forked)
     body = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
     answer = httpx.post(gateway.url("/v1/chat/completions"), json=body, headers=gateway.headers)
     assert answer.json()["choices"][0]["message"]["content"] == "Hello there."
@@ -58,6 +62,18 @@ def test_gateway_process_starts_answers_and_stops(
     with pytest.raises(AssertionError, match="exit code 0, expected 3"):
         gateway.stop(expect=3)  # twin: a wrong exit code is noticed
     assert any(line.get("msg") == "listening" for line in gateway.log)
+
+
+def test_gateway_process_that_is_killed_says_by_what(
+    provider: ScriptedProvider, start_gateway: Callable[..., GatewayProcess]
+) -> None:
+    """A forked process has a group of its own, and the signal that ended it is its exit code."""
+    gateway = start_gateway(provider)
+    assert gateway.process is not None
+    assert os.getpgid(gateway.process.pid) == gateway.process.pid
+    os.kill(gateway.process.pid, signal.SIGKILL)
+    assert gateway.wait_exit() == -signal.SIGKILL
+    gateway.kill()  # nothing is left to do
 
 
 @pytest.mark.parametrize(
