@@ -123,7 +123,7 @@ def test_window_moves_only_as_it_may(
 
 @given(STEPS)
 @QUICK
-def test_account_says_truly_until_when_it_is_blocked(
+def test_account_is_blocked_until_the_time_it_gives(
     steps: list[tuple[str, Verdict, int, float | None]],
 ) -> None:
     """`until_s` is in the future, and by then the reason is gone or another."""

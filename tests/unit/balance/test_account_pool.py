@@ -179,7 +179,7 @@ def fill(it: Accounts, times: int, model: str = "m", **how: Any) -> int:
 WIDE = {"initial_concurrency": 8, "max_concurrency": 100}
 
 
-def test_accounts_window_is_asked_before_the_ceiling() -> None:
+def test_accounts_full_window_is_the_reason_before_the_limit() -> None:
     """A full window is the reason; express requests may use a quarter more, within the limit."""
     it = accounts("auto", a=WIDE | {"models": {"m": "up", "other": "o"}})
     it._accounts["a"].limit.restore(11.0, float("inf"))
@@ -246,7 +246,7 @@ def test_accounts_prefer_the_faster_of_two_until_it_is_fuller() -> None:
     assert chosen[1:].count(Fit("a")) in (5, 6)
 
 
-def test_accounts_heed_what_an_answer_says_is_left() -> None:
+def test_accounts_are_paced_by_an_answer_with_nothing_left() -> None:
     """An answer with nothing left paces the account until the reset; one without headers does
     not."""
     it = accounts(a={})
@@ -260,7 +260,7 @@ def test_accounts_heed_what_an_answer_says_is_left() -> None:
     assert it.choose("m", ("a",), 6.0) == Fit("a"), "a lease that is gone says nothing"
 
 
-def test_accounts_heed_a_header_for_its_own_model_alone() -> None:
+def test_accounts_apply_a_header_to_its_own_model_alone() -> None:
     """Headers limit the provider's model they came for; settings limit the whole account."""
     it = accounts(a={"models": {"big": "x", "huge": "x", "small": "y"}})
     lease = it.take("a", "big", 10.0, 0.0)
@@ -289,7 +289,7 @@ def test_accounts_give_a_model_back_what_it_did_not_use() -> None:
         assert answer == (Blocked(Reason.PACER, free_s) if free_s else Fit("a"))
 
 
-def test_accounts_tell_the_least_limit_and_each_models_own() -> None:
+def test_accounts_snapshot_has_the_lowest_limit_and_each_models_own() -> None:
     """A snapshot has the lowest limit of settings and headers per account, and each model's own."""
     it = accounts("auto", a=WIDE | {"models": ["m", "n"], "tpm": 5000})
     for model, rpm, tpm in (("m", 500, 40_000), ("n", 100, 0)):
@@ -308,7 +308,7 @@ def test_accounts_restore_passes_over_members_it_does_not_know() -> None:
     assert it.snapshot(0.0)[0].limit == 8.0 * RESTORE_RATIO
 
 
-def test_accounts_inherit_what_a_models_headers_said() -> None:
+def test_accounts_inherit_header_limits() -> None:
     """The core that follows a failed one keeps the header limits."""
     it = accounts(a={})
     it.answered(it.take("a", "m", 1.0, 0.0), RateLimits(60, 0, 1.0), 0.0)
@@ -464,7 +464,7 @@ def test_accounts_window_is_taught_by_successes_alone() -> None:
     assert it.snapshot(99.0)[0].windows[0].inflight == 0
 
 
-def test_accounts_blocked_tell_the_first_time_that_changes_something() -> None:
+def test_accounts_blocked_give_the_earliest_time() -> None:
     """The time is the earliest of accounts blocked by time; None if only an end can help."""
     it = accounts(a={"rpm": 6}, b={"rpm": 12}, c={"initial_concurrency": 1})
     for name in "abc":

@@ -18,7 +18,9 @@ from gateway.balance.curve import (
 from tests.unit.balance.fluid import SHAPES, Slowdown
 
 
-def told(slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2) -> LatencyBins:
+def seen_bins(
+    slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2
+) -> LatencyBins:
     """LatencyBins that saw `each` latencies at each of `ns`."""
     rng, bins = np.random.default_rng(1), LatencyBins()
     for n in ns:
@@ -29,7 +31,7 @@ def told(slowdown: Slowdown, ns: list[float], each: int = 60, noise: float = 0.2
 
 
 def best(slowdown: Slowdown, ns: list[float]) -> tuple[float, Posterior]:
-    posterior = told(slowdown, ns).posterior(0.04)
+    posterior = seen_bins(slowdown, ns).posterior(0.04)
     return posterior.best(2, 256), posterior
 
 
@@ -55,14 +57,14 @@ def test_posterior_of_a_straight_line_is_wide() -> None:
 
 def test_posterior_at_a_lower_price_is_wider() -> None:
     """A lower price widens in proportion on a straight line, and hardly at a sharp knee."""
-    line, knee = (told(SHAPES[s](12), SEEN).posterior(0.04) for s in ("linear", "saturating"))
+    line, knee = (seen_bins(SHAPES[s](12), SEEN).posterior(0.04) for s in ("linear", "saturating"))
     assert line.best(2, 1000, 0.05) > 1.2 * line.best(2, 1000, 0.1)
     assert knee.best(2, 1000, 0.05) < 1.3 * knee.best(2, 1000, 0.1)
 
 
 def test_posterior_that_saw_no_bend_explores() -> None:
     """Without a bend the best window is the upper bound, and no regime is named."""
-    bins = told(lambda n: 1.0, [2.0, 4.0, 8.0])
+    bins = seen_bins(lambda n: 1.0, [2.0, 4.0, 8.0])
     posterior = bins.posterior(0.04)
     assert posterior.best(2, 16) == 16
     assert posterior.curve(bins.explored()).regime == "unknown"
@@ -73,7 +75,7 @@ def test_posterior_that_saw_no_bend_explores() -> None:
 )
 def test_curve_names_the_regime_and_the_knee(shape: str, regime: str) -> None:
     """Regime and knee are named for what was seen from both sides; a straight line has no knee."""
-    bins = told(SHAPES[shape](12), SEEN)
+    bins = seen_bins(SHAPES[shape](12), SEEN)
     seen = bins.posterior(0.04).curve(bins.explored())
     assert seen.regime == regime
     assert seen.knee == 0.0 if regime == "linear" else 10 <= seen.knee <= 14
@@ -82,7 +84,7 @@ def test_curve_names_the_regime_and_the_knee(shape: str, regime: str) -> None:
 
 def test_posterior_does_not_hang_on_the_scale() -> None:
     """Latencies eight times as long give the same window and another scale."""
-    bins = told(SHAPES["saturating"](12), SEEN)
+    bins = seen_bins(SHAPES["saturating"](12), SEEN)
     before = bins.posterior(0.04)
     bins.shift(-math.log(8.0))
     after = bins.posterior(0.04)
@@ -108,15 +110,15 @@ def test_bins_forget_near_and_keep_far() -> None:
     ns = np.arange(1, 24)
     near = set(ns[keep[:23] == 0.5])
     assert set(range(5, 16)) <= near <= set(range(4, 17))
-    bins = told(lambda n: 1.0, [2.0, 8.0], each=10)
+    bins = seen_bins(lambda n: 1.0, [2.0, 8.0], each=10)
     bins.fade(keep)
     assert bins.weights[1] == 9.0
     assert bins.weights[7] == 5.0
 
 
-def test_bins_know_how_far_they_have_seen() -> None:
+def test_bins_explored_needs_a_few_samples() -> None:
     """Evidence of a few samples counts as explored, less does not."""
-    bins = told(lambda n: 1.0, [4.0], each=20)
+    bins = seen_bins(lambda n: 1.0, [4.0], each=20)
     assert not bins.known_below(3.0)
     assert bins.known_below(4.0)
     bins.add(np.array([math.log(20.0)]), np.zeros(1), np.ones(1), np.zeros(BINS), np.ones(BINS))
@@ -126,7 +128,7 @@ def test_bins_know_how_far_they_have_seen() -> None:
 
 def test_bins_come_back_from_storage() -> None:
     """Saved bins are restored as they were; another grid or no numbers are refused."""
-    bins = told(SHAPES["power"](12), SEEN)
+    bins = seen_bins(SHAPES["power"](12), SEEN)
     again = as_bins(as_tuple(bins.weights), as_tuple(bins.sums))
     assert again.posterior(0.04).best(2, 256) == bins.posterior(0.04).best(2, 256)
     good = (0.0,) * BINS
@@ -169,7 +171,7 @@ def by_integration(bins: LatencyBins, variance: float) -> tuple[Floats, float]:
 @pytest.mark.parametrize("each", [1, 2, 20])
 def test_posterior_is_bayes_rule(each: int) -> None:
     """The posterior equals sums over all scales, with little evidence and with much."""
-    bins = told(SHAPES["power"](12), [2.5, 6.0, 17.3, 40.0], each=each)
+    bins = seen_bins(SHAPES["power"](12), [2.5, 6.0, 17.3, 40.0], each=each)
     bins.fade(0.7)
     for variance in (0.04, 0.36):
         posterior = bins.posterior(variance)
@@ -243,7 +245,7 @@ def test_posterior_takes_a_price_off_for_the_size() -> None:
     assert synthetic(1.1 * curve.PRICE).best(2.0, 200.0) > 25.0
 
 
-def test_bins_weigh_a_sample_as_they_are_told() -> None:
+def test_bins_add_a_samples_weight() -> None:
     """Both bins together get the sample's weight, also beyond the grid's ends."""
     bins = LatencyBins()
     ln_n = np.log([6.4, 1.0, 2000.0])
@@ -258,7 +260,7 @@ def test_bins_weigh_a_sample_as_they_are_told() -> None:
 
 def test_bins_fade_before_they_take_a_sample_in() -> None:
     """A new sample counts in full; the older ones have faded."""
-    bins = told(lambda n: 1.0, [4.0], each=10)
+    bins = seen_bins(lambda n: 1.0, [4.0], each=10)
     one = np.zeros(1)
     bins.add(np.log([4.0]), one, np.ones(1), np.zeros(BINS), np.full(BINS, 0.5))
     assert bins.weights[3] == pytest.approx(6.0)

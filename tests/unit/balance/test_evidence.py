@@ -82,7 +82,7 @@ def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
     assert (it.known_below(2.0), it.known_below(1.0)) == (True, False)
 
 
-def test_evidence_knows_nothing_before_the_first_look() -> None:
+def test_evidence_is_empty_before_the_first_look() -> None:
     """Fresh evidence has no posterior, no seconds, no slowdown and no hope."""
     it = Evidence()
     assert (it.posterior, it.alone_s, it.slowdown, it.hopeful) == (None, 0.0, 1.0, False)
@@ -91,7 +91,7 @@ def test_evidence_knows_nothing_before_the_first_look() -> None:
     assert it.look(truth(4.0), WINDOW) is False, "the first is no surprise"
 
 
-def test_evidence_tells_the_slowdown_of_late() -> None:
+def test_evidence_measures_the_recent_slowdown() -> None:
     """The recent slowdown is latency over unloaded latency, whatever the sizes, and follows the
     load."""
     it = taught()

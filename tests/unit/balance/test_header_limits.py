@@ -218,7 +218,7 @@ def test_header_limit_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() 
     assert alone.stopped_s / (alone.served / 6) == pytest.approx(MAX_HOLD_S, rel=0.1)
 
 
-def test_header_limit_goes_on_heeding_a_word_that_429s_bear_out() -> None:
+def test_header_limit_confirmed_by_429s_holds_for_long() -> None:
     """The twin: where one a minute is served and the rest refused, the hold reaches MAX_HOLD_S."""
     one, now, asked, served_s = header_limit(), 0.0, 0, NEVER
     while now < 1200.0:
@@ -374,7 +374,7 @@ def test_account_limits_keep_a_model_over_a_reload_and_drop_one_that_left() -> N
     assert every.open("b") is None
 
 
-def test_account_limits_tell_the_least_of_their_limits_and_restore_each() -> None:
+def test_account_limits_have_a_lowest_and_restore_each() -> None:
     """`lowest` ignores models without a limit; restoring skips models that left."""
     every = AccountLimits({"a": "x", "b": "y", "c": "z"})
     for model, rpm in (("a", 500), ("b", 100), ("c", 0)):
@@ -404,7 +404,7 @@ def test_header_limit_ends_a_hold_where_a_later_request_finds_something_left() -
         assert it.free_s == free_s, spent
 
 
-def test_header_limit_says_what_is_left_until_its_reset() -> None:
+def test_header_limit_snapshot_has_what_is_left_until_its_reset() -> None:
     """A snapshot has the newest answer's rest less what was sent since, and the whole limit after
     the reset."""
     one = header_limit()
@@ -444,7 +444,7 @@ def test_header_limit_without_a_reset_or_a_limit_is_out_of_date_in_a_minute() ->
     assert (shot.limit, shot.remaining) == (600, None)
 
 
-def test_account_limits_tell_of_models_that_are_served_alone() -> None:
+def test_account_limits_snapshot_has_served_models_alone() -> None:
     """A snapshot has at most two entries per served model, by the provider's name."""
     every = AccountLimits({"a": "x", "b": "y"})
     for model in ("a", "b"):

@@ -9,7 +9,7 @@ from gateway.types import Reason, Verdict
 from tests.unit.balance.driver import Driver
 
 
-def test_account_rests_as_long_as_the_provider_says() -> None:
+def test_account_rests_for_the_providers_retry_after() -> None:
     """Retry-After of a 429 is the length of the rest, after which the account is open at once."""
     it = Driver()
     it.once(Verdict.RATE_LIMITED, after=7.0)
@@ -81,7 +81,7 @@ def test_account_is_ejected_longer_each_time() -> None:
     assert it.account.health.until_s - it.now == 30.0
 
 
-def test_account_probe_that_says_nothing_makes_room_for_another() -> None:
+def test_account_probe_without_a_verdict_makes_room_for_another() -> None:
     """A probe whose client left leaves the account half open for another."""
     it = Driver()
     it.fail(3)
@@ -90,7 +90,7 @@ def test_account_probe_that_says_nothing_makes_room_for_another() -> None:
     assert (it.state, it.reason) == ("half_open", None)
 
 
-def test_account_does_not_hear_requests_older_than_its_state() -> None:
+def test_account_ignores_requests_older_than_its_state() -> None:
     """The end of a request from before the ejection changes nothing."""
     it = Driver()
     good, bad, late, later = (it.take() for _ in range(4))
@@ -171,7 +171,7 @@ def test_account_shows_how_long_its_state_still_lasts() -> None:
     assert it.account.snapshot(100.0).state_until_s == 0.0
 
 
-def test_account_that_hears_old_news_is_ejected_as_long_as_without() -> None:
+def test_account_success_before_a_refused_key_shortens_no_ejection() -> None:
     """A success from before a refused key does not shorten the next ejection."""
     it = Driver()
     old = it.take()
@@ -198,7 +198,7 @@ def test_account_extends_an_ejection_by_a_retry_after() -> None:
     assert it.account.health.until_s == 100.0
 
 
-def test_account_says_when_it_heals() -> None:
+def test_account_heals_at_the_end_of_its_state() -> None:
     """An account heals now, when its rest ends, or never if only an operator can help."""
     it = Driver()
     assert it.account.health.heals_s(5.0) == 5.0

@@ -26,7 +26,7 @@ def test_meter_lets_a_charge_larger_than_its_burst_through() -> None:
     assert meter.free_s == 10.0 - BURST_S
 
 
-def test_meter_is_free_again_exactly_when_it_says() -> None:
+def test_meter_is_free_again_exactly_at_free_s() -> None:
     """At `free_s` the next charge may come, not a moment earlier or later."""
     meter = Meter(7)
     for _ in range(5):

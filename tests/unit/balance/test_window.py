@@ -257,7 +257,7 @@ def test_window_stays_within_its_bounds() -> None:
     assert (it.value, it.bounds) == (8, (8, 8))
 
 
-def test_window_learns_sizes_it_is_told_and_no_others() -> None:
+def test_window_learns_from_counted_sizes_alone() -> None:
     """An answer without usage teaches only if no answer has any."""
     silent, telling = window(), window()
     for it, output in ((silent, None), (telling, 50.0)):
@@ -271,7 +271,7 @@ def test_window_learns_sizes_it_is_told_and_no_others() -> None:
     assert not telling.has_evidence
 
 
-def test_window_restored_begins_at_its_share_and_knows() -> None:
+def test_window_restored_begins_at_its_share_with_its_curve() -> None:
     """A restored window begins at 0.7 with its curve; damaged state is ignored."""
     gate, _ = found("saturating", 201)
     learned = gate.window.to_save()
@@ -382,7 +382,7 @@ def test_window_restored_goes_on_learning() -> None:
     it.check()
 
 
-def test_window_shows_the_provider_before_it_knows_one() -> None:
+def test_window_snapshot_is_empty_before_the_first_look() -> None:
     """A fresh window's snapshot has its size and what is in flight, no curve and no seconds."""
     it = Window("up", 16)
     it.take(0.0)

@@ -23,7 +23,7 @@ FIELDS = {
 }
 
 
-def test_rows_are_of_the_asked_count_and_form() -> None:
+def test_rows_have_the_count_and_form() -> None:
     """Every row has the fields of /ingest with their types."""
     rows = list(history_rows.rows(200))
     assert len(rows) == 200
@@ -53,7 +53,7 @@ def test_rows_hold_what_real_history_holds() -> None:
     assert 0.1 < statistics.mean(n > 256 for n in lengths) < 0.5
 
 
-def test_rows_fit_the_form_they_were_asked_in() -> None:
+def test_rows_fit_the_form_of_their_prompt() -> None:
     """A row's length lies around the median of its prompt's form."""
     ratios = [
         row["output_tokens"] / language.median_tokens(row["prompt"])

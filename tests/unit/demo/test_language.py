@@ -61,7 +61,7 @@ def test_length_depends_on_the_topic() -> None:
     assert max(medians) > 1.3 * min(medians)
 
 
-def test_answer_beyond_its_limit_is_told_by_one_token_more() -> None:
+def test_answer_beyond_its_limit_has_one_token_more() -> None:
     """A longer answer gives limit + 1 tokens, a shorter one all of its own."""
     whole = language.answer(ESSAY)
     assert language.answer(ESSAY, limit=5) == whole[:6]

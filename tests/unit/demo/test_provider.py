@@ -95,7 +95,7 @@ async def test_chat_stream_carries_the_same_text_as_the_whole(client: httpx.Asyn
     assert whole["choices"][0]["message"] != whole["choices"][1]["message"]
 
 
-async def test_chat_stream_says_nothing_of_usage_unasked(client: httpx.AsyncClient) -> None:
+async def test_chat_stream_has_no_usage_unless_requested(client: httpx.AsyncClient) -> None:
     """Without include_usage there is no usage member at all."""
     got = await events(client, "/v1/chat/completions", messages=HELLO)
     assert not any("usage" in e for e in got[:-1])
@@ -210,7 +210,7 @@ async def test_responses_cut_short_are_incomplete(client: httpx.AsyncClient) -> 
     assert got[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
 
 
-async def test_embeddings_are_unit_vectors_that_know_their_words(
+async def test_embeddings_are_unit_vectors_by_shared_words(
     client: httpx.AsyncClient,
 ) -> None:
     """Deterministic, of length 1, nearer to texts that share words."""
@@ -275,7 +275,7 @@ async def test_unknown_keys_are_refused_where_keys_are_given() -> None:
         assert (await client.get("/v1/models")).status_code == 200
 
 
-async def test_rate_limit_is_per_key_and_says_when_to_return() -> None:
+async def test_rate_limit_is_per_key_with_a_retry_after() -> None:
     """The request beyond rpm is a 429 of OpenAI's shape; another key is served."""
     provider = demo(rpm=1)
     body = {"model": "m", "messages": HELLO}

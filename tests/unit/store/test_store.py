@@ -289,7 +289,7 @@ def test_jobs_prompt_is_overwritten_on_the_disk(tmp_path: Path) -> None:
     assert b"canary" not in path.read_bytes()
 
 
-def test_state_is_kept_under_its_name(tmp_path: Path) -> None:
+def test_state_is_saved_under_its_name(tmp_path: Path) -> None:
     """The next process reads the last value saved; an unknown name gives None."""
     first = opened(tmp_path)
     assert first.put_state("limits", b"1")
@@ -316,7 +316,7 @@ def test_prompt_secret_is_made_once_a_store(tmp_path: Path) -> None:
     assert other.stop(WAIT_S)
 
 
-def test_snapshot_tells_how_the_store_is(tmp_path: Path) -> None:
+def test_snapshot_has_the_stores_health(tmp_path: Path) -> None:
     """`ok` is False before the start and after the stop, with the reason."""
     store = Store(tmp_path / "a.db", StoreSettings())
     assert (store.snapshot().ok, store.snapshot().reason) == (False, "not started")

@@ -79,7 +79,7 @@ def test_writer_commits_what_queued_up_as_one_group(writer: Writer) -> None:
     assert order == list(range(50))
 
 
-def test_writer_tells_after_the_commit(writer: Writer, tmp_path: Path) -> None:
+def test_writer_calls_back_after_the_commit(writer: Writer, tmp_path: Path) -> None:
     """When `done` is called, another connection already sees the row."""
     seen: list[Any] = []
     callback = Callback()
@@ -113,7 +113,7 @@ def test_writer_keeps_one_works_fault_to_it(writer: Writer) -> None:
     assert writer.errors == 0
 
 
-def test_writer_tells_a_full_disk_to_the_whole_group_and_goes_on(writer: Writer) -> None:
+def test_writer_fails_the_whole_group_on_a_full_disk_and_goes_on(writer: Writer) -> None:
     """SQLITE_FULL fails the whole group and is kept as the reason; the next group succeeds."""
     full = lambda c: c.execute("PRAGMA max_page_count = 1").fetchone()  # noqa: E731
     free = lambda c: c.execute("PRAGMA max_page_count = 100000").fetchone()  # noqa: E731
@@ -176,7 +176,7 @@ def test_writer_stop_does_all_that_was_taken(tmp_path: Path) -> None:
     assert not (tmp_path / "a.db-wal").exists()
 
 
-def test_writer_stop_says_when_time_did_not_suffice(tmp_path: Path) -> None:
+def test_writer_stop_returns_false_when_time_is_short(tmp_path: Path) -> None:
     """A stop that runs out of time returns False; the next may succeed."""
     writer = Writer(tmp_path / "a.db", opened=nothing, chore=nothing)
     writer.start()

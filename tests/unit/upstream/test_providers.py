@@ -130,7 +130,7 @@ def test_classify_passes_the_clients_own_fault_on() -> None:
     }
 
 
-def test_classify_tells_when_to_come_again() -> None:
+def test_classify_passes_on_retry_after() -> None:
     """The provider's Retry-After is kept, for the account and for the client."""
     assert refusal(429, headers=[(b"Retry-After", b"7")]).retry_after_s == 7.0
 
@@ -415,7 +415,7 @@ def test_edit_for_is_none_where_nothing_changes() -> None:
     assert edit_for(to(models={"m": "m"}), "m", inject_usage=False) is None
 
 
-def test_edit_for_says_what_the_account_wants() -> None:
+def test_edit_for_has_the_accounts_names_and_options() -> None:
     """The edit has the account's name for the model, usage if it understands the option, and its
     name for the limit."""
     wants = to(models={"m": "deployment-7"}, max_tokens_field="max_tokens")
