@@ -39,16 +39,16 @@ from gateway.workbench.evaluate.judged_rows import read_history as read_store
 from gateway.workbench.evaluate.row_replay import (
     DRIFT_ROWS,
     ForecastTable,
+    PreparedReplay,
     ReplayInputs,
     ReplayTask,
-    begin,
     case_vectors,
     drifting,
-    work,
+    replay_task,
 )
 from gateway.workbench.evaluate.variants import BASELINES, OF_HISTORY, VARIANTS
 from gateway.workbench.evaluate.vectors import PromptVector, load_artefacts
-from gateway.workbench.progress import Progress, spread
+from gateway.workbench.progress import spread
 from gateway.workbench.tables import write_report
 
 OF_SCENARIOS = ("stage0", "static", "full")
@@ -93,9 +93,9 @@ def run(args: argparse.Namespace, models: Path | None = None) -> int:
     names = _names(args.variants, OF_HISTORY if of_history else VARIANTS)
     inputs, chosen, problems = _prepare(args, models or shipped("models"))
     tasks = _tasks(names, inputs, scenarios=not args.no_scenarios and not of_history)
-    bar = Progress("replays", sum(_size(inputs, task) for task in tasks))
     tables = spread(
-        work, tasks, begin, (inputs,), args.workers, lambda task: bar.step(_size(inputs, task))
+        *("replays", replay_task, tasks, PreparedReplay, (inputs,), args.workers),
+        size=lambda task: _size(inputs, task),
     )
     forecasts = dict(zip(tasks, tables, strict=True))
     truth = reports.Truth(chosen.cases, None if of_history else chosen.never_fitted)

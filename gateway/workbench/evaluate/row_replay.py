@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from gateway.predict.artefacts import Artefacts
 from gateway.predict.prompt_view import cut
 from gateway.settings.schema import Predict
 from gateway.types import QUANTILE_LEVELS, Rung
@@ -168,13 +167,6 @@ class ReplayInputs(Struct, frozen=True):
     has_text: bool
     in_flight: int
 
-    def artefacts(self) -> Artefacts:
-        """The models, with an encoder that looks the vectors up."""
-        artefacts, encoder = load_artefacts(self.models, self.settings)
-        limit = self.settings.max_encoder_tokens
-        artefacts.encoder = RecordedEncoder(self.vectors, encoder.width, limit, reader=encoder)
-        return artefacts
-
     def rows(self, task: ReplayTask) -> Sequence[Case]:
         """The task's cases, in order."""
         if task.kind in ("all", "young"):
@@ -183,28 +175,26 @@ class ReplayInputs(Struct, frozen=True):
             return self.apart[task.source]
         return drifting(self.cases, task.source, drifts=task.kind == "drift")
 
-    def run(self, task: ReplayTask, artefacts: Artefacts) -> ForecastTable:
-        """Replay one task."""
 
-        def fresh() -> CaseForecaster:
-            return forecaster(task.variant, self.settings, artefacts, has_text=self.has_text)
+class PreparedReplay:
+    """Inputs of the replays, with the models loaded and an encoder that looks the vectors up."""
 
-        if task.kind == "young":
-            return replay_young(self.cases, fresh, task.learned, self.in_flight)
-        return replay(self.rows(task), fresh(), self.in_flight)
-
-
-_prepared: tuple[ReplayInputs, Artefacts] | None = None  # of this process
+    def __init__(self, inputs: ReplayInputs) -> None:
+        self.inputs = inputs
+        self.artefacts, encoder = load_artefacts(inputs.models, inputs.settings)
+        limit = inputs.settings.max_encoder_tokens
+        self.artefacts.encoder = RecordedEncoder(inputs.vectors, encoder.width, limit, encoder)
 
 
-def begin(inputs: ReplayInputs) -> None:
-    """Prepare this process for `work`."""
-    global _prepared
-    _prepared = inputs, inputs.artefacts()
+def replay_task(prepared: PreparedReplay, task: ReplayTask) -> ForecastTable:
+    """Replay one task, in a process that is prepared."""
+    inputs = prepared.inputs
 
+    def fresh() -> CaseForecaster:
+        return forecaster(
+            task.variant, inputs.settings, prepared.artefacts, has_text=inputs.has_text
+        )
 
-def work(task: ReplayTask) -> ForecastTable:
-    """Replay one task, in a process prepared by `begin`."""
-    assert _prepared is not None
-    inputs, artefacts = _prepared
-    return inputs.run(task, artefacts)
+    if task.kind == "young":
+        return replay_young(inputs.cases, fresh, task.learned, inputs.in_flight)
+    return replay(inputs.rows(task), fresh(), inputs.in_flight)

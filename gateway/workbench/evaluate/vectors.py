@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from msgspec import Struct
@@ -30,7 +29,7 @@ from gateway.predict.encoder import (
 )
 from gateway.predict.manifest import ArtefactError, Folder
 from gateway.settings.schema import Predict
-from gateway.workbench.progress import Progress, spread
+from gateway.workbench.progress import load_arrays, save_arrays, spread
 
 CHUNK = 64  # prompts that a worker takes at once
 
@@ -128,10 +127,7 @@ def vectors_of(
         order = sorted(missing, key=lambda key: len(missing[key].text))
         chunks = [order[i : i + CHUNK] for i in range(0, len(order), CHUNK)]
         jobs = [[missing[key] for key in chunk] for chunk in chunks]
-        bar = Progress("vectors", len(missing))
-        made = spread(
-            _read, jobs, _begin, (models, settings), workers, lambda job: bar.step(len(job))
-        )
+        made = spread("vectors", _read, jobs, load_encoder, (models, settings), workers, len)
         for chunk, found in zip(chunks, made, strict=True):
             vectors |= dict(zip(chunk, found, strict=True))
         _save(path, name, vectors)
@@ -149,20 +145,16 @@ def load_artefacts(models: Path, settings: Predict) -> tuple[Artefacts, Encoder]
     return artefacts, artefacts.encoder
 
 
-_encoder: Encoder | None = None  # of a worker process
+def load_encoder(models: Path, settings: Predict) -> Encoder:
+    """The encoder of the settings. Raises SettingsError where it is missing."""
+    return load_artefacts(models, settings)[1]
 
 
-def _begin(models: Path, settings: Predict) -> None:
-    global _encoder
-    _, _encoder = load_artefacts(models, settings)
-
-
-def _read(prompts: list[Prompt]) -> list[PromptVector]:
-    assert _encoder is not None
+def _read(encoder: Encoder, prompts: list[Prompt]) -> list[PromptVector]:
     found = []
     for prompt in prompts:
         started = time.thread_time()
-        reading = _encoder.read(prompt.text, None, prompt.system)
+        reading = encoder.read(prompt.text, None, prompt.system)
         ms = 1000 * (time.thread_time() - started)
         found.append(PromptVector(reading.vector, ms, reading.code))
     return found
@@ -170,31 +162,26 @@ def _read(prompts: list[Prompt]) -> list[PromptVector]:
 
 def _load(path: Path, name: str) -> dict[bytes, PromptVector]:
     """Vectors stored for this encoder; none where the file is another's or broken."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["encoder"]) != name:
-                return {}
-            keys, vectors, ms, codes = (file[n] for n in ("keys", "vectors", "ms", "codes"))
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
-        return {}
-    return {
-        key.tobytes(): PromptVector(vector, float(took), code if len(code) else None)
-        for key, vector, took, code in zip(keys, vectors, ms, codes, strict=True)
-    }
+    arrays = load_arrays(path, name, ("keys", "vectors", "ms", "codes"))
+    return (
+        {}
+        if arrays is None
+        else {
+            key.tobytes(): PromptVector(vector, float(took), code if len(code) else None)
+            for key, vector, took, code in zip(*arrays, strict=True)
+        }
+    )
 
 
 def _save(path: Path, name: str, vectors: Mapping[bytes, PromptVector]) -> None:
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        np.savez(
-            file,
-            encoder=np.array(name),
-            keys=np.array([list(key) for key in vectors], np.uint8),
-            vectors=np.array([item.vector for item in vectors.values()], np.float32),
-            ms=np.array([item.ms for item in vectors.values()], np.float32),
-            codes=np.array([_code(item) for item in vectors.values()], np.float32),
-        )
-    new.replace(path)
+    items = vectors.values()
+    arrays = {
+        "keys": np.array([list(key) for key in vectors], np.uint8),
+        "vectors": np.array([item.vector for item in items], np.float32),
+        "ms": np.array([item.ms for item in items], np.float32),
+        "codes": np.array([_code(item) for item in items], np.float32),
+    }
+    save_arrays(path, name, arrays)
 
 
 def _code(item: PromptVector) -> list[float]:

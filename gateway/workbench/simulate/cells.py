@@ -170,18 +170,6 @@ def _with_truth(requests: Sequence[SimulatedRequest]) -> list[SimulatedRequest]:
     return [structs.replace(r, row=truth(r.row)) for r in requests]
 
 
-# --- in a process of its own ------------------------------------------------------------
-
-_plan: Plan | None = None
-
-
-def begin(plan: Plan) -> None:
-    """Prepare this process for `work`."""
-    global _plan
-    _plan = plan
-
-
-def work(cell: Cell) -> dict[str, PolicyFigures]:
-    """Play one cell, in a process prepared by `begin`."""
-    assert _plan is not None
-    return play(_plan, cell)
+def given(plan: Plan) -> Plan:
+    """The plan itself: a process needs nothing else to play its cells."""
+    return plan

@@ -15,10 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from zipfile import BadZipFile
 
 import msgspec
-import numpy as np
 
 from gateway.errors import SettingsError
 from gateway.predict.forecast import UNCALIBRATED
@@ -35,14 +33,14 @@ from gateway.workbench.evaluate.row_replay import (
     RUNGS,
     ForecastTable,
     Kind,
+    PreparedReplay,
     ReplayInputs,
     ReplayTask,
-    begin,
     case_vectors,
-    work,
+    replay_task,
 )
 from gateway.workbench.evaluate.vectors import encoder_id, load_artefacts
-from gateway.workbench.progress import Progress, spread
+from gateway.workbench.progress import load_arrays, save_arrays, spread
 from gateway.workbench.simulate.request_rows import RequestRow, workload
 
 SKIPPED = 300  # rows that seed the history
@@ -109,8 +107,9 @@ def _replayed(
     )
     kind: Kind = "young" if learned else "all"
     tasks = [ReplayTask(name, kind, learned=learned) for name in VARIANTS]
-    bar = Progress("forecasts", len(tasks) * count)
-    return spread(work, tasks, begin, (inputs,), workers, lambda task: bar.step(count))
+    return spread(
+        "forecasts", replay_task, tasks, PreparedReplay, (inputs,), workers, lambda task: count
+    )
 
 
 def _row(case: Case, tables: Sequence[ForecastTable], place: int) -> RequestRow:
@@ -142,25 +141,16 @@ def _name(cases: Sequence[Case], models: Path, settings: Predict, learned: int) 
 
 
 def _load(path: Path, name: str) -> list[ForecastTable] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if str(file["name"]) != name:
-                return None
-            return [
-                ForecastTable(*(file[f"{variant}.{array}"] for array in ARRAYS))
-                for variant in VARIANTS
-            ]
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):
+    arrays = load_arrays(path, name, [f"{v}.{array}" for v in VARIANTS for array in ARRAYS])
+    if arrays is None:
         return None
+    return [ForecastTable(*arrays[i : i + len(ARRAYS)]) for i in range(0, len(arrays), len(ARRAYS))]
 
 
 def _save(path: Path, name: str, tables: Sequence[ForecastTable]) -> None:
     arrays = {
-        f"{variant}.{array}": getattr(forecasts, array)
-        for variant, forecasts in zip(VARIANTS, tables, strict=True)
+        f"{variant}.{array}": getattr(table, array)
+        for variant, table in zip(VARIANTS, tables, strict=True)
         for array in ARRAYS
     }
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        np.savez(file, name=np.array(name), **arrays)
-    new.replace(path)
+    save_arrays(path, name, arrays)

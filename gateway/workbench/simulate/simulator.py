@@ -30,11 +30,11 @@ from gateway.workbench.arguments import (
     words,
 )
 from gateway.workbench.figures import Floats
-from gateway.workbench.progress import Progress, spread
+from gateway.workbench.progress import spread
 from gateway.workbench.simulate import arrival_gaps as arrivals
 from gateway.workbench.simulate import latency_charts as plots
 from gateway.workbench.simulate import simulation_report as reports
-from gateway.workbench.simulate.cells import POLICIES, PolicyFigures, begin, work
+from gateway.workbench.simulate.cells import POLICIES, PolicyFigures, given, play
 from gateway.workbench.simulate.forecast_rows import real_rows
 from gateway.workbench.simulate.policies import settings_of
 from gateway.workbench.simulate.request_rows import MIXES, RequestRow, generated, noisy
@@ -103,8 +103,7 @@ def run(args: argparse.Namespace) -> int:
     """
     started = time.monotonic()
     plan, cells = prepare(args)
-    bar = Progress("cells", len(cells))
-    played = spread(work, cells, begin, (plan,), _processes(args), lambda cell: bar.step())
+    played = spread("cells", play, cells, given, (plan,), _processes(args))
     report: dict[str, Any] = {
         "about": {
             "command": this_command(),
