@@ -31,13 +31,13 @@ class Permit:
     """One job's leave to run; a context manager that always settles. Made by `Engine.submit`."""
 
     __slots__ = (
+        "_dispatched_s",
         "_engine",
         "_refusal",
         "_waiter",
         "account",
         "attempts",
         "body_bytes",
-        "dispatched_s",
         "job",
         "outcome",
         "queue_s",
@@ -52,7 +52,7 @@ class Permit:
         self.account: str | None = None  # the present attempt's; None while the job waits
         self.attempts = 0
         self.queue_s = 0.0  # arrival → first dispatch
-        self.dispatched_s = 0.0  # the last attempt's begin, the engine's clock
+        self._dispatched_s = 0.0  # the last attempt's begin, the engine's clock
         self.outcome: Outcome | None = None  # how it was settled; None while it waits or runs
         self._refusal: GatewayError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -65,6 +65,14 @@ class Permit:
     def settled(self) -> bool:
         """True once the job neither waits nor runs."""
         return self.outcome is not None
+
+    def age_s(self) -> float:
+        """Seconds since the job arrived."""
+        return self._engine.clock() - self.job.arrived_s
+
+    def attempt_s(self) -> float:
+        """Seconds since the last attempt began."""
+        return self._engine.clock() - self._dispatched_s
 
     async def granted(self) -> str:
         """Wait for the account to use. Raises the error of the core's refusal."""
@@ -137,7 +145,7 @@ class Permit:
     def _dispatch(self, account: str, now: float) -> None:
         self.account = account
         self.attempts += 1
-        self.dispatched_s = now
+        self._dispatched_s = now
         if self.attempts == 1:
             self.queue_s = now - self.job.arrived_s
         self._wake()

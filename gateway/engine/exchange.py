@@ -45,7 +45,7 @@ class StreamEnd(StrEnum):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Exchange:
-    """The mutable record of one relayed request. Times are the engine's clock, seconds."""
+    """The mutable record of one relayed request."""
 
     # The request, parsed and authenticated.
     job: Job
@@ -64,7 +64,6 @@ class Exchange:
 
     # What has become of it.
     permit: Permit = field(init=False)  # the relay's, from its first step on
-    clock: Callable[[], float] = field(init=False)
     outcome: Outcome | None = None  # where it is another than the job's
     status: int = 500
     account: str | None = None  # the last attempt's
@@ -89,7 +88,7 @@ class Exchange:
     def first_byte(self) -> None:
         """The provider has sent something; only the first call of an attempt counts."""
         if self.ttft_s is None:
-            self.ttft_s = self.clock() - self.job.arrived_s
+            self.ttft_s = self.permit.age_s()
 
     def let_go_of_body(self) -> None:
         """No further attempt will need the body. One that nobody counts stays."""
@@ -99,7 +98,7 @@ class Exchange:
 
     def settle(self, outcome: Outcome, verdict: Verdict) -> None:
         """The provider is done: permit and lease go back, with the usage that is known."""
-        self.upstream_s = self.clock() - self.permit.dispatched_s
+        self.upstream_s = self.permit.attempt_s()
         self.permit.end(outcome, verdict, self.usage)
 
     def cancel(self, reason: CancelReason | None) -> None:
@@ -134,7 +133,7 @@ class Exchange:
             queue_s=permit.queue_s,
             ttft_s=self.ttft_s,
             upstream_s=self.upstream_s,
-            total_s=self.clock() - job.arrived_s,
+            total_s=permit.age_s(),
             finish_reason=self.finish_reason,
             error_code=self.error_code,
             bytes_out=self.bytes_out,

@@ -97,7 +97,6 @@ class Relay:
 
     async def run(self, exchange: Exchange, receive: Receive, send: Send) -> JobRecord:
         """Schedule, relay, settle. Returns the record that the listeners were given."""
-        exchange.clock = self._engine.clock
         permit = exchange.permit = self._engine.submit(exchange.job, len(exchange.body))
         watch = ClientWatch(receive)
         self._open[watch] = exchange
@@ -119,12 +118,8 @@ class Relay:
             raise
         except BrokenAnswer:
             raise
-        except Exception as error:  # a fault of ours: recorded here, once
-            logger.exception("request failed", extra={"request_id": exchange.job.id})
-            exchange.outcome, exchange.error_code = Outcome.FAILED, "internal_error"
-            if exchange.started:
-                raise BrokenAnswer("internal error") from error
-            await response.refuse(GatewayError(_FAULT))
+        except Exception as error:
+            await self._fail(exchange, response, error)
         finally:
             if exchange.answer is not None:
                 exchange.answer.abort()
@@ -134,6 +129,15 @@ class Relay:
             self._engine.ended(record)
             self._close(watch)
         return record
+
+    async def _fail(self, exchange: Exchange, response: ClientResponse, error: Exception) -> None:
+        """A fault of ours: log it, record it, and send what can still be sent. Raises
+        BrokenAnswer once the response has started."""
+        logger.error("request failed", exc_info=error, extra={"request_id": exchange.job.id})
+        exchange.outcome, exchange.error_code = Outcome.FAILED, "internal_error"
+        if exchange.started:
+            raise BrokenAnswer("internal error") from error
+        await response.refuse(GatewayError(_FAULT))
 
     def _close(self, watch: ClientWatch) -> None:
         self._open.pop(watch, None)
@@ -148,7 +152,7 @@ class Relay:
             exchange.account = await permit.granted()
             target = self.targets.get(exchange.account)
             if target is None:  # removed by a reload between dispatch and here
-                _fail(permit, REMOVED)
+                _end_attempt(permit, REMOVED)
                 continue
             try:
                 await self._attempt(target, exchange, response)
@@ -162,7 +166,7 @@ class Relay:
                     exchange.error_code = failure.code
                     await response.break_off(error_of(failure))
                     return
-                _fail(permit, error.failure)
+                _end_attempt(permit, error.failure)
 
     async def _attempt(self, target: Target, exchange: Exchange, response: ClientResponse) -> None:
         """Call one account and relay its answer. Raises AttemptError."""
@@ -197,7 +201,7 @@ class Relay:
         self._engine.outgrown(exchange.job.id, output_tokens)
 
 
-def _fail(permit: Permit, failure: Failure) -> None:
+def _end_attempt(permit: Permit, failure: Failure) -> None:
     """The attempt brought nothing. Raises the client's error where no other may be made."""
     if failure.retryable:
         error = error_of(failure)
