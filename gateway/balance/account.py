@@ -198,6 +198,7 @@ class Account:
         assert self.inflight >= 0, self.settings.name
 
     def snapshot(self, now: float) -> AccountSnapshot:
+        """State of the account and its windows, for display and metrics."""
         state, lasts_s = self.health.lasts(now)
         rpm, tpm = self.header_limits.lowest
         return AccountSnapshot(
@@ -222,6 +223,7 @@ class Account:
         return replace(window.snapshot(), window=self._widened(window), rpm=rpm, tpm=tpm)
 
     def to_save(self) -> SavedAccount:
+        """State that the account has learned, for `restore`."""
         return SavedAccount(
             name=self.settings.name,
             limit=self.limit.value,

@@ -157,31 +157,20 @@ class Accounts:
     ) -> bool:
         """Returns the slot and learns from how the attempt ended.
 
-        Args:
-            retry_after_s: as the provider said; None where it said nothing.
-            tokens: prompt and output used; None where nothing was counted.
-            output_tokens: the output among them.
-
-        Returns:
-            False if nothing changes for other models: the account took requests before and
-            still does.
-
-        Raises:
-            KeyError: the lease was given back before.
+        `retry_after_s` is the provider's; `tokens`, of which `output_tokens`, are prompt and
+        output used, None where they were not counted. Returns False if nothing changes for other
+        models: the account took requests before and still does. Raises KeyError if the lease was
+        given back before.
         """
         held = self._leases.pop(lease)
-        account, window = held.account, held.window
+        account = held.account
         took = account.takes(now)
-        if window is not None and held.mark is not None:
+        if held.window is not None and held.mark is not None:
             if verdict is Verdict.SUCCESS:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
-                window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
-            window.give_back(now)
-        if (limits := held.limits) is not None:
-            if verdict is Verdict.RATE_LIMITED:
-                limits.refused(held.requests_spent, held.tokens_spent, now)
-            if (used := tokens_used(verdict, tokens)) is not None:
-                limits.correct(used - held.tokens, now)
+                held.window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
+            held.window.give_back(now)
+        _settle_limits(held, verdict, tokens, now)
         account.give_back(
             lease,
             verdict,
@@ -222,9 +211,11 @@ class Accounts:
             account.trust(share)
 
     def snapshot(self, now: float) -> tuple[AccountSnapshot, ...]:
+        """One value per account, for display and metrics."""
         return tuple(account.snapshot(now) for account in self._accounts.values())
 
     def to_save(self) -> SavedState:
+        """State that all accounts have learned, for `restore`."""
         return SavedState(tuple(account.to_save() for account in self._accounts.values()))
 
     def restore(self, saved: SavedState, age_s: float) -> int:
@@ -282,6 +273,17 @@ class Accounts:
         if found:
             return Fit(found[0][3] if len(found) == 1 else _least(found))
         return Blocked(reason, None if until_s == float("inf") else until_s)
+
+
+def _settle_limits(lease: _Lease, verdict: Verdict, tokens: float | None, now: float) -> None:
+    """Corrects the header limits of the lease's model; `tokens` as of `Accounts.give_back`."""
+    limits = lease.limits
+    if limits is None:
+        return
+    if verdict is Verdict.RATE_LIMITED:
+        limits.refused(lease.requests_spent, lease.tokens_spent, now)
+    if (used := tokens_used(verdict, tokens)) is not None:
+        limits.correct(used - lease.tokens, now)
 
 
 def _least(found: list[tuple[float, int, float, str]]) -> str:

@@ -81,6 +81,7 @@ class Curve(Struct, frozen=True):
 
     @property
     def parameters(self) -> dict[str, float]:
+        """n, s and p by name; empty while the regime is unknown."""
         if self.regime == "unknown":
             return {}
         return {"turn": self.turn, "sharp": self.sharp, "steep": self.steep}
@@ -179,7 +180,7 @@ class LatencyBins:
         return float(np.exp(_LN_N[known[-1]])) if len(known) else 1.0
 
     def known_below(self, n: float) -> bool:
-        """Whether there is evidence of what a request takes with at most `n` in flight."""
+        """True if there is evidence of latencies with at most `n` in flight."""
         return float(self.weights[math.log(n) >= _LN_N].sum()) >= 3.0
 
     def posterior(self, variance: float) -> Posterior:

@@ -217,9 +217,11 @@ class Evidence:
         return self._recent[1][1] < 0.0 and self._errors(1) > HOPE
 
     def explored(self) -> float:
+        """The highest N with evidence of a few samples; 1.0 where there is none."""
         return self._bins.explored()
 
     def known_below(self, n: float) -> bool:
+        """True if there is evidence of latencies with at most `n` in flight."""
         return self._bins.known_below(n)
 
     @property
@@ -237,6 +239,7 @@ class Evidence:
         return float(self._unloaded.of(MEDIAN_SIZE)[0]) * math.exp(self.posterior.scale)
 
     def to_save(self, model: str, window: float) -> SavedWindow:
+        """The evidence with the window's name and size, for `restore`."""
         base, prompt, output = (float(c) for c in self._unloaded.theta)
         return SavedWindow(
             model=model,

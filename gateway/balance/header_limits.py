@@ -98,6 +98,7 @@ class HeaderLimit:
         return self._cap_s >= LEAST_HOLD_S
 
     def charge(self, amount: float, now: float) -> None:
+        """Spends `amount`."""
         self.spent += amount
         if self._meter.rate:
             self.correct(amount, now)
@@ -252,6 +253,7 @@ class ModelLimits:
         self.free_s = NEVER
 
     def charge(self, tokens: float, now: float) -> None:
+        """Spends one request of `tokens`."""
         self.requests.charge(1.0, now)
         self.tokens.charge(tokens, now)
         self._set_free()
@@ -342,7 +344,7 @@ class AccountLimits:
         return (one.requests.limit, one.tokens.limit) if one else (0, 0)
 
     def snapshot(self, now: float) -> tuple[LimitSnapshot, ...]:
-        """What headers stated, at most two entries per model."""
+        """The headers' statements, at most two per model."""
         both = [
             limit.snapshot(name, kind, now)
             for name, one in self._by_upstream.items()
@@ -351,6 +353,7 @@ class AccountLimits:
         return tuple(shot for shot in both if shot is not None)
 
     def to_save(self) -> tuple[SavedLimits, ...]:
+        """The limits that headers stated, for `restore`."""
         every = [SavedLimits(name, *self.limits_of(name)) for name in self._by_upstream]
         return tuple(one for one in every if one.rpm or one.tpm)
 

@@ -108,6 +108,7 @@ class AccountHealth:
     # ---- questions
 
     def is_open(self, now: float) -> bool:
+        """True if requests may start as far as health goes; a probe does not count."""
         self._elapse(now)
         return self.state is OPEN
 

@@ -71,9 +71,11 @@ class Limit:
 
     @property
     def bounds(self) -> tuple[float, float]:
+        """Lowest and highest limit."""
         return self._low, self._high
 
     def has_room(self, inflight: int) -> bool:
+        """True if one more than `inflight` requests may be in flight."""
         return inflight + 1 <= self.value
 
     def on_success(self, inflight: int) -> None:

@@ -83,11 +83,13 @@ class Pacer:
         self.free_s = NEVER
 
     def configure(self, rpm: int, tpm: int) -> None:
+        """Sets new limits; debts stay, in seconds."""
         self.requests.configure(rpm)
         self.tokens.configure(tpm)
         self._update()
 
     def charge(self, tokens: float, now: float) -> None:
+        """Spends one request of `tokens`."""
         self.requests.charge(1.0, now)
         self.tokens.charge(tokens, now)
         self._update()

@@ -127,6 +127,7 @@ class Window:
 
     @property
     def bounds(self) -> tuple[float, float]:
+        """Lowest and highest window."""
         return self._low, self._high
 
     def take(self, now: float) -> Mark:
@@ -162,21 +163,10 @@ class Window:
                 return
         else:
             self._counted = True
-        latency_s = now - mark.since_s
-        if latency_s <= 0.0:
+        if now <= mark.since_s:
             return
         self._pass(now)
-        mean = (self._area - mark.area) / latency_s
-        variance = (self._squares - mark.squares) / latency_s - mean * mean
-        self._batch.append(
-            Sample(
-                mean,
-                math.sqrt(max(variance, 0.0)),
-                latency_s,
-                prompt_tokens or 0.0,
-                output_tokens or 0.0,
-            )
-        )
+        self._batch.append(self._sample(mark, prompt_tokens or 0.0, output_tokens or 0.0, now))
         used = self.inflight >= self.value
         self._full += used
         self._fresh += lease >= self._changed
@@ -184,7 +174,15 @@ class Window:
         if len(self._batch) >= (FIRST_BATCH if self._slow_start else size):
             self._look(used, next_lease)
 
+    def _sample(self, mark: Mark, prompt_tokens: float, output_tokens: float, now: float) -> Sample:
+        """The request since `mark`, with mean and deviation of the number in flight."""
+        latency_s = now - mark.since_s
+        mean = (self._area - mark.area) / latency_s
+        variance = (self._squares - mark.squares) / latency_s - mean * mean
+        return Sample(mean, math.sqrt(max(variance, 0.0)), latency_s, prompt_tokens, output_tokens)
+
     def _pass(self, now: float) -> None:
+        """Brings the integrals up to `now`."""
         load = self.inflight * (now - self._moved_s)
         self._area += load
         self._squares += load * self.inflight
@@ -289,6 +287,7 @@ class Window:
         return self._evidence.posterior is not None
 
     def snapshot(self) -> WindowSnapshot:
+        """State and findings, for display and metrics."""
         base_s, prompt_s, output_s = self._evidence.coefficients
         curve = self._evidence.curve
         return WindowSnapshot(
@@ -305,6 +304,7 @@ class Window:
         )
 
     def to_save(self) -> SavedWindow:
+        """Size and evidence, for `restore`."""
         return self._evidence.to_save(self.model, self.base)
 
     def restore(self, saved: SavedWindow) -> None:

@@ -35,10 +35,12 @@ class AnswerForm(Protocol):
 
 
 def output_tokens(choices: Sequence[Choice]) -> int:
+    """Number of output tokens of all choices."""
     return sum(len(choice.tokens) for choice in choices)
 
 
 def usage(request: DemoRequest, choices: Sequence[Choice]) -> Json:
+    """The `usage` member of chat and legacy completions."""
     output = output_tokens(choices)
     return {
         "prompt_tokens": request.prompt_tokens,

@@ -38,6 +38,7 @@ class Client:
 
     @property
     def key(self) -> str:
+        """The API key of the request; "" without one."""
         return self.headers.get("authorization", "").removeprefix("Bearer ").strip()
 
     async def body(self) -> bytes:
@@ -72,10 +73,12 @@ class Client:
         return self._gone
 
     def forget(self) -> None:
+        """Stops watching for a disconnect."""
         if self._gone is not None:
             self._gone.cancel()
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
+        """Sends status and headers."""
         spent_ms = round((time.monotonic() - self.started_s) * 1000)
         fields = {
             "x-request-id": f"req_{uuid.uuid4().hex}",
@@ -89,15 +92,18 @@ class Client:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Sends a part of the body, the last one with `more` False."""
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def json(self, status: int, tree: Json, headers: dict[str, str] | None = None) -> None:
+        """Sends a whole JSON answer."""
         body = msgspec.json.encode(tree)
         length = {"content-type": "application/json", "content-length": str(len(body))}
         await self.begin(status, {**length, **(headers or {})})
         await self.write(body, more=False)
 
     async def error(self, error: GatewayError) -> None:
+        """Sends an error in OpenAI's form, with Retry-After where it has one."""
         headers = {}
         if error.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

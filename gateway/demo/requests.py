@@ -126,6 +126,7 @@ def decode(body: bytes, form: type[Form]) -> Form:
 
 
 def from_chat(body: ChatBody) -> DemoRequest:
+    """The request of a chat body; its prompt is the last user message."""
     texts = [_text(m.content) for m in body.messages]
     prompt = next((t for m, t in _last_first(body.messages, texts) if m.role == "user"), texts[-1])
     answered = body.messages[-1].role == "tool"
@@ -140,6 +141,7 @@ def from_chat(body: ChatBody) -> DemoRequest:
 
 
 def from_completion(body: CompletionBody) -> DemoRequest:
+    """The request of a completions body, with every prompt."""
     given = _texts(body.prompt, "prompt") or [("", 0)]
     prompts = tuple(text for text, _ in given)
     tokens = sum(count for _, count in given)
@@ -147,6 +149,7 @@ def from_completion(body: CompletionBody) -> DemoRequest:
 
 
 def from_responses(body: ResponsesBody) -> DemoRequest:
+    """The request of a Responses API body; its prompt is the last user message."""
     items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
     messages = [Message(str(i.get("role", "")), i.get("content")) for i in items]
     texts = [_text(m.content) for m in messages]

@@ -62,6 +62,7 @@ class Store:
         self._settings = settings
 
     def snapshot(self) -> StoreSnapshot:
+        """State of the store, for display and metrics."""
         writer = self._writer
         reason = writer.reason
         if not reason and not writer.alive():

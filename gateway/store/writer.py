@@ -106,9 +106,11 @@ class Writer:
             return True
 
     def depth(self) -> int:
+        """Number of queued pieces of work."""
         return self._queue.qsize()
 
     def alive(self) -> bool:
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     # — the thread —
