@@ -36,7 +36,7 @@ class Connection(Protocol):
 
 
 class StreamEnd(StrEnum):
-    """What a complete event stream of a route ends with."""
+    """The end that makes an event stream of a route complete."""
 
     CHOICES = "choices"  # [DONE], or a finish reason for every choice
     TERMINAL = "terminal"  # a terminal event
