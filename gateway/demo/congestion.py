@@ -64,24 +64,49 @@ class Congestion:
         return self._chance.choice((500, 503))
 
 
+class MinuteLimit:
+    """A bucket that holds one minute's amount, full at first; 0 is no limit."""
+
+    def __init__(self, per_minute: int, now: float) -> None:
+        self._full = float(per_minute)
+        self._rate = per_minute / 60.0
+        self._level, self._at = self._full, now
+
+    def lacks_s(self, amount: float, now: float) -> float:
+        """Seconds until `amount` may be taken; for more than the bucket holds, until it is full."""
+        if not self._rate:
+            return 0.0
+        self._level = min(self._full, self._level + (now - self._at) * self._rate)
+        self._at = now
+        return max(0.0, min(amount, self._full) - self._level) / self._rate
+
+    def take(self, amount: float) -> None:
+        """Take it, whether it is there or not."""
+        self._level -= amount if self._rate else 0.0
+
+    def state(self) -> tuple[int, int, float] | tuple[None, None, None]:
+        """Limit, remaining and seconds until full, as in response headers."""
+        if not self._rate:
+            return None, None, None
+        reset_s = (self._full - self._level) / self._rate
+        return int(self._full), max(0, int(self._level)), reset_s
+
+
 class KeyLimits:
     """Limits of one key. Times are monotonic seconds."""
 
     def __init__(self, settings: Demo, now: float) -> None:
-        self.rpm = settings.rpm
         self.max_concurrency = settings.max_concurrency
         self.running = 0
-        self._level = float(self.rpm)
-        self._at = now
+        self._minute = MinuteLimit(settings.rpm, now)
 
     @contextmanager
     def request(self, now: float) -> Iterator[None]:
         """Counts one request while inside. Raises Limited."""
-        self._refill(now)
-        if self.rpm and self._level < 1:
-            wait_s = (1 - self._level) * 60 / self.rpm
+        wait_s = self._minute.lacks_s(1.0, now)
+        if wait_s > 0:
             raise Limited(
-                f"Rate limit reached: {self.rpm} requests per minute. "
+                f"Rate limit reached: {self._minute.state()[0]} requests per minute. "
                 f"Please try again in {wait_s:.3f}s.",
                 retry_after_s=wait_s,
             )
@@ -90,7 +115,7 @@ class KeyLimits:
                 f"Too many concurrent requests: at most {self.max_concurrency}.",
                 retry_after_s=CONCURRENCY_RETRY_S,
             )
-        self._level -= 1
+        self._minute.take(1.0)
         self.running += 1
         try:
             yield
@@ -99,20 +124,15 @@ class KeyLimits:
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's x-ratelimit-*-requests headers; empty where there is no rate limit."""
-        if not self.rpm:
+        self._minute.lacks_s(0.0, now)
+        limit, left, reset_s = self._minute.state()
+        if reset_s is None:
             return {}
-        self._refill(now)
-        reset_s = (self.rpm - self._level) * 60 / self.rpm
         return {
-            "x-ratelimit-limit-requests": str(self.rpm),
-            "x-ratelimit-remaining-requests": str(max(0, int(self._level))),
+            "x-ratelimit-limit-requests": str(limit),
+            "x-ratelimit-remaining-requests": str(left),
             "x-ratelimit-reset-requests": duration(reset_s),
         }
-
-    def _refill(self, now: float) -> None:
-        if self.rpm:
-            self._level = min(self.rpm, self._level + (now - self._at) * self.rpm / 60)
-        self._at = now
 
 
 def duration(seconds: float) -> str:

@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, cast, get_args
 import numpy as np
 from msgspec import Struct, structs
 
+from gateway.demo.congestion import MinuteLimit
 from gateway.errors import SettingsError
 from gateway.types import RateLimits
 
@@ -145,34 +146,6 @@ class Step(NamedTuple):
 
     id: str
     ended: bool  # False: its first byte
-
-
-class MinuteLimit:
-    """A bucket that holds one minute's amount, full at first; 0 is no limit."""
-
-    def __init__(self, per_minute: int, now: float) -> None:
-        self._full = float(per_minute)
-        self._rate = per_minute / 60.0
-        self._level, self._at = self._full, now
-
-    def lacks_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; for more than the bucket holds, until it is full."""
-        if not self._rate:
-            return 0.0
-        self._level = min(self._full, self._level + (now - self._at) * self._rate)
-        self._at = now
-        return max(0.0, min(amount, self._full) - self._level) / self._rate
-
-    def take(self, amount: float) -> None:
-        """Take it, whether it is there or not."""
-        self._level -= amount if self._rate else 0.0
-
-    def state(self) -> tuple[int, int, float] | tuple[None, None, None]:
-        """Limit, remaining and seconds until full, as in response headers."""
-        if not self._rate:
-            return None, None, None
-        reset_s = (self._full - self._level) / self._rate
-        return int(self._full), max(0, int(self._level)), reset_s
 
 
 class SimulatedProvider:

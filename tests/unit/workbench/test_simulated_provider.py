@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from gateway.demo.congestion import MinuteLimit
 from gateway.errors import SettingsError
 from gateway.workbench.simulate.simulated_provider import (
     RANGES,
     SHAPES,
-    MinuteLimit,
     ProviderTraits,
     SimulatedProvider,
     draw_traits,
