@@ -1,20 +1,19 @@
-"""Which form of the encoder is worth its time: τ of the forecasts, by microseconds of CPU.
+"""Forms of the encoder, compared by τ of the forecasts and microseconds of CPU.
 
     python -m tests.bench.encoder_variants --data CONVERSATIONS.jsonl.gz [--weights FOLDER]
 
-One network in several forms, and nothing else different: the shipped int8 file (quantised as
-it runs), and with `--weights` (the folder that models/finetune.py wrote; needs `onnx`) the same
-in fp32 and in int8 with ranges fixed beforehand ("static", calibrated on fit-side rows). Each
-at token caps 16 to 128, at the four levels of graph optimisation, and in batches of 16 as they
-come or sorted by length.
+One network in several forms: the shipped int8 file (quantised as it runs), and with `--weights`
+(the folder that models/finetune.py wrote; needs `onnx`) the same in fp32 and in int8 with ranges
+fixed beforehand ("static", calibrated on fit-side rows). Each at token caps 16 to 128, at the four
+levels of graph optimisation, and in batches of 16 as they come or sorted by length.
 
-Every text of a fixed slice of the test side is read by every variant, in turns of a few texts
-in an order that rotates, and only the process's CPU time is counted (tokens included, one
-thread); so other work on the machine shifts all alike. Then the slice is replayed strictly
-with what each variant said: `full` is the serving predictor, `knn` neighbours alone. ± is the
-spread (2 standard errors, rows drawn anew) of τ minus that of the shipped form at 64 tokens.
-The lower levels of graph optimisation compute the same thing: they read the first texts only,
-their time is compared on those, and their τ is not looked for anew. Nothing is fitted.
+Every variant reads every text of a fixed slice of the test side, in turns of a few texts in an
+order that rotates, and only the process's CPU time counts (tokens included, one thread); so other
+work on the machine shifts all alike. Then the slice is replayed strictly with each variant's
+vectors: `full` is the serving predictor, `knn` neighbours alone. ± is two standard errors (rows
+drawn anew) of τ minus that of the shipped form at 64 tokens. The lower levels of graph
+optimisation compute the same thing: they read the first texts only, and their τ is not computed
+again. Nothing is fitted.
 """
 
 from __future__ import annotations
@@ -52,14 +51,16 @@ MODELS = shipped("models")
 CAPS = (16, 32, 64, 128)
 LEVELS = ("none", "basic", "extended", "all")
 BATCH = 16
-TURN = 64  # texts that one variant reads before the next has its turn
+TURN = 64  # texts that one variant reads before the next one
 CALIBRATE = 128  # fit-side texts
-LEVEL_TURNS = 3  # that a level below `all` takes part in
+LEVEL_TURNS = 3  # turns in which a level below `all` takes part
 DRAWN = 200  # times rows are drawn anew
 OUTPUTS = ["vector", "code"]
 
 
 class Variant(NamedTuple):
+    """One way to run the encoder."""
+
     form: str  # of the weights: a key of `models_of`
     cap: int = 64
     level: str = "all"
@@ -71,7 +72,7 @@ STAGE0 = "stage 0"
 
 
 def variants_of(forms: Sequence[str], *, crossed: bool) -> list[Variant]:
-    """Each way the shipped form can be changed, one at a time; or all of it for each form."""
+    """Variants of the shipped form, one change at a time; crossed, the same for each form."""
     found = [SHIPPED]
     for form in forms if crossed else [SHIPPED.form]:
         found += [Variant(form, cap) for cap in CAPS]
@@ -80,19 +81,19 @@ def variants_of(forms: Sequence[str], *, crossed: bool) -> list[Variant]:
     return list(dict.fromkeys([*found, *map(Variant, forms)]))
 
 
-class Said:
-    """What a variant said, and what that took."""
+class FormVectors:
+    """A variant's vectors by `prompt_key`, and the CPU time they took."""
 
     def __init__(self) -> None:
-        self.known: dict[bytes, PromptVector] = {}
+        self.by_key: dict[bytes, PromptVector] = {}
         self.cpu_s: list[float] = []  # by turn
 
     def vectors(self, keys: Sequence[bytes]) -> np.ndarray:
-        return np.array([self.known[key].vector for key in keys])
+        return np.array([self.by_key[key].vector for key in keys])
 
 
 def models_of(weights: Path | None, texts: Sequence[str], build: Path) -> dict[str, Path]:
-    """The forms' files."""
+    """Files of the forms."""
     found = {SHIPPED.form: MODELS / "encoder.onnx"}
     if weights is None:
         return found
@@ -115,15 +116,17 @@ def models_of(weights: Path | None, texts: Sequence[str], build: Path) -> dict[s
 
 
 def static(model: Any, texts: Sequence[str], tokenizer: Any, build: Path) -> None:
-    """int8 with ranges fixed by these texts. The tool has no such form of the fused attention:
-    its product stays in floats."""
+    """Write an int8 form with ranges fixed by these texts.
+
+    The tool has no such form of the fused attention: its product stays in floats.
+    """
     import onnx
     from onnxruntime import quantization as q
 
     from gateway.workbench.encoders.bert_graph import products
 
     chosen = products(model)
-    for node in chosen:  # the tool quantises what it knows the type of
+    for node in chosen:  # the tool quantises only values of a declared type
         for name in (node.input[0], node.output[0]):
             kind = onnx.TensorProto.FLOAT
             model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, None))
@@ -159,7 +162,7 @@ def session_of(path: Path, level: str) -> Any:
 
 
 def feed_of(rows: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Padded to the longest."""
+    """Inputs of the model, padded to the longest row."""
     longest = max(map(len, rows))
     ids, mask = np.zeros((2, len(rows), longest), np.int64)
     for i, row in enumerate(rows):
@@ -179,13 +182,13 @@ def batches(variant: Variant, rows: list[list[int]]) -> Iterator[list[int]]:
 
 def read_all(
     prompts: dict[bytes, Prompt], files: dict[str, Path], variants: Sequence[Variant]
-) -> dict[Variant, Said]:
-    """Every prompt by every variant, in turns."""
+) -> dict[Variant, FormVectors]:
+    """Vectors of every prompt by every variant, read in turns."""
     tokenizer = Tokenizer.from_file(str(MODELS / "tokenizer.json"))
     sessions = {
         key: session_of(files[key[0]], key[1]) for key in {(v.form, v.level) for v in variants}
     }
-    said = {variant: Said() for variant in variants}
+    recorded = {variant: FormVectors() for variant in variants}
     keys = list(prompts)
     for turn, at in enumerate(range(0, len(keys), TURN)):
         some = keys[at : at + TURN]
@@ -193,30 +196,32 @@ def read_all(
         for variant in [*variants[first:], *variants[:first]]:
             if variant.level != "all" and turn >= LEVEL_TURNS:
                 continue
-            session, out = sessions[variant.form, variant.level], said[variant]
+            session, out = sessions[variant.form, variant.level], recorded[variant]
             began_s = time.process_time()
             rows = [token_ids(tokenizer, *prompts[key], variant.cap) for key in some]
             for places in batches(variant, rows):
                 vectors, codes = session.run(OUTPUTS, feed_of([rows[i] for i in places]))
                 for i, vector, code in zip(places, vectors, codes, strict=True):
-                    out.known[some[i]] = PromptVector(vector, 0.0, code)
+                    out.by_key[some[i]] = PromptVector(vector, 0.0, code)
             out.cpu_s.append(time.process_time() - began_s)
         print(f"\r{at + len(some)} of {len(keys)} texts", end="", file=sys.stderr)
     print(file=sys.stderr)
-    return said
+    return recorded
 
 
-def p50_of(cases: Sequence[Case], name: str, cap: int, said: Said) -> np.ndarray:
+def p50_of(cases: Sequence[Case], name: str, cap: int, recorded: FormVectors) -> np.ndarray:
     """Forecasts of a strict replay with this variant's vectors."""
     settings = structs.replace(Predict(), max_encoder_tokens=cap)
-    whole = Artefacts(MODELS, settings.embedding_model_name, cap)
-    assert whole.encoder is not None, whole.problems
-    whole.encoder = RecordedEncoder(said.known, whole.encoder.width, cap, reader=whole.encoder)
-    return replay(cases, forecaster(name, settings, whole, has_text=True)).grid[:, MEDIAN]
+    artefacts = Artefacts(MODELS, settings.embedding_model_name, cap)
+    assert artefacts.encoder is not None, artefacts.problems
+    artefacts.encoder = RecordedEncoder(
+        recorded.by_key, artefacts.encoder.width, cap, reader=artefacts.encoder
+    )
+    return replay(cases, forecaster(name, settings, artefacts, has_text=True)).grid[:, MEDIAN]
 
 
 class Judge:
-    """τ over some rows, and how sure a difference of two is."""
+    """τ over some rows, and the uncertainty of a difference."""
 
     def __init__(self, cases: Sequence[Case]) -> None:
         self._truth = np.array([float(case.output_tokens) for case in cases])
@@ -240,11 +245,11 @@ class Judge:
         return 2 * float(np.std(differences))
 
 
-def compared(one: Said, other: Said | None) -> str:
-    """Least and mean cosine of what both have read."""
+def compared(one: FormVectors, other: FormVectors | None) -> str:
+    """Least and mean cosine between the vectors that both have."""
     if other is None:
         return ""
-    keys = [key for key in one.known if key in other.known]
+    keys = [key for key in one.by_key if key in other.by_key]
     cosine = (one.vectors(keys) * other.vectors(keys)).sum(axis=1)
     return f"{cosine.min():.4f} / {cosine.mean():.4f}"
 
@@ -256,14 +261,17 @@ HEAD = (
 
 
 def table(
-    cases: Sequence[Case], said: dict[Variant, Said], files: dict[str, Path], stage0: np.ndarray
+    cases: Sequence[Case],
+    recorded: dict[Variant, FormVectors],
+    files: dict[str, Path],
+    stage0: np.ndarray,
 ) -> list[str]:
-    judge, keys = Judge(cases), list(said[SHIPPED].known)
+    judge, keys = Judge(cases), list(recorded[SHIPPED].by_key)
     exact = Variant("fp32")
     forecasts: dict[tuple[int, bytes], tuple[np.ndarray, np.ndarray]] = {}
 
     def forecasts_of(variant: Variant) -> tuple[np.ndarray, np.ndarray]:
-        own = said[variant]
+        own = recorded[variant]
         mark = (variant.cap, own.vectors(keys).tobytes())
         if mark not in forecasts:  # graph levels often make the same numbers
             full, knn = (p50_of(cases, name, variant.cap, own) for name in ("full", "knn"))
@@ -273,19 +281,19 @@ def table(
     base = forecasts_of(SHIPPED)[0]
     without = judge.tau(stage0, "first")
     lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
-    for variant, own in said.items():
+    for variant, own in recorded.items():
         print(f"\rreplay of {variant}", end="\033[K", file=sys.stderr)
         turns = len(own.cpu_s)
-        us = sum(own.cpu_s) / len(own.known) * 1e6
-        ratio = sum(own.cpu_s) / sum(said[SHIPPED].cpu_s[:turns])
-        near = compared(own, said.get(exact._replace(cap=variant.cap)))
+        us = sum(own.cpu_s) / len(own.by_key) * 1e6
+        ratio = sum(own.cpu_s) / sum(recorded[SHIPPED].cpu_s[:turns])
+        near = compared(own, recorded.get(exact._replace(cap=variant.cap)))
         start = (
             f"| {variant.form} | {variant.cap} | {variant.level} | {variant.batch or 'one'}"
             f" | {files[variant.form].stat().st_size / 1e6:.1f} | {near} | {us:.0f}"
             f" | {ratio:.2f} |"
         )
         if variant.level != "all":
-            alike = compared(own, said[variant._replace(level="all")])
+            alike = compared(own, recorded[variant._replace(level="all")])
             lines.append(f"{start} (cosine with `all` {alike}) |" + " |" * 6)
             continue
         full, knn = forecasts_of(variant)
@@ -327,9 +335,9 @@ def main() -> None:
     with TemporaryDirectory() as build:
         files = models_of(args.weights, texts, Path(build))
         variants = variants_of(list(files), crossed=args.crossed)
-        said = read_all({prompt_key(p): p for p in found}, files, variants)
-        stage0 = p50_of(cases, "stage0", SHIPPED.cap, said[SHIPPED])
-        lines = table(cases, said, files, stage0)
+        recorded = read_all({prompt_key(p): p for p in found}, files, variants)
+        stage0 = p50_of(cases, "stage0", SHIPPED.cap, recorded[SHIPPED])
+        lines = table(cases, recorded, files, stage0)
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     command = f"python -m tests.bench.encoder_variants --data {args.data.name}"
     command += " --weights FOLDER" * (args.weights is not None)

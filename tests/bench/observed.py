@@ -1,12 +1,12 @@
-"""Is it true, what `sagesched report` says? It foretells, then the same traffic is scheduled.
+"""Forecasts of `sagesched report` held against the same traffic, scheduled.
 
     python -m tests.bench.observed [--data FILE] [--seeds 4] [--time-scale 4] [--parallel 2]
 
-Per seed and shape a provider and a list of requests, as in `sagesched bench`: once through a
-gateway in `mode = "observe"`, whose journal is then reported on, and once through one that
-schedules, both started a moment before. The report knows nothing of the second run, nor of the
-provider. Printed is the change that it foretold beside the one that was measured, both against
-what was observed.
+Per seed and shape there is a provider and a list of requests, as in `sagesched bench`: they go
+once through a gateway in `mode = "observe"`, whose journal is then reported on, and once through
+one that schedules, both started a moment before. The report has no access to the second run or to
+the provider. Printed is the change that it foretold beside the measured one, both against the
+observed run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Found = dict[str, tuple[float, float, float]]  # figure → observed, foretold, 
 async def compare(
     own: SeedWorld, provider: ProviderProcess, scale: float, watch: LoadWatch
 ) -> Found:
-    """Times are the provider's seconds."""
+    """Figures of one seed, observed, foretold and measured; times are the provider's seconds."""
     run = SeedRun(own, provider, scale, 0.5, (), watch)
     models = sorted({text.model for text in (*own.measured.texts, *own.seeding)})
     with tempfile.TemporaryDirectory() as folder:
@@ -54,12 +54,14 @@ async def compare(
 
         observed = await through("observe", 'schedule.mode="observe"')
         settings = load.load(there / "observe" / "gateway.toml", {})
-        told = observed_report.tree(read_observed(there / "observe" / "bench.db", 10_000), settings)
+        foretold = observed_report.tree(
+            read_observed(there / "observe" / "bench.db", 10_000), settings
+        )
         scheduled = await through("schedule")
     return {
         name: (
             observed[name],
-            observed[name] * told["scheduled"][name] / told["naive"][name],
+            observed[name] * foretold["scheduled"][name] / foretold["naive"][name],
             scheduled[name],
         )
         for name in FIGURES
@@ -95,7 +97,7 @@ async def measure(options: argparse.Namespace) -> list[tuple[Cell, Found]]:
 
 
 def table(found: Sequence[tuple[Cell, Found]]) -> str:
-    """Geometric means over the seeds, of changes against what was observed."""
+    """Geometric means over the seeds of the changes against the observed run."""
     lines = [
         "| shape | figure | foretold | measured | apart, each seed |",
         "|---|---|---:|---:|---|",
@@ -105,8 +107,8 @@ def table(found: Sequence[tuple[Cell, Found]]) -> str:
             rows = np.log([own[name] for cell, own in found if cell.shape == shape])
             foretold, measured = rows[:, 1] - rows[:, 0], rows[:, 2] - rows[:, 0]
             apart = ", ".join(f"{np.exp(d):.2f}" for d in (foretold - measured).tolist())
-            told, real = np.expm1(foretold.mean()), np.expm1(measured.mean())
-            lines.append(f"| {shape} | {name} | {told:+.0%} | {real:+.0%} | {apart} |")
+            means = " | ".join(f"{np.expm1(d.mean()):+.0%}" for d in (foretold, measured))
+            lines.append(f"| {shape} | {name} | {means} | {apart} |")
     return "\n".join(lines)
 
 

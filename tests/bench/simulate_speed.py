@@ -1,4 +1,4 @@
-"""How fast the simulator is: 10,000 requests under each policy, forecasts made before.
+"""Speed of the simulator: 10,000 requests under each policy, with forecasts made before.
 
     python -m tests.bench.simulate_speed [REQUESTS]
 
@@ -19,7 +19,7 @@ POLICIES = ("naive", "fifo", "sjf", "quota", "fair", "short_first", "dual_budget
 
 def main(requests: int) -> None:
     rows = {"τ 0.55": noisy(generated(4000, 0), 0.55, 1)}
-    # Room for all: a refused request would be none of work.
+    # No request is refused, since a refused one would be no work.
     roomy = {"schedule": {"max_queue_items": 1_000_000, "max_wait_s": 86_400.0, "shed": False}}
     for rho in (0.9, 2.0):
         for name in POLICIES:

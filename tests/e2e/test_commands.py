@@ -34,14 +34,14 @@ def sagesched(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedP
 
 
 def test_check_accepts_the_shipped_settings() -> None:
-    """As shipped, without any environment, the file is valid."""
+    """The shipped file is valid without any environment."""
     done = sagesched("check")
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 accounts" in done.stdout
 
 
 def test_check_names_retired_keys_and_accepts_them(tmp_path: Path) -> None:
-    """A file of an earlier version is valid; what it says in vain goes to stderr, with why."""
+    """A file of an earlier version is valid; keys without effect are listed on stderr with why."""
     file = tmp_path / "gateway.toml"
     shipped = (ROOT / "gateway.toml").read_text()
     file.write_text(shipped.replace("[schedule]", "[schedule]\nhysteresis = 0.2"))
@@ -68,7 +68,8 @@ def test_check_names_retired_keys_and_accepts_them(tmp_path: Path) -> None:
 def test_check_names_file_path_and_expectation(
     tmp_path: Path, old: str, new: str, words: list[str]
 ) -> None:
-    """A broken file: exit code 2, one line, with everything needed to repair it; no start."""
+    """A broken file is exit code 2 and one line with all that is needed to repair it, and nothing
+    starts."""
     assert old in SHIPPED
     broken = tmp_path / "broken.toml"
     broken.write_text(SHIPPED.replace(old, new, 1))
@@ -83,7 +84,7 @@ def test_check_names_file_path_and_expectation(
 
 
 def test_seed_environment_names_override_and_one_is_ignored(tmp_path: Path) -> None:
-    """PORT and its like win over the file; PREDICTOR_BASE_URL gets a warning."""
+    """PORT and the like win over the file, and PREDICTOR_BASE_URL gets a warning."""
     process = _shipped(tmp_path, env={"HEAVY_INFLIGHT_TOKENS": "4321", "PREDICTOR_BASE_URL": "x"})
     with process:
         process.wait_log(lambda x: x.get("msg", "").startswith("PREDICTOR_BASE_URL"))
@@ -102,7 +103,7 @@ def _shipped(directory: Path, env: dict[str, str] | None = None, demo: int = 0) 
 
 
 def test_printed_lines_work_from_anywhere(tmp_path: Path) -> None:
-    """What `make run` prints can be pasted, in any folder, and does what it says."""
+    """The lines that `make run` prints can be pasted in any folder and work."""
     process = _shipped(tmp_path, env={"SAGESCHED_ADMIN_TOKEN": ""})
     with process:
         process.wait_log(lambda x: x.get("msg") == "listening")
@@ -125,8 +126,8 @@ def test_printed_lines_work_from_anywhere(tmp_path: Path) -> None:
             assert done.stdout.strip()
 
 
-def test_ask_tells_what_went_wrong(tmp_path: Path) -> None:
-    """No gateway, an unknown model: a sentence and exit code, no traceback."""
+def test_ask_names_what_went_wrong(tmp_path: Path) -> None:
+    """A missing gateway and an unknown model are one sentence and an exit code."""
     nobody = f"http://127.0.0.1:{free_port()}"
     for more in ([], ["--stream"]):
         done = sagesched("ask", "--url", nobody, *more, "hi")
@@ -140,20 +141,20 @@ def test_ask_tells_what_went_wrong(tmp_path: Path) -> None:
 
 
 def test_healthcheck_follows_the_settings(tmp_path: Path) -> None:
-    """Exit 0 when the gateway of this file is ready, 1 when nobody answers."""
+    """It exits with 0 when the gateway of this file is ready, and with 1 when none answers."""
     with _shipped(tmp_path) as process:
         file = tmp_path / "other.toml"
         file.write_text(SHIPPED.replace("port = 3000 ", f"port = {process.port} "))
         assert sagesched("healthcheck", "--config", str(file)).returncode == 0
         with socket.create_server(("127.0.0.1", 0)) as proxy:  # a proxy is not for this machine
             elsewhere = f"http://127.0.0.1:{proxy.getsockname()[1]}"
-            asked = sagesched("healthcheck", "--config", str(file), http_proxy=elsewhere)
-        assert asked.returncode == 0
+            done = sagesched("healthcheck", "--config", str(file), http_proxy=elsewhere)
+        assert done.returncode == 0
     assert sagesched("healthcheck", "--config", str(file)).returncode == 1
 
 
-def test_libraries_are_told_not_to_report_to_their_makers() -> None:
-    """onnxruntime sends events unless this is set before it is imported, by whatever command."""
+def test_onnxruntime_reports_no_events() -> None:
+    """onnxruntime sends events unless this variable is set before any command imports it."""
     code = "import os, gateway.__main__; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -167,8 +168,8 @@ def test_libraries_are_told_not_to_report_to_their_makers() -> None:
     assert done.stdout.strip() == "1"
 
 
-def test_taken_port_is_said(tmp_path: Path) -> None:
-    """Somebody listens already: one line, exit code 1, and no demo provider stays behind."""
+def test_taken_port_is_named(tmp_path: Path) -> None:
+    """A port in use is one line and exit code 1, and no demo provider stays behind."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -181,7 +182,7 @@ def test_taken_port_is_said(tmp_path: Path) -> None:
 
 
 def test_demo_provider_runs_alone_with_the_settings_given(tmp_path: Path) -> None:
-    """[demo] of the file, `--set` over it; a key or value that is none is a sentence."""
+    """It reads [demo] of the file, with `--set` over it; a wrong key or value is a sentence."""
     file = tmp_path / "gateway.toml"
     file.write_text(SHIPPED.replace("port = 4010", "port = 0"))
     command = [sys.executable, "-m", "gateway", "demo-provider", "--config", str(file)]
@@ -203,7 +204,7 @@ def test_demo_provider_runs_alone_with_the_settings_given(tmp_path: Path) -> Non
 
 
 def test_failed_start_takes_the_demo_provider_along(tmp_path: Path) -> None:
-    """The store cannot be opened: a clear line, and the demo's port is free again."""
+    """A store that cannot be opened is a clear line, and the demo's port is free again."""
     demo = free_port()
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "sagesched.db").mkdir()
@@ -236,7 +237,7 @@ def test_history_seed_teaches_the_next_start(tmp_path: Path) -> None:
 
 
 def test_key_is_made_with_its_hash(tmp_path: Path) -> None:
-    """The hash that `key` prints lets the key in; nothing else does."""
+    """The hash that `key` prints admits that key and no other."""
     lines = sagesched("key").stdout.splitlines()
     key, hashed = lines[0].rsplit(" ", 1)[1], lines[1].rsplit(" ", 1)[1].strip('"')
     process = _shipped(tmp_path)
@@ -249,7 +250,7 @@ def test_key_is_made_with_its_hash(tmp_path: Path) -> None:
 
 
 def test_interrupt_ends_a_foreground_run(tmp_path: Path) -> None:
-    """Ctrl-C drains and ends with 0, the demo provider with it."""
+    """Ctrl-C drains and ends with 0, and ends the demo provider, too."""
     process = _shipped(tmp_path)
     process.start()
     process.signal(signal.SIGINT)

@@ -48,7 +48,7 @@ def client(gateway: GatewayProcess) -> OpenAI:
 
 
 def test_completion_as_in_the_readme(client: OpenAI) -> None:
-    """base_url is all that changes."""
+    """A client changes nothing but its base_url."""
     answer = client.chat.completions.create(model=MODEL, messages=HELLO)
     assert answer.choices[0].message.content
     assert answer.usage
@@ -56,7 +56,7 @@ def test_completion_as_in_the_readme(client: OpenAI) -> None:
 
 
 def test_stream_yields_content_and_no_usage_unasked(client: OpenAI) -> None:
-    """Chunks arrive with choices, the last one has a finish reason, none has usage."""
+    """Chunks have choices, the last one a finish reason, and none has usage."""
     chunks = list(client.chat.completions.create(model=MODEL, messages=HELLO, stream=True))
     assert all(chunk.choices for chunk in chunks)
     assert all(chunk.usage is None for chunk in chunks)
@@ -65,7 +65,7 @@ def test_stream_yields_content_and_no_usage_unasked(client: OpenAI) -> None:
 
 
 def test_stream_yields_usage_when_asked(client: OpenAI) -> None:
-    """Exactly one usage chunk, the last."""
+    """The last chunk, and only that one, has the usage."""
     stream = client.chat.completions.create(
         model=MODEL, messages=HELLO, stream=True, stream_options={"include_usage": True}
     )
@@ -92,8 +92,8 @@ def test_token_limit_is_honoured(client: OpenAI, name: str, stream: bool) -> Non
     assert answer.usage.completion_tokens == 7
 
 
-def test_several_choices(client: OpenAI) -> None:
-    """n choices come back, streamed ones told apart by their index."""
+def test_several_choices_come_back(client: OpenAI) -> None:
+    """n choices come back, and streamed ones have their index."""
     answer = client.chat.completions.create(model=MODEL, messages=HELLO, n=3)
     assert [c.index for c in answer.choices] == [0, 1, 2]
     chunks = client.chat.completions.create(model=MODEL, messages=HELLO, n=2, stream=True)
@@ -121,20 +121,20 @@ def test_tool_call(client: OpenAI, stream: bool) -> None:
 
 
 def test_models_are_listed(client: OpenAI) -> None:
-    """client.models.list() names what the caller may use."""
+    """client.models.list() names the models that the caller may use."""
     assert [m.id for m in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
 
 
 def test_other_routes_are_relayed(client: OpenAI) -> None:
-    """Embeddings, legacy completions and responses take the same way."""
+    """Embeddings, legacy completions and responses are relayed in the same way."""
     assert client.embeddings.create(model=MODEL, input="x").data[0].embedding
     assert client.completions.create(model=MODEL, prompt="Hello").choices[0].text
     assert client.responses.create(model=MODEL, input="Hello").output_text
 
 
 def test_errors_are_the_clients_exceptions(client: OpenAI, gateway: GatewayProcess) -> None:
-    """Each refusal raises the exception the client has for it."""
+    """Each refusal raises the client's own exception for it."""
     create = client.chat.completions.create
     with pytest.raises(openai.NotFoundError) as missing:
         create(model="gpt-nobody", messages=HELLO)
@@ -149,7 +149,7 @@ def test_errors_are_the_clients_exceptions(client: OpenAI, gateway: GatewayProce
 
 
 def test_metrics_show_the_request(client: OpenAI, gateway: GatewayProcess) -> None:
-    """Class, account, forecast and outcome of what was sent are in /metrics."""
+    """/metrics has the request's class, account, forecast and outcome."""
     client.chat.completions.create(model=MODEL, messages=HELLO)
     text = httpx.get(gateway.url("/metrics")).text
     line = next(
@@ -165,8 +165,8 @@ def test_metrics_show_the_request(client: OpenAI, gateway: GatewayProcess) -> No
     assert "sagesched_forecast_rung_total{" in text
 
 
-def test_predict_knows_what_was_asked_before(client: OpenAI, gateway: GatewayProcess) -> None:
-    """A prompt that was answered changes its own forecast, towards what came back."""
+def test_predict_learns_from_an_answer(client: OpenAI, gateway: GatewayProcess) -> None:
+    """A prompt that was answered moves its own forecast towards that answer."""
     prompt = "Describe the inside of a clockwork whale in loving detail."
     url = gateway.url("/predict")
     before = httpx.post(url, json={"prompt": prompt}).json()
@@ -188,7 +188,7 @@ def test_predict_knows_what_was_asked_before(client: OpenAI, gateway: GatewayPro
 
 
 def test_ingest_teaches_the_next_predict(gateway: GatewayProcess) -> None:
-    """The answer of /ingest comes after its commit, and the next /predict knows the row."""
+    """/ingest answers after its commit, and the next /predict has the row."""
     prompt = "Translate the harbour master's ledger of 1831 into modern units."
     for _ in range(6):
         response = httpx.post(
@@ -203,7 +203,7 @@ def test_ingest_teaches_the_next_predict(gateway: GatewayProcess) -> None:
 
 
 def test_predict_answers_the_fixed_fields(gateway: GatewayProcess) -> None:
-    """The seed system's fields, of their types."""
+    """The answer has the seed system's fields, of their types."""
     body = httpx.post(
         gateway.url("/predict"), json={"prompt": "hi", "max_tokens": 50, "task_type": "chat"}
     ).json()
@@ -218,7 +218,7 @@ def test_predict_answers_the_fixed_fields(gateway: GatewayProcess) -> None:
 
 
 def test_demo_provider_ends_with_the_gateway(tmp_path: Path) -> None:
-    """Even a gateway that is killed takes its child along."""
+    """A gateway that is killed ends its child, too."""
     demo = free_port()
     text = (ROOT / "gateway.toml").read_text()
     process = GatewayProcess(tmp_path, accounts=[])
