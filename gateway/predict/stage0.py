@@ -122,7 +122,7 @@ class Stage0:
             self._cache.popitem(last=False)
 
     def cache_key(self, view: PromptView) -> CacheKey:
-        """What makes two requests repeats of each other. The view is already cut."""
+        """Key that repeats of a request share. The view is already cut."""
         return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
 
     @property

@@ -340,7 +340,7 @@ class Predictor:
 
     @property
     def _works(self) -> bool:
-        """Whether work that is queued now will be seen to."""
+        """True where work that is queued now will be done."""
         return self._settings.enabled and self._alive
 
     def _describe(self) -> str:

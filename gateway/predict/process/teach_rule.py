@@ -1,4 +1,4 @@
-"""What a finished request teaches the predictor."""
+"""Rule of what a finished request teaches the predictor."""
 
 from __future__ import annotations
 
