@@ -20,18 +20,20 @@ _encode = msgspec.json.encode
 FINGERPRINT = "fp_sagesched_demo"
 
 
-class AnswerForm(Protocol):
-    """One of OpenAI's three forms of an answer, whole or as a stream in three parts."""
+class AnswerWriter(Protocol):
+    """Writes an answer in one of OpenAI's three forms, as one body or a stream in three parts."""
 
-    def whole(self) -> Json:
+    def body(self) -> Json:
         """The body of an answer that is not streamed."""
 
-    def opening(self) -> bytes: ...
+    def opening(self) -> bytes:
+        """The events before the first token."""
 
     def tokens(self, index: int, tokens: Sequence[str]) -> bytes:
         """One event per token of choice `index`."""
 
-    def ending(self) -> bytes: ...
+    def ending(self) -> bytes:
+        """The events after the last token."""
 
 
 def output_tokens(choices: Sequence[Choice]) -> int:
@@ -69,7 +71,7 @@ class _Completions:
         self._created = created
         self._around = [self._frame(index) for index in range(len(choices))]
 
-    def whole(self) -> Json:
+    def body(self) -> Json:
         return {
             **self._head(self.name),
             "choices": [self._answer(i, choice) for i, choice in enumerate(self._choices)],
@@ -192,7 +194,7 @@ class Responses:
         self._where = {"item_id": self._item_id, "output_index": 0}
         self._part_at = {**self._where, "content_index": 0}
 
-    def whole(self) -> Json:
+    def body(self) -> Json:
         return self._response(self._status, [self._item(self._status, self._choice.text)])
 
     def opening(self) -> bytes:
@@ -228,8 +230,8 @@ class Responses:
                 self._event("response.content_part.done", **self._part_at, part=part),
             ]
         out.append(self._event("response.output_item.done", output_index=0, item=item))
-        whole = self._response(self._status, [item])
-        return b"".join([*out, self._event(f"response.{self._status}", response=whole)])
+        response = self._response(self._status, [item])
+        return b"".join([*out, self._event(f"response.{self._status}", response=response)])
 
     @property
     def _status(self) -> str:

@@ -100,7 +100,7 @@ _NOTES = (
     "the first attempt took longer than planned; ",
     "nobody objected to the second draft; ",
     "costs stayed within the frame we had set; ",
-    "a visitor asked for more pictures; ",
+    "a visitor earlier for more pictures; ",
     "the weather decided the order of work; ",
     "two questions stay open until spring; ",
 )
@@ -117,14 +117,14 @@ def rows(count: int, seed: int = 0, *, model: str = MODEL, demo_seed: int = 0) -
         so many tokens was cut), model, task_type and success.
     """
     chance = random.Random(f"history {seed}")
-    asked: list[tuple[str, str]] = []
+    earlier: list[tuple[str, str]] = []
     times: dict[str, int] = {}
     for _ in range(count):
-        if asked and chance.random() < REPEAT_SHARE:
-            task, prompt = chance.choice(asked)
+        if earlier and chance.random() < REPEAT_SHARE:
+            task, prompt = chance.choice(earlier)
         else:
             task, prompt = prompt_of(chance)
-            asked = [*asked[-_REMEMBERED:], (task, prompt)]
+            earlier = [*earlier[-_REMEMBERED:], (task, prompt)]
         attempt = times.get(prompt, 0)
         times[prompt] = attempt + 1
         yield _row(chance, task, prompt, attempt, model, demo_seed)

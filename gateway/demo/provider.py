@@ -188,28 +188,28 @@ class DemoProvider:
         self,
         client: Client,
         request: DemoRequest,
-        shape: Callable[[DemoRequest, Sequence[Choice], str, int], answers.AnswerForm],
+        shape: Callable[[DemoRequest, Sequence[Choice], str, int], answers.AnswerWriter],
         prefix: str,
     ) -> None:
         choices = requests.choices(request, self.settings.seed, self._attempt(request))
         answer = shape(request, choices, prefix + uuid.uuid4().hex[:29], int(time.time()))
         with self.congestion.stream():
-            whole = await self._generate(client, request, choices, answer)
-        if not whole:
+            stayed = await self._generate(client, request, choices, answer)
+        if not stayed:
             self.left += 1
             return
         self.served += 1
         if request.stream:
             await client.write(answer.ending(), more=False)
         else:
-            await client.json(200, answer.whole())
+            await client.json(200, answer.body())
 
     async def _generate(
         self,
         client: Client,
         request: DemoRequest,
         choices: Sequence[Choice],
-        answer: answers.AnswerForm,
+        answer: answers.AnswerWriter,
     ) -> bool:
         """Waits for the time that the tokens take and streams them; False if the client left.
 

@@ -283,13 +283,13 @@ def _until(tokens: list[str], stop: tuple[str, ...]) -> tuple[list[str], bool]:
     found = [at for at in (text.find(s) for s in stop if s) if at >= 0]
     if not found:
         return tokens, False
-    left, kept = min(found), []
+    left, before = min(found), []
     for token in tokens:
         if left <= 0:
             break
-        kept.append(token[:left])
+        before.append(token[:left])
         left -= len(token)
-    return kept, True
+    return before, True
 
 
 def _tool(body: Common, prompt: str) -> Json | None:

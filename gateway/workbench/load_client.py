@@ -29,7 +29,7 @@ class PlannedRequest(Struct, frozen=True):
 
 
 class RequestTiming(Struct):
-    """What came back. Seconds since the start; NaN where it never got so far."""
+    """Outcome of one request, in seconds since the start; NaN where it never got so far."""
 
     planned: PlannedRequest
     left_s: float = NAN

@@ -160,7 +160,7 @@ class SeedRun:
 def gateway_figures(
     events: Sequence[Mapping[str, Any]], account: Mapping[str, Any]
 ) -> dict[str, float]:
-    """How good the gateway's own forecasts and window were; NaN where there is nothing to tell.
+    """Quality of the gateway's own forecasts and window; NaN where it cannot be computed.
 
     They tell whether a missed goal is due to the forecast, the window or the order.
 

@@ -169,6 +169,10 @@ class SimulatedProvider:
         self._requests = MinuteLimit(traits.rpm, now)
         self._tokens = MinuteLimit(traits.tpm, now)
 
+    def __repr__(self) -> str:
+        traits = self.traits
+        return f"<SimulatedProvider {traits.shape} {traits.knee:.1f}: {self.inflight} in flight>"
+
     def offer(
         self, id: str, prompt_tokens: int, output_tokens: int, z: float, now: float
     ) -> Rejection | None:
