@@ -100,7 +100,7 @@ _NOTES = (
     "the first attempt took longer than planned; ",
     "nobody objected to the second draft; ",
     "costs stayed within the frame we had set; ",
-    "a visitor earlier for more pictures; ",
+    "a visitor asked for more pictures; ",
     "the weather decided the order of work; ",
     "two questions stay open until spring; ",
 )
