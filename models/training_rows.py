@@ -127,5 +127,5 @@ def neighbour_matrix(
     for vector, view, y in zip(*pool, strict=True):
         index.add(vector, "", view.model, round(float(np.expm1(y))), censored=False)
     pairs = zip(vectors, views, strict=True)
-    found = (index.global_neighbours(v, w.model, q.NEAREST) for v, w in pairs)
+    found = (index.near(v, "", w.model, q.NEAREST)[1] for v, w in pairs)
     return np.array([q.neighbour_features(near) for near in found])

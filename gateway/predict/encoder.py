@@ -116,7 +116,6 @@ class Encoder:
         self._outputs = [name for name in ("vector", "code") if name in shapes]
         self.width = int(shapes["vector"][-1])
         self.code_width = int(shapes["code"][-1]) if "code" in shapes else 0
-        self.hits = self.misses = 0
 
     def tokens(self, text: str, system: str = "") -> list[int]:
         """Ids with the special tokens, capped; head and tail of a long text."""
@@ -147,9 +146,7 @@ class Encoder:
         """
         if key is not None and (found := self._cache.get(key)) is not None:
             self._cache.move_to_end(key)
-            self.hits += 1
             return found
-        self.misses += 1
         tokens = self.tokens(text, system)
         ids = np.array([tokens], np.int64)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}

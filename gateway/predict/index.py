@@ -179,14 +179,6 @@ class HistoryIndex:
             return self._rows_at(similarity, at, model), everyone
         return self._rows_at(similarity[mine][:k], at[mine][:k], model), everyone
 
-    def tenant_neighbours(self, vector: Vector, tenant: str, model: str, k: int) -> Neighbours:
-        """The nearest rows of one tenant."""
-        return self.near(vector, tenant, model, k, -2.0)[0]
-
-    def global_neighbours(self, vector: Vector, model: str, k: int) -> Neighbours:
-        """The nearest rows of all that tenants share."""
-        return self.near(vector, "", model, k)[1]
-
     # --- inside -------------------------------------------------------------------------
 
     def _search(self, query: Floats, k: int, limits: Any) -> tuple[Floats, Places]:

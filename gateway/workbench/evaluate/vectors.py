@@ -71,10 +71,8 @@ class RecordedEncoder(Encoder):
         self.code_width = 0 if reader is None else reader.code_width
         self.similarity_scale = 1.0 if reader is None else reader.similarity_scale
         self.max_tokens = max_tokens
-        self.hits = self.misses = 0
 
     def read(self, text: str, key: bytes | None = None, system: str = "") -> Reading:
-        self.hits += 1
         own = prompt_key(Prompt(text, system))
         reading = self._readings.get(own)
         if reading is None:

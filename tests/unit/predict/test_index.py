@@ -29,10 +29,22 @@ def tokens(found: Neighbours) -> list[int]:
     return [round(float(np.expm1(value))) for value in found.length]
 
 
+def of_tenant(
+    index: HistoryIndex, vector: Vector, tenant: str, model: str, count: int
+) -> Neighbours:
+    """The tenant's nearest rows, however far."""
+    return index.near(vector, tenant, model, count, -2.0)[0]
+
+
+def of_all(index: HistoryIndex, vector: Vector, model: str, count: int) -> Neighbours:
+    """The nearest rows that tenants share."""
+    return index.near(vector, "", model, count)[1]
+
+
 def test_index_finds_the_row_itself_first() -> None:
     """A repeat has similarity 1 and comes first."""
     index = filled(100, 40)
-    found = index.global_neighbours(unit(7), "m", 5)
+    found = of_all(index, unit(7), "m", 5)
     assert tokens(found)[0] == 7
     assert found.similarity[0] == pytest.approx(1.0, abs=1e-5)
     assert len(found) == 5
@@ -43,10 +55,10 @@ def test_index_of_one_tenant_overwrites_the_oldest_when_full() -> None:
     """With one tenant the window is FIFO: the newest rows are found, older ones are gone."""
     index = filled(10, 37)
     assert len(index) == 10
-    found = index.global_neighbours(unit(0), "m", 64)
+    found = of_all(index, unit(0), "m", 64)
     assert sorted(tokens(found)) == list(range(27, 37))
     for i in range(27, 37):
-        again = index.global_neighbours(unit(i), "m", 1)
+        again = of_all(index, unit(i), "m", 1)
         assert tokens(again) == [i]
         assert again.similarity[0] == pytest.approx(1.0, abs=1e-5)
 
@@ -58,8 +70,8 @@ def test_index_keeps_the_rows_of_others_through_a_flood() -> None:
         index.add(unit(i), "quiet", "m", i, censored=False)
     for i in range(1000):
         index.add(unit(100 + i), "loud", "m", 100 + i, censored=False)
-    assert sorted(tokens(index.tenant_neighbours(unit(0), "quiet", "m", 64))) == list(range(10))
-    loud = index.tenant_neighbours(unit(0), "loud", "m", 64)
+    assert sorted(tokens(of_tenant(index, unit(0), "quiet", "m", 64))) == list(range(10))
+    loud = of_tenant(index, unit(0), "loud", "m", 64)
     assert sorted(tokens(loud)) == list(range(1080, 1100))
 
 
@@ -69,16 +81,16 @@ def test_index_gives_a_newcomer_its_share() -> None:
     for i in range(50):
         index.add(unit(100 + i), "new", "m", 100 + i, censored=False)
     assert (index.tenant_rows("t0"), index.tenant_rows("new")) == (10, 10)
-    assert min(tokens(index.tenant_neighbours(unit(0), "t0", "m", 64))) == 10
+    assert min(tokens(of_tenant(index, unit(0), "t0", "m", 64))) == 10
 
 
 def test_index_tenant_pool_holds_that_tenant_only() -> None:
     """Another tenant's nearer row is not in the pool; the global pool has it."""
     index = filled(100, 30, tenants=3)
-    found = index.tenant_neighbours(unit(4), "t0", "m", 64)
+    found = of_tenant(index, unit(4), "t0", "m", 64)
     assert sorted(tokens(found)) == list(range(0, 30, 3))
-    assert tokens(index.global_neighbours(unit(4), "m", 1)) == [4]
-    assert len(index.tenant_neighbours(unit(4), "nobody", "m", 5)) == 0
+    assert tokens(of_all(index, unit(4), "m", 1)) == [4]
+    assert len(of_tenant(index, unit(4), "nobody", "m", 5)) == 0
 
 
 def test_index_private_rows_are_seen_by_their_tenant_alone() -> None:
@@ -87,15 +99,15 @@ def test_index_private_rows_are_seen_by_their_tenant_alone() -> None:
     index.add(unit(1), "secret", "m", 1, censored=False)
     index.add(unit(2), "open", "m", 2, censored=False)
     index.add(unit(3), "open", "m", 3, censored=False, shared=False)
-    assert tokens(index.global_neighbours(unit(1), "m", 9)) == [2]
+    assert tokens(of_all(index, unit(1), "m", 9)) == [2]
     own, everyone = index.near(unit(1), "secret", "m", 9)
     assert (tokens(own), sorted(tokens(everyone))) == ([1], [1, 2])
     own, everyone = index.near(unit(1), "open", "m", 9)
     assert (sorted(tokens(own)), sorted(tokens(everyone))) == ([2, 3], [2, 3])
     index.set_private(())
-    assert sorted(tokens(index.global_neighbours(unit(1), "m", 9))) == [1, 2]
+    assert sorted(tokens(of_all(index, unit(1), "m", 9))) == [1, 2]
     index.set_private({"open"})
-    assert tokens(index.global_neighbours(unit(1), "m", 9)) == [1]
+    assert tokens(of_all(index, unit(1), "m", 9)) == [1]
 
 
 def test_index_searches_a_crowded_tenant_alone() -> None:
@@ -115,8 +127,8 @@ def test_index_searches_a_crowded_tenant_alone() -> None:
 def test_index_empty_finds_nothing() -> None:
     """No rows, no neighbours, no error."""
     index = HistoryIndex(WIDTH, 5)
-    assert len(index.global_neighbours(unit(0), "m", 5)) == 0
-    assert len(index.tenant_neighbours(unit(0), "t", "m", 5)) == 0
+    assert len(of_all(index, unit(0), "m", 5)) == 0
+    assert len(of_tenant(index, unit(0), "t", "m", 5)) == 0
     assert len(index.resized(3)) == 0
 
 
@@ -125,14 +137,14 @@ def test_index_tells_model_censoring_and_age() -> None:
     index = HistoryIndex(WIDTH, 5)
     index.add(unit(0), "t", "m", 10, censored=True, wall_s=100.0)
     index.add(unit(1), "t", "other", 20, censored=False, wall_s=160.0)
-    found = index.global_neighbours(unit(0), "m", 2)
+    found = of_all(index, unit(0), "m", 2)
     assert list(found.same_model) == [True, False]
     assert list(found.censored) == [True, False]
     assert list(found.age_s) == [60.0, 0.0]
     assert list(found.recency) == [1, 0]
     for i in range(2, 5):  # cut answers make no known one older
         index.add(unit(i), "t", "m", 5, censored=True, wall_s=170.0)
-    again = index.global_neighbours(unit(1), "m", 5)
+    again = of_all(index, unit(1), "m", 5)
     assert (tokens(again)[0], again.recency[0]) == (20, 0)
 
 
@@ -178,7 +190,7 @@ def test_index_agrees_with_a_plain_list(
     other_plain.add(999, "t0")
     for found, rows in ((index, plain.rows), (resized, other_plain.rows)):
         shared = sorted(i for i, tenant in rows if tenant not in private)
-        assert sorted(tokens(found.global_neighbours(unit(0), "m", 64))) == shared
+        assert sorted(tokens(of_all(found, unit(0), "m", 64))) == shared
         for name in ("t0", "t1", "t2", "t3"):
             mine = [i for i, tenant in rows if tenant == name]
             own, everyone = found.near(unit(0), name, "m", 64, -2.0)
@@ -200,4 +212,4 @@ def test_index_tells_similarities_on_the_scale_it_was_given() -> None:
             assert tokens(everyone) == tokens(every)
             assert tokens(mine) == tokens(own)
             assert everyone.similarity == pytest.approx(1 - 4 * (1 - every.similarity), abs=1e-5)
-    assert scaled.global_neighbours(unit(7), "m", 1).similarity[0] == pytest.approx(1.0, abs=1e-5)
+    assert of_all(scaled, unit(7), "m", 1).similarity[0] == pytest.approx(1.0, abs=1e-5)
