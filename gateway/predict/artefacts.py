@@ -30,7 +30,6 @@ from gateway.predict.manifest import ArtefactError, Folder
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.tenant_correction import CorrectionColumns, TenantCorrections
-from gateway.predict.warm import Warm
 from gateway.types import QUANTILE_LEVELS
 
 T = TypeVar("T")
@@ -158,7 +157,6 @@ class Artefacts:
         self.projection: Projection | None = None
         self.full: LengthModel | None = None
         self.head: Head | None = None  # of an encoder that gives codes
-        self.warm: Warm | None = None
         self.version = 0  # of the refit in use; 0: as shipped
         self.tail: tuple[TailRow, ...] = ()
         self._files: Folder | None = None
@@ -187,8 +185,6 @@ class Artefacts:
         if self.encoder.code_width:
             width = self.encoder.code_width
             self.head = self._try("head", lambda: _head(files.path("head"), width))
-        if files.has("warm"):
-            self.warm = self._try("warm", lambda: _warm(files.path("warm"), encoder_name))
         self.projection = self._try("projection", lambda: np.load(files.path("projection")))
         if self.tables is not None and self.projection is not None:
             self._full_texts = self._try("full", lambda: _texts(files, "full"))
@@ -292,13 +288,6 @@ def _head(path: Path, width: int) -> Head:
     if head.width != width:
         raise ArtefactError(f"{path.name} was made for codes of {head.width}, not {width}")
     return head
-
-
-def _warm(path: Path, encoder: str) -> Warm:
-    warm = Warm(path)
-    if warm.encoder != encoder:
-        raise ArtefactError(f"{path.name} has vectors of {warm.encoder!r}: left aside")
-    return warm
 
 
 def _tables(path: Path) -> Tables:

@@ -187,7 +187,7 @@ class Forecaster:
         reading = self._read(view, brief)
         vector = None if reading is None or reading.foreign else reading.vector
         own, everyone = self._neighbours(view, vector)
-        near = neighbour_features(self._warmed(everyone, vector, view.model))
+        near = neighbour_features(everyone)
         head = None if reading is None else self._head(view, cheap, reading)
         full = inputs = None
         correction, odds = NO_CORRECTION, BY_GRID
@@ -232,11 +232,6 @@ class Forecaster:
             return NO_NEIGHBOURS, NO_NEIGHBOURS
         threshold = self._settings.similarity_threshold
         return self._index.near(vector, view.tenant, view.model, NEIGHBOURS, threshold)
-
-    def _warmed(self, real: Neighbours, vector: Vector | None, model: str) -> Neighbours:
-        """The rows whose lengths the boosters read."""
-        warm = self._artefacts.warm
-        return real if warm is None or vector is None else warm.instead_of(real, vector, model)
 
     def _head(self, view: PromptView, cheap: list[float], reading: Reading) -> Grid | None:
         head, code = self._artefacts.head, reading.code

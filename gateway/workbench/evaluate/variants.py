@@ -84,9 +84,7 @@ def family(name: str) -> str:
 
 
 FAMILIES = tuple(
-    dict.fromkeys(
-        [*map(family, NAMES), "vector", "neighbours", "head", "warm", "tenant_correction"]
-    )
+    dict.fromkeys([*map(family, NAMES), "vector", "neighbours", "head", "tenant_correction"])
 )
 BASELINES = ("constant", "model_mean", "prompt_length", "llmd_rule", "oracle")
 OF_PREDICTOR = ("stage0", "static", "knn", "full", "full_tenants", "full_task")
@@ -117,7 +115,6 @@ class ChangedArtefacts(Artefacts):
         self.encoder = artefacts.encoder
         self.full = artefacts.full
         self.head = artefacts.head
-        self.warm = artefacts.warm
         self.cheap = artefacts.stage0()
 
     def stage0(self) -> LengthModel | None:
@@ -254,8 +251,8 @@ def serving(
     elif name.startswith("without_"):
         taken = name.removeprefix("without_")
         changed.hide(lambda column: family(column) == taken)
-        if taken in ("head", "warm"):
-            setattr(changed, taken, None)
+        if taken == "head":
+            changed.head = None
         if taken == "neighbours":  # no neighbour is nearer than 1, so none is mixed in either
             settings = structs.replace(settings, similarity_threshold=1.0)
     return ServingVariant(
