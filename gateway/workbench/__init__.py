@@ -1,1 +1,1 @@
-"""Offline tools on the rooms that serve. Nothing that serves imports this folder."""
+"""Offline tools. The serving process does not import this folder and runs without it."""

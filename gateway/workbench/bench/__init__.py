@@ -1,1 +1,1 @@
-"""Measure the gateway against no gateway, over real HTTP."""
+"""The gateway against no gateway, over real HTTP."""

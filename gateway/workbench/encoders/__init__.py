@@ -1,1 +1,1 @@
-"""Make an encoder of a local BERT-type folder."""
+"""Export of a local BERT-type folder as an encoder."""

@@ -1,1 +1,1 @@
-"""Judge the forecasts on rows that the models never saw."""
+"""Evaluation of the forecasts on rows that the models never saw."""

@@ -1,1 +1,1 @@
-"""Tell from observed traffic what scheduling would have gained."""
+"""Report of what scheduling would have gained on observed traffic."""

@@ -1,1 +1,1 @@
-"""Play the deciding rooms on a virtual clock against providers of every shape."""
+"""Simulation of scheduler and accounts on a virtual clock."""
