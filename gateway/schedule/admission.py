@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from gateway.errors import GatewayError
 from gateway.schedule import overload
-from gateway.schedule.entry import Entry, Stage
-from gateway.schedule.overload import Chance
-from gateway.schedule.pool import Pool
+from gateway.schedule.live_job import LiveJob, Stage
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.overload import Jitter
+from gateway.schedule.queue import TenantQueue
 from gateway.schedule.rounds import TURN_OF
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.settings.schema import Schedule
@@ -27,12 +28,12 @@ from gateway.snapshots import QueuePosition
 from gateway.types import JobClass, SizeBucket
 
 
-def service_s(pool: Pool, entry: Entry) -> float:
+def service_s(pool: Pool, live: LiveJob) -> float:
     """The median time of its answer, as far as its deadline bounds it; 0 where not known."""
     token_s = pool.pace.hopeful_token_s
-    if token_s is None or not pool.pace.sure or entry.job.deadline_first_byte:
+    if token_s is None or not pool.pace.sure or live.job.deadline_first_byte:
         return 0.0
-    tokens, limit = entry.workload.p50, entry.job.max_tokens
+    tokens, limit = live.workload.p50, live.job.max_tokens
     return token_s * (tokens if limit is None else min(tokens, limit))
 
 
@@ -45,74 +46,73 @@ def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
     return 0.0 if clear_s is None or not pool.pace.sure else clear_s
 
 
-def _predicted_wait_s(pool: Pool, entry: Entry) -> float:
+def _predicted_wait_s(pool: Pool, live: LiveJob) -> float:
     """For one that has just joined: as if it were the last of its class."""
-    ahead = pool.waiting_tokens_of[entry.cls] - entry.reserve
-    others = pool.waiting_tokens - entry.reserve
-    return wait_s(pool, entry.cls, min(ahead, _ahead(pool, entry)), others)
+    ahead = pool.waiting_tokens_of[live.cls] - live.reserve
+    others = pool.waiting_tokens - live.reserve
+    return wait_s(pool, live.cls, min(ahead, _ahead(pool, live)), others)
 
 
-def _ahead(pool: Pool, entry: Entry) -> float:
+def _ahead(pool: Pool, live: LiveJob) -> float:
     """Tokens that a job which has just joined has before it, counted by its tenant's share: who
     floods the queue waits behind itself, and those beside it do not wait for that."""
-    share = pool.share(entry)
-    mine = entry.tenant.waiting_tokens - entry.reserve
-    return mine * pool.shares[entry.cls].weight / share.weight
+    share = pool.share(live)
+    mine = live.tenant.waiting_tokens - live.reserve
+    return mine * pool.shares[live.cls].weight / share.weight
 
 
 def refusal(
-    pool: Pool, entry: Entry, settings: Schedule, chance: Chance | None, now: float
+    pool: Pool, live: LiveJob, settings: Schedule, jitter: Jitter | None, now: float
 ) -> GatewayError | None:
     """3 to 5, asked of a job that has joined the queue and did not start."""
-    if pool.overfull(settings, entry):
-        told = overload.tenant_queue_full if entry.tenant.overfull else overload.queue_full
-        return told(retry_s(pool, chance))
-    if entry.deadline_s is not None:
-        end_s = now + _predicted_wait_s(pool, entry) + service_s(pool, entry)
-        if end_s > entry.deadline_s:
-            return overload.hopeless(retry_s(pool, chance))
-    if entry.bucket is not SizeBucket.SHORT and entry.cls is not JobClass.BACKGROUND:
-        ahead = min(pool.pressing_tokens - entry.reserve, _ahead(pool, entry))
+    if pool.overfull(settings, live):
+        told = overload.tenant_queue_full if live.tenant.overfull else overload.queue_full
+        return told(retry_s(pool, jitter))
+    if live.deadline_s is not None:
+        end_s = now + _predicted_wait_s(pool, live) + service_s(pool, live)
+        if end_s > live.deadline_s:
+            return overload.hopeless(retry_s(pool, jitter))
+    if live.bucket is not SizeBucket.SHORT and live.cls is not JobClass.BACKGROUND:
+        ahead = min(pool.pressing_tokens - live.reserve, _ahead(pool, live))
         ahead_s = pool.clear_s * ahead / pool.pressing_tokens
         backlog = overload.backlog_severity(ahead_s, settings)
-        if entry.grade >= overload.rejected_from(pool.rejected, backlog, settings):
-            return overload.overloaded(retry_s(pool, chance))
+        if live.grade >= overload.rejected_from(pool.rejected, backlog, settings):
+            return overload.overloaded(retry_s(pool, jitter))
     return None
 
 
-def too_late(pool: Pool, entry: Entry, chance: Chance | None, now: float) -> GatewayError:
+def too_late(pool: Pool, live: LiveJob, jitter: Jitter | None, now: float) -> GatewayError:
     """What to tell a job whose wait has ended (`expire_s`), before or after it began."""
-    if entry.deadline_s is not None and now < entry.deadline_s:
-        return overload.hopeless(retry_s(pool, chance))
-    return overload.queue_timeout(retry_s(pool, chance))
+    if live.deadline_s is not None and now < live.deadline_s:
+        return overload.hopeless(retry_s(pool, jitter))
+    return overload.queue_timeout(retry_s(pool, jitter))
 
 
-def retry_s(pool: Pool, chance: Chance | None) -> float:
+def retry_s(pool: Pool, jitter: Jitter | None) -> float:
     """When to come again: when what waits now has been served."""
     clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
-    return overload.retry_after_s(clear_s, chance)
+    return overload.retry_after_s(clear_s, jitter)
 
 
 def queue_position(state: SchedulerState, job_id: str, now: float) -> QueuePosition | None:
     """None for a job that does not wait. Jobs of its class in its pool that go before it by
     the present order; the wait is an estimate: what is ahead, at the pace of late and at its
     class's share of it; 0 before that is known."""
-    entry = state.jobs.get(job_id)
-    if entry is None or entry.stage is not Stage.WAITING:
+    live = state.jobs.get(job_id)
+    if live is None or live.stage is not Stage.WAITING:
         return None
-    pool = state.pools[entry.pool]
-    mine = _rank(entry)
-    ahead = [e for e in pool.queued.values() if e.cls is entry.cls and _rank(e) < mine]
+    pool = state.pools[live.pool]
+    mine = _rank(live, pool.queued[live])
+    ahead = [e for e, q in pool.queued.items() if e.cls is live.cls and _rank(e, q) < mine]
     tokens = sum(other.reserve for other in ahead)
-    others = pool.waiting_tokens - entry.reserve
+    others = pool.waiting_tokens - live.reserve
     return QueuePosition(
         position=len(ahead) + 1,
         waiting=pool.waiting,
-        waited_s=now - entry.job.arrived_s,
-        expected_wait_s=wait_s(pool, entry.cls, tokens, others),
+        waited_s=now - live.job.arrived_s,
+        expected_wait_s=wait_s(pool, live.cls, tokens, others),
     )
 
 
-def _rank(entry: Entry) -> tuple[int, float, int]:
-    assert entry.lane is not None
-    return entry.lane.share.rank, entry.key, entry.seq
+def _rank(live: LiveJob, queue: TenantQueue) -> tuple[int, float, int]:
+    return queue.share.rank, live.key, live.seq

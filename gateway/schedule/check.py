@@ -14,9 +14,9 @@ from collections import Counter
 from math import ceil
 
 from gateway.schedule.budget import tier_cap
-from gateway.schedule.entry import Entry, Stage
-from gateway.schedule.pool import Pool
-from gateway.schedule.queue import Lane
+from gateway.schedule.live_job import LiveJob, Stage
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.queue import TenantQueue
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.types import Blocked, Fit, JobClass, Reason, SizeBucket
@@ -35,34 +35,34 @@ def check(state: SchedulerState, now: float | None) -> None:
     _check_leases(state, now)
     state.accounts.check()
     if now is not None:
-        for job_id, entry in state.jobs.items():
-            if entry.line is not None:
-                fit = state.allocation.fits(state.pools[entry.pool], entry, now)
+        for job_id, live in state.jobs.items():
+            if live.stage is not Stage.RUNNING:
+                fit = state.chooser.fits(state.pools[live.pool], live, now)
                 assert not isinstance(fit, Fit), f"{job_id} waits although it fits"
-            assert entry.stage is Stage.RUNNING or now < entry.expire_s, f"{job_id} is overdue"
+            assert live.stage is Stage.RUNNING or now < live.expire_s, f"{job_id} is overdue"
         for name, pool in state.pools.items():
-            for entry in Start(state, pool, now).able():
-                raise AssertionError(f"{entry.job.id} waits in {name} although it could start")
+            for live in Start(state, pool, now).able():
+                raise AssertionError(f"{live.job.id} waits in {name} although it could start")
 
 
 def check_start(
-    state: SchedulerState, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+    state: SchedulerState, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
 ) -> None:
     """Raises AssertionError where `entry` must not start on `account` now: no room in its
     budget (its own, or lent while nobody who owns some could start), its tenant's or its size's
     cap, the account's limit or window; or another's turn, or another's place in it. `turn` is
     None for a retry, and for a newcomer that nothing else in the queue was asked beside."""
     start = Start(state, pool, now)
-    _check_account(state, entry, account, now)
-    assert isinstance(start.place(entry, (account,)), Fit), f"{account} takes no {entry.job.id}"
-    if entry.stage is Stage.RETRYING:
+    _check_account(state, live, account, now)
+    assert isinstance(start.place(live, (account,)), Fit), f"{account} takes no {live.job.id}"
+    if live.stage is Stage.RETRYING:
         return
-    cls = entry.cls
-    assert start.owns_room(cls) or start.lends, f"{cls} has no room for {entry.job.id}"
-    assert start.has_places(entry), f"{entry.job.id} is beyond a cap"
-    others = [e for e in start.able() if e is not entry and e.stage is Stage.WAITING]
+    cls = live.cls
+    assert start.owns_room(cls) or start.lends, f"{cls} has no room for {live.job.id}"
+    assert start.has_places(live), f"{live.job.id} is beyond a cap"
+    others = [e for e in start.able() if e is not live and e.stage is Stage.WAITING]
     if turn is None:
-        assert not others, f"{entry.job.id} starts unasked before {others[0].job.id}"
+        assert not others, f"{live.job.id} starts unasked before {others[0].job.id}"
         return
     bound_s = state.settings.schedule.max_overtake_s
     starving = [t for e in others if now - pool.served_s[t := _turn(pool, e)] >= bound_s > 0.0]
@@ -73,11 +73,11 @@ def check_start(
         for e in others:
             deferred = _turn(pool, e) is Turn.DEFERRED
             assert deferred or not start.owns_room(e.cls), f"{cls} borrows before {e.job.id}"
-    latest_s = entry.job.arrived_s - bound_s
+    latest_s = live.job.arrived_s - bound_s
     for e in others:
-        same = e.tenant is entry.tenant and _turn(pool, e) is turn
+        same = e.tenant is live.tenant and _turn(pool, e) is turn
         passed = same and e.job.arrived_s < latest_s
-        assert not passed, f"{entry.job.id} passes {e.job.id}, which came long before"
+        assert not passed, f"{live.job.id} passes {e.job.id}, which came long before"
 
 
 class Start:
@@ -116,33 +116,33 @@ class Start:
     def owns_room(self, cls: JobClass) -> bool:
         return self._owns[cls]
 
-    def has_places(self, entry: Entry) -> bool:
+    def has_places(self, live: LiveJob) -> bool:
         """Under its tenant's cap and under its size's, as the settings and the mode have them."""
         mine = self._state.settings.tenants
-        most = next((t.max_inflight for t in mine if t.name == entry.tenant.name), 0)
-        cap = tier_cap(self._settings, entry.bucket, self._pool.mode)
-        return (not most or self._running[entry.tenant.name] < most) and (
-            not cap or self._sizes[entry.bucket] < cap
+        most = next((t.max_inflight for t in mine if t.name == live.tenant.name), 0)
+        cap = tier_cap(self._settings, live.bucket, self._pool.mode)
+        return (not most or self._running[live.tenant.name] < most) and (
+            not cap or self._sizes[live.bucket] < cap
         )
 
-    def place(self, entry: Entry, accounts: tuple[str, ...]) -> Fit | Blocked:
+    def place(self, live: LiveJob, accounts: tuple[str, ...]) -> Fit | Blocked:
         """The accounts' own answer at this moment, the slots above the window included."""
-        avoid = entry.failed if entry.stage is Stage.RETRYING else frozenset()
+        avoid = live.failed if live.stage is Stage.RETRYING else frozenset()
         express = (
-            entry.stage is Stage.WAITING
-            and entry.place.express
+            live.stage is Stage.WAITING
+            and live.queue_key.express
             and self._settings.policy == "adaptive"
         )
-        key = entry.job.model, accounts, avoid, express
+        key = live.job.model, accounts, avoid, express
         if key not in self._placed:
             choose = self._state.accounts.choose
-            answer = choose(entry.job.model, accounts, self._now, avoid)
+            answer = choose(live.job.model, accounts, self._now, avoid)
             if express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW:
-                answer = choose(entry.job.model, accounts, self._now, avoid, express=True)
+                answer = choose(live.job.model, accounts, self._now, avoid, express=True)
             self._placed[key] = answer
         return self._placed[key]
 
-    def able(self) -> list[Entry]:
+    def able(self) -> list[LiveJob]:
         """All that could start now, whoever's turn it is."""
         return [
             e
@@ -155,18 +155,18 @@ class Start:
         ]
 
 
-def _turn(pool: Pool, entry: Entry) -> Turn:
-    return Turn.DEFERRED if entry.place.grade >= pool.deferred else TURN_OF[entry.cls]
+def _turn(pool: Pool, live: LiveJob) -> Turn:
+    return Turn.DEFERRED if live.queue_key.grade >= pool.deferred else TURN_OF[live.cls]
 
 
-def _check_account(state: SchedulerState, entry: Entry, account: str, now: float) -> None:
+def _check_account(state: SchedulerState, live: LiveJob, account: str, now: float) -> None:
     """The account serves the model, if the settings name it, and has room for what runs there."""
     balance = state.settings.balance
     given = next(a for a in state.settings.accounts if a.name == account)
     shot = next(a for a in state.accounts.snapshot(now) if a.name == account)
-    model = given.model_map.get(entry.job.model)
-    assert model or not entry.routed, f"{account} does not serve {entry.job.model}"
-    assert account in entry.accounts, f"{account} is not {entry.job.id}'s"
+    model = given.model_map.get(live.job.model)
+    assert model or not live.routed, f"{account} does not serve {live.job.model}"
+    assert account in live.accounts, f"{account} is not {live.job.id}'s"
     if balance.window == "watch":
         return
     running = [e for e in state.jobs.values() if e.stage is Stage.RUNNING and e.account == account]
@@ -174,11 +174,11 @@ def _check_account(state: SchedulerState, entry: Entry, account: str, now: float
     assert len(running) < shot.limit, f"{account} is full"
     for window in shot.windows:
         if window.model == model:
-            extra = ceil(balance.express_ratio * window.window) if entry.place.express else 0
+            extra = ceil(balance.express_ratio * window.window) if live.queue_key.express else 0
             assert window.inflight + 1 <= window.window + extra, f"{account}'s window is full"
 
 
-def _check_pool(pool: Pool, entries: list[Entry]) -> None:
+def _check_pool(pool: Pool, entries: list[LiveJob]) -> None:
     waiting = [e for e in entries if e.stage is Stage.WAITING]
     inflight = [e for e in entries if e.stage is not Stage.WAITING]
     budget = pool.budget
@@ -191,52 +191,57 @@ def _check_pool(pool: Pool, entries: list[Entry]) -> None:
         assert pool.waiting_of[cls] == sum(e.cls is cls for e in waiting), (pool.name, cls)
     sizes = Counter(e.bucket for e in inflight)
     assert budget.buckets == {bucket: sizes[bucket] for bucket in SizeBucket}, pool.name
-    assert set(pool.queued) == {e.job.id for e in waiting}, pool.name
+    assert set(pool.queued) == set(waiting), pool.name
     assert pool.waiting_tokens == sum(e.reserve for e in waiting), pool.name
     assert pool.waiting_bytes == sum(e.body_bytes for e in waiting), pool.name
     assert pool.retrying == sum(e.stage is Stage.RETRYING for e in inflight), pool.name
     assert pool.retried == sum(e.holds_retry for e in inflight), pool.name
-    _check_lines(pool, waiting, inflight)
+    _check_queues(pool, waiting, inflight)
 
 
-def _check_lines(pool: Pool, waiting: list[Entry], inflight: list[Entry]) -> None:
-    in_line = Counter(id(e.line) for e in waiting + inflight if e.line is not None)
-    total = 0
-    for line in pool.lines.values():
-        assert line.size == in_line[id(line)]
-        lanes = [lane for tier in line.tiers.values() for lane in tier.lanes.values()]
-        assert line.waiting == sum(lane.size for lane in lanes)
-        total += line.size
-        for tier in line.tiers.values():
-            assert tier.size == sum(lane.size for lane in tier.lanes.values())
-            for lane in tier.lanes.values():
-                _check_lane(lane, [e for e in waiting if e.lane is lane])
-            best = tier.best()  # parks what is to be parked
-            shown = [lane for lane in tier.lanes.values() if lane.first and not lane.parked]
-            assert best is min(shown, key=_rank, default=None), "a lane is lost to its tier"
-    assert total == len(waiting) + pool.retrying
+def _check_queues(pool: Pool, waiting: list[LiveJob], inflight: list[LiveJob]) -> None:
+    retrying = [e for e in inflight if e.stage is Stage.RETRYING]
+    standing: dict[int, list[LiveJob]] = {}  # by tenant queue
     for e in waiting:
-        assert e.lane is not None
-        assert e.lane.tier.line is e.line
-        assert e.lane.tier.place == e.place
-        assert e.place.cls is e.cls
-        assert e.lane.tenant is e.tenant
+        queue = pool.queued[e]
+        of_class = queue.class_queue
+        assert e in queue.jobs
+        assert (queue.tenant, of_class.key) == (e.tenant, e.queue_key)
+        assert of_class.accounts_queue is pool.queues[e.job.model, e.accounts, frozenset()]
+        assert e.queue_key.cls is e.cls
+        standing.setdefault(id(queue), []).append(e)
+    sizes = Counter(id(pool.queue_of(e)) for e in waiting + retrying)
+    assert sum(sizes.values()) == sum(len(queue.jobs) for queue in pool.queues.values())
+    for accounts_queue in pool.queues.values():
+        class_queues = accounts_queue.class_queues.values()
+        assert len(accounts_queue.jobs) == sizes[id(accounts_queue)]
+        assert accounts_queue.waiting == sum(of_class.size for of_class in class_queues)
+        for of_class in class_queues:
+            queues = list(of_class.tenant_queues.values())
+            assert of_class.size == sum(len(of_tenant.jobs) for of_tenant in queues)
+            for of_tenant in queues:
+                _check_tenant_queue(of_tenant, standing.get(id(of_tenant), []))
+            best = of_class.best()  # parks what is to be parked
+            shown = [of_tenant for of_tenant in queues if of_tenant.first and not of_tenant.parked]
+            assert best is min(shown, key=_rank, default=None), "a queue is lost to its class"
+    assert all(e in pool.queue_of(e).jobs for e in waiting + retrying)
     for cls in JobClass:
         held = Counter(e.tenant.name for e in waiting if e.cls is cls)
         pool.shares[cls].check(held)
     assert not any(pool.rounds.credit[TURN_OF[c]] for c in JobClass if not pool.waiting_of[c])
 
 
-def _check_lane(lane: Lane, entries: list[Entry]) -> None:
-    assert lane.size == len(entries)
-    assert lane.first is min(entries, key=lambda e: (e.key, e.seq), default=None)
-    assert lane.oldest is min(entries, key=lambda e: (e.job.arrived_s, e.seq), default=None)
-    assert lane.parked == (lane in lane.tenant.parked)
+def _check_tenant_queue(queue: TenantQueue, jobs: list[LiveJob]) -> None:
+    assert queue.jobs == set(jobs)
+    assert queue.first is min(jobs, key=lambda e: (e.key, e.seq), default=None)
+    assert queue.oldest is min(jobs, key=lambda e: e.arrival, default=None)
+    assert queue.parked == (queue in queue.tenant.parked)
+    assert (queue in queue.share.queues) == bool(jobs)
 
 
-def _rank(lane: Lane) -> tuple[int, float, int]:
-    assert lane.first is not None
-    return lane.share.rank, lane.first.key, lane.first.seq
+def _rank(queue: TenantQueue) -> tuple[int, float, int]:
+    assert queue.first is not None
+    return queue.share.rank, queue.first.key, queue.first.seq
 
 
 def _check_tenants(state: SchedulerState) -> None:

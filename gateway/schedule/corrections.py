@@ -9,45 +9,44 @@ as there is news, from better forecasts and from an answer that goes on past its
 from __future__ import annotations
 
 from gateway.schedule import admission
-from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.events import Outgrown, Reforecast
+from gateway.schedule.live_job import LiveJob, Stage
 from gateway.schedule.ordering import reserve_beyond
 from gateway.schedule.scheduler_state import SchedulerState
 
 
 def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
-    entry = state.jobs.get(event.job_id)
-    if entry is None:
+    live = state.jobs.get(event.job_id)
+    if live is None:
         return
     settings = state.settings.schedule
-    if entry.stage is not Stage.WAITING:
-        entry.workload = event.workload
-        _reserve(state, entry, entry.reserve_now(settings))
-    elif event.workload.rung not in entry.rungs:
-        pool = state.pools[entry.pool]
-        entry.rungs.add(event.workload.rung)
-        pool.remove_waiting(entry)
-        entry.workload = event.workload
-        entry.weigh(settings, pool.order)
-        entry.bound_wait(settings, admission.service_s(pool, entry))
-        pool.add_waiting(entry)
-        assert entry.line is not None
-        horizon_s = state.allocation.openings.horizon_s(pool, entry.line, now)
-        pool.due |= entry.expire_s <= horizon_s  # its time may be over
+    if live.stage is not Stage.WAITING:
+        live.workload = event.workload
+        _reserve(state, live, live.reserve_now(settings))
+    elif event.workload.rung not in live.rungs:
+        pool = state.pools[live.pool]
+        live.rungs.add(event.workload.rung)
+        pool.remove_waiting(live)
+        live.workload = event.workload
+        live.weigh(settings, pool.order)
+        live.bound_wait(settings, admission.service_s(pool, live))
+        pool.add_waiting(live)
+        horizon_s = state.chooser.placements.horizon_s(pool, pool.queue_of(live), now)
+        pool.due |= live.expire_s <= horizon_s  # its time may be over
         state.touch(pool.name)
 
 
 def outgrown(state: SchedulerState, event: Outgrown, now: float) -> None:
-    entry = state.jobs.get(event.job_id)
-    if entry is not None and entry.stage is Stage.RUNNING:
+    live = state.jobs.get(event.job_id)
+    if live is not None and live.stage is Stage.RUNNING:
         quantile = state.settings.schedule.reserve_quantile
-        tokens = reserve_beyond(entry.job, entry.workload, event.output_tokens, quantile)
-        _reserve(state, entry, max(entry.reserve, tokens))
+        tokens = reserve_beyond(live.job, live.workload, event.output_tokens, quantile)
+        _reserve(state, live, max(live.reserve, tokens))
 
 
-def _reserve(state: SchedulerState, entry: Entry, tokens: int) -> None:
-    budget = state.pools[entry.pool].budget
-    budget.correct(entry.cls, tokens - entry.reserve)
-    entry.reserve = tokens
+def _reserve(state: SchedulerState, live: LiveJob, tokens: int) -> None:
+    budget = state.pools[live.pool].budget
+    budget.correct(live.cls, tokens - live.reserve)
+    live.reserve = tokens
     if not budget.nominal:
-        state.touch(entry.pool)
+        state.touch(live.pool)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from math import inf
 
 from gateway.schedule import ends
-from gateway.schedule.assess import assess
-from gateway.schedule.pool import Pool
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.pressure import assess
 from gateway.schedule.scheduler_state import SchedulerState
 
 
@@ -28,7 +28,7 @@ def _drain(state: SchedulerState, pool: Pool, now: float) -> None:
         pool.due = False
         ends.expire(state, pool, now)
     assess(pool, state.accounts, state.settings.schedule, state.trust, now)
-    while found := state.allocation.next(pool, now):
+    while found := state.chooser.next(pool, now):
         state.dispatch(pool, *found, now)
     busy = pool.queued or pool.retrying
-    state.wakes.set(pool, state.allocation.openings.wake_s(pool, now) if busy else inf)
+    state.timers.set(pool, state.chooser.placements.wake_s(pool, now) if busy else inf)

@@ -22,9 +22,9 @@ from math import inf
 
 from gateway.errors import GatewayError
 from gateway.schedule import admission, overload
-from gateway.schedule.entry import PROMPT_RATIO, Entry, Stage, Tenant
 from gateway.schedule.events import AttemptFailed, Finished, Refuse, Withdrawn
-from gateway.schedule.pool import Pool
+from gateway.schedule.live_job import PROMPT_RATIO, LiveJob, Stage, Tenant
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.settings.schema import Retry
 from gateway.types import JobClass, Outcome, Verdict
@@ -42,25 +42,25 @@ OUTCOMES = {
 
 
 def finished(state: SchedulerState, event: Finished, now: float) -> None:
-    entry = state.jobs.get(event.job_id)
-    if entry is None:
+    live = state.jobs.get(event.job_id)
+    if live is None:
         return
-    output = _believable(entry, event.output_tokens)
-    pool = state.pools[entry.pool]
+    output = _believable(live, event.output_tokens)
+    pool = state.pools[live.pool]
     left = event.outcome is Outcome.CANCELLED and event.prompt_tokens is None
-    if entry.job.generates and not left and (output or event.outcome is Outcome.OK):
-        tokens = entry.reserve if output is None else output
-        waited_s = 0.0 if entry.cls is JobClass.BACKGROUND else entry.waited_s
-        pool.pace.finished(tokens, now - entry.since_s, waited_s, pool.budget.total_jobs)
-    made = _made_by_now(pool, entry, output, now) if left else output
-    if made is not None and entry.turn is not None:
-        prompt = event.prompt_tokens or entry.workload.prompt_tokens
-        pool.correct(entry, made + PROMPT_RATIO * prompt)
-    if entry.stage is Stage.RUNNING:
+    if live.job.generates and not left and (output or event.outcome is Outcome.OK):
+        tokens = live.reserve if output is None else output
+        waited_s = 0.0 if live.cls is JobClass.BACKGROUND else live.waited_s
+        pool.pace.finished(tokens, now - live.since_s, waited_s, pool.budget.total_jobs)
+    made = _made_by_now(pool, live, output, now) if left else output
+    if made is not None and live.turn is not None:
+        prompt = event.prompt_tokens or live.workload.prompt_tokens
+        pool.correct(live, made + PROMPT_RATIO * prompt)
+    if live.stage is Stage.RUNNING:
         used = None if output is None or made is None else (made, event.prompt_tokens)
         unserved = event.outcome is Outcome.CLIENT_ERROR
-        end_attempt(state, entry, event.verdict, now, used=used, unserved=unserved)
-    end(state, entry, event.outcome)
+        end_attempt(state, live, event.verdict, now, used=used, unserved=unserved)
+    end(state, live, event.outcome)
 
 
 def withdrawn(state: SchedulerState, event: Withdrawn, now: float) -> None:
@@ -68,29 +68,29 @@ def withdrawn(state: SchedulerState, event: Withdrawn, now: float) -> None:
 
 
 def attempt_failed(state: SchedulerState, event: AttemptFailed, now: float) -> None:
-    entry = state.jobs.get(event.job_id)
-    if entry is None or entry.stage is not Stage.RUNNING:
+    live = state.jobs.get(event.job_id)
+    if live is None or live.stage is not Stage.RUNNING:
         return
-    account, verdict = entry.account, event.verdict
-    end_attempt(state, entry, verdict, now, retry_after_s=event.retry_after_s)
-    entry.error, entry.outcome = event.error, outcome_of(verdict)
-    entry.spent += attempt_cost(verdict)
+    account, verdict = live.account, event.verdict
+    end_attempt(state, live, verdict, now, retry_after_s=event.retry_after_s)
+    live.error, live.outcome = event.error, outcome_of(verdict)
+    live.spent += attempt_cost(verdict)
     if verdict is Verdict.DEAD_KEY:
-        entry.accounts = tuple(name for name in entry.accounts if name != account)
+        live.accounts = tuple(name for name in live.accounts if name != account)
     else:
-        entry.failed |= {account}
-    pool = state.pools[entry.pool]
-    if event.retryable and grant_retry(state.settings.retry, pool, entry, verdict):
-        entry.stage = Stage.RETRYING
-        entry.start_wait(state.settings.schedule, now)
-        pool.add_retrying(entry)
+        live.failed |= {account}
+    pool = state.pools[live.pool]
+    if event.retryable and grant_retry(state.settings.retry, pool, live, verdict):
+        live.stage = Stage.RETRYING
+        live.start_wait(state.settings.schedule, now)
+        pool.add_retrying(live)
     else:
-        refuse(state, entry, event.error, entry.outcome)
+        refuse(state, live, event.error, live.outcome)
 
 
 def end_attempt(
     state: SchedulerState,
-    entry: Entry,
+    live: LiveJob,
     verdict: Verdict,
     now: float,
     *,
@@ -103,41 +103,41 @@ def end_attempt(
     output_tokens, tokens = None, 0.0 if unserved else None
     if used is not None:
         output_tokens = used[0]
-        tokens = output_tokens + (used[1] or entry.workload.prompt_tokens)
+        tokens = output_tokens + (used[1] or live.workload.prompt_tokens)
     wide = state.accounts.give_back(
-        entry.lease,
+        live.lease,
         verdict,
         retry_after_s=retry_after_s,
         tokens=tokens,
         output_tokens=output_tokens,
         now=now,
     )
-    pool = state.pools[entry.pool]
+    pool = state.pools[live.pool]
     pool.pace.attempted(verdict in DROPPED)
     if verdict is not Verdict.SUCCESS:  # it may have taken an account out of service
         pool.due = True
-    pool.news(entry.account, None if wide else entry.job.model)
-    state.touch(entry.pool)
-    home = state.directory.pool_of.get(entry.account, entry.pool)
-    if home != entry.pool:  # after a reload
+    pool.account_changed(live.account, None if wide else live.job.model)
+    state.touch(live.pool)
+    home = state.route_table.pool_of.get(live.account, live.pool)
+    if home != live.pool:  # after a reload
         state.touch(home)
-        state.pools[home].news(entry.account, None)
+        state.pools[home].account_changed(live.account, None)
         state.pools[home].due = True
 
 
-def end(state: SchedulerState, entry: Entry, outcome: Outcome) -> None:
+def end(state: SchedulerState, live: LiveJob, outcome: Outcome) -> None:
     """Takes a job out of everything, once."""
-    pool = state.pools[entry.pool]
-    if entry.stage is Stage.WAITING:
-        pool.remove_waiting(entry)
+    pool = state.pools[live.pool]
+    if live.stage is Stage.WAITING:
+        pool.remove_waiting(live)
     else:
-        if entry.stage is Stage.RETRYING and entry.line is not None:
-            pool.remove_retrying(entry)
-        pool.retried -= entry.holds_retry
-        pool.budget.give_back(entry.cls, entry.bucket, entry.reserve)
-        _free_tenant(state, entry.tenant)
-    entry.stage = Stage.ENDED
-    del state.jobs[entry.job.id]
+        if live.stage is Stage.RETRYING:
+            pool.remove_retrying(live)
+        pool.retried -= live.holds_retry
+        pool.budget.give_back(live.cls, live.bucket, live.reserve)
+        _free_tenant(state, live.tenant)
+    live.stage = Stage.ENDED
+    del state.jobs[live.job.id]
     state.ended[outcome] += 1
     state.touch(pool.name)
 
@@ -148,62 +148,61 @@ def _free_tenant(state: SchedulerState, tenant: Tenant) -> None:
     assert tenant.running >= 0
     if tenant.parked:
         parked, tenant.parked = tenant.parked, []
-        for lane in parked:
-            lane.unpark()
-            if lane.first is not None:
-                state.touch(lane.tier.line.pool, lane.first.key)
+        for queue in parked:
+            if (first := queue.unpark()) is not None:
+                state.touch(*first)
 
 
-def refuse(state: SchedulerState, entry: Entry, error: GatewayError, outcome: Outcome) -> None:
-    end(state, entry, outcome)
-    state.out.append(Refuse(entry.job.id, error, outcome))
+def refuse(state: SchedulerState, live: LiveJob, error: GatewayError, outcome: Outcome) -> None:
+    end(state, live, outcome)
+    state.out.append(Refuse(live.job.id, error, outcome))
 
 
-def refuse_new(state: SchedulerState, entry: Entry, error: GatewayError) -> None:
+def refuse_new(state: SchedulerState, live: LiveJob, error: GatewayError) -> None:
     """Refuses what never entered a queue."""
     state.ended[Outcome.REJECTED] += 1
-    state.out.append(Refuse(entry.job.id, error, Outcome.REJECTED))
+    state.out.append(Refuse(live.job.id, error, Outcome.REJECTED))
 
 
 def expire(state: SchedulerState, pool: Pool, now: float) -> None:
     """Refuses jobs whose time is over, or will be before an account can serve them."""
-    for line in tuple(pool.lines.values()):
-        if not line.size:
+    for queue in tuple(pool.queues.values()):
+        if not queue.jobs:
             continue
-        horizon_s = state.allocation.openings.horizon_s(pool, line, now)
-        while (entry := line.expiry.top()) is not None and entry.expire_s <= horizon_s:
-            if entry.error is not None:
-                refuse(state, entry, entry.error, entry.outcome)
+        horizon_s = state.chooser.placements.horizon_s(pool, queue, now)
+        while (live := queue.expiry.top()) is not None and live.expire_s <= horizon_s:
+            if live.error is not None:
+                refuse(state, live, live.error, live.outcome)
             else:
-                refuse(state, entry, expired(state, pool, entry, now), Outcome.EVICTED)
+                refuse(state, live, expired(state, pool, live, now), Outcome.EVICTED)
 
 
-def expired(state: SchedulerState, pool: Pool, entry: Entry, now: float) -> GatewayError:
-    if not entry.accounts:
+def expired(state: SchedulerState, pool: Pool, live: LiveJob, now: float) -> GatewayError:
+    if not live.accounts:
         return overload.no_account(inf)
-    if entry.expire_s <= now:
-        return admission.too_late(pool, entry, state.chance, now)
-    return overload.no_account(state.accounts.heals_s(entry.accounts, now) - now)
+    if live.expire_s <= now:
+        return admission.too_late(pool, live, state.jitter, now)
+    return overload.no_account(state.accounts.heals_s(live.accounts, now) - now)
 
 
-def _made_by_now(pool: Pool, entry: Entry, counted: float | None, now: float) -> float | None:
+def _made_by_now(pool: Pool, live: LiveJob, counted: float | None, now: float) -> float | None:
     """What a job can have made until its client left, where the provider told no usage: what
     its time gives at the pool's pace, no more than its forecast; or what was `counted`, if that
     is more. Less it may be: an event carries any number of tokens, and a hidden thought comes in
     none. None where nothing was counted and no pace is known."""
     token_s = pool.pace.token_s
-    if token_s is None or not entry.job.generates:
+    if token_s is None or not live.job.generates:
         return counted
-    if entry.stage is not Stage.RUNNING:  # between two attempts: none is left to answer
+    if live.stage is not Stage.RUNNING:  # between two attempts: none is left to answer
         return 0.0
-    by_time = min(entry.job.n * (now - entry.since_s) / token_s, float(entry.reserve))
+    by_time = min(live.job.n * (now - live.since_s) / token_s, float(live.reserve))
     return by_time if counted is None else max(counted, by_time)
 
 
-def _believable(entry: Entry, output_tokens: float | None) -> float | None:
+def _believable(live: LiveJob, output_tokens: float | None) -> float | None:
     """What a job may have made: nothing that it did not generate (a stored answer that is read
     again tells its old usage), and no number that would hold an account for days."""
-    job = entry.job
+    job = live.job
     if output_tokens is None or not job.generates:
         return None
     most = job.n * (job.max_tokens or LONGEST_TOKENS) + SLACK_TOKENS
@@ -218,16 +217,16 @@ def attempts_allowed(settings: Retry, client_retries: int) -> int:
     return settings.attempts if client_retries <= 0 else (settings.attempts + 1) // 2
 
 
-def grant_retry(settings: Retry, pool: Pool, entry: Entry, verdict: Verdict) -> bool:
+def grant_retry(settings: Retry, pool: Pool, live: LiveJob, verdict: Verdict) -> bool:
     """May this job, whose attempt ended with `verdict`, try again? Charges the pool's budget,
     once a job."""
-    if not entry.accounts or entry.spent >= attempts_allowed(settings, entry.job.client_retries):
+    if not live.accounts or live.spent >= attempts_allowed(settings, live.job.client_retries):
         return False
-    if entry.holds_retry or verdict is Verdict.RATE_LIMITED:
+    if live.holds_retry or verdict is Verdict.RATE_LIMITED:
         return True
     if pool.retried >= max(settings.budget_min, settings.budget_ratio * pool.budget.total_jobs):
         return False
-    entry.holds_retry = True
+    live.holds_retry = True
     pool.retried += 1
     return True
 

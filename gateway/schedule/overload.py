@@ -118,18 +118,18 @@ def _step(present: Grade, level: float, entries: dict[Grade, float]) -> Grade:
     return found
 
 
-class Chance(Protocol):
+class Jitter(Protocol):
     """As much of a `random.Random` as is needed."""
 
     def uniform(self, a: float, b: float, /) -> float: ...
 
 
-def retry_after_s(clear_s: float | None, chance: Chance | None) -> float:
+def retry_after_s(clear_s: float | None, jitter: Jitter | None) -> float:
     """What to say to who is sent away: the predicted drain, as far as SDKs listen, jittered
     where there is a `chance` to do so."""
     seconds = RETRY_UNKNOWN_S if clear_s is None else max(clear_s, RETRY_MIN_S)
-    jitter = 1.0 if chance is None else chance.uniform(1 - JITTER, 1 + JITTER)
-    return min(min(seconds, RETRY_MAX_S) * jitter, RETRY_MAX_S)
+    factor = 1.0 if jitter is None else jitter.uniform(1 - JITTER, 1 + JITTER)
+    return min(min(seconds, RETRY_MAX_S) * factor, RETRY_MAX_S)
 
 
 def queue_full(retry_after_s: float) -> Refused:

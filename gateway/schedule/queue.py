@@ -1,22 +1,21 @@
 """The waiting jobs of a pool, arranged so that no question looks at more than one of them.
 
-Whether a waiting job may start depends on its tenant (cap), its class (budget), its size (cap,
-overload ladder), its model and the accounts that can serve it, and on nothing else. So jobs that
-agree in these share a `Lane`, ordered by key: its head decides for all of it, and a lane that is
-blocked hides nothing that could start.
+Whether a waiting job may start depends on its tenant (cap), class (budget), size (cap, overload
+ladder), model and accounts, and on nothing else. Jobs that agree in all of these share a
+`TenantQueue`, ordered by key: its first job decides for all of them, and a queue that is blocked
+hides nothing that could start.
 
-    Line    one model's jobs, for one set of accounts  asks the accounts once for all of them
-     └ Tier    one class and size of it                a heap of lanes: tenant's rank, head's key
-        └ Lane    one tenant's                         a heap of jobs by key, another by arrival
+    AccountsQueue    jobs of one model for one set of accounts: one question to the accounts
+     └ ClassQueue    those of one class and size: a heap by tenant's rank, then first job's key
+        └ TenantQueue    those of one tenant: a heap by key, another by arrival
 
-A lane whose tenant is at its cap is *parked*: out of its tier's heap until the tenant ends a
-job, so a thousand capped tenants cost nothing. Jobs after a failed attempt wait in a Line too
-(`retrying`); they hold their reserve and their places under the caps, so they ask the accounts
-alone, and go before the tiers.
+A tenant queue whose tenant is at its cap is parked: out of its class queue's heap until the tenant
+ends a job, so a thousand capped tenants cost nothing. Jobs between two attempts wait in an
+AccountsQueue too (`retrying`): they hold their reserve and their places under the caps, so they
+ask the accounts alone, and go before all others.
 
-Heaps are lazy: what moved or left stays behind and is skipped when it comes to the top. Each level
-remembers the best of the one below until that changes, and a line the accounts' no until they
-have news: most of what a drain asks has been asked before.
+Heaps are lazy: an item that moved or left stays behind and is skipped when it comes to the top.
+Each level remembers the best of the level below until that changes.
 """
 
 from __future__ import annotations
@@ -26,27 +25,30 @@ from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Generic, TypeVar
 
-from gateway.schedule.entry import Entry, Place, Tenant
+from gateway.schedule.live_job import LiveJob, QueueKey, Tenant
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
 from gateway.types import Blocked, Fit, Reason
 
-K = TypeVar("K", float, tuple[int, float])
-T = TypeVar("T")
-
 NEVER = -inf
 
 Rank = tuple[int, float, int]
-"""Of a lane among others: its tenant's rank, its head's key, the head's number."""
+"""A tenant queue's rank among others: tenant's rank, first job's key, first job's number."""
+
+K = TypeVar("K", float, tuple[int, float])
+T = TypeVar("T")
 
 
 class LazyHeap(Generic[K, T]):
     """A heap whose items may die inside it.
 
-    `alive(key, seq, item)` says whether an item still stands where it was pushed; `seq` orders
-    equal keys, and is never that of two items. Amortised O(log n); swept when it has doubled
-    since the last sweep.
+    Args:
+        alive: whether an item still stands where it was pushed, given key, seq and item. `seq`
+            orders equal keys, and is never that of two items.
+
+    Push and top are amortised O(log n); the dead are swept out when the heap has doubled since
+    the last sweep.
     """
 
     __slots__ = ("_alive", "_heap", "_sweep_at")
@@ -57,6 +59,7 @@ class LazyHeap(Generic[K, T]):
         self._sweep_at = 64
 
     def __len__(self) -> int:
+        """Items, dead ones included."""
         return len(self._heap)
 
     def push(self, key: K, seq: int, item: T) -> None:
@@ -68,6 +71,7 @@ class LazyHeap(Generic[K, T]):
             self._sweep_at = max(64, 2 * len(self._heap))
 
     def top(self) -> T | None:
+        """The item of the smallest key that is alive; None if there is none."""
         heap, alive = self._heap, self._alive
         while heap:
             top = heap[0]
@@ -77,154 +81,156 @@ class LazyHeap(Generic[K, T]):
         return None
 
 
-class Lane:
-    """`first` is the heap's top, `oldest` the one that came first."""
+class TenantQueue:
+    """Jobs that agree in all that decides whether they may start. `first` is the next by key,
+    `oldest` the first by arrival."""
 
     __slots__ = (
-        "arrivals", "first", "heap", "oldest", "parked", "share", "size", "tenant", "tier",
+        "_arrivals", "_heap", "class_queue", "first", "jobs", "oldest", "parked", "share", "tenant",
     )  # fmt: skip
 
-    def __init__(self, tier: Tier, tenant: Tenant, share: Share) -> None:
-        self.tier = tier
+    def __init__(self, class_queue: ClassQueue, tenant: Tenant, share: Share[TenantQueue]) -> None:
+        self.class_queue = class_queue
         self.tenant = tenant
         self.share = share
-        self.heap: LazyHeap[float, Entry] = LazyHeap(self._holds)
-        self.arrivals: LazyHeap[float, Entry] = LazyHeap(self._holds_at_all)
-        self.first: Entry | None = None
-        self.oldest: Entry | None = None
-        self.size = 0
+        self.first: LiveJob | None = None
+        self.oldest: LiveJob | None = None
         self.parked = False
+        self.jobs: set[LiveJob] = set()
+        self._heap: LazyHeap[float, LiveJob] = LazyHeap(self._stands_at)
+        self._arrivals: LazyHeap[float, LiveJob] = LazyHeap(self._is_here)
 
-    def _holds(self, key: float, seq: int, entry: Entry) -> bool:
-        return entry.lane is self and entry.key == key
+    def _stands_at(self, key: float, seq: int, live: LiveJob) -> bool:
+        return live in self.jobs and live.key == key
 
-    def _holds_at_all(self, key: float, seq: int, entry: Entry) -> bool:
-        return entry.lane is self
+    def _is_here(self, key: float, seq: int, live: LiveJob) -> bool:
+        return live in self.jobs
 
-    def add(self, entry: Entry) -> None:
-        entry.lane = self
-        if not self.size:
-            self.share.lanes[self] = None
-        self.size += 1
-        self.heap.push(entry.key, entry.seq, entry)
-        self.arrivals.push(entry.job.arrived_s, entry.seq, entry)
+    def add(self, live: LiveJob) -> None:
+        key, seq = live.key, live.seq
+        if not self.jobs:
+            self.share.queues[self] = None
+        self.jobs.add(live)
+        self._heap.push(key, seq, live)
+        self._arrivals.push(live.job.arrived_s, seq, live)
         first, oldest = self.first, self.oldest
-        if oldest is None or entry.came < oldest.came:
-            self.oldest = entry
-        if first is None or (entry.key, entry.seq) < (first.key, first.seq):
-            self._lead(entry)
+        if oldest is None or live.arrival < oldest.arrival:
+            self.oldest = live
+        if first is None or (key, seq) < (first.key, first.seq):
+            self._lead(live)
 
-    def remove(self, entry: Entry) -> None:
-        entry.lane = None
-        self.size -= 1
-        if not self.size:
-            del self.share.lanes[self]
-        if entry is self.oldest:
-            self.oldest = self.arrivals.top()
-        if entry is self.first:
-            self._lead(self.heap.top())
+    def remove(self, live: LiveJob) -> None:
+        self.jobs.remove(live)
+        if not self.jobs:
+            del self.share.queues[self]
+        if live is self.oldest:
+            self.oldest = self._arrivals.top()
+        if live is self.first:
+            self._lead(self._heap.top())
 
-    def rekey(self, entry: Entry, key: float) -> None:
-        """Another place for one that waits here."""
-        if key != entry.key:
-            entry.key = key
-            self.heap.push(key, entry.seq, entry)
-            first = self.heap.top()
-            if first is entry or first is not self.first:
+    def rekey(self, live: LiveJob, key: float) -> None:
+        """Move a job that waits here to another key."""
+        if key != live.key:
+            live.key = key
+            self._heap.push(key, live.seq, live)
+            first = self._heap.top()
+            if first is live or first is not self.first:
                 self._lead(first)
 
     def park(self) -> None:
+        """Take the queue out of the competition until its tenant ends a job."""
         self.parked = True
         self.tenant.parked.append(self)
-        self.tier.best_known = False
-        self.tier.line.best = None
+        self.class_queue.best_is_known = False
+        self.class_queue.accounts_queue.best = None
 
-    def unpark(self) -> None:
+    def unpark(self) -> tuple[str, float] | None:
+        """Let the queue compete again; the pool and its first job's key, None if it is empty."""
         self.parked = False
-        self.tier.show(self)
-
-    def _lead(self, first: Entry | None) -> None:
-        self.first = first
-        self.tier.show(self)
-
-
-class Tier:
-    """Its heap's top is the lane that is next; `best` remembers it, with its rank, while
-    `best_known`."""
-
-    __slots__ = (
-        "_best",
-        "best_known",
-        "best_rank",
-        "cls",
-        "grade",
-        "heap",
-        "lanes",
-        "line",
-        "place",
-        "size",
-        "turn",
-    )
-
-    def __init__(self, line: Line, place: Place) -> None:
-        self.line = line
-        self.place = place
-        self.cls = place.cls
-        self.grade = place.grade
-        self.turn = TURN_OF[place.cls]  # unless it is deferred
-        self.size = 0
-        self.lanes: dict[str, Lane] = {}
-        self.heap: LazyHeap[tuple[int, float], Lane] = LazyHeap(self._leads)
-        self.best_known = False
-        self.best_rank: Rank = (0, 0.0, 0)
-        self._best: Lane | None = None
-
-    @staticmethod
-    def _leads(key: tuple[int, float], seq: int, lane: Lane) -> bool:
-        first = lane.first
+        self.show()
         return (
-            first is not None
-            and not lane.parked
-            and first.seq == seq
-            and key == (lane.share.rank, first.key)
+            None if self.first is None else (self.class_queue.accounts_queue.pool, self.first.key)
         )
 
-    def show(self, lane: Lane) -> None:
-        """`lane` has a new first job (or none) or rank, or is no longer parked."""
-        self.best_known = False
-        self.line.best = None
-        first = lane.first
-        if first is not None and not lane.parked:
-            self.heap.push((lane.share.rank, first.key), first.seq, lane)
+    def show(self) -> None:
+        """Compete anew: the first job, its key or the tenant's rank has changed."""
+        self.class_queue.show(self)
 
-    def best(self) -> Lane | None:
-        """The best lane of tenants below their caps; the others' are parked on the way."""
-        if self.best_known:
+    def _lead(self, first: LiveJob | None) -> None:
+        self.first = first
+        self.class_queue.show(self)
+
+
+class ClassQueue:
+    """The tenants' queues of one class and size. `best_rank` is that of `best()`."""
+
+    __slots__ = (
+        "_best", "accounts_queue", "best_is_known", "best_rank", "cls", "grade", "heap", "key",
+        "own_turn", "size", "tenant_queues",
+    )  # fmt: skip
+
+    def __init__(self, accounts_queue: AccountsQueue, key: QueueKey) -> None:
+        self.accounts_queue = accounts_queue
+        self.key = key
+        self.cls = key.cls
+        self.grade = key.grade
+        self.own_turn = TURN_OF[key.cls]  # unless it is deferred
+        self.size = 0  # jobs
+        self.tenant_queues: dict[str, TenantQueue] = {}
+        self.best_is_known = False
+        self.best_rank: Rank = (0, 0.0, 0)
+        self._best: TenantQueue | None = None
+        self.heap: LazyHeap[tuple[int, float], TenantQueue] = LazyHeap(self._stands_at)
+
+    @staticmethod
+    def _stands_at(key: tuple[int, float], seq: int, queue: TenantQueue) -> bool:
+        first = queue.first
+        return (
+            first is not None
+            and not queue.parked
+            and first.seq == seq
+            and key == (queue.share.rank, first.key)
+        )
+
+    def show(self, queue: TenantQueue) -> None:
+        """`queue` has a new first job (or none) or rank, or is no longer parked."""
+        self.best_is_known = False
+        self.accounts_queue.best = None
+        first = queue.first
+        if first is not None and not queue.parked:
+            self.heap.push((queue.share.rank, first.key), first.seq, queue)
+
+    def best(self) -> TenantQueue | None:
+        """The best queue of a tenant below its cap; queues of capped tenants are parked."""
+        if self.best_is_known:
             known = self._best
             if known is None or not known.tenant.capped:
                 return known
-        while (lane := self.heap.top()) is not None and lane.tenant.capped:
-            lane.park()
-        self._best, self.best_known = lane, True
-        if lane is not None and lane.first is not None:
-            self.best_rank = (lane.share.rank, lane.first.key, lane.first.seq)
-        return lane
+        while (queue := self.heap.top()) is not None and queue.tenant.capped:
+            queue.park()
+        self._best, self.best_is_known = queue, True
+        if queue is not None and queue.first is not None:
+            self.best_rank = (queue.share.rank, queue.first.key, queue.first.seq)
+        return queue
 
-    def lane(self, tenant: Tenant, share: Share) -> Lane:
-        lane = self.lanes.get(tenant.name)
-        if lane is None:
-            lane = self.lanes[tenant.name] = Lane(self, tenant, share)
-        return lane
-
-
-Best = dict[Turn, tuple[Rank, Lane]]
-"""The best lane of each turn, with its rank."""
+    def of_tenant(self, tenant: Tenant, share: Share[TenantQueue]) -> TenantQueue:
+        """The tenant's queue, made where there is none."""
+        queue = self.tenant_queues.get(tenant.name)
+        if queue is None:
+            queue = self.tenant_queues[tenant.name] = TenantQueue(self, tenant, share)
+        return queue
 
 
-class Placement:
-    """The accounts' last answer to a line, kept by openings.py: a no holds until `shut_s`, a yes
-    for the pool's version and the moment it was `asked_at`. `express`: with the slots above the
-    window."""
+Best = dict[Turn, tuple[Rank, TenantQueue]]
+"""The best tenant queue of each turn, with its rank."""
+
+
+class CachedAnswer:
+    """The accounts' last answer to a queue, kept by placement_cache.py.
+
+    A no holds until `shut_s`, a yes for the pool's version and the moment of `asked_at`.
+    `express`: asked with the slots above the window.
+    """
 
     __slots__ = ("answer", "asked_at", "express", "shut_s")
 
@@ -235,25 +241,14 @@ class Placement:
         self.shut_s = NEVER
 
 
-class Line:
-    """`avoid` is not empty only for retries: where these jobs failed before."""
+class AccountsQueue:
+    """Jobs of one model for one set of accounts. `avoid`: those of the accounts on which the jobs
+    have failed; not empty only for retries."""
 
     __slots__ = (
-        "above",
-        "accounts",
-        "avoid",
-        "best",
-        "deferred",
-        "expiry",
-        "express_tiers",
-        "model",
-        "placement",
-        "pool",
-        "retrying",
-        "size",
-        "tiers",
-        "waiting",
-    )
+        "accounts", "avoid", "best", "best_deferred", "cached", "cached_express",
+        "class_queues", "expiry", "express_queues", "jobs", "model", "pool", "retrying", "waiting",
+    )  # fmt: skip
 
     def __init__(
         self, pool: str, model: str, accounts: tuple[str, ...], avoid: frozenset[str]
@@ -262,56 +257,60 @@ class Line:
         self.model = model
         self.accounts = accounts
         self.avoid = avoid
-        self.tiers: dict[Place, Tier] = {}
-        self.express_tiers: list[Tier] = []
-        self.best: Best | None = None  # None once a lane of it has moved
-        self.deferred = Grade.NONE  # the grade from which jobs were deferred in `best`
-        self.retrying: LazyHeap[float, Entry] = LazyHeap(self._holds)
-        self.expiry: LazyHeap[float, Entry] = LazyHeap(self._expires)
-        self.size = 0  # jobs here, retrying ones included
-        self.waiting = 0  # jobs in tiers
-        self.placement, self.above = Placement(express=False), Placement(express=True)
+        self.class_queues: dict[QueueKey, ClassQueue] = {}
+        self.express_queues: list[ClassQueue] = []
+        self.best: Best | None = None  # None once a tenant queue here has moved
+        self.best_deferred = Grade.NONE  # grade from which jobs were deferred in `best`
+        self.jobs: set[LiveJob] = set()  # retrying ones included
+        self.waiting = 0  # jobs in class queues
+        self.retrying: LazyHeap[float, LiveJob] = LazyHeap(self._is_here)
+        self.expiry: LazyHeap[float, LiveJob] = LazyHeap(self._expires_at)
+        self.cached = CachedAnswer(express=False)
+        self.cached_express = CachedAnswer(express=True)
 
-    def forget(self) -> None:
-        """One of the accounts may take a job of this line again."""
-        self.placement.shut_s = self.above.shut_s = NEVER
+    def forget_answers(self) -> None:
+        """One of the accounts may take a job of this queue again."""
+        self.cached.shut_s = self.cached_express.shut_s = NEVER
 
-    def _holds(self, key: float, seq: int, entry: Entry) -> bool:
-        return entry.line is self
+    def _is_here(self, key: float, seq: int, live: LiveJob) -> bool:
+        return live in self.jobs
 
-    def _expires(self, key: float, seq: int, entry: Entry) -> bool:
-        return entry.line is self and entry.expire_s == key
+    def _expires_at(self, key: float, seq: int, live: LiveJob) -> bool:
+        return live in self.jobs and live.expire_s == key
 
-    def add_waiting(self, entry: Entry, share: Share) -> None:
-        tier = self.tiers.get(entry.place)
-        if tier is None:
-            tier = self._tier(entry.place)
-        entry.line = self
-        self.size += 1
+    def add_waiting(self, live: LiveJob, share: Share[TenantQueue]) -> TenantQueue:
+        """Queue a job by its class, size and tenant; the queue that it joined."""
+        class_queue = self.class_queues.get(live.queue_key)
+        if class_queue is None:
+            class_queue = self._class_queue(live.queue_key)
+        self._enter(live)
         self.waiting += 1
-        tier.size += 1
-        if entry.expire_s < inf:
-            self.expiry.push(entry.expire_s, entry.seq, entry)
-        tier.lane(entry.tenant, share).add(entry)
+        class_queue.size += 1
+        queue = class_queue.of_tenant(live.tenant, share)
+        queue.add(live)
+        return queue
 
-    def _tier(self, place: Place) -> Tier:
-        tier = self.tiers[place] = Tier(self, place)
-        if place.express:
-            self.express_tiers.append(tier)
-        return tier
+    def remove_waiting(self, live: LiveJob, queue: TenantQueue) -> None:
+        """Take a job out of `queue`, one of those here."""
+        self.jobs.remove(live)
+        self.waiting -= 1
+        queue.class_queue.size -= 1
+        queue.remove(live)
 
-    def add_retrying(self, entry: Entry) -> None:
-        entry.line = self
-        self.size += 1
-        if entry.expire_s < inf:
-            self.expiry.push(entry.expire_s, entry.seq, entry)
-        self.retrying.push(entry.job.arrived_s, entry.seq, entry)
+    def add_retrying(self, live: LiveJob) -> None:
+        self._enter(live)
+        self.retrying.push(live.job.arrived_s, live.seq, live)
 
-    def remove(self, entry: Entry) -> None:
-        entry.line = None
-        self.size -= 1
-        lane = entry.lane
-        if lane is not None:
-            self.waiting -= 1
-            lane.tier.size -= 1
-            lane.remove(entry)
+    def remove_retrying(self, live: LiveJob) -> None:
+        self.jobs.remove(live)
+
+    def _enter(self, live: LiveJob) -> None:
+        self.jobs.add(live)
+        if live.expire_s < inf:
+            self.expiry.push(live.expire_s, live.seq, live)
+
+    def _class_queue(self, key: QueueKey) -> ClassQueue:
+        queue = self.class_queues[key] = ClassQueue(self, key)
+        if key.express:
+            self.express_queues.append(queue)
+        return queue

@@ -8,10 +8,10 @@ themselves) limits.
 
 from __future__ import annotations
 
-from gateway.schedule.entry import Entry, Stage
 from gateway.schedule.events import SettingsChanged
+from gateway.schedule.live_job import LiveJob, Stage
 from gateway.schedule.rounds import TURN_OF
-from gateway.schedule.routes import Directory
+from gateway.schedule.routes import RouteTable
 from gateway.schedule.scheduler_state import SchedulerState
 
 
@@ -26,9 +26,9 @@ def settings_changed(state: SchedulerState, event: SettingsChanged, now: float) 
     for tenant in state.tenants.values():
         tenant.running = tenant.waiting = tenant.waiting_tokens = 0
         tenant.parked = []
-    for entry in state.jobs.values():
-        entry.pool, entry.accounts = _home(entry, state.directory)
-        _settle(state, entry, now)
+    for live in state.jobs.values():
+        live.pool, live.accounts = _home(live, state.route_table)
+        _settle(state, live, now)
     for name, pool in state.pools.items():
         for cls, waiting in pool.waiting_of.items():
             if not waiting:  # its jobs moved to another pool, or changed their class
@@ -36,39 +36,38 @@ def settings_changed(state: SchedulerState, event: SettingsChanged, now: float) 
         state.touch(name)
 
 
-def _home(entry: Entry, directory: Directory) -> tuple[str, tuple[str, ...]]:
+def _home(live: LiveJob, route_table: RouteTable) -> tuple[str, tuple[str, ...]]:
     """A job that could go wherever its model was served still can; one that was bound to some
     accounts stays bound to those that are left.
 
     A job whose model is gone keeps a pool of the old name without accounts: if it runs, it
     finishes there; if it waits, the drain finds that nothing will ever serve it.
     """
-    route = directory.routes.get(entry.job.model)
-    if route is not None and not entry.bound:
+    route = route_table.routes.get(live.job.model)
+    if route is not None and not live.bound:
         return route.pool, route.accounts
-    if route is None and entry.routed:
-        return entry.pool, ()
-    return directory.home(entry.job.model, entry.job.accounts) or (entry.pool, ())
+    if route is None and live.routed:
+        return live.pool, ()
+    return route_table.home(live.job.model, live.job.accounts) or (live.pool, ())
 
 
-def _settle(state: SchedulerState, entry: Entry, now: float) -> None:
+def _settle(state: SchedulerState, live: LiveJob, now: float) -> None:
     """Counts a job where it now belongs. Where nothing will ever serve it, its wait ends now,
     background work's too, which otherwise waits as long as it takes."""
     settings = state.settings.schedule
-    pool = state.pool(entry.pool)
-    entry.line = entry.lane = entry.share = None
-    if entry.stage is Stage.WAITING:
-        entry.weigh(settings, pool.order)
-        entry.bound_wait(settings)
-        if not entry.accounts:
-            entry.expire_s = now
-        pool.add_waiting(entry)
+    pool = state.pool(live.pool)
+    if live.stage is Stage.WAITING:
+        live.weigh(settings, pool.order)
+        live.bound_wait(settings)
+        if not live.accounts:
+            live.expire_s = now
+        pool.add_waiting(live)
         return
-    pool.budget.take(entry.cls, entry.bucket, entry.reserve)
-    pool.retried += entry.holds_retry
-    entry.tenant.running += 1
-    if entry.stage is Stage.RETRYING:
-        entry.bound_wait(settings)
-        if not entry.accounts:
-            entry.expire_s = now
-        pool.add_retrying(entry)
+    pool.budget.take(live.cls, live.bucket, live.reserve)
+    pool.retried += live.holds_retry
+    live.tenant.running += 1
+    if live.stage is Stage.RETRYING:
+        live.bound_wait(settings)
+        if not live.accounts:
+            live.expire_s = now
+        pool.add_retrying(live)

@@ -35,7 +35,7 @@ def routes(accounts: Sequence[Account]) -> dict[str, Route]:
     }
 
 
-class Directory:
+class RouteTable:
     """The routes of one settings value, and where a job belongs by them."""
 
     def __init__(self, accounts: Sequence[Account]) -> None:

@@ -6,12 +6,12 @@ or metric; the shell feeds one event at a time, does the actions at once and arm
 
 The rules:
 
-1. Every change ends in `_drain`, which goes on until nothing that waits `fits`: a job never
-   waits while it could run. Only pools that the event touched are drained, so a full pool costs
-   the others nothing.
-2. One predicate decides, in this order: overload ladder, tenant cap, class budget, tier cap,
-   accounts (window, ceiling, pacer, backoff, health). The first no is the job's one `Reason`.
-3. Among jobs that fit, the choice is allocation.py's: class, tenant, key; those on borrowed room
+1. Every change ends in the drain (drain.py), which goes on until nothing that waits `fits`: a job
+   never waits while it could run. Only pools that the event touched are drained, so a full pool
+   costs the others nothing.
+2. One predicate decides whether a job may start (choice.py); its first no is the job's one
+   `Reason`.
+3. Among jobs that may start, the choice goes by class, tenant and key, those on borrowed room
    last. Retries go before all: they hold their reserve already.
 4. A reserve is taken at the first dispatch, corrected by forecasts, and given back at the end,
    once; an account's lease is taken and given back per attempt.
@@ -27,8 +27,7 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-from gateway.schedule import arrivals, check, corrections, drain, ends, reload, view
-from gateway.schedule.entry import Stage
+from gateway.schedule import arrivals, check, corrections, drain, ends, reload, scheduler_snapshot
 from gateway.schedule.events import (
     Action,
     Adopted,
@@ -45,6 +44,7 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.live_job import Stage
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.snapshots import SchedulerSnapshot
 from gateway.types import Blocked, Fit
@@ -61,15 +61,15 @@ class Scheduler(SchedulerState):
         """Tells the scheduler what happened; returns what to do, in order."""
         out = self.out = []
         HANDLERS[type(event)](self, event, now)
-        if self.wakes.next_s() <= now:
-            for name in self.wakes.due(now):
+        if self.timers.next_s() <= now:
+            for name in self.timers.due(now):
                 self.touch(name)
         drain.drain_touched(self, now)
         return out
 
     def next_wake(self, now: float) -> float | None:
         """When time alone will change something: send `Woke` then. None: only an event will."""
-        wake_s = self.wakes.next_s()
+        wake_s = self.timers.next_s()
         return None if wake_s == inf else max(wake_s, now)
 
     def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
@@ -77,13 +77,13 @@ class Scheduler(SchedulerState):
 
         For people and tests: nothing that waits fits once `handle` has returned.
         """
-        entry = self.jobs.get(job_id)
-        if entry is None or entry.line is None:
+        live = self.jobs.get(job_id)
+        if live is None or live.stage not in (Stage.WAITING, Stage.RETRYING):
             return None
-        return self.allocation.fits(self.pools[entry.pool], entry, now)
+        return self.chooser.fits(self.pools[live.pool], live, now)
 
     def snapshot(self, now: float) -> SchedulerSnapshot:
-        return view.snapshot(self, now)
+        return scheduler_snapshot.snapshot(self, now)
 
     def check(self, now: float | None = None) -> None:
         """Asserts every invariant, at `now` also that nothing that waits could start; for
@@ -92,14 +92,14 @@ class Scheduler(SchedulerState):
 
 
 def _answered(state: SchedulerState, event: Answered, now: float) -> None:
-    entry = state.jobs.get(event.job_id)
-    if entry is not None and entry.stage is Stage.RUNNING:
-        opened = state.accounts.answered(entry.lease, event.limits, now)
-        home = state.directory.pool_of.get(entry.account, entry.pool)
-        for name in dict.fromkeys((entry.pool, home)):
+    live = state.jobs.get(event.job_id)
+    if live is not None and live.stage is Stage.RUNNING:
+        opened = state.accounts.answered(live.lease, event.limits, now)
+        home = state.route_table.pool_of.get(live.account, live.pool)
+        for name in dict.fromkeys((live.pool, home)):
             if opened:
                 state.touch(name)
-                state.pools[name].news(entry.account, None)
+                state.pools[name].account_changed(live.account, None)
             else:  # nothing that waits may start for it
                 state.pools[name].version += 1
 
@@ -107,7 +107,7 @@ def _answered(state: SchedulerState, event: Answered, now: float) -> None:
 def _recalibrated(state: SchedulerState, event: Recalibrated, now: float) -> None:
     state.trust = event.trust
     for name, pool in state.pools.items():
-        pool.reopened()
+        pool.accounts_changed()
         state.touch(name)
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from math import inf
 
 from gateway.schedule.accounts import AccountPool
-from gateway.schedule.allocation import Allocation
-from gateway.schedule.entry import Entry, Stage, Tenant
+from gateway.schedule.choice import Chooser
 from gateway.schedule.events import Action, Dispatch
+from gateway.schedule.live_job import LiveJob, Stage, Tenant
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.ordering import ln_short
-from gateway.schedule.overload import Chance
-from gateway.schedule.pool import Pool
+from gateway.schedule.overload import Jitter
 from gateway.schedule.rounds import TURN_OF, Turn
-from gateway.schedule.routes import Directory
-from gateway.schedule.wakes import Wakes
+from gateway.schedule.routes import RouteTable
+from gateway.schedule.timers import Timers
 from gateway.settings.schema import Settings
 from gateway.types import Outcome
 
@@ -27,14 +27,14 @@ class SchedulerState:
     """All pools. `accounts` must have been built from the same settings."""
 
     def __init__(
-        self, settings: Settings, accounts: AccountPool, chance: Chance | None = None
+        self, settings: Settings, accounts: AccountPool, jitter: Jitter | None = None
     ) -> None:
         self.accounts = accounts
-        self.chance = chance
+        self.jitter = jitter
         self._trust = 1.0
         self.pools: dict[str, Pool] = {}
         self.tenants: dict[str, Tenant] = {}
-        self.jobs: dict[str, Entry] = {}
+        self.jobs: dict[str, LiveJob] = {}
         self.submitted = 0
         self.dispatched = 0
         self.ended = dict.fromkeys(Outcome, 0)
@@ -48,8 +48,8 @@ class SchedulerState:
     def configure(self, settings: Settings) -> None:
         """Settings into the parts; a tenant's caps, the routes, an empty pool for each new one."""
         self.settings = settings
-        self.directory = Directory(settings.accounts)
-        self.allocation = Allocation(settings.schedule, self.accounts)
+        self.route_table = RouteTable(settings.accounts)
+        self.chooser = Chooser(settings.schedule, self.accounts)
         for tenant in self.tenants.values():
             tenant.configure(0, 0, 0, 0.0, 1.0)
         for given in settings.tenants:
@@ -61,12 +61,12 @@ class SchedulerState:
                 given.weight,
             )
         self.pools = {}
-        self.wakes = Wakes()
-        for name in self.directory.pools:
+        self.timers = Timers()
+        for name in self.route_table.pools:
             pool = self.pool(name)
-            pool.models = self.directory.models(name)
-            pool.accounts = self.directory.accounts(name)
-            pool.upstream = {m: self.directory.routes[m].upstream for m in pool.models}
+            pool.models = self.route_table.models(name)
+            pool.accounts = self.route_table.accounts(name)
+            pool.upstream = {m: self.route_table.routes[m].upstream for m in pool.models}
 
     def pool(self, name: str) -> Pool:
         if name not in self.pools:
@@ -99,32 +99,32 @@ class SchedulerState:
             touched[pool] = min(key, touched.get(pool, inf))
 
     def dispatch(
-        self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+        self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
     ) -> None:
         """Starts a job and tells the shell to send it."""
-        self.start(pool, entry, account, now, turn)
+        self.start(pool, live, account, now, turn)
         self.dispatched += 1
-        self.out.append(Dispatch(entry.job.id, account, entry.attempts, entry.reserve))
+        self.out.append(Dispatch(live.job.id, account, live.attempts, live.reserve))
 
     def start(
-        self, pool: Pool, entry: Entry, account: str, now: float, turn: Turn | None = None
+        self, pool: Pool, live: LiveJob, account: str, now: float, turn: Turn | None = None
     ) -> None:
         """From waiting (or between attempts) to running on `account`, in every count. `turn`
         pays, its class's where none is given."""
-        if entry.stage is Stage.WAITING:
-            pool.charge(entry, turn or TURN_OF[entry.cls], now)
-            if entry.lane is not None:  # else it starts without having waited
-                pool.remove_waiting(entry)
-            pool.pace.started(entry.reserve, ln_short(entry.workload))
-            pool.budget.take(entry.cls, entry.bucket, entry.reserve)
-            entry.tenant.running += 1
+        if live.stage is Stage.WAITING:
+            pool.charge(live, turn or TURN_OF[live.cls], now)
+            if live in pool.queued:  # else it starts without having waited
+                pool.remove_waiting(live)
+            pool.pace.started(live.reserve, ln_short(live.workload))
+            pool.budget.take(live.cls, live.bucket, live.reserve)
+            live.tenant.running += 1
         else:
-            pool.remove_retrying(entry)
-        entry.stage = Stage.RUNNING
-        entry.waited_s += now - entry.since_s
-        entry.since_s = now
-        entry.account = account
-        entry.attempts += 1
-        tokens = entry.workload.prompt_tokens + entry.reserve
-        entry.lease = self.accounts.take(account, entry.job.model, tokens, now)
+            pool.remove_retrying(live)
+        live.stage = Stage.RUNNING
+        live.waited_s += now - live.since_s
+        live.since_s = now
+        live.account = account
+        live.attempts += 1
+        tokens = live.workload.prompt_tokens + live.reserve
+        live.lease = self.accounts.take(account, live.job.model, tokens, now)
         pool.version += 1

@@ -40,6 +40,7 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.live_job import Stage
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Job, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import job, settings, workload
@@ -151,8 +152,8 @@ class Bench:
     def _waiting(self, rung: Rung | None = None) -> list[str]:
         """The newest: in a long queue they are spread over all keys."""
         found: list[str] = []
-        for job_id, entry in reversed(self.scheduler.jobs.items()):
-            if entry.line is not None and rung not in entry.rungs:
+        for job_id, live in reversed(self.scheduler.jobs.items()):
+            if live.stage in (Stage.WAITING, Stage.RETRYING) and rung not in live.rungs:
                 found.append(job_id)
                 if len(found) == TURN:
                     break

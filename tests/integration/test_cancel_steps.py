@@ -29,7 +29,7 @@ from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.relay import Relay
 from gateway.predict.process.child_client import ChildLink
 from gateway.predict.process.predictor import Predictor
-from gateway.schedule.entry import PROMPT_RATIO
+from gateway.schedule.live_job import PROMPT_RATIO
 from gateway.schedule.routes import routes
 from gateway.settings.load import build
 from gateway.settings.schema import Settings

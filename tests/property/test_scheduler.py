@@ -47,9 +47,9 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
-from gateway.schedule.openings import Openings
-from gateway.schedule.pool import Pool
-from gateway.schedule.queue import Line
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.placement_cache import PlacementCache
+from gateway.schedule.queue import AccountsQueue
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.snapshots import AccountSnapshot
@@ -536,13 +536,13 @@ class EndlessBudget(Budget):
         return True
 
 
-class Stale(Openings):
+class Stale(PlacementCache):
     """A line that was shut stays so."""
 
-    def of_line(self, pool: Pool, line: Line, now: float) -> Fit | Blocked:
-        answer = super().of_line(pool, line, now)
+    def ask(self, pool: Pool, queue: AccountsQueue, express: bool, now: float) -> Fit | Blocked:
+        answer = super().ask(pool, queue, express, now)
         if isinstance(answer, Blocked):
-            line.placement.shut_s = float("inf")
+            queue.cached.shut_s = float("inf")
         return answer
 
 
@@ -562,7 +562,7 @@ class Shut(Judged):
     def configure(self, settings: Settings) -> None:
         super().configure(settings)
         express = settings.schedule.policy == "adaptive"
-        self.allocation.openings = Stale(self.accounts, express=express)
+        self.chooser.placements = Stale(self.accounts, express=express)
 
 
 class Coupled(Judged):

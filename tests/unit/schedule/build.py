@@ -10,7 +10,6 @@ import msgspec
 from gateway.balance.account_pool import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.check import check_start
-from gateway.schedule.entry import Entry
 from gateway.schedule.events import (
     Action,
     AttemptFailed,
@@ -19,7 +18,8 @@ from gateway.schedule.events import (
     Refuse,
     Submitted,
 )
-from gateway.schedule.pool import Pool
+from gateway.schedule.live_job import LiveJob
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.rounds import Turn
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
@@ -113,11 +113,11 @@ class Judged(Scheduler):
     judging = True
 
     def dispatch(
-        self, pool: Pool, entry: Entry, account: str, turn: Turn | None, now: float
+        self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
     ) -> None:
         if self.judging:
-            check_start(self, pool, entry, account, turn, now)
-        super().dispatch(pool, entry, account, turn, now)
+            check_start(self, pool, live, account, turn, now)
+        super().dispatch(pool, live, account, turn, now)
 
 
 class World:

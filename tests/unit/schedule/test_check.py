@@ -19,16 +19,16 @@ def busy() -> World:
 
 
 def lose_the_queue(it: World) -> None:
-    (line,) = it.scheduler.pools["m"].lines.values()
-    for tier in line.tiers.values():
-        tier.heap = type(tier.heap)(lambda key, seq, lane: False)
-        tier.best_known = False
+    (queue,) = it.scheduler.pools["m"].queues.values()
+    for class_queue in queue.class_queues.values():
+        class_queue.heap = type(class_queue.heap)(lambda key, seq, lost: False)
+        class_queue.best_is_known = False
 
 
 def free_without_drain(it: World) -> None:
-    entry = it.scheduler.jobs["j0"]
-    ends.end_attempt(it.scheduler, entry, Verdict.IGNORED, it.now)
-    ends.end(it.scheduler, entry, Outcome.CANCELLED)
+    live = it.scheduler.jobs["j0"]
+    ends.end_attempt(it.scheduler, live, Verdict.IGNORED, it.now)
+    ends.end(it.scheduler, live, Outcome.CANCELLED)
 
 
 def break_tokens(it: World) -> None:
@@ -74,8 +74,8 @@ def test_check_sees_damage(damage: Callable[[World], None]) -> None:
 
 def start(it: World, job_id: str, turn: Turn | None = Turn.HEAVY, account: str = "a") -> None:
     """Judges a start of this job, as if the scheduler had chosen it now."""
-    entry = it.scheduler.jobs[job_id]
-    check_start(it.scheduler, it.scheduler.pools[entry.pool], entry, account, turn, it.now)
+    live = it.scheduler.jobs[job_id]
+    check_start(it.scheduler, it.scheduler.pools[live.pool], live, account, turn, it.now)
 
 
 def hard(policy: str, borrow: bool | None = False, **more: object) -> World:
@@ -96,13 +96,13 @@ def test_check_start_holds_a_class_to_its_budget(policy: str, borrow: bool | Non
     assert it.waiting == {"j1"}
     with pytest.raises(AssertionError, match="has no room"):
         start(it, "j1")
-    entry, budget = it.scheduler.jobs["j0"], it.scheduler.pools["m"].budget
-    entry.reserve -= 1
-    budget.correct(entry.cls, -1)
+    live, budget = it.scheduler.jobs["j0"], it.scheduler.pools["m"].budget
+    live.reserve -= 1
+    budget.correct(live.cls, -1)
     start(it, "j1")
-    budget.correct(entry.cls, 1)
+    budget.correct(live.cls, 1)
     budget.limits[JobClass.HEAVY] = 1e9  # the twin: what is counted elsewhere is not believed
-    entry.reserve += 1
+    live.reserve += 1
     if policy == "dual_budget":
         with pytest.raises(AssertionError, match="has no room"):
             start(it, "j1")

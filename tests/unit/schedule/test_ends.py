@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.balance.account_pool import Accounts
-from gateway.schedule.entry import PROMPT_RATIO
 from gateway.schedule.events import Answered, Finished, Reforecast, Withdrawn
+from gateway.schedule.live_job import PROMPT_RATIO
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Blocked, Fit, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import World, settings, started, workload

@@ -2,144 +2,165 @@ from __future__ import annotations
 
 from random import Random
 
-from gateway.schedule.entry import Entry, Tenant
+from gateway.schedule.live_job import LiveJob, Tenant
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
-from gateway.schedule.queue import LazyHeap, Line, Tier
+from gateway.schedule.queue import AccountsQueue, ClassQueue, LazyHeap, TenantQueue
 from gateway.schedule.shares import SLACK_TOKENS, Shares
 from gateway.types import JobClass
 from tests.unit.schedule.build import job, settings
 
 
-def entry(seq: int, key: float, tenant: Tenant, tokens: float = 1000) -> Entry:
-    it = Entry(job(f"j{seq}", tokens), 0, seq, tenant)
+def live(seq: int, key: float, tenant: Tenant, tokens: float = 1000) -> LiveJob:
+    it = LiveJob(job(f"j{seq}", tokens), 0, seq, tenant)
     it.weigh(settings().schedule, Order("fcfs"))
     it.key = key
     return it
 
 
-class Counted(Line):
-    """A line that keeps its tenants' shares, as a pool does."""
+class Counted(AccountsQueue):
+    """A queue that keeps its tenants' shares, as a pool does."""
 
     def __init__(self) -> None:
         super().__init__("p", "m", ("a",), frozenset())
-        self.shares = Shares()
+        self.shares: Shares[TenantQueue] = Shares()
 
-    def add(self, entry: Entry) -> None:
-        self.add_waiting(entry, self.shares.of(entry.tenant.name, 1.0))
-
-
-def only_tier(line: Line) -> Tier:
-    (tier,) = line.tiers.values()
-    return tier
+    def add(self, live: LiveJob) -> TenantQueue:
+        return self.add_waiting(live, self.shares.of(live.tenant.name, 1.0))
 
 
-def names(line: Line) -> list[str]:
-    """Empties the line's only tier in its order."""
+def only_class(queue: AccountsQueue) -> ClassQueue:
+    (class_queue,) = queue.class_queues.values()
+    return class_queue
+
+
+def names(queue: AccountsQueue) -> list[str]:
+    """The queue's jobs, all of one class, in the order in which they would start; empties it."""
     order = []
-    while (lane := only_tier(line).best()) is not None:
-        assert lane.first is not None
-        order.append(lane.first.job.id)
-        line.remove(lane.first)
+    while (best := only_class(queue).best()) is not None:
+        assert best.first is not None
+        order.append(best.first.job.id)
+        queue.remove_waiting(best.first, best)
     return order
 
 
-def test_line_orders_jobs_of_several_tenants_by_key() -> None:
-    """One order over all lanes of a tier."""
-    line, random = Counted(), Random(1)
+def test_queue_orders_jobs_of_several_tenants_by_key() -> None:
+    """Tenants of equal shares have one order between them."""
+    queue, random = Counted(), Random(1)
     tenants = [Tenant(f"t{n}") for n in range(5)]
     keys = [float(random.randrange(30)) for _ in range(100)]
     for seq, key in enumerate(keys):
-        line.add(entry(seq, key, random.choice(tenants)))
+        queue.add(live(seq, key, random.choice(tenants)))
     expected = [f"j{seq}" for _, seq in sorted((key, seq) for seq, key in enumerate(keys))]
-    assert names(line) == expected
-    assert line.size == line.waiting == 0
+    assert names(queue) == expected
+    assert len(queue.jobs) == queue.waiting == 0
 
 
-def test_line_parks_a_capped_tenant_and_shows_the_next() -> None:
-    """A tenant at its cap hides nobody; unparked, it is in its place again."""
-    line = Counted()
+def test_queue_parks_a_capped_tenant_and_shows_the_next() -> None:
+    """A tenant at its cap hides nobody; unparked, its jobs are in their place again."""
+    queue = Counted()
     capped, free = Tenant("capped"), Tenant("free")
     capped.max_inflight = capped.running = 1
-    line.add(entry(1, 1.0, capped))
-    line.add(entry(2, 2.0, free))
-    line.add(entry(3, 0.5, capped))
-    tier = only_tier(line)
-    best = tier.best()
+    queue.add(live(1, 1.0, capped))
+    queue.add(live(2, 2.0, free))
+    queue.add(live(3, 0.5, capped))
+    class_queue = only_class(queue)
+    best = class_queue.best()
     assert best is not None
     assert best.first is not None
     assert best.first.job.id == "j2"
-    line.add(entry(4, 0.1, capped))
-    assert tier.best() is best
-    (lane,) = capped.parked
+    queue.add(live(4, 0.1, capped))
+    assert class_queue.best() is best
+    (parked,) = capped.parked
     capped.running, capped.parked = 0, []
-    lane.unpark()
-    assert names(line) == ["j4", "j3", "j1", "j2"]
+    assert parked.unpark() == ("p", 0.1)
+    assert names(queue) == ["j4", "j3", "j1", "j2"]
 
 
-def test_line_keeps_classes_and_sizes_apart() -> None:
-    """Each has its own heap, for each may be blocked alone."""
-    line, tenant = Counted(), Tenant("t")
+def test_queue_that_is_empty_names_no_job_when_it_is_unparked() -> None:
+    """The jobs of a parked queue may have left in the meantime."""
+    queue, capped = Counted(), Tenant("capped")
+    capped.max_inflight = capped.running = 1
+    gone = live(1, 1.0, capped)
+    mine = queue.add(gone)
+    assert only_class(queue).best() is None
+    queue.remove_waiting(gone, mine)
+    assert capped.parked[0].unpark() is None
+
+
+def test_queue_keeps_classes_and_sizes_apart() -> None:
+    """Each class and size has its own queue, for each may be blocked alone."""
+    queue, tenant = Counted(), Tenant("t")
     for seq, tokens in enumerate((10, 100, 1000)):
-        line.add(entry(seq, 0.0, tenant, tokens))
-    assert [(place.cls, place.grade, place.express) for place in line.tiers] == [
+        queue.add(live(seq, 0.0, tenant, tokens))
+    assert [(key.cls, key.grade, key.express) for key in queue.class_queues] == [
         (JobClass.INTERACTIVE, Grade.MEDIUM, True),
         (JobClass.HEAVY, Grade.MEDIUM, False),
         (JobClass.HEAVY, Grade.LONG, False),
     ]
 
 
-def test_line_puts_the_tenant_first_who_was_given_less() -> None:
+def test_queue_puts_the_tenant_first_that_was_given_less() -> None:
     """Counters decide in steps, keys within a step; a step forward moves the waiting jobs."""
-    line = Counted()
+    queue = Counted()
     busy, idle = Tenant("busy"), Tenant("idle")
     for seq, (key, tenant) in enumerate(((1.0, busy), (2.0, idle), (3.0, busy), (4.0, idle))):
-        line.add(entry(seq, key, tenant))
-    line.shares.charge(line.shares.of("busy", 1.0), 10.0)
-    (tier,) = line.tiers.values()
-    best = tier.best()
+        queue.add(live(seq, key, tenant))
+    queue.shares.charge(queue.shares.of("busy", 1.0), 10.0)
+    best = only_class(queue).best()
     assert best is not None
     assert best.tenant is busy, "as good as equal"
-    line.shares.charge(line.shares.of("busy", 1.0), SLACK_TOKENS)
-    assert names(line) == ["j1", "j3", "j0", "j2"]
+    queue.shares.charge(queue.shares.of("busy", 1.0), SLACK_TOKENS)
+    assert names(queue) == ["j1", "j3", "j0", "j2"]
 
 
-def test_lane_gives_a_waiting_job_another_key() -> None:
-    """It moves within its lane, and the lane within its tier."""
-    line, one, other = Counted(), Tenant("one"), Tenant("other")
-    moving = entry(1, 1.0, one)
-    for it in (moving, entry(2, 2.0, one), entry(3, 3.0, other)):
-        line.add(it)
-    assert moving.lane is not None
-    moving.lane.rekey(moving, 9.0)
-    assert names(line) == ["j2", "j3", "j1"]
+def test_queue_moves_a_job_to_another_key() -> None:
+    """A new key moves the job within its tenant's queue, and that queue among the others."""
+    queue, one, other = Counted(), Tenant("one"), Tenant("other")
+    moving = live(1, 1.0, one)
+    mine = queue.add(moving)
+    for it in (live(2, 2.0, one), live(3, 3.0, other)):
+        queue.add(it)
+    mine.rekey(moving, 9.0)
+    assert moving.key == 9.0
+    assert names(queue) == ["j2", "j3", "j1"]
 
 
-def test_lane_knows_its_oldest() -> None:
-    """By arrival, whatever the keys; the next one when it has left."""
-    line, tenant = Counted(), Tenant("t")
-    jobs = [Entry(job(f"j{n}", at=at), 0, n, tenant) for n, at in enumerate((5.0, 3.0, 4.0))]
+def test_tenant_queue_knows_its_oldest() -> None:
+    """The oldest is the first by arrival, whatever the keys; then the next one."""
+    queue, tenant = Counted(), Tenant("t")
+    jobs = [LiveJob(job(f"j{n}", at=at), 0, n, tenant) for n, at in enumerate((5.0, 3.0, 4.0))]
     for it in jobs:
         it.weigh(settings().schedule, Order("sjf"))
-        line.add(it)
-    lane = jobs[0].lane
-    assert lane is not None
-    assert lane.oldest is jobs[1]
-    line.remove(jobs[1])
-    assert lane.oldest is jobs[2]
+        mine = queue.add(it)
+    assert mine.oldest is jobs[1]
+    queue.remove_waiting(jobs[1], mine)
+    assert mine.oldest is jobs[2]
 
 
-def test_line_finds_a_job_again_that_moved_and_came_back() -> None:
-    """Moved with another key and back with the old one: once in the order, not twice."""
-    line, tenant = Counted(), Tenant("t")
-    moving, other = entry(1, 1.0, tenant), entry(2, 2.0, tenant)
-    line.add(moving)
-    line.add(other)
+def test_queue_knows_the_jobs_it_holds() -> None:
+    """A job is in its accounts' and its tenant's queue until it is removed."""
+    queue, tenant = Counted(), Tenant("t")
+    here, never = live(1, 1.0, tenant), live(2, 1.0, tenant)
+    mine = queue.add(here)
+    assert [it in queue.jobs for it in (here, never)] == [True, False]
+    assert [it in mine.jobs for it in (here, never)] == [True, False]
+    queue.remove_waiting(here, mine)
+    assert not queue.jobs
+    assert not mine.jobs
+
+
+def test_queue_finds_a_job_again_that_moved_and_came_back() -> None:
+    """A job that moved to another key and back stands once in the order, not twice."""
+    queue, tenant = Counted(), Tenant("t")
+    moving, other = live(1, 1.0, tenant), live(2, 2.0, tenant)
+    mine = queue.add(moving)
+    queue.add(other)
     for key in (3.0, 1.0):
-        line.remove(moving)
+        queue.remove_waiting(moving, mine)
         moving.key = key
-        line.add(moving)
-    assert names(line) == ["j1", "j2"]
+        queue.add(moving)
+    assert names(queue) == ["j1", "j2"]
 
 
 def test_lazy_heap_gives_the_smallest_that_is_alive() -> None:

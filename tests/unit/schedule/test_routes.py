@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.schedule.routes import Directory, routes
+from gateway.schedule.routes import RouteTable, routes
 from tests.unit.schedule.build import settings
 
 ACCOUNTS = settings(
@@ -32,25 +32,25 @@ def test_routes_name_accounts_in_config_order_and_the_model_there() -> None:
 
 def test_directory_knows_the_models_and_accounts_of_a_pool() -> None:
     """Both directions, in config order."""
-    directory = Directory(ACCOUNTS)
-    assert directory.pools == ("m", "alone")
-    assert directory.models("m") == ("m", "n")
-    assert directory.accounts("m") == ("a", "b", "c")
+    route_table = RouteTable(ACCOUNTS)
+    assert route_table.pools == ("m", "alone")
+    assert route_table.models("m") == ("m", "n")
+    assert route_table.accounts("m") == ("a", "b", "c")
 
 
 def test_directory_home_drops_accounts_that_do_not_serve_the_model() -> None:
     """A job made before a reload, or bound to some accounts."""
-    directory = Directory(ACCOUNTS)
-    assert directory.home("m", ("a", "c")) == ("m", ("a", "c"))
-    assert directory.home("m", ("c", "gone", "b")) == ("m", ("c",))
-    assert directory.home("m", ("gone",)) == ("m", ("a", "c"))
+    route_table = RouteTable(ACCOUNTS)
+    assert route_table.home("m", ("a", "c")) == ("m", ("a", "c"))
+    assert route_table.home("m", ("c", "gone", "b")) == ("m", ("c",))
+    assert route_table.home("m", ("gone",)) == ("m", ("a", "c"))
 
 
 def test_directory_home_of_no_model_is_its_accounts() -> None:
     """A relayed route names accounts only, and stays in one pool."""
-    directory = Directory(ACCOUNTS)
-    assert directory.home("", ("gone", "d", "a")) == ("alone", ("d",))
-    assert directory.home("", ("gone",)) is None
+    route_table = RouteTable(ACCOUNTS)
+    assert route_table.home("", ("gone", "d", "a")) == ("alone", ("d",))
+    assert route_table.home("", ("gone",)) is None
 
 
 def test_routes_name_a_pool_after_the_first_model_of_the_settings() -> None:
@@ -66,6 +66,6 @@ def test_routes_name_a_pool_after_the_first_model_of_the_settings() -> None:
     ).accounts
     found = {model: route.pool for model, route in routes(accounts).items()}
     assert found == {"z": "z", "y": "z", "x": "z", "b": "b", "a": "b"}
-    directory = Directory(accounts)
-    assert directory.models("z") == ("z", "y", "x")
-    assert directory.accounts("z") == ("1", "2", "5")
+    route_table = RouteTable(accounts)
+    assert route_table.models("z") == ("z", "y", "x")
+    assert route_table.accounts("z") == ("1", "2", "5")

@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 
-from gateway.schedule.assess import EVERY
-from gateway.schedule.entry import Entry
 from gateway.schedule.events import (
     Answered,
     Dispatch,
@@ -19,8 +17,10 @@ from gateway.schedule.events import (
     Withdrawn,
     Woke,
 )
+from gateway.schedule.live_job import LiveJob
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.overload import Grade
-from gateway.schedule.pool import Pool
+from gateway.schedule.pressure import EVERY
 from gateway.types import JobClass, Mode, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started, workload
 
@@ -182,16 +182,16 @@ def test_scheduler_rekeys_what_waits_when_its_scale_has_changed() -> None:
     it.submit("run", 100)
     it.submit("small", 70)
     pool = it.scheduler.pools["m"]
-    early = pool.queued["small"].key
+    early = it.scheduler.jobs["small"].key
     for n in range(60):
         it.submit(f"j{n}", 400)
     assert pool.order.backlog_tokens > 5000
-    assert pool.queued["small"].key < early - 10.0
-    assert not [e for e in pool.queued.values() if e.key != key_of(pool, e)] or pool.stale
+    assert it.scheduler.jobs["small"].key < early - 10.0
+    assert not [e for e in pool.queued if e.key != key_of(pool, e)] or pool.stale
 
 
-def key_of(pool: Pool, entry: Entry) -> float:
-    return pool.order.key(entry.job, entry.workload, entry.reserve, entry.deadline_s)
+def key_of(pool: Pool, live: LiveJob) -> float:
+    return pool.order.key(live.job, live.workload, live.reserve, live.deadline_s)
 
 
 def test_scheduler_refuses_when_the_queue_is_full() -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from gateway.schedule import overload
 from gateway.schedule.accounts import AccountPool
 from gateway.schedule.budget import SURE_STARTS
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
-from gateway.schedule.pool import Pool
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 

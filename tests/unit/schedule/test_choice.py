@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
+from gateway.schedule import choice
 from gateway.schedule.events import Finished, Reforecast, Submitted, Woke
-from gateway.types import Fit, JobClass, Outcome, Reason, Rung, Verdict
+from gateway.schedule.live_job import LiveJob
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.overload import Grade
+from gateway.schedule.queue import AccountsQueue
+from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Rung, SizeBucket, Verdict
 from tests.unit.schedule.build import World, job, reason, settings, started, workload
 
 
@@ -13,8 +19,73 @@ def world(accounts: dict[str, dict[str, Any]] | None = None, **schedule: Any) ->
     return World(settings(accounts, {"t": {}, "small": {"max_inflight": 1}}, schedule=schedule))
 
 
-def test_fits_names_the_first_reason_in_order() -> None:
-    """Tenant cap, class budget, tier cap, accounts: one reason per job."""
+def blocked_by_all() -> tuple[World, LiveJob]:
+    """A job of a tenant at its cap, a class beyond its budget and a size at its cap."""
+    it = world(heavy_inflight_tokens=100, borrow=False, tier_caps={"long": 1})
+    it.submit("run", 300, tenant="small")
+    it.submit("waits", 300, tenant="small")
+    return it, it.scheduler.jobs["waits"]
+
+
+def lift_tenant_cap(it: World) -> None:
+    it.scheduler.tenants["small"].configure()
+
+
+def lift_class_budget(it: World) -> None:
+    it.scheduler.pools["m"].budget.limits[JobClass.HEAVY] = 1e9
+
+
+def lift_tier_cap(it: World) -> None:
+    it.scheduler.pools["m"].budget.buckets[SizeBucket.LONG] = 0
+
+
+def answers(it: World, live: LiveJob, of_accounts: Fit | Blocked) -> tuple[Fit | Blocked, int]:
+    """The predicate's answer, and how often it asked the accounts."""
+    asked = []
+
+    def ask(pool: Pool, queue: AccountsQueue, express: bool, now: float) -> Fit | Blocked:
+        asked.append(express)
+        return of_accounts
+
+    pool = it.scheduler.pools[live.pool]
+    queue = pool.queue_of(live)
+    chooser = it.scheduler.chooser
+    return chooser.may_start(pool, queue, live.queue_key, live.tenant, 0.0, ask=ask), len(asked)
+
+
+def test_may_start_asks_in_the_order_that_the_module_states() -> None:
+    """The first no is the reason; each that is lifted shows the next one of the module's head,
+    and the accounts are asked once all others have said yes."""
+    it, live = blocked_by_all()
+    no = Blocked(Reason.PACER, 7.0)
+    found = [answers(it, live, no)]
+    for lift in (lift_tenant_cap, lift_class_budget, lift_tier_cap):
+        lift(it)
+        found.append(answers(it, live, no))
+    stated = re.findall(r"^\d\. `(\w+)`", choice.__doc__ or "", re.MULTILINE)
+    assert [(a.reason.value, asked) for a, asked in found if isinstance(a, Blocked)] == [
+        *((reason, 0) for reason in stated),
+        ("pacer", 1),
+    ]
+    assert found[-1][0] is no, "with the accounts' own time"
+    assert answers(it, live, Fit("a")) == (Fit("a"), 1)
+
+
+def test_may_start_calls_any_no_to_a_deferred_job_overload() -> None:
+    """The ladder says no to nobody: it names the reason, keeps the time, and lets a yes stand."""
+    it, live = blocked_by_all()
+    it.scheduler.pools["m"].deferred = Grade.LONG
+    for lift in (lift_tenant_cap, lift_class_budget, lift_tier_cap):
+        assert answers(it, live, Fit("a"))[0] == Blocked(Reason.OVERLOAD)
+        lift(it)
+    assert answers(it, live, Blocked(Reason.PACER, 7.0))[0] == Blocked(Reason.OVERLOAD, 7.0)
+    assert answers(it, live, Fit("a"))[0] == Fit("a")
+    it.scheduler.pools["m"].deferred = Grade.HUGE
+    assert answers(it, live, Blocked(Reason.PACER, 7.0))[0] == Blocked(Reason.PACER, 7.0)
+
+
+def test_fits_names_one_reason_for_each_job_that_waits() -> None:
+    """Each job of a pool has the reason that keeps it."""
     it = world(
         {"a": {"initial_concurrency": 3}},
         interactive_inflight_tokens=50,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.schedule.entry import Entry, Tenant
+from gateway.schedule.live_job import LiveJob, Tenant
 from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
 from gateway.types import JobClass, SizeBucket
@@ -12,9 +12,9 @@ SJF = Order("sjf")
 GIVEN = settings(schedule={"max_wait_s": 10.0}).schedule
 
 
-def test_entry_weighs_itself_by_its_forecast() -> None:
+def test_live_job_weighs_itself_by_its_forecast() -> None:
     """Class, bucket, reserve, key; the arrival stays."""
-    it = Entry(job("j", 30, at=5.0), 0, 1, Tenant("t"))
+    it = LiveJob(job("j", 30, at=5.0), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     short_key = it.key
     assert (it.cls, it.bucket, it.reserve) == (JobClass.INTERACTIVE, SizeBucket.SHORT, 30)
@@ -25,23 +25,23 @@ def test_entry_weighs_itself_by_its_forecast() -> None:
     assert it.charge == 500 + 10 // 4, "the prompt is work, too"
 
 
-def test_entry_class_may_be_set_against_the_forecast() -> None:
+def test_live_job_class_may_be_set_against_the_forecast() -> None:
     """A tenant, route or header overrides it."""
-    it = Entry(job("j", 500, class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
+    it = LiveJob(job("j", 500, class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     assert it.cls is JobClass.INTERACTIVE
-    assert not it.place.express, "which is for what may be short"
+    assert not it.queue_key.express, "which is for what may be short"
 
 
-def test_entry_waits_at_most_so_long_in_all() -> None:
+def test_live_job_waits_at_most_so_long_in_all() -> None:
     """max_wait_s from arrival, then what is left of it; the deadline bounds every wait."""
-    it = Entry(job("j", at=5.0), 0, 1, Tenant("t"))
+    it = LiveJob(job("j", at=5.0), 0, 1, Tenant("t"))
     it.start_wait(GIVEN, 6.0)
     assert it.expire_s == 15.0
     it.attempts, it.waited_s = 1, 4.0
     it.start_wait(GIVEN, 100.0)
     assert it.expire_s == 106.0
-    bound = Entry(job("j", at=5.0, deadline_s=7.0), 0, 1, Tenant("t"))
+    bound = LiveJob(job("j", at=5.0, deadline_s=7.0), 0, 1, Tenant("t"))
     bound.weigh(GIVEN, SJF)
     bound.start_wait(GIVEN, 6.0)
     assert bound.expire_s == 7.0
@@ -49,19 +49,19 @@ def test_entry_waits_at_most_so_long_in_all() -> None:
     assert bound.expire_s == 5.5, "it is to be answered by then"
 
 
-def test_entry_of_background_work_waits_as_long_as_it_takes() -> None:
+def test_live_job_of_background_work_waits_as_long_as_it_takes() -> None:
     """Nobody holds a connection open for it; a deadline it still has."""
-    it = Entry(job("j", at=5.0, class_override=JobClass.BACKGROUND), 0, 1, Tenant("t"))
+    it = LiveJob(job("j", at=5.0, class_override=JobClass.BACKGROUND), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     it.start_wait(GIVEN, 6.0)
     assert it.expire_s == float("inf")
-    it = Entry(job("j", class_override=JobClass.BACKGROUND, deadline_s=9.0), 0, 1, Tenant("t"))
+    it = LiveJob(job("j", class_override=JobClass.BACKGROUND, deadline_s=9.0), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     it.start_wait(GIVEN, 6.0)
     assert it.expire_s == 9.0
 
 
-def test_entry_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
+def test_live_job_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
     """In this order; none where all are silent."""
     given = settings(schedule={"heavy_deadline_s": 30.0}).schedule
     strict = Tenant("strict")
@@ -73,17 +73,17 @@ def test_entry_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
         (Tenant("t"), 500, None),
         (Tenant("t"), 10, None),
     ):
-        it = Entry(job("j", tokens, at=100.0, deadline_s=own), 0, 1, tenant)
+        it = LiveJob(job("j", tokens, at=100.0, deadline_s=own), 0, 1, tenant)
         it.weigh(given, SJF)
         found.append(it.deadline_s)
     assert found == [107.0, 120.0, 130.0, None]
     strict.configure(0, 0, 0, 0.5, 1.0)
-    it = Entry(job("j", 500, at=100.0), 0, 1, strict)
+    it = LiveJob(job("j", 500, at=100.0), 0, 1, strict)
     it.weigh(given, SJF)
     assert it.deadline_s == 100.5, "however near"
 
 
-def test_entry_deadline_of_each_class_is_its_own() -> None:
+def test_live_job_deadline_of_each_class_is_its_own() -> None:
     """From the arrival; the background's, too."""
     given = settings(
         schedule={
@@ -93,7 +93,7 @@ def test_entry_deadline_of_each_class_is_its_own() -> None:
         }
     ).schedule
     for cls, after_s in zip(JobClass, (10.0, 20.0, 30.0), strict=True):
-        it = Entry(job("j", at=5.0, class_override=cls), 0, 1, Tenant("t"))
+        it = LiveJob(job("j", at=5.0, class_override=cls), 0, 1, Tenant("t"))
         it.weigh(given, SJF)
         assert it.deadline_s == 5.0 + after_s, cls
 
@@ -115,36 +115,36 @@ def test_tenant_is_capped_at_its_cap_and_overfull_beyond_its_bounds() -> None:
     assert seen == [(False, False), (True, True), (True, True)]
 
 
-def test_entry_may_use_the_express_where_it_may_be_short() -> None:
+def test_live_job_may_use_the_express_where_it_may_be_short() -> None:
     """From the same chance on by which it is interactive."""
     for p_short, express in ((0.29, False), (0.3, True)):
-        it = Entry(job("j", class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
+        it = LiveJob(job("j", class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
         it.workload = msgspec.structs.replace(workload(100), p_short=p_short)
         it.weigh(GIVEN, SJF)
-        assert it.place.express is express
-    it = Entry(job("j", 10, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
+        assert it.queue_key.express is express
+    it = LiveJob(job("j", 10, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
-    assert not it.place.express, "which is the interactive's"
+    assert not it.queue_key.express, "which is the interactive's"
 
 
-def test_entry_keeps_sizes_apart_where_any_of_them_is_capped() -> None:
+def test_live_job_keeps_sizes_apart_where_any_of_them_is_capped() -> None:
     """Whichever it is."""
     for size in SizeBucket:
         capped = settings(schedule={"tier_caps": {size.value: 3}}).schedule
-        it = Entry(job("j", 100), 0, 1, Tenant("t"))
+        it = LiveJob(job("j", 100), 0, 1, Tenant("t"))
         it.weigh(capped, SJF)
-        assert it.place.bucket is SizeBucket.MEDIUM, size
+        assert it.queue_key.bucket is SizeBucket.MEDIUM, size
 
 
-def test_entry_grades_share_a_place_until_the_ladder_tells_them_apart() -> None:
+def test_live_job_grades_share_a_place_until_the_ladder_tells_them_apart() -> None:
     """Short and medium are never deferred; sizes are kept apart only where they are capped."""
     capped = settings(schedule={"tier_caps": {"long": 3}}).schedule
     seen: dict[str, list[tuple[Grade, SizeBucket | None]]] = {"free": [], "capped": []}
     for tokens in (10, 200, 1000, 2000):
-        it = Entry(job("j", tokens, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
+        it = LiveJob(job("j", tokens, class_override=JobClass.HEAVY), 0, 1, Tenant("t"))
         for name, schedule in (("free", GIVEN), ("capped", capped)):
             it.weigh(schedule, SJF)
-            seen[name].append((it.place.grade, it.place.bucket))
+            seen[name].append((it.queue_key.grade, it.queue_key.bucket))
     grades = [Grade.MEDIUM, Grade.MEDIUM, Grade.LONG, Grade.HUGE]
     assert seen["free"] == [(grade, None) for grade in grades]
     assert [bucket for _, bucket in seen["capped"]] == [

@@ -17,7 +17,7 @@ class Windowed(Accounts):
     """Accounts with one window for all: `window` slots, `above` of them for the express;
     what they were asked."""
 
-    window, above = 1, 1
+    window, cached_above = 1, 1
     asked: list[bool]
 
     def choose(
@@ -31,7 +31,7 @@ class Windowed(Accounts):
     ) -> Fit | Blocked:
         self.asked.append(express)
         inflight = sum(account.inflight for account in self.snapshot(now))
-        if inflight >= self.window + self.above * express:
+        if inflight >= self.window + self.cached_above * express:
             return Blocked(Reason.WINDOW)
         return super().choose(model, accounts, now, avoid)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 from random import Random
 
-from gateway.schedule.pool import Pool
-from gateway.schedule.wakes import Wakes
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.timers import Timers
 from tests.unit.schedule.build import settings
 
 
@@ -16,9 +16,9 @@ def pools(*names: str) -> list[Pool]:
 
 def test_wakes_name_the_earliest_of_all_pools() -> None:
     """Sooner, later, never: always what was set last."""
-    wakes = Wakes()
+    timers = Timers()
     a, b = pools("a", "b")
-    assert wakes.next_s() == inf
+    assert timers.next_s() == inf
     for pool, at_s, first_s in (
         (a, 5.0, 5.0),
         (b, 3.0, 3.0),
@@ -29,29 +29,29 @@ def test_wakes_name_the_earliest_of_all_pools() -> None:
         (b, inf, 8.0),
         (a, inf, inf),
     ):
-        wakes.set(pool, at_s)
-        assert wakes.next_s() == first_s
+        timers.set(pool, at_s)
+        assert timers.next_s() == first_s
 
 
 def test_wakes_give_each_due_pool_once() -> None:
     """Then it has no time until it is set again; those that are not due keep theirs."""
-    wakes = Wakes()
+    timers = Timers()
     a, b, c = pools("a", "b", "c")
     for pool, at_s in ((a, 5.0), (a, 2.0), (b, 3.0), (c, 7.0)):
-        wakes.set(pool, at_s)
-    assert wakes.due(1.0) == []
-    assert wakes.due(3.0) == ["a", "b"]
-    assert wakes.due(3.0) == []
-    assert wakes.next_s() == 7.0
-    wakes.set(a, 6.0)
-    assert wakes.next_s() == 6.0
+        timers.set(pool, at_s)
+    assert timers.due(1.0) == []
+    assert timers.due(3.0) == ["a", "b"]
+    assert timers.due(3.0) == []
+    assert timers.next_s() == 7.0
+    timers.set(a, 6.0)
+    assert timers.next_s() == 6.0
 
 
 def test_wakes_agree_with_a_look_at_every_pool() -> None:
     """Whatever is set, in whatever order; and nothing piles up."""
-    wakes, random = Wakes(), Random(3)
+    timers, random = Timers(), Random(3)
     given = pools(*"abcde")
     for _ in range(3000):
-        wakes.set(random.choice(given), random.choice([inf, *range(50)]))
-        assert wakes.next_s() == min(pool.wake_s for pool in given)
-        assert len(wakes._heap) <= 100
+        timers.set(random.choice(given), random.choice([inf, *range(50)]))
+        assert timers.next_s() == min(pool.wake_s for pool in given)
+        assert len(timers._heap) <= 100

@@ -10,10 +10,10 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush, heapreplace
 from math import inf
 
-from gateway.schedule.pool import Pool
+from gateway.schedule.model_pool import Pool
 
 
-class Wakes:
+class Timers:
     """`Pool.wake_s` is the truth, set by `set`; `Pool.armed_s` is the entry that stands for it."""
 
     __slots__ = ("_heap", "_sweep_at")

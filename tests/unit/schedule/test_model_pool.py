@@ -16,11 +16,11 @@ def test_pool_keeps_the_others_that_failed_on_the_same_account() -> None:
     for name in ("j1", "j2", "j3"):
         it.fail(name, Verdict.RATE_LIMITED, retry_after_s=9.0)
     pool = it.scheduler.pools["m"]
-    assert len(pool.lines) == 2, "one for the new, one for those that avoid a"
+    assert len(pool.queues) == 2, "one for the new, one for those that avoid a"
     it.tell(Withdrawn("j2"))
     assert it.waiting == {"j1", "j3"}
     assert started(it.tell(Woke(), at=9.0)) == ["j1", "j3"]
-    assert [line.avoid for line in pool.lines.values()] == [frozenset()]
+    assert [queue.avoid for queue in pool.queues.values()] == [frozenset()]
 
 
 def test_pool_asks_the_window_of_a_retrys_own_model() -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from gateway.schedule.assess import EVERY, LONG_QUEUE, saturation
 from gateway.schedule.budget import SURE_STARTS
 from gateway.schedule.events import Recalibrated
+from gateway.schedule.model_pool import Pool
 from gateway.schedule.overload import Grade
-from gateway.schedule.pool import Pool
+from gateway.schedule.pressure import EVERY, LONG_QUEUE, saturation
 from gateway.schedule.rounds import Turn
 from gateway.types import JobClass, Mode
 from tests.unit.schedule.build import World, settings, started
@@ -141,7 +141,7 @@ def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
     drops = [a - b for a, b in pairwise(left) if a > b]
     assert max(drops) <= LONG_QUEUE
     assert 2 in drops, "while it is long, two at a time"
-    assert len({entry.key for entry in pool.queued.values()}) == 1
+    assert len({live.key for live in pool.queued}) == 1
 
 
 def test_pool_with_a_long_queue_looks_at_itself_now_and_then() -> None:

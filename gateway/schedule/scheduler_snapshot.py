@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.schedule.assess import saturation
-from gateway.schedule.entry import Stage
-from gateway.schedule.pool import Pool
+from gateway.schedule.live_job import Stage
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.placement_cache import Ask, PlacementCache
+from gateway.schedule.pressure import saturation
+from gateway.schedule.queue import AccountsQueue
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.snapshots import ClassSnapshot, PoolSnapshot, SchedulerSnapshot
-from gateway.types import Blocked, JobClass, Reason
+from gateway.types import Blocked, Fit, JobClass, Reason
 
 
 def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
@@ -48,13 +50,13 @@ def _oldest(state: SchedulerState, now: float) -> dict[tuple[str, JobClass], flo
         for cls in JobClass
         if pool.waiting_tokens_of[cls]
     }
-    for entry in state.jobs.values():
+    for live in state.jobs.values():
         if not missing:
             break
-        key = (entry.pool, entry.cls)
-        if entry.stage is Stage.WAITING and key in missing:
+        key = (live.pool, live.cls)
+        if live.stage is Stage.WAITING and key in missing:
             missing.discard(key)
-            found[key] = now - entry.since_s
+            found[key] = now - live.since_s
     return found
 
 
@@ -64,20 +66,19 @@ def _class_snapshot(
     budget = pool.budget
     waiting = 0
     blocked: dict[Reason, int] = {}
-    allocation = state.allocation
-    is_open = allocation.is_open(pool, cls, now)
-    for line in pool.lines.values():
-        for tier in line.tiers.values():
-            if tier.cls is not cls or not tier.size:
+    may_start, ask = state.chooser.may_start, _asking_once(state.chooser.placements)
+    for queue in pool.queues.values():
+        for class_queue in queue.class_queues.values():
+            if class_queue.cls is not cls or not class_queue.size:
                 continue
-            of_tier = allocation.tier_fits(pool, tier, is_open, now)
-            for lane in tier.lanes.values():
-                if not lane.size:
+            for tenant_queue in class_queue.tenant_queues.values():
+                if not (here := len(tenant_queue.jobs)):
                     continue
-                waiting += lane.size
-                answer = allocation.lane_fits(pool, lane, of_tier)
+                waiting += here
+                key, tenant = class_queue.key, tenant_queue.tenant
+                answer = may_start(pool, queue, key, tenant, now, ask=ask)
                 if isinstance(answer, Blocked):
-                    blocked[answer.reason] = blocked.get(answer.reason, 0) + lane.size
+                    blocked[answer.reason] = blocked.get(answer.reason, 0) + here
     return ClassSnapshot(
         budget_tokens=round(budget.limits[cls]),
         inflight_tokens=float(budget.tokens[cls]),
@@ -88,3 +89,16 @@ def _class_snapshot(
         oldest_wait_s=oldest_s or 0.0,
         blocked=blocked,
     )
+
+
+def _asking_once(placements: PlacementCache) -> Ask:
+    """`ask_anew`, but once for all tenants of a queue."""
+    answers: dict[tuple[AccountsQueue, bool], Fit | Blocked] = {}
+
+    def ask(pool: Pool, queue: AccountsQueue, express: bool, now: float) -> Fit | Blocked:
+        answer = answers.get((queue, express))
+        if answer is None:
+            answer = answers[queue, express] = placements.ask_anew(pool, queue, express, now)
+        return answer
+
+    return ask
