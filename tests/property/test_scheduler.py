@@ -1,7 +1,7 @@
 """Whatever happens to the scheduler, in whatever order: CONTRIBUTING.md's properties 1–6, 9, 10.
 
 Where each is held: 1 `counts_agree` and `tell` (an end or a start too many is a KeyError); 2, 3
-and 4 by `check` after every event and `check_start` before every start; 5
+and 4 by `check` and `judge_rest` after every event and `judge_start` before every start; 5
 `same_events_give_the_same_actions`; 6 `limits_move_as_they_may`; 9 `withdraw` and `teardown`;
 10 `neighbours_change_nothing`. MACHINE_EXAMPLES makes a run longer and its runs longer too.
 """
@@ -55,6 +55,7 @@ from gateway.settings.schema import Settings
 from gateway.snapshots import AccountSnapshot
 from gateway.types import Blocked, Fit, Job, JobClass, Outcome, RateLimits, Rung, Verdict
 from tests.unit.schedule.build import Judged, job, settings, workload
+from tests.unit.schedule.judge import judge_rest
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "150"))
 STEPS_EACH = 50 if EXAMPLES <= 150 else 120
@@ -516,6 +517,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert known.job.model in self.models_of(action.account)
                 assert known.job.deadline_s is None or self.now < known.job.deadline_s
         self.scheduler.check(self.now)
+        judge_rest(self.scheduler, self.now)
         self.limits_move_as_they_may(event, before)
         return actions
 
@@ -619,7 +621,7 @@ class Forgiving(Accounts):
 )
 def test_machine_sees_a_scheduler_that_breaks_a_property(broken: dict[str, Any]) -> None:
     """The twin: each broken in turn is found (those of 3, and 2 to the token, by
-    tests/unit/schedule/test_check.py: they need a state that is rarely met)."""
+    tests/unit/schedule/test_judge.py: they need a state that is rarely met)."""
     machine = type("Broken", (SchedulerMachine,), broken)
     found = hypothesis_settings(
         max_examples=400,

@@ -9,7 +9,6 @@ import msgspec
 
 from gateway.balance.account_pool import Accounts
 from gateway.errors import UpstreamFailed
-from gateway.schedule.check import check_start
 from gateway.schedule.events import (
     Action,
     AttemptFailed,
@@ -24,6 +23,7 @@ from gateway.schedule.rounds import Turn
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.types import Blocked, Job, Outcome, Reason, Rung, Verdict, Workload
+from tests.unit.schedule.judge import judge_rest, judge_start
 
 
 def settings(
@@ -116,7 +116,7 @@ class Judged(Scheduler):
         self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
     ) -> None:
         if self.judging:
-            check_start(self, pool, live, account, turn, now)
+            judge_start(self, pool, live, account, turn, now)
         super().dispatch(pool, live, account, turn, now)
 
 
@@ -137,6 +137,7 @@ class World:
             self.now = at
         actions = self.scheduler.handle(event, self.now)
         self.scheduler.check(self.now)
+        judge_rest(self.scheduler, self.now)
         return actions
 
     def submit(self, job_id: str, tokens: float = 100, **fields: Any) -> list[Action]:
