@@ -1,1 +1,1 @@
-"""Which job starts next. Pure: no clock, loop, lock, log or metric."""
+"""The choice of the job that starts next. Pure: no clock, loop, lock, log or metric."""

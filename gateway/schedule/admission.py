@@ -1,8 +1,8 @@
-"""Whether a job may enter a pool's queue, or is better told at once that it should not wait.
+"""The admission of a job to a pool's queue: told at once where it had better not wait.
 
 Asked in this order; the first no is the answer:
 
-1. Nothing new while draining.
+1. Nothing new is taken while draining.
 2. Its wait would end in vain: it is late already, or no account will be back in service in time.
 3. It could not start at once, and the queue is full: of its pool or its tenant, in items, bytes
    or tokens.
@@ -10,7 +10,8 @@ Asked in this order; the first no is the answer:
    time of its answer is past it.
 5. It could not start at once, and the ladder turns its grade away (overload.py).
 
-What could start at once is never refused for what waits: that may wait for something else.
+A job that could start at once is never refused for what waits: that may wait for something else.
+1 and 2 are asked by arrivals.py. `queue_position` tells a waiting job's place to people.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from gateway.types import JobClass, SizeBucket
 
 
 def service_s(pool: Pool, live: LiveJob) -> float:
-    """The median time of its answer, as far as its deadline bounds it; 0 where not known."""
+    """The median time of the job's answer, so far as its deadline bounds the answer; 0 where
+    that is not known."""
     token_s = pool.pace.hopeful_token_s
     if token_s is None or not pool.pace.sure or live.job.deadline_first_byte:
         return 0.0
@@ -38,8 +40,12 @@ def service_s(pool: Pool, live: LiveJob) -> float:
 
 
 def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
-    """Until a job of this class starts: the tokens ahead of it in its class at the class's
-    share of the pool, at most all `others` that wait; 0 where the pace is not known."""
+    """The predicted time until a job of this class starts; 0 where the pace is not known.
+
+    Args:
+        ahead: tokens of its class before it, served at the class's share of the pool.
+        others: tokens of all other jobs that wait: the job waits for no more than these.
+    """
     if any(n for other, n in pool.waiting_of.items() if other is not cls):
         ahead = min(ahead / pool.rounds.share(TURN_OF[cls]), others)
     clear_s = pool.pace.clear_s(ahead, pool.budget.total_jobs)
@@ -47,15 +53,15 @@ def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
 
 
 def _predicted_wait_s(pool: Pool, live: LiveJob) -> float:
-    """For one that has just joined: as if it were the last of its class."""
+    """The predicted wait of a job that has just joined, as if it were the last of its class."""
     ahead = pool.waiting_tokens_of[live.cls] - live.reserve
     others = pool.waiting_tokens - live.reserve
     return wait_s(pool, live.cls, min(ahead, _ahead(pool, live)), others)
 
 
 def _ahead(pool: Pool, live: LiveJob) -> float:
-    """Tokens that a job which has just joined has before it, counted by its tenant's share: who
-    floods the queue waits behind itself, and those beside it do not wait for that."""
+    """Tokens before a job that has just joined, by its tenant's share: a tenant that floods the
+    queue waits behind itself, and the others do not wait for that."""
     share = pool.share(live)
     mine = live.tenant.waiting_tokens - live.reserve
     return mine * pool.shares[live.cls].weight / share.weight
@@ -64,10 +70,10 @@ def _ahead(pool: Pool, live: LiveJob) -> float:
 def refusal(
     pool: Pool, live: LiveJob, settings: Schedule, jitter: Jitter | None, now: float
 ) -> GatewayError | None:
-    """3 to 5, asked of a job that has joined the queue and did not start."""
+    """The error of a job that has joined the queue and may not stay (3 to 5); None if it may."""
     if pool.overfull(settings, live):
-        told = overload.tenant_queue_full if live.tenant.overfull else overload.queue_full
-        return told(retry_s(pool, jitter))
+        error = overload.tenant_queue_full if live.tenant.overfull else overload.queue_full
+        return error(retry_s(pool, jitter))
     if live.deadline_s is not None:
         end_s = now + _predicted_wait_s(pool, live) + service_s(pool, live)
         if end_s > live.deadline_s:
@@ -82,22 +88,22 @@ def refusal(
 
 
 def too_late(pool: Pool, live: LiveJob, jitter: Jitter | None, now: float) -> GatewayError:
-    """What to tell a job whose wait has ended (`expire_s`), before or after it began."""
+    """The error of a job whose wait has ended (`expire_s`), before or after it began."""
     if live.deadline_s is not None and now < live.deadline_s:
         return overload.hopeless(retry_s(pool, jitter))
     return overload.queue_timeout(retry_s(pool, jitter))
 
 
 def retry_s(pool: Pool, jitter: Jitter | None) -> float:
-    """When to come again: when what waits now has been served."""
+    """Seconds after which to come again: what waits now will have been served."""
     clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
     return overload.retry_after_s(clear_s, jitter)
 
 
 def queue_position(state: SchedulerState, job_id: str, now: float) -> QueuePosition | None:
-    """None for a job that does not wait. Jobs of its class in its pool that go before it by
-    the present order; the wait is an estimate: what is ahead, at the pace of late and at its
-    class's share of it; 0 before that is known."""
+    """A job's position among those of its class in its pool, by the present order, and its
+    expected wait: the tokens ahead at the pace of late and the class's share of it, 0 before that
+    is known. None for a job that does not wait. For people: it looks at every waiting job."""
     live = state.jobs.get(job_id)
     if live is None or live.stage is not Stage.WAITING:
         return None

@@ -1,7 +1,7 @@
-"""How a job comes in: to its pool, and there to an account at once, to the queue, or away.
+"""The arrival of a job: to its pool, and there to an account at once, to the queue, or away.
 
-What can start is never refused for what waits; only what would have to wait is asked whether
-its wait could end well, and whether there is room for it.
+A job that can start is never refused for what waits. Only a job that would have to wait is asked
+whether its wait could end well and whether there is room for it (admission.py).
 
 After a fault the engine builds a fresh core from its own ledger (engine/failsafe.py). Jobs that
 wait are submitted again; a job that runs is adopted: it enters the queue and leaves it in one
@@ -23,6 +23,7 @@ from gateway.types import Fit, Outcome
 
 
 def submitted(state: SchedulerState, event: Submitted, now: float) -> None:
+    """Start a new job, queue it or refuse it. A job that is known already changes nothing."""
     job = event.job
     if job.id in state.jobs:
         return
@@ -50,7 +51,7 @@ def submitted(state: SchedulerState, event: Submitted, now: float) -> None:
         ends.refuse_new(state, live, ends.expired(state, pool, live, now))
         return
     state.jobs[job.id] = live
-    _enter(state, pool, queue, live, now)  # what can start is never refused for what waits
+    _enter(state, pool, queue, live, now)
     if live.stage is Stage.WAITING:
         error = admission.refusal(pool, live, settings, state.jitter, now)
         if error is not None:
@@ -60,8 +61,8 @@ def submitted(state: SchedulerState, event: Submitted, now: float) -> None:
 def _enter(
     state: SchedulerState, pool: Pool, queue: AccountsQueue, live: LiveJob, now: float
 ) -> None:
-    """Starts a new job, or lets it wait. Nothing else that waits fits, or would have been
-    started before: so if no time has run out since, the newcomer alone is to be asked."""
+    """Start a new job, or let it wait. Nothing else that waits fits, or it would have started
+    before; so if no time has run out since, the newcomer is asked alone."""
     if pool.wake_s <= now or pool.due or not pool.budget.steady:
         pool.add_waiting(live)
         state.touch(pool.name)
@@ -88,8 +89,8 @@ def _enter(
 
 
 def adopted(state: SchedulerState, event: Adopted, now: float) -> None:
-    """Takes the job in. One whose account the settings no longer name stays outside: its end
-    is then an event about an unknown job, which changes nothing."""
+    """Take in a job that runs already. A job whose account the settings no longer name stays
+    outside: its end is then an event about an unknown job, which changes nothing."""
     job = event.job
     pool_name = state.route_table.pool_of.get(event.account)
     if job.id in state.jobs or pool_name is None:

@@ -1,15 +1,14 @@
-"""Tokens in flight by class, jobs in flight by size, of one pool.
+"""Tokens in flight by class and jobs in flight by size, of one pool.
 
-A class may start a job while its tokens are *below* its budget; the job that crosses the line
-is let through. So whether a class may start never depends on how large the next job is: no
-large job waits for a gap that small ones keep filling, and a budget is exceeded by at most one
-oversize job.
+A class may start a job while its tokens are *below* its budget; the job that crosses the line is
+let through. So whether a class may start never depends on how large the next job is: no large
+job waits for a gap that small ones keep filling, and a budget is exceeded by one job at most.
 
-`policy = "adaptive"`: the budgets are shares of what the accounts take, room × mean reserve,
-3000 : 7000 to begin with, and of all of it a little for the background; the interactive share
-grows with congestion as its weight does. With borrowing they decide only who comes first: what
-a class leaves idle serves the others, up to the accounts' windows, which alone bound the whole.
-Fixed token budgets are what makes a gateway under-fill its provider.
+`policy = "adaptive"`: the budgets are shares of what the accounts take, which is room × mean
+reserve: 3000 : 7000 to begin with, and a little for the background. The interactive share grows
+with congestion as its weight does. With borrowing the budgets decide only which class comes first:
+what a class leaves idle serves the others, up to the accounts' windows, which alone bound the
+whole. (Fixed token budgets are what makes a gateway under-fill its provider.)
 
 `policy = "dual_budget"`: two fixed budgets, as given; background work draws on the heavy one.
 With `borrow` a class at its budget goes on while the pool as a whole is below their sum.
@@ -27,7 +26,8 @@ CAP_SCALES = {Mode.FREE: 1.0, Mode.MODERATE: 0.75, Mode.CONGESTED: 0.5}
 
 
 class Budget:
-    """The counters. A job is in flight from its first dispatch to its end, across retries."""
+    """Counters of one pool. A job is in flight from its first dispatch to its end, across
+    retries."""
 
     __slots__ = (
         "_background",
@@ -64,8 +64,11 @@ class Budget:
         }
 
     def resize(self, total_tokens: float, pressure: float) -> None:
-        """What the pool holds in all, divided anew; `pressure`, 1 to 2, favours the
-        interactive. Fixed budgets stay."""
+        """Divide `total_tokens` among the classes anew; fixed budgets stay.
+
+        Args:
+            pressure: factor on the interactive share, 1 to 2.
+        """
         if self.fixed:
             return
         interactive, heavy = self._parts[0] * pressure, self._parts[1]
@@ -92,7 +95,7 @@ class Budget:
         assert min(self.tokens[cls], self.jobs[cls], self.buckets[bucket]) >= 0
 
     def correct(self, cls: JobClass, change: int) -> None:
-        """A running job's reserve changed by so much."""
+        """Count the change of a running job's reserve."""
         self.tokens[cls] += change
         self.total_tokens += change
 
@@ -102,23 +105,23 @@ class Budget:
         return self.tokens[cls] < self.limits[cls]
 
     def admits(self, cls: JobClass) -> bool:
-        """A job of this class may start, on its own room or on what others leave."""
+        """A job of this class may start, on its own room or on what the others leave."""
         return self.lends or self.owns_room(cls)
 
     @property
     def lends(self) -> bool:
-        """Who has no room of its own may use what the owners leave. In the adaptive policy the
-        windows say when there is none."""
+        """A class without room of its own may use what the owners leave. In the adaptive policy
+        the accounts' windows say when there is none."""
         return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
 
     @property
     def nominal(self) -> bool:
-        """It decides who comes first and keeps nobody waiting."""
+        """The budgets decide which class comes first and keep no job waiting."""
         return self.borrow and not self.fixed
 
     @property
     def steady(self) -> bool:
-        """Nothing that waits for its class's budget gets room unless a job ends."""
+        """A job that waits for its class's budget gets room only when a job ends."""
         return self.fixed or self.borrow
 
     def borrowed(self, cls: JobClass) -> float:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from gateway.schedule.accounts import AccountPool
+from gateway.schedule.accounts_protocol import AccountsProtocol
 from gateway.schedule.budget import tier_cap
 from gateway.schedule.live_job import LiveJob, QueueKey, Stage, Tenant
 from gateway.schedule.model_pool import Pool
@@ -46,7 +46,7 @@ class Chooser:
     """Reads pools and accounts, and changes neither, but for parking the queues of capped tenants
     and for the rounds' credit, which is given out when a turn is chosen."""
 
-    def __init__(self, settings: Schedule, accounts: AccountPool) -> None:
+    def __init__(self, settings: Schedule, accounts: AccountsProtocol) -> None:
         self._caps = {
             mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
             for mode in Mode
@@ -187,8 +187,11 @@ class Chooser:
         deferred turn has jobs of all classes: one without room must not hide another."""
         best: Best = {}
         deferred = pool.deferred
+        has_room = pool.budget.lends and not self._capped  # for all: spares a question to each
         for class_queue in class_queues:
-            if not class_queue.size or self._no_room(pool, class_queue.key):
+            if not class_queue.size:
+                continue
+            if not has_room and self._no_room(pool, class_queue.key):
                 continue
             tenant_queue = class_queue.best()
             if tenant_queue is None:

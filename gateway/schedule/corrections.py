@@ -1,9 +1,9 @@
-"""Forecasts that were wrong: a waiting job gets a new place, a running one a new reserve.
+"""Corrections of forecasts: a waiting job gets a new place, a running job a new reserve.
 
-A job that waits is moved once per rung at most, so that a stream of forecasts cannot keep it
-moving; its arrival stays, and with it the bound on overtaking. A job in flight is never recalled
-and keeps the class and size it was charged to: only what it is thought to use changes, as often
-as there is news, from better forecasts and from an answer that goes on past its own.
+A waiting job is moved once per rung at most, so that a stream of forecasts cannot keep it moving;
+its arrival stays, and with it the bound on overtaking. A job in flight is never recalled and keeps
+the class and size it was charged to. Only its reserve changes, as often as there is news: a better
+forecast, or an answer that goes on past its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from gateway.schedule.scheduler_state import SchedulerState
 
 
 def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
+    """Take a better forecast for a job that waits, runs or is between two attempts."""
     live = state.jobs.get(event.job_id)
     if live is None:
         return
@@ -32,11 +33,12 @@ def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
         live.bound_wait(settings, admission.service_s(pool, live))
         pool.add_waiting(live)
         horizon_s = state.chooser.placements.horizon_s(pool, pool.queue_of(live), now)
-        pool.due |= live.expire_s <= horizon_s  # its time may be over
+        pool.due |= live.expire_s <= horizon_s  # the new wait may be over
         state.touch(pool.name)
 
 
 def outgrown(state: SchedulerState, event: Outgrown, now: float) -> None:
+    """Raise the reserve of a running job whose answer is longer than was forecast."""
     live = state.jobs.get(event.job_id)
     if live is not None and live.stage is Stage.RUNNING:
         quantile = state.settings.schedule.reserve_quantile

@@ -14,7 +14,7 @@ from gateway.schedule.scheduler_state import SchedulerState
 
 
 def drain_touched(state: SchedulerState, now: float) -> None:
-    """Until no pool is touched: ending a job in one may free its tenant's cap in another.
+    """Drain until no pool is touched: a job that ends in one may free its tenant's cap in another.
     Where a freed cap is wanted in several pools, the best key decides."""
     touched = state.touched
     while touched:

@@ -1,4 +1,4 @@
-"""How a job ends, or one attempt of it: what it held goes back, what it showed is learned.
+"""The end of a job, or of one attempt of it: what it held goes back, what it showed is learned.
 
 A job ends exactly once. Its attempts may end more often: the account's lease goes back with each,
 the reserve and the places under the caps with the last.
@@ -29,10 +29,10 @@ from gateway.schedule.scheduler_state import SchedulerState
 from gateway.settings.schema import Retry
 from gateway.types import JobClass, Outcome, Verdict
 
-LONGEST_TOKENS = 200_000  # of one answer without a max_tokens
-SLACK_TOKENS = 1000
+LONGEST_TOKENS = 200_000  # believed of one answer without a max_tokens
+SLACK_TOKENS = 1000  # believed beyond max_tokens
 DROPPED = frozenset({Verdict.RATE_LIMITED, Verdict.OVERLOADED})
-RATE_LIMITED_COST = 0.25
+RATE_LIMITED_COST = 0.25  # of an attempt
 
 OUTCOMES = {
     Verdict.IGNORED: Outcome.CLIENT_ERROR,
@@ -42,6 +42,7 @@ OUTCOMES = {
 
 
 def finished(state: SchedulerState, event: Finished, now: float) -> None:
+    """End a job: give back what it holds, and learn from what it used."""
     live = state.jobs.get(event.job_id)
     if live is None:
         return
@@ -64,10 +65,12 @@ def finished(state: SchedulerState, event: Finished, now: float) -> None:
 
 
 def withdrawn(state: SchedulerState, event: Withdrawn, now: float) -> None:
+    """End a job that its client or an operator gave up, at whatever stage."""
     finished(state, Finished(event.job_id, event.outcome, Verdict.IGNORED), now)
 
 
 def attempt_failed(state: SchedulerState, event: AttemptFailed, now: float) -> None:
+    """End an attempt; let the job wait for another one, or refuse it with the attempt's error."""
     live = state.jobs.get(event.job_id)
     if live is None or live.stage is not Stage.RUNNING:
         return
@@ -98,8 +101,13 @@ def end_attempt(
     used: tuple[float, float | None] | None = None,
     unserved: bool = False,
 ) -> None:
-    """The lease back. `used`: output and prompt tokens, where anybody counted; `unserved`: the
-    provider turned the request down, and counts no tokens of it."""
+    """Give the account's lease back.
+
+    Args:
+        retry_after_s: as the provider told it, in seconds.
+        used: output and prompt tokens; None where nobody counted.
+        unserved: the provider turned the request down, and counts no tokens of it.
+    """
     output_tokens, tokens = None, 0.0 if unserved else None
     if used is not None:
         output_tokens = used[0]
@@ -126,7 +134,7 @@ def end_attempt(
 
 
 def end(state: SchedulerState, live: LiveJob, outcome: Outcome) -> None:
-    """Takes a job out of everything, once."""
+    """Take a job out of every count, once."""
     pool = state.pools[live.pool]
     if live.stage is Stage.WAITING:
         pool.remove_waiting(live)
@@ -143,7 +151,7 @@ def end(state: SchedulerState, live: LiveJob, outcome: Outcome) -> None:
 
 
 def _free_tenant(state: SchedulerState, tenant: Tenant) -> None:
-    """Its cap has room again: the lanes that waited for it are shown, in whatever pool."""
+    """Make room under a tenant's cap: its parked queues compete again, in whatever pool."""
     tenant.running -= 1
     assert tenant.running >= 0
     if tenant.parked:
@@ -154,18 +162,19 @@ def _free_tenant(state: SchedulerState, tenant: Tenant) -> None:
 
 
 def refuse(state: SchedulerState, live: LiveJob, error: GatewayError, outcome: Outcome) -> None:
+    """End a job without an answer: the shell sends `error`."""
     end(state, live, outcome)
     state.out.append(Refuse(live.job.id, error, outcome))
 
 
 def refuse_new(state: SchedulerState, live: LiveJob, error: GatewayError) -> None:
-    """Refuses what never entered a queue."""
+    """Refuse a job that never entered a queue."""
     state.ended[Outcome.REJECTED] += 1
     state.out.append(Refuse(live.job.id, error, Outcome.REJECTED))
 
 
 def expire(state: SchedulerState, pool: Pool, now: float) -> None:
-    """Refuses jobs whose time is over, or will be before an account can serve them."""
+    """Refuse jobs whose wait is over, or will be before an account can serve them."""
     for queue in tuple(pool.queues.values()):
         if not queue.jobs:
             continue
@@ -178,6 +187,7 @@ def expire(state: SchedulerState, pool: Pool, now: float) -> None:
 
 
 def expired(state: SchedulerState, pool: Pool, live: LiveJob, now: float) -> GatewayError:
+    """The error of a job whose wait is over or vain."""
     if not live.accounts:
         return overload.no_account(inf)
     if live.expire_s <= now:
@@ -186,10 +196,12 @@ def expired(state: SchedulerState, pool: Pool, live: LiveJob, now: float) -> Gat
 
 
 def _made_by_now(pool: Pool, live: LiveJob, counted: float | None, now: float) -> float | None:
-    """What a job can have made until its client left, where the provider told no usage: what
-    its time gives at the pool's pace, no more than its forecast; or what was `counted`, if that
-    is more. Less it may be: an event carries any number of tokens, and a hidden thought comes in
-    none. None where nothing was counted and no pace is known."""
+    """Output tokens of a job whose client left, where the provider told no usage.
+
+    The tokens of its time at the pool's pace, at most its forecast; or those `counted`, if that
+    is more. (The count may be too low: an event carries any number of tokens, and hidden thoughts
+    come without events.) None where nothing was counted and no pace is known.
+    """
     token_s = pool.pace.token_s
     if token_s is None or not live.job.generates:
         return counted
@@ -200,8 +212,9 @@ def _made_by_now(pool: Pool, live: LiveJob, counted: float | None, now: float) -
 
 
 def _believable(live: LiveJob, output_tokens: float | None) -> float | None:
-    """What a job may have made: nothing that it did not generate (a stored answer that is read
-    again tells its old usage), and no number that would hold an account for days."""
+    """`output_tokens` as far as they can be true: None of a job that generates nothing (a stored
+    answer that is read again tells its old usage), and no number that would hold an account for
+    days."""
     job = live.job
     if output_tokens is None or not job.generates:
         return None
@@ -210,16 +223,18 @@ def _believable(live: LiveJob, output_tokens: float | None) -> float | None:
 
 
 def attempt_cost(verdict: Verdict) -> float:
+    """The part of one attempt that a failure with this verdict costs."""
     return RATE_LIMITED_COST if verdict is Verdict.RATE_LIMITED else 1.0
 
 
 def attempts_allowed(settings: Retry, client_retries: int) -> int:
+    """Attempts of a job whose client has retried it so often by itself."""
     return settings.attempts if client_retries <= 0 else (settings.attempts + 1) // 2
 
 
 def grant_retry(settings: Retry, pool: Pool, live: LiveJob, verdict: Verdict) -> bool:
-    """May this job, whose attempt ended with `verdict`, try again? Charges the pool's budget,
-    once a job."""
+    """True where a job whose attempt ended with `verdict` may try again; the pool's retry budget
+    is then charged, once a job."""
     if not live.accounts or live.spent >= attempts_allowed(settings, live.job.client_retries):
         return False
     if live.holds_retry or verdict is Verdict.RATE_LIMITED:
@@ -232,5 +247,5 @@ def grant_retry(settings: Retry, pool: Pool, live: LiveJob, verdict: Verdict) ->
 
 
 def outcome_of(verdict: Verdict) -> Outcome:
-    """How a job ends whose last attempt ended so."""
+    """The outcome of a job whose last attempt ended with this verdict."""
     return OUTCOMES.get(verdict, Outcome.UPSTREAM_ERROR)

@@ -1,4 +1,4 @@
-"""What the scheduler is told (past tense) and what it answers (imperative).
+"""The events of the scheduler (past tense) and the actions it answers with (imperative).
 
 Events about a job that is not known, because it ended or never came, change nothing: the shell
 may report an end twice, in any order, and each job still settles once.
@@ -14,21 +14,21 @@ from gateway.types import Job, Outcome, RateLimits, Verdict, Workload
 
 
 class Submitted(Struct, frozen=True):
-    """A job asks to run. `body_bytes` is what it holds in memory while it waits."""
+    """A job asks to run. `body_bytes`: the memory that it holds while it waits."""
 
     job: Job
     body_bytes: int = 0
 
 
 class Reforecast(Struct, frozen=True):
-    """A better forecast came: a waiting job gets a new place, a running one a new reserve."""
+    """A better forecast of a job: a new place if it waits, a new reserve if it runs."""
 
     job_id: str
     workload: Workload
 
 
 class Adopted(Struct, frozen=True):
-    """A job that runs already, on `account`: the core is told, it does not start it."""
+    """A job that runs already, on `account`: the core counts it and does not start it."""
 
     job: Job
     workload: Workload
@@ -38,21 +38,21 @@ class Adopted(Struct, frozen=True):
 
 
 class Outgrown(Struct, frozen=True):
-    """A running job's answer is longer than was forecast: `output_tokens` of each choice, and
-    it goes on."""
+    """A running job's answer is longer than was forecast and goes on; `output_tokens` so far, of
+    each choice."""
 
     job_id: str
     output_tokens: float
 
 
 class Recalibrated(Struct, frozen=True):
-    """How far forecasts can be trusted just now: 1 in full, 0 not at all."""
+    """The present trust in forecasts: 1 in full, 0 none."""
 
     trust: float
 
 
 class Answered(Struct, frozen=True):
-    """The first byte of an answer came. `limits` are those of the provider's headers."""
+    """The first byte of an answer came. `limits`: those of the provider's headers."""
 
     job_id: str
     limits: RateLimits | None = None
@@ -61,8 +61,8 @@ class Answered(Struct, frozen=True):
 class AttemptFailed(Struct, frozen=True):
     """An attempt ended before its first byte went to the client.
 
-    `error` is what the client gets if there is no other attempt; `retryable` is False where
-    another attempt cannot help or must not be made (a 4xx, a route with side effects).
+    `error` goes to the client if there is no other attempt; `retryable` is False where another
+    attempt cannot help or must not be made (a 4xx, a route with side effects).
     """
 
     job_id: str
@@ -73,8 +73,8 @@ class AttemptFailed(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The job ended. `output_tokens` over all choices, None where nobody counted;
-    `prompt_tokens` as the provider counted them."""
+    """The job ended. `output_tokens`: over all choices; `prompt_tokens`: as the provider counted
+    them. None where nobody counted."""
 
     job_id: str
     outcome: Outcome
@@ -84,24 +84,24 @@ class Finished(Struct, frozen=True):
 
 
 class Withdrawn(Struct, frozen=True):
-    """The client left (or an operator ended it): waiting, retrying or running."""
+    """The client left, or an operator ended the job: waiting, retrying or running."""
 
     job_id: str
     outcome: Outcome = Outcome.CANCELLED
 
 
 class Woke(Struct, frozen=True):
-    """The time named by `next_wake` came (or any other: it is harmless)."""
+    """The time that `next_wake` named has come. At any other time it does no harm."""
 
 
 class SettingsChanged(Struct, frozen=True):
-    """A reload. Live state is kept by name; waiting jobs move to where their model now lives."""
+    """A reload. Live state is kept by name; waiting jobs move to the pool that now serves them."""
 
     settings: Settings
 
 
 class DrainStarted(Struct, frozen=True):
-    """The gateway stops: nothing new is let in, what waits still runs."""
+    """The gateway stops: new jobs are refused, jobs that wait still run."""
 
 
 Event = (
@@ -121,7 +121,7 @@ Event = (
 
 
 class Dispatch(Struct, frozen=True):
-    """Start this job on `account` now. `attempt` counts from 1."""
+    """Start the job on `account` now. `attempt` counts from 1."""
 
     job_id: str
     account: str
@@ -130,7 +130,7 @@ class Dispatch(Struct, frozen=True):
 
 
 class Refuse(Struct, frozen=True):
-    """The job ended without an answer: send `error`. Nothing more is to be reported of it."""
+    """Send `error`: the job ended without an answer, and no more is to be reported of it."""
 
     job_id: str
     error: GatewayError

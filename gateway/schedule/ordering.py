@@ -1,37 +1,22 @@
-"""Which of one tenant's jobs of one class goes first. Smaller keys go first.
+"""The order of one tenant's jobs of one class: smaller keys go first.
 
     fcfs      arrival
-    sjf       the reserve: what the job is expected to use
-    gittins   E[S]. The Gittins index is the best ratio of chance of completion to work, over all
-              the points at which one could stop and look again. A request at a provider cannot
-              be stopped, so the only such point is its end, and the index is w / E[S]: shortest
-              expected first (weights are the tenants' business, shares.py).
+    sjf       the reserve: the tokens that the job is expected to use
+    gittins   E[S]. The Gittins index w / E[S], for a request at a provider cannot be stopped on
+              the way: shortest expected first.
     boost     arrival − b(S), with γ-Boost's b(S) = (1/γ)·ln(w·M/(M − 1)), M = E[e^{γS}] over the
               forecast distribution (Yu & Scully, arXiv 2404.08826): tail-optimal where sizes are
               light-tailed, as answers cut at max_tokens are. γ → ∞ is fcfs, γ → 0 is gittins.
-              w is what a job's waiting costs: P(short), over the typical job's. Whoever gets a
-              short answer feels a wait most, and P(short) is foreseen by a model of its own,
-              which tells shorts better than the distribution does: the shorts' P95 is the wait
-              of those that were not seen as such. (Simulated bursts at the knee, τ 0.60, 30
-              seeds: short P95 −47 % of naive's, −32 % with w = 1, all else alike.)
-    slowdown  the moment at which (wait + service) / service reaches SLOWDOWN: the job that will
-              be the first to be slowed down so much, among those that can start.
+    slowdown  the moment at which (wait + service) / service reaches SLOWDOWN
 
-γ is not a constant: a boost of seconds means nothing to a backlog of minutes. 1/γ is
-BACKLOG_RATIO × the time the backlog takes to clear. In tokens the pool's speed cancels from γS:
-it is size / (BACKLOG_RATIO × backlog), and speed only turns the boost into seconds.
+In `boost`, w is P(short) over the typical job's: a wait is felt most by those who get a short
+answer, and P(short) has a model of its own, which tells shorts better than the distribution does.
+1/γ is BACKLOG_RATIO × the time that the backlog takes to clear, for a boost of seconds means
+nothing to a backlog of minutes. In `boost` and `slowdown` the key is at most
+deadline − q90(service) − margin, so that deadlines join in.
 
-Deadlines join in `boost` and `slowdown`: a boost is a deadline that depends on the size, so the
-key is the smaller of the two, min(arrival − b, deadline − q90(service) − margin).
-
-Trust. A forecast of little confidence, or all of them while calibration is off, shrink towards
-the typical size (in logarithms: forecasts are wrong by factors). At no trust all sizes are equal,
-and ties go by submission: first come, first served, whatever the ordering.
-
-No key bounds the overtaking: allocation.py does, for all orderings alike (`max_overtake_s`).
-An `Order` is a pool's present scale. It is replaced when backlog or speed have changed by a
-factor of two, and the waiting jobs are re-keyed in slices: keys of two scales are near each
-other (both are anchored at the typical job's boost), and the bound holds for any mixture.
+Forecasts of little confidence shrink towards the typical size; at no trust ties go by submission.
+No key bounds the overtaking: choice.py does. tests/bench/RESULTS.md has what w and the ratio bring.
 """
 
 from __future__ import annotations
@@ -41,16 +26,15 @@ from operator import mul
 
 from gateway.types import QUANTILE_LEVELS, Job, Workload
 
-BACKLOG_RATIO = 3.0  # simulated bursts, τ 0.55: 1 is kinder to the heavy, but shorts that were
-# not seen as such wait too long; from 3 on little changes
-LEAST_P_SHORT = 0.01  # of w
+BACKLOG_RATIO = 3.0  # less is kinder to the heavy and harder on shorts not foreseen as such
+LEAST_P_SHORT = 0.01  # in w
 LN_2 = log(2.0)
 SLOWDOWN = 5.0
 CONFIDENT = 0.5  # a forecast within a factor of two: trusted in full
 MARGIN_RATIO = 0.25  # of the typical service time, before a deadline
 
 GRID_WEIGHTS = (0.075, 0.1, 0.2, 0.25, 0.2, 0.1, 0.075)
-"""What each of QUANTILE_LEVELS stands for: from half-way to the one below, to half-way above."""
+"""Shares that QUANTILE_LEVELS stand for: from half-way to the level below, to half-way above."""
 
 TRUST_STEP = 0.1
 SATURATED = 40.0  # e^40 tells no job from another any more
@@ -60,7 +44,7 @@ TIMED = frozenset({"boost", "slowdown"})
 
 
 def reserve_tokens(job: Job, workload: Workload, quantile: float) -> int:
-    """Output tokens the job is expected to use: n × min(max_tokens, quantile), at least 1.
+    """Output tokens that the job is expected to use: n × min(max_tokens, quantile), at least 1.
 
     A whole number, so that sums of reserves are exact however long the gateway runs.
     """
@@ -71,10 +55,10 @@ def reserve_tokens(job: Job, workload: Workload, quantile: float) -> int:
 
 
 def reserve_beyond(job: Job, workload: Workload, tokens: float, quantile: float) -> int:
-    """`reserve_tokens` of a job that has made `tokens` of each choice and goes on: the quantile
-    of what the forecast says of answers that are longer than that."""
+    """`reserve_tokens` of a job that has made `tokens` of each choice and goes on: the quantile of
+    the forecast for answers longer than that."""
     grid = workload.grid
-    if tokens >= grid[-1]:  # longer than anything that was foreseen
+    if tokens >= grid[-1]:  # longer than the forecast's longest
         expected = tokens * (1.0 + quantile)
     else:
         level = _level(grid, tokens)
@@ -112,7 +96,11 @@ def _cut(grid: tuple[float, ...], limit: int | None) -> tuple[float, ...]:
 
 
 class Order:
-    """How a pool orders, at one scale of backlog and speed. Immutable.
+    """A pool's ordering at one scale of backlog and speed. Immutable.
+
+    It is replaced when backlog or speed have changed by a factor of two, and the waiting jobs are
+    re-keyed in slices. Keys of two scales are near each other, for both are anchored at the typical
+    job's boost, and the bound on overtaking holds for any mixture.
 
     Args:
         kind: the setting `ordering`.
@@ -186,9 +174,9 @@ class Order:
         trust: float,
         typical_ln_short: float = 0.0,
     ) -> bool:
-        """Whether keys of this order are still good enough: nothing that they depend on has
-        changed by a factor of two. For a backlog that is half the queue come or gone, so that
-        re-keying all of it costs a job a few keys in its life."""
+        """True while keys of this order are good enough: nothing that they depend on has changed
+        by a factor of two. (For a backlog that is half the queue come or gone, so that re-keying
+        all of it costs a job a few keys in its life.)"""
         if self.kind == "fcfs":
             return True
         if trust != self.trust and (abs(trust - self.trust) >= TRUST_STEP or trust in (0.0, 1.0)):
@@ -230,7 +218,7 @@ class Order:
         return self._trust_in(workload) * boost * self._boosts_s
 
     def _last_start_s(self, job: Job, workload: Workload) -> float:
-        """How long before its deadline a job should start."""
+        """Seconds before its deadline at which a job should start."""
         margin = MARGIN_RATIO * self.typical_tokens * self.token_s
         if job.deadline_first_byte:
             return margin

@@ -1,4 +1,4 @@
-"""What happens when more comes than can be served: admit, defer, reject; and what to say.
+"""Overload: admit, defer or reject, and the errors of those who are sent away.
 
 Severity is the worst of three ratios, 1 where overload begins:
 
@@ -7,11 +7,11 @@ Severity is the worst of three ratios, 1 where overload begins:
     slowdown   (wait + service) / service of what finished lately / SLOWDOWN
 
 1. From `defer_above` on the dearest jobs are deferred, half-way to `reject_above` the next
-   dearest: they take their turn as if they were background work. Nothing is lost, nothing
-   idles, and one who waits alone starts at once.
+   dearest: they take their turn as if they were background work. Nothing is lost, nothing idles,
+   and a job that waits alone starts at once.
 2. Drops and slowdown defer but never reject: they say that the provider is slow, and a queue is
    the answer to that. Only a backlog that is too long to wait for rejects, from `reject_above`
-   on, a job that could not start at once: dearest first, and never a short one, which costs
+   on, jobs that could not start at once: the dearest first, and never a short one, which costs
    less than the answer that sends it away.
 3. Background work is not rejected here: nobody waits for it with a connection open.
 4. Each step is left only at (1 − HYSTERESIS) × its entry.
@@ -30,18 +30,18 @@ from gateway.types import Mode, SizeBucket
 MODERATE_ABOVE = 0.7  # saturation that enters the mode; 1 = full
 CONGESTED_ABOVE = 1.2  # more waits than runs out soon
 HYSTERESIS = 0.15  # a mode or step is left at (1 − this) × its entry, so that it does not flap
-DROP_RATIO = 0.25
-SLOWDOWN = 20.0
-LONG_TOKENS = 256  # SizeBucket's medium ends here
-HUGE_TOKENS = 1024
+DROP_RATIO = 0.25  # dropped attempts of all, at severity 1
+SLOWDOWN = 20.0  # at severity 1
+LONG_TOKENS = 256  # a medium reserve ends here, as SizeBucket's medium does
+HUGE_TOKENS = 1024  # a long reserve ends here
 RETRY_MIN_S = 1.0
 RETRY_MAX_S = 60.0  # official SDKs ignore a longer Retry-After
 RETRY_UNKNOWN_S = 5.0  # nothing has finished yet
-JITTER = 0.25  # so that those who were sent away do not come back together
+JITTER = 0.25  # so that refused clients do not come back together
 
 
 class Grade(IntEnum):
-    """Rung of the cost ladder, by reserve; the highest goes first."""
+    """Rung of the cost ladder, by reserve; the highest is the first to be deferred."""
 
     SHORT = 0
     MEDIUM = 1
@@ -61,7 +61,7 @@ class Grade(IntEnum):
 
 
 def next_mode(mode: Mode, saturation: float) -> Mode:
-    """Up at the entry, down only below (1 − HYSTERESIS) × the entry."""
+    """The mode at this saturation: up at a mode's entry, down below (1 − HYSTERESIS) × it."""
     stay = 1.0 - HYSTERESIS
     congested, moderate = CONGESTED_ABOVE, MODERATE_ABOVE
     if mode is Mode.CONGESTED:
@@ -80,6 +80,7 @@ def pressure(saturation: float) -> float:
 
 
 def backlog_severity(clear_s: float, settings: Schedule) -> float:
+    """The severity of a backlog that takes `clear_s` to serve."""
     within_s = settings.clear_s
     for deadline_s in (settings.interactive_deadline_s, settings.heavy_deadline_s):
         if 0.0 < deadline_s < within_s:
@@ -88,11 +89,12 @@ def backlog_severity(clear_s: float, settings: Schedule) -> float:
 
 
 def severity(backlog: float, drop_ratio: float, slowdown: float) -> float:
+    """The worst of the three ratios; `backlog` is a severity already."""
     return max(backlog, drop_ratio / DROP_RATIO, slowdown / SLOWDOWN)
 
 
 def deferred_from(present: Grade, level: float, settings: Schedule) -> Grade:
-    """The lowest grade that is deferred at this severity; `present` is the one until now."""
+    """The lowest grade that is deferred at this severity; `present`: the one until now."""
     if not settings.shed or level < settings.defer_above * (1.0 - HYSTERESIS):
         return Grade.NONE
     half = (settings.defer_above + settings.reject_above) / 2
@@ -109,7 +111,7 @@ def rejected_from(present: Grade, backlog: float, settings: Schedule) -> Grade:
 
 
 def _step(present: Grade, level: float, entries: dict[Grade, float]) -> Grade:
-    """Entries fall in grade and rise in level."""
+    """The lowest grade whose entry is reached. `entries` fall in grade and rise in level."""
     stay = 1.0 - HYSTERESIS
     found = Grade.NONE
     for grade, entry in entries.items():
@@ -119,14 +121,14 @@ def _step(present: Grade, level: float, entries: dict[Grade, float]) -> Grade:
 
 
 class Jitter(Protocol):
-    """As much of a `random.Random` as is needed."""
+    """The part of `random.Random` that spreads the times at which refused clients come back."""
 
     def uniform(self, a: float, b: float, /) -> float: ...
 
 
 def retry_after_s(clear_s: float | None, jitter: Jitter | None) -> float:
-    """What to say to who is sent away: the predicted drain, as far as SDKs listen, jittered
-    where there is a `chance` to do so."""
+    """Seconds for Retry-After: the predicted time to clear the queue (None: unknown), as far as
+    SDKs listen, jittered unless `jitter` is None."""
     seconds = RETRY_UNKNOWN_S if clear_s is None else max(clear_s, RETRY_MIN_S)
     factor = 1.0 if jitter is None else jitter.uniform(1 - JITTER, 1 + JITTER)
     return min(min(seconds, RETRY_MAX_S) * factor, RETRY_MAX_S)
@@ -165,7 +167,7 @@ def queue_timeout(retry_after_s: float) -> Unavailable:
 
 
 def no_account(heals_in_s: float) -> Unavailable:
-    """`heals_in_s` is infinite where only the operator can help; then a retry cannot."""
+    """`heals_in_s`: infinite where only the operator can help, so that a retry cannot."""
     if heals_in_s == inf:
         return Unavailable("no account can serve this model", code="no_account", should_retry=False)
     return Unavailable(

@@ -1,9 +1,9 @@
-"""How fast a pool works, measured on what it finished.
+"""The pace of a pool, measured on the jobs that it finished.
 
 Everything fades by completions, never by seconds: a provider whose answers take a second and one
 whose answers take a minute teach at the same rate, and a night without requests teaches nothing.
 
-Speed is that of a stream (seconds per output token, from dispatch to end) and the number of
+Pace is the speed of one stream (seconds per output token, from dispatch to end) and the number of
 streams at work. Both are known at low load, where tokens per second of the whole pool would say
 how little was asked of it, not how much it can do.
 """
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 MEMORY = 64  # completions after which an observation counts for 1/e
 KEEP = 1.0 - 1.0 / MEMORY
-HOPE = 1.1  # of a doubt is taken back by a completion
+HOPE = 1.1  # factor by which a completion takes back a doubt
 SURE = 8  # completions before which a prediction refuses nobody
 
 
 class Pace:
-    """One pool's. Tokens are output tokens."""
+    """One pool's pace. Tokens are output tokens."""
 
     __slots__ = (
         "_hope",
@@ -40,7 +40,7 @@ class Pace:
         self._service_s = 0.0
         self._wait_s = 0.0
         self._streams = 0.0
-        self._hope = 1.0  # what a refusal for service alone leaves of the estimate
+        self._hope = 1.0  # factor on token_s, for refusals by a job's own length
         self.completions = 0
         self.attempts = 0.0  # faded
         self.drops = 0.0
@@ -49,7 +49,7 @@ class Pace:
         self.starts = 0
 
     def finished(self, tokens: float, service_s: float, wait_s: float, streams: int) -> None:
-        """A job ended that made `tokens` in `service_s`, one of `streams`, after `wait_s`."""
+        """Note a job that made `tokens` in `service_s`, one of `streams`, after `wait_s`."""
         self._jobs = self._jobs * KEEP + 1.0
         self._tokens = self._tokens * KEEP + tokens
         self._service_s = self._service_s * KEEP + service_s
@@ -60,24 +60,24 @@ class Pace:
             self._hope = min(1.0, self._hope * HOPE)
 
     def doubted(self) -> None:
-        """A job was refused because its answer alone would take too long. Nothing completes of
-        what is refused, so nothing would ever correct an estimate that is wrong by now: each
-        refusal makes it more hopeful, until one is let through."""
+        """Note a job that was refused because its answer alone would take too long. Refused jobs
+        complete nothing that could correct an estimate which is wrong by now: so each refusal
+        makes the estimate more hopeful, until a job is let through."""
         self._hope *= KEEP
 
     @property
     def hopeful_token_s(self) -> float | None:
-        """`token_s` after doubts: by which a job is refused for its own length."""
+        """`token_s` after doubts, by which a job is refused for its own length; None: unknown."""
         token_s = self.token_s
         return None if token_s is None else token_s * self._hope
 
     def attempted(self, dropped: bool) -> None:
-        """An attempt ended; `dropped`: the provider refused it for its load."""
+        """Note the end of an attempt. `dropped`: the provider refused it for its load."""
         self.attempts = self.attempts * KEEP + 1.0
         self.drops = self.drops * KEEP + dropped
 
     def started(self, reserve: int, ln_short: float) -> None:
-        """A job left the queue that is expected to use so much, and so surely to be short."""
+        """Note a job that left the queue, with its reserve and the logarithm of P(short)."""
         self.starts += 1
         weight = 1.0 / min(self.starts, MEMORY)
         self.mean_reserve += weight * (reserve - self.mean_reserve)
@@ -85,6 +85,7 @@ class Pace:
 
     @property
     def sure(self) -> bool:
+        """Enough has completed for a prediction to refuse a job."""
         return self.completions >= SURE
 
     @property
@@ -96,20 +97,21 @@ class Pace:
 
     @property
     def drop_ratio(self) -> float:
+        """Attempts that the provider refused for its load, as a share of all of late."""
         return self.drops / self.attempts if self.attempts > SURE else 0.0
 
     @property
     def slowdown(self) -> float:
-        """(wait + service) / service of what finished lately; 1 where nothing has."""
+        """(wait + service) / service of the jobs that finished lately; 1 where none has."""
         if self._service_s <= 0.0:
             return 1.0
         return 1.0 + self._wait_s / self._service_s
 
     def streams(self, running: int) -> float:
-        """At work while there is enough to do: what there was lately, or is now."""
+        """Streams at work while there is enough to do: as many as lately, or as now, at least 1."""
         return max(self._streams / self._jobs if self._jobs else 0.0, float(running), 1.0)
 
     def clear_s(self, tokens: float, running: int) -> float | None:
-        """How long the pool takes for `tokens` of work; None where its speed is not known."""
+        """Seconds that the pool takes for `tokens` of work; None where its speed is not known."""
         token_s = self.token_s
         return None if token_s is None else tokens * token_s / self.streams(running)

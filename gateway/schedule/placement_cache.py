@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import inf
 
-from gateway.schedule.accounts import AccountPool
+from gateway.schedule.accounts_protocol import AccountsProtocol
 from gateway.schedule.model_pool import Pool
 from gateway.schedule.queue import NEVER, AccountsQueue, CachedAnswer
 from gateway.types import Blocked, Fit, Reason
@@ -23,11 +23,9 @@ Ask = Callable[[Pool, AccountsQueue, bool, float], Fit | Blocked]
 
 
 class PlacementCache:
-    """Args:
-    express: whether there are slots above the windows.
-    """
+    """Questions to the accounts and their answers. `express`: there are slots above the windows."""
 
-    def __init__(self, accounts: AccountPool, *, express: bool) -> None:
+    def __init__(self, accounts: AccountsProtocol, *, express: bool) -> None:
         self._accounts = accounts
         self._express = express
 
@@ -91,7 +89,7 @@ class PlacementCache:
 
     @staticmethod
     def wake_s(pool: Pool, now: float) -> float:
-        """When time alone will change something for a job that waits; infinity: never."""
+        """The time at which time alone changes something for a job that waits; infinity: never."""
         wake_s = pool.closed_s if pool.closed_s > now else inf
         for queue in pool.queues.values():
             if not queue.jobs:

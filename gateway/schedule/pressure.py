@@ -1,14 +1,13 @@
-"""A pool looks at itself before it starts anything: how full, how far behind, what follows.
+"""The load of a pool, assessed before it starts anything: how full, how far behind, what follows.
 
 Starts move work from waiting to running and add none, so once before them is enough. Everything
-here is a handful of sums; what it sets is read by the choice (allocation.py) and at the door
-(admission.py).
+here is a handful of sums; choice.py and admission.py read what it sets.
 """
 
 from __future__ import annotations
 
 from gateway.schedule import overload
-from gateway.schedule.accounts import AccountPool
+from gateway.schedule.accounts_protocol import AccountsProtocol
 from gateway.schedule.budget import SURE_STARTS
 from gateway.schedule.model_pool import Pool
 from gateway.schedule.ordering import Order
@@ -16,13 +15,15 @@ from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 
-EVERY = 8  # drains of a long queue: there nothing of this changes faster
+EVERY = 8  # drains between two assessments of a long queue, which changes slowly
 LONG_QUEUE = 32
 REKEY_SLICE = 2  # keys made anew per drain of one: a change of scale is spread over many events
 
 
-def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, now: float) -> None:
-    """Saturation and mode, budgets and weights, severity and its ladder, the ordering's scale."""
+def assess(
+    pool: Pool, accounts: AccountsProtocol, settings: Schedule, trust: float, now: float
+) -> None:
+    """Set saturation and mode, budgets and weights, severity and ladder, the ordering's scale."""
     pool.drains += 1
     if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
         pool.saturation = saturation(pool, accounts)
@@ -34,13 +35,14 @@ def assess(pool: Pool, accounts: AccountPool, settings: Schedule, trust: float, 
         pool.rekey(REKEY_SLICE if len(pool.stale) > LONG_QUEUE else LONG_QUEUE)
 
 
-def saturation(pool: Pool, accounts: AccountPool) -> float:
-    """In flight and waiting over what the pool is to hold, or the accounts' own load."""
+def saturation(pool: Pool, accounts: AccountsProtocol) -> float:
+    """Tokens in flight and waiting as a share of the pool's limit, or the accounts' own load if
+    that is more."""
     tokens = pool.budget.total_tokens + pool.pressing_tokens
     return max(tokens / pool.budget.total_limit, accounts.load(pool.accounts))
 
 
-def _resize(pool: Pool, accounts: AccountPool, settings: Schedule) -> None:
+def _resize(pool: Pool, accounts: AccountsProtocol, settings: Schedule) -> None:
     pace = pool.pace
     if pace.starts >= SURE_STARTS:
         pressure = overload.pressure(pool.saturation)

@@ -1,9 +1,9 @@
-"""A settings change while jobs live: everything is sorted anew, nothing is lost.
+"""A change of settings while jobs live: all of them are sorted anew, none is lost.
 
 A reload is rare and may cut pools in two or join them, so the pools are rebuilt from the live
-jobs: linear in them, simple, and right for every change. What was learned is kept by name: a
-pool's mode and pace, its tenants' counters, a tenant's jobs in flight, and (by the accounts
-themselves) limits.
+jobs: linear in them, simple, and right for every change. Learned state is kept by name: a pool's
+mode and pace, its tenants' counters, a tenant's jobs in flight, and (by the accounts themselves)
+limits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gateway.schedule.scheduler_state import SchedulerState
 
 
 def settings_changed(state: SchedulerState, event: SettingsChanged, now: float) -> None:
-    """Swaps the settings and moves every live job to its present home."""
+    """Swap the settings and move every live job to the pool that is its home now."""
     settings, old_pools = event.settings, state.pools
     state.accounts.reconfigure(settings.accounts, settings.balance, now)
     state.configure(settings)
@@ -37,11 +37,12 @@ def settings_changed(state: SchedulerState, event: SettingsChanged, now: float) 
 
 
 def _home(live: LiveJob, route_table: RouteTable) -> tuple[str, tuple[str, ...]]:
-    """A job that could go wherever its model was served still can; one that was bound to some
-    accounts stays bound to those that are left.
+    """The job's pool and accounts by the new settings.
 
-    A job whose model is gone keeps a pool of the old name without accounts: if it runs, it
-    finishes there; if it waits, the drain finds that nothing will ever serve it.
+    A job that could go wherever its model was served still can; a job that was bound to some
+    accounts stays bound to those that are left. A job whose model is gone keeps a pool of the old
+    name without accounts: if it runs, it finishes there; if it waits, the drain finds that
+    nothing will ever serve it.
     """
     route = route_table.routes.get(live.job.model)
     if route is not None and not live.bound:
@@ -52,8 +53,8 @@ def _home(live: LiveJob, route_table: RouteTable) -> tuple[str, tuple[str, ...]]
 
 
 def _settle(state: SchedulerState, live: LiveJob, now: float) -> None:
-    """Counts a job where it now belongs. Where nothing will ever serve it, its wait ends now,
-    background work's too, which otherwise waits as long as it takes."""
+    """Count a job where it now belongs. Where nothing will ever serve it, its wait ends now, also
+    that of background work."""
     settings = state.settings.schedule
     pool = state.pool(live.pool)
     if live.stage is Stage.WAITING:

@@ -1,18 +1,17 @@
-"""Whose turn it is: deficit round-robin over the classes of a pool (Shreedhar & Varghese 1995).
+"""Turns among the classes of a pool: deficit round-robin (Shreedhar & Varghese 1995).
 
 Each round gives every class that can start something a quantum of credit, in tokens; a class may
-start its head when its credit covers it, and pays. So over any time in which two classes have
-work that could start, their work is as their weights, within one quantum and one job. That is
-what strict priority of the short lacks: it may cost the heavy everything (arXiv 2604.06970 finds
-+116 % for short-priority, +17 % for fair queuing), while a short head is covered by one quantum
-and hardly ever waits for its turn.
+start its head when its credit covers it, and pays. So over any time in which two classes have work
+that could start, their work is as their weights, within one quantum and one job. Strict priority
+of the short may cost the heavy everything (arXiv 2604.06970); here a short head is covered by one
+quantum and hardly ever waits for its turn.
 
 1. Credit is charged by forecast when a job starts and corrected by what it used when it ends.
 2. A class whose head is blocked keeps its credit and earns none: it does not save up.
 3. A class that waits for nothing starts anew, at zero, owing nothing.
 4. Of several classes that are covered the first in `Turn`'s order goes: within a round the
    interactive ones go first.
-5. Rounds in which nobody would be covered are not walked, they are counted.
+5. Rounds in which no class would be covered are not walked, they are counted.
 
 The quanta adapt: they are shares of the mean job, so that a round is a few jobs whatever their
 size; and the interactive weight grows with congestion (`pressure`), to twice its value.
@@ -28,12 +27,12 @@ from gateway.settings.schema import Schedule
 from gateway.types import JobClass
 
 ROUND_JOBS = 2.0  # mean jobs given out in a round
-UNIT_MIN = 64.0
+UNIT_MIN = 64.0  # tokens of the mean job, at least
 
 
 class Turn(Enum):
-    """Who takes part, in this order. What overload defers has a turn of its own, with the
-    weight of the background: late, but never starved."""
+    """The participants of a round, in this order. Jobs that overload defers have a turn of their
+    own, with the weight of the background: late, but never starved."""
 
     INTERACTIVE = 0
     HEAVY = 1
@@ -52,6 +51,8 @@ TURN_OF = {
 
 
 class Rounds:
+    """The credits of one pool's turns, in tokens."""
+
     __slots__ = ("_pressure", "_quanta", "_unit", "_weights", "credit")
 
     def __init__(self, settings: Schedule) -> None:
@@ -66,15 +67,23 @@ class Rounds:
         self._quanta = self._shares()
 
     def adapt(self, pressure: float, mean_charge: float) -> None:
-        """`pressure`: 1 to 2, factor on the interactive weight; `mean_charge`: tokens of a job."""
+        """Resize the quanta where they are off by more than a little.
+
+        Args:
+            pressure: factor on the interactive weight, 1 to 2.
+            mean_charge: tokens of the mean job.
+        """
         unit = max(UNIT_MIN, mean_charge)
         if abs(pressure - self._pressure) > 0.05 or not 0.8 < unit / self._unit < 1.25:
             self._pressure, self._unit = pressure, unit
             self._quanta = self._shares()
 
     def choose(self, charges: Mapping[Turn, int]) -> Turn:
-        """Of the turns whose heads can start, given what each head costs, the one that goes;
-        its credit covers it. Not empty."""
+        """The turn that goes, with credit that covers its head.
+
+        Args:
+            charges: what the head costs of each turn whose head can start; not empty.
+        """
         credit, quanta = self.credit, self._quanta
         rounds, chosen = 0, None
         for turn in TURNS:
@@ -88,18 +97,18 @@ class Rounds:
         assert chosen is not None
         for turn in charges:
             credit[turn] += rounds * quanta[turn]
-        credit[chosen] = max(credit[chosen], charges[chosen])  # covered, whatever floats say
+        credit[chosen] = max(credit[chosen], charges[chosen])  # covered in spite of rounding
         return chosen
 
     def charge(self, turn: Turn, tokens: float) -> None:
-        """Charged at a start; a correction at the end may be negative."""
+        """Charge a start, or its correction at the end, which may be negative."""
         self.credit[turn] -= tokens
 
     def reset(self, turn: Turn) -> None:
         self.credit[turn] = 0.0
 
     def share(self, turn: Turn) -> float:
-        """Of the work, while all have some."""
+        """The turn's part of the work while all turns have some."""
         return self._quanta[turn] / sum(self._quanta.values())
 
     def _shares(self) -> dict[Turn, float]:

@@ -1,4 +1,4 @@
-"""Which accounts serve a model, and which models share a queue.
+"""The accounts that serve a model, and the models that share a queue.
 
 A pool is a connected component: two models belong together when some chain of accounts links
 them, for only then can one be in the other's way. Everything else gets a queue of its own, so a
@@ -15,7 +15,8 @@ from gateway.settings.schema import Account
 
 
 class Route(Struct, frozen=True):
-    """Where a model's jobs go. A pool is named after its first model in config order."""
+    """The pool and accounts of a model's jobs. A pool is named after its first model in config
+    order."""
 
     pool: str
     accounts: tuple[str, ...]  # in config order
@@ -23,7 +24,7 @@ class Route(Struct, frozen=True):
 
 
 def routes(accounts: Sequence[Account]) -> dict[str, Route]:
-    """Client's model name → Route, in config order."""
+    """The route of each model by the client's name for it, in config order."""
     serving: dict[str, dict[str, str]] = {}
     for account in accounts:
         for model, upstream in account.model_map.items():
@@ -36,7 +37,7 @@ def routes(accounts: Sequence[Account]) -> dict[str, Route]:
 
 
 class RouteTable:
-    """The routes of one settings value, and where a job belongs by them."""
+    """The routes of one settings value, and the home of a job by them."""
 
     def __init__(self, accounts: Sequence[Account]) -> None:
         self.routes = routes(accounts)
@@ -53,7 +54,8 @@ class RouteTable:
         return tuple(name for name in self._order if self.pool_of[name] == pool)
 
     def home(self, model: str, wanted: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-        """Pool and accounts of a job for `model` that may go to `wanted`.
+        """Pool and accounts of a job for `model` that may go to `wanted`; None where no account of
+        these is known.
 
         A job may have been made before a reload: accounts that no longer serve its model are
         dropped, and if none is left the model's own route decides. A job of no configured model
@@ -73,7 +75,7 @@ class RouteTable:
 
 
 def _components(groups: Sequence[tuple[str, ...]]) -> dict[str, str]:
-    """Each model → the first model of its component (union-find, the earlier root wins)."""
+    """The first model of each model's component (union-find, the earlier root wins)."""
     parent: dict[str, str] = {}
     order: dict[str, int] = {}
 

@@ -1,24 +1,21 @@
-"""Which job starts next, on which account: the whole decision in one pure object.
+"""The scheduler: the whole decision which job starts next on which account, in one pure object.
 
 `handle(event, now)` changes the state and returns what to do. It owns no clock, loop, lock, log
 or metric; the shell feeds one event at a time, does the actions at once and arms one timer for
-`next_wake`. The same object runs on a virtual clock in tests and simulations.
-
-The rules:
+`next_wake`. The same object runs on a virtual clock in tests and simulations. The rules:
 
 1. Every change ends in the drain (drain.py), which goes on until nothing that waits `fits`: a job
-   never waits while it could run. Only pools that the event touched are drained, so a full pool
-   costs the others nothing.
+   never waits while it could run.
 2. One predicate decides whether a job may start (choice.py); its first no is the job's one
    `Reason`.
-3. Among jobs that may start, the choice goes by class, tenant and key, those on borrowed room
-   last. Retries go before all: they hold their reserve already.
+3. Among jobs that may start, the choice goes by class, tenant and key. Retries go before all:
+   they hold their reserve already.
 4. A reserve is taken at the first dispatch, corrected by forecasts, and given back at the end,
    once; an account's lease is taken and given back per attempt.
 5. A job ends exactly once, by `Finished`, `Withdrawn` or a `Refuse` of ours. Events about
    unknown jobs change nothing.
-6. A job is refused when its wait cannot end well: at the door (admission.py), and when it
-   waited `max_wait_s` or as long as its deadline allows, or no account will serve before that.
+6. A job is refused when its wait cannot end well: at the door (admission.py), and when it waited
+   `max_wait_s` or as long as its deadline allows, or no account will serve before that.
 """
 
 from __future__ import annotations
@@ -51,14 +48,19 @@ from gateway.types import Blocked, Fit
 
 
 class Scheduler(SchedulerState):
-    """The door to all pools. `accounts` must have been built from the same settings.
+    """The door to all pools. `now` is seconds on one monotonic clock, that of `Job.arrived_s` and
+    `deadline_s`."""
 
-    `now` is seconds on one monotonic clock, the one of `Job.arrived_s` and `deadline_s`.
-    `chance` jitters what those are told who are sent away, and decides nothing.
-    """
+    def __repr__(self) -> str:
+        waiting = sum(pool.waiting for pool in self.pools.values())
+        return (
+            f"<Scheduler pools={len(self.pools)} tenants={len(self.tenants)} jobs={len(self.jobs)}"
+            f" waiting={waiting} submitted={self.submitted} dispatched={self.dispatched}"
+            f" ended={sum(self.ended.values())}{' draining' if self.draining else ''}>"
+        )
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Tells the scheduler what happened; returns what to do, in order."""
+        """Take in an event; the actions to do, in order."""
         out = self.out = []
         HANDLERS[type(event)](self, event, now)
         if self.timers.next_s() <= now:
@@ -68,12 +70,13 @@ class Scheduler(SchedulerState):
         return out
 
     def next_wake(self, now: float) -> float | None:
-        """When time alone will change something: send `Woke` then. None: only an event will."""
+        """The time at which to send `Woke`, for time alone will change something then; None where
+        only an event will."""
         wake_s = self.timers.next_s()
         return None if wake_s == inf else max(wake_s, now)
 
     def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
-        """May this job start now, and if not, why; None where it does not wait.
+        """The predicate's answer to a job that waits; None for any other.
 
         For people and tests: nothing that waits fits once `handle` has returned.
         """
@@ -83,15 +86,17 @@ class Scheduler(SchedulerState):
         return self.chooser.fits(self.pools[live.pool], live, now)
 
     def snapshot(self, now: float) -> SchedulerSnapshot:
+        """The state for people and scrapes."""
         return scheduler_snapshot.snapshot(self, now)
 
     def check(self, now: float | None = None) -> None:
-        """Asserts every invariant, at `now` also that nothing that waits could start; for
-        tests: it looks at every job."""
+        """Assert every invariant, at `now` also that nothing that waits fits; for tests, since it
+        looks at every job."""
         check.check(self, now)
 
 
 def _answered(state: SchedulerState, event: Answered, now: float) -> None:
+    """Hand an answer's rate limits to its account, which may open to jobs that wait."""
     live = state.jobs.get(event.job_id)
     if live is not None and live.stage is Stage.RUNNING:
         opened = state.accounts.answered(live.lease, event.limits, now)
@@ -105,6 +110,7 @@ def _answered(state: SchedulerState, event: Answered, now: float) -> None:
 
 
 def _recalibrated(state: SchedulerState, event: Recalibrated, now: float) -> None:
+    """Set the trust in forecasts, which changes orders and windows."""
     state.trust = event.trust
     for name, pool in state.pools.items():
         pool.accounts_changed()
@@ -112,10 +118,11 @@ def _recalibrated(state: SchedulerState, event: Recalibrated, now: float) -> Non
 
 
 def _woke(state: SchedulerState, event: Woke, now: float) -> None:
-    """Time passed: the drain looks at what is due."""
+    """Do nothing but drain: time has passed."""
 
 
 def _drain_started(state: SchedulerState, event: DrainStarted, now: float) -> None:
+    """Let nothing new in from now on."""
     state.draining = True
 
 

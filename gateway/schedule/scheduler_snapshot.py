@@ -1,4 +1,4 @@
-"""The scheduler as people and scrapes see it: linear in pools, lanes, accounts, not in jobs."""
+"""The scheduler as people and scrapes see it: linear in pools, queues and accounts, not in jobs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gateway.types import Blocked, Fit, JobClass, Reason
 
 
 def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
+    """The state of all pools and accounts at `now`."""
     oldest = _oldest(state, now)
     return SchedulerSnapshot(
         pools=tuple(
@@ -41,8 +42,8 @@ def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
 
 
 def _oldest(state: SchedulerState, now: float) -> dict[tuple[str, JobClass], float]:
-    """How long the first submitted of each pool and class has waited; looks no further than
-    the last of these."""
+    """Seconds that the first submitted job of each pool and class has waited; looks no further
+    than the last of these."""
     found: dict[tuple[str, JobClass], float] = {}
     missing = {
         (pool.name, cls)
@@ -92,7 +93,7 @@ def _class_snapshot(
 
 
 def _asking_once(placements: PlacementCache) -> Ask:
-    """`ask_anew`, but once for all tenants of a queue."""
+    """`ask_anew`, asked once for all tenants of a queue."""
     answers: dict[tuple[AccountsQueue, bool], Fit | Blocked] = {}
 
     def ask(pool: Pool, queue: AccountsQueue, express: bool, now: float) -> Fit | Blocked:

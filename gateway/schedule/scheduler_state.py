@@ -1,15 +1,15 @@
-"""What the scheduler holds: pools, tenants, live jobs, counts, and the answer to the event at hand.
+"""The scheduler's state: pools, tenants, live jobs, counts, and the answer to the event at hand.
 
 The floor under the handlers of events: arrivals, ends, corrections, reload and the drain change
-it, scheduler_snapshot and check read it, and none of them sees another's caller. It decides
-nothing; `start` is the one transition that several of them make.
+it, scheduler_snapshot and check read it. It decides nothing; `start` is the one transition that
+several handlers make.
 """
 
 from __future__ import annotations
 
 from math import inf
 
-from gateway.schedule.accounts import AccountPool
+from gateway.schedule.accounts_protocol import AccountsProtocol
 from gateway.schedule.choice import Chooser
 from gateway.schedule.events import Action, Dispatch
 from gateway.schedule.live_job import LiveJob, Stage, Tenant
@@ -24,10 +24,11 @@ from gateway.types import Outcome
 
 
 class SchedulerState:
-    """All pools. `accounts` must have been built from the same settings."""
+    """All pools, tenants and jobs. `accounts`: built from the same settings. `jitter`: spreads the
+    times at which refused clients come back; decides nothing."""
 
     def __init__(
-        self, settings: Settings, accounts: AccountPool, jitter: Jitter | None = None
+        self, settings: Settings, accounts: AccountsProtocol, jitter: Jitter | None = None
     ) -> None:
         self.accounts = accounts
         self.jitter = jitter
@@ -46,12 +47,12 @@ class SchedulerState:
     # ---- parts
 
     def configure(self, settings: Settings) -> None:
-        """Settings into the parts; a tenant's caps, the routes, an empty pool for each new one."""
+        """Put settings into the parts: routes, tenants' limits, empty pools."""
         self.settings = settings
         self.route_table = RouteTable(settings.accounts)
         self.chooser = Chooser(settings.schedule, self.accounts)
         for tenant in self.tenants.values():
-            tenant.configure(0, 0, 0, 0.0, 1.0)
+            tenant.configure()
         for given in settings.tenants:
             self.tenant(given.name).configure(
                 given.max_inflight,
@@ -69,11 +70,13 @@ class SchedulerState:
             pool.upstream = {m: self.route_table.routes[m].upstream for m in pool.models}
 
     def pool(self, name: str) -> Pool:
+        """The pool of that name, made where there is none."""
         if name not in self.pools:
             self.pools[name] = Pool(name, self.settings.schedule)
         return self.pools[name]
 
     def tenant(self, name: str) -> Tenant:
+        """The tenant of that name, made where there is none."""
         tenant = self.tenants.get(name)
         if tenant is None:
             tenant = self.tenants[name] = Tenant(name)
@@ -81,7 +84,7 @@ class SchedulerState:
 
     @property
     def trust(self) -> float:
-        """In forecasts, 0 to 1: the less, the nearer orders are to first come, first served,
+        """Trust in forecasts, 0 to 1: the less, the nearer orders are to first come, first served,
         and the wider the accounts' windows."""
         return self._trust
 
@@ -93,7 +96,7 @@ class SchedulerState:
     # ---- transitions
 
     def touch(self, pool: str, key: float = inf) -> None:
-        """The pool is to be drained. `key`: of a job that may start there now."""
+        """Mark a pool to be drained. `key`: that of a job which may start there now."""
         touched = self.touched
         if key < inf or pool not in touched:
             touched[pool] = min(key, touched.get(pool, inf))
@@ -101,7 +104,7 @@ class SchedulerState:
     def dispatch(
         self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
     ) -> None:
-        """Starts a job and tells the shell to send it."""
+        """Start a job, and tell the shell to send it. `turn` pays; None: its class's own."""
         self.start(pool, live, account, now, turn)
         self.dispatched += 1
         self.out.append(Dispatch(live.job.id, account, live.attempts, live.reserve))
@@ -109,8 +112,8 @@ class SchedulerState:
     def start(
         self, pool: Pool, live: LiveJob, account: str, now: float, turn: Turn | None = None
     ) -> None:
-        """From waiting (or between attempts) to running on `account`, in every count. `turn`
-        pays, its class's where none is given."""
+        """Move a job from waiting, or from between attempts, to running on `account`, in every
+        count. `turn` pays; None: its class's own."""
         if live.stage is Stage.WAITING:
             pool.charge(live, turn or TURN_OF[live.cls], now)
             if live in pool.queued:  # else it starts without having waited

@@ -1,8 +1,8 @@
-"""When time alone will change something in a pool, and in which first.
+"""The times at which time alone will change something in a pool.
 
 A heap with at most one valid entry per pool. Pools put their time off at nearly every event (what
-would have expired first has started), so an entry may be too early: it is put right when it
-comes to the top, and an event costs the other pools nothing.
+would have expired first has started), so an entry may be too early: it is put right when it comes
+to the top, and an event costs the other pools nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from gateway.schedule.model_pool import Pool
 
 
 class Timers:
-    """`Pool.wake_s` is the truth, set by `set`; `Pool.armed_s` is the entry that stands for it."""
+    """The timers of all pools. `set` sets `Pool.wake_s`; `Pool.armed_s` is the time of the heap's
+    entry that stands for it."""
 
     __slots__ = ("_heap", "_sweep_at")
 
@@ -23,6 +24,7 @@ class Timers:
         self._sweep_at = 64
 
     def set(self, pool: Pool, wake_s: float) -> None:
+        """Wake the pool at `wake_s`; infinity: never."""
         pool.wake_s = wake_s
         if wake_s < pool.armed_s:
             pool.armed_s = wake_s
@@ -33,14 +35,14 @@ class Timers:
                 self._sweep_at = max(64, 2 * len(self._heap))
 
     def next_s(self) -> float:
-        """The earliest of all pools; infinity: none has one."""
+        """The earliest time of all pools; infinity where none has one."""
         heap = self._heap
         while heap:
             at_s, name, pool = heap[0]
             if at_s == pool.wake_s == pool.armed_s:
                 return at_s
             if at_s != pool.armed_s or pool.wake_s == inf:
-                heappop(heap)  # an earlier one was set since, or none is wanted
+                heappop(heap)  # an earlier time was set since, or none is wanted
                 if at_s == pool.armed_s:
                     pool.armed_s = inf
             else:
@@ -49,7 +51,7 @@ class Timers:
         return inf
 
     def due(self, now: float) -> list[str]:
-        """The pools whose time has come. Each has to be `set` again."""
+        """Names of the pools whose time has come. Each has to be `set` again."""
         names = []
         while self.next_s() <= now:
             _, name, pool = heappop(self._heap)
