@@ -104,7 +104,7 @@ def end_attempt(
     """Give the account's lease back.
 
     Args:
-        retry_after_s: as the provider told it, in seconds.
+        retry_after_s: the provider's Retry-After.
         used: output and prompt tokens; None where nobody counted.
         unserved: the provider turned the request down, and counts no tokens of it.
     """
@@ -196,7 +196,7 @@ def expired(state: SchedulerState, pool: Pool, live: LiveJob, now: float) -> Gat
 
 
 def _made_by_now(pool: Pool, live: LiveJob, counted: float | None, now: float) -> float | None:
-    """Output tokens of a job whose client left, where the provider told no usage.
+    """Output tokens of a job whose client left, where the provider sent no usage.
 
     The tokens of its time at the pool's pace, at most its forecast; or those `counted`, if that
     is more. (The count may be too low: an event carries any number of tokens, and hidden thoughts

@@ -1,6 +1,6 @@
 """One pool's live state: its queues, budget, pace and mode. It decides nothing.
 
-A pool is a set of models that share accounts (route_table.py). Answers of the accounts are kept
+A pool is a set of models that share accounts (routes.py). Answers of the accounts are kept
 per queue: a yes is good for one `version` of the pool and one moment, a no until the time it
 names or until an account changes (`account_changed`).
 """

@@ -203,9 +203,9 @@ class ClassQueue:
     def best(self) -> TenantQueue | None:
         """The best queue of a tenant below its cap; queues of capped tenants are parked."""
         if self.best_is_known:
-            known = self._best
-            if known is None or not known.tenant.capped:
-                return known
+            best = self._best
+            if best is None or not best.tenant.capped:
+                return best
         while (queue := self.heap.top()) is not None and queue.tenant.capped:
             queue.park()
         self._best, self.best_is_known = queue, True

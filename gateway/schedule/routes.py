@@ -55,7 +55,7 @@ class RouteTable:
 
     def home(self, model: str, wanted: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
         """Pool and accounts of a job for `model` that may go to `wanted`; None where no account of
-        these is known.
+        these is served.
 
         A job may have been made before a reload: accounts that no longer serve its model are
         dropped, and if none is left the model's own route decides. A job of no configured model
@@ -67,11 +67,11 @@ class RouteTable:
                 return route.pool, wanted
             left = tuple(name for name in wanted if name in route.accounts)
             return route.pool, left or route.accounts
-        known = [name for name in wanted if name in self.pool_of]
-        if not known:
+        served = [name for name in wanted if name in self.pool_of]
+        if not served:
             return None
-        pool = self.pool_of[known[0]]
-        return pool, tuple(name for name in known if self.pool_of[name] == pool)
+        pool = self.pool_of[served[0]]
+        return pool, tuple(name for name in served if self.pool_of[name] == pool)
 
 
 def _components(groups: Sequence[tuple[str, ...]]) -> dict[str, str]:

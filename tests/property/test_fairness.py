@@ -27,9 +27,9 @@ def serve(
     arrivals = sorted(jobs, key=lambda j: j.arrived_s)
     tokens = {j.id: j.workload.p50 for j in jobs}
 
-    def tell(event: Event, at: float) -> list[Action]:
+    def feed(event: Event, at: float) -> list[Action]:
         world.now = at
-        return world.tell(event) if check else world.scheduler.handle(event, at)
+        return world.feed(event) if check else world.scheduler.handle(event, at)
 
     def note(actions: list[Action]) -> None:
         for action in actions:
@@ -41,10 +41,10 @@ def serve(
     while arrivals or ends:
         if arrivals and (not ends or arrivals[0].arrived_s <= ends[0][0]):
             new = arrivals.pop(0)
-            note(tell(Submitted(new), new.arrived_s))
+            note(feed(Submitted(new), new.arrived_s))
         else:
             at, job_id = ends.pop(0)
-            note(tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, tokens[job_id]), at))
+            note(feed(Finished(job_id, Outcome.OK, Verdict.SUCCESS, tokens[job_id]), at))
     return starts
 
 
@@ -174,7 +174,7 @@ def test_scheduler_starts_nothing_while_another_class_has_waited_longer_than_the
             if not waiting[mine]:
                 served_s[mine] = now
             waiting[mine].add(name)
-        for action in world.tell(event, at=now):
+        for action in world.feed(event, at=now):
             it = jobs[action.job_id]
             others = [c for c in JobClass if waiting[c] and c is not it.job_class]
             longest_s = min((served_s[c] for c in others), default=now)
@@ -316,11 +316,11 @@ def test_scheduler_starts_only_within_its_budgets(
         actions: list[Action] = []
         if step == "submit":
             jobs[f"j{n}"] = job(f"j{n}", tokens)
-            actions = world.tell(Submitted(jobs[f"j{n}"]))
+            actions = world.feed(Submitted(jobs[f"j{n}"]))
         elif running:
             ended = jobs[running.pop(tokens % len(running))]
             held[ended.job_class] -= reserve_tokens(ended, ended.workload, 0.5)
-            actions = world.tell(Finished(ended.id, Outcome.OK, Verdict.SUCCESS))
+            actions = world.feed(Finished(ended.id, Outcome.OK, Verdict.SUCCESS))
         for action in actions:
             assert isinstance(action, Dispatch)
             new = jobs[action.job_id]
@@ -342,7 +342,7 @@ def test_scheduler_full_pool_adds_nothing_to_another(steps: list[tuple[str, int]
     running: list[str] = []
     for n, (step, tokens) in enumerate(steps):
         if step == "other":
-            loud.tell(Submitted(job(f"k{n}", tokens, model="k", accounts=("b",))))
+            loud.feed(Submitted(job(f"k{n}", tokens, model="k", accounts=("b",))))
             continue
         if step == "finish" and not running:
             continue
@@ -351,8 +351,8 @@ def test_scheduler_full_pool_adds_nothing_to_another(steps: list[tuple[str, int]
             if step == "submit"
             else Finished(running.pop(0), Outcome.OK, Verdict.SUCCESS)
         )
-        told = quiet.tell(event)
-        same = loud.tell(event)
+        told = quiet.feed(event)
+        same = loud.feed(event)
         assert [(type(a), a.job_id) for a in told] == [(type(a), a.job_id) for a in same]
         running += [a.job_id for a in told if isinstance(a, Dispatch)]
 
@@ -362,6 +362,6 @@ def test_models_that_share_an_account_do_wait_for_each_other() -> None:
     quiet, loud = (
         World(settings({"a": {"models": ["m", "k"], "initial_concurrency": 1}})) for _ in range(2)
     )
-    loud.tell(Submitted(job("k", model="k")))
-    assert len(quiet.tell(Submitted(job("j")))) == 1
-    assert loud.tell(Submitted(job("j"))) == []
+    loud.feed(Submitted(job("k", model="k")))
+    assert len(quiet.feed(Submitted(job("j")))) == 1
+    assert loud.feed(Submitted(job("j"))) == []

@@ -1,6 +1,6 @@
-"""Whatever happens to the scheduler, in whatever order: CONTRIBUTING.md's properties 1–6, 9, 10.
+"""Random events in any order: the scheduler keeps CONTRIBUTING.md's properties 1–6, 9 and 10.
 
-Where each is held: 1 `counts_agree` and `tell` (an end or a start too many is a KeyError); 2, 3
+Each is held by: 1 `counts_agree` and `feed` (an end or a start too many is a KeyError); 2, 3
 and 4 by `check` and `judge_rest` after every event and `judge_start` before every start; 5
 `same_events_give_the_same_actions`; 6 `limits_move_as_they_may`; 9 `withdraw` and `teardown`;
 10 `neighbours_change_nothing`. MACHINE_EXAMPLES makes a run longer and its runs longer too.
@@ -161,20 +161,20 @@ def plain(actions: list[Action]) -> list[Any]:
 JOBS = (Submitted, Adopted)
 
 
-def who(action: Any) -> str:
+def job_of(action: Any) -> str:
     """The job of an action as `plain` has it."""
     job_id: str = action[0] if isinstance(action, tuple) else action.job_id
     return job_id
 
 
-def told(action: Any) -> Any:
-    """The same without what the jitter is drawn into: the wait, and the text that names it."""
+def without_wait(action: Any) -> Any:
+    """A plain action without its jittered wait and the text that names it."""
     return (action[0], action[1], action[3], action[5]) if isinstance(action, tuple) else action
 
 
 @dataclass
-class Known:
-    """What the outside knows of a live job."""
+class Watched:
+    """A live job as the outside sees it."""
 
     job: Job
     running: bool = False
@@ -188,10 +188,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = 0.0
         self.count = 0
-        self.live: dict[str, Known] = {}
+        self.live: dict[str, Watched] = {}
         self.ended: dict[str, Outcome] = {}
         self.gone: list[str] = []
-        self.told: list[tuple[Event, float, list[Any]]] = []
+        self.fed: list[tuple[Event, float, list[Any]]] = []
         self.draining = False
 
     core: type[Judged] = Judged
@@ -224,8 +224,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         account = data.draw(st.sampled_from(self.settings.accounts))
         model = data.draw(st.sampled_from(sorted(account.model_map)))
         new = self.new_job(tokens, model, at=self.now, tenant="t")
-        self.live[new.id] = Known(new, running=True, dispatches=2, account=account.name)
-        self.tell(Adopted(new, new.workload, account.name, 2))
+        self.live[new.id] = Watched(new, running=True, dispatches=2, account=account.name)
+        self.feed(Adopted(new, new.workload, account.name, 2))
 
     # ---- what happens
 
@@ -266,19 +266,19 @@ class SchedulerMachine(RuleBasedStateMachine):
                 deadline_s=None if patience is None else self.now + patience,
                 class_override=cls,
             )
-            self.live[new.id] = Known(new)
-            self.tell(Submitted(new, body_bytes=100))
+            self.live[new.id] = Watched(new)
+            self.feed(Submitted(new, body_bytes=100))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), tokens=TOKENS, rung=st.sampled_from(list(Rung)))
     def reforecast(self, data: st.DataObject, tokens: int, rung: Rung) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.live)))
-        self.tell(Reforecast(job_id, workload(tokens, rung=rung)))
+        self.feed(Reforecast(job_id, workload(tokens, rung=rung)))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), tokens=TOKENS)
     def outgrow(self, data: st.DataObject, tokens: int) -> None:
-        self.tell(Outgrown(data.draw(st.sampled_from(self.running)), tokens))
+        self.feed(Outgrown(data.draw(st.sampled_from(self.running)), tokens))
 
     @precondition(lambda self: self.running)
     @rule(
@@ -291,11 +291,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self, data: st.DataObject, limit: int | None, left: int, reset_s: float | None
     ) -> None:
         job_id = data.draw(st.sampled_from(self.running))
-        self.tell(Answered(job_id, RateLimits(limit, left, reset_s)))
+        self.feed(Answered(job_id, RateLimits(limit, left, reset_s)))
 
     @rule(trust=st.sampled_from([0.0, 0.5, 0.55, 1.0]))
     def recalibrate(self, trust: float) -> None:
-        self.tell(Recalibrated(trust))
+        self.feed(Recalibrated(trust))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), end=OUTCOMES, output=st.sampled_from([None, 0.0, 20.0, 5000.0]))
@@ -304,7 +304,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         job_id = data.draw(st.sampled_from(self.running))
         self.end(job_id, end[0])
-        self.tell(Finished(job_id, *end, output))
+        self.feed(Finished(job_id, *end, output))
 
     @precondition(lambda self: self.running)
     @rule(count=st.integers(1, 12), step=st.sampled_from([0.1, 1.0, 4.0]))
@@ -317,7 +317,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             job_id = min(running, key=lambda j: int(j[1:]))
             self.now += step
             self.end(job_id, Outcome.OK)
-            self.tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, 20.0))
+            self.feed(Finished(job_id, Outcome.OK, Verdict.SUCCESS, 20.0))
 
     @precondition(lambda self: self.running)
     @rule(
@@ -335,7 +335,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         error = UpstreamFailed("failed")
         before = self.limits()[attempt.account]
         cuts = attempt.cuts
-        self.tell(AttemptFailed(job_id, verdict, error, retryable, after))
+        self.feed(AttemptFailed(job_id, verdict, error, retryable, after))
         if verdict in CUTS and (shot := self.limits().get(before.name)) is not None:
             assert shot.cuts == before.cuts + (cuts == before.cuts), "one cut an episode"
 
@@ -344,7 +344,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def withdraw(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.live)))
         self.end(job_id, Outcome.CANCELLED)
-        self.tell(Withdrawn(job_id))
+        self.feed(Withdrawn(job_id))
 
     @precondition(lambda self: self.gone)
     @rule(data=st.data())
@@ -358,40 +358,40 @@ class SchedulerMachine(RuleBasedStateMachine):
             AttemptFailed(job_id, Verdict.TIMEOUT, UpstreamFailed("late")),
             Reforecast(job_id, workload(5)),
         ):
-            assert self.tell(event) == []
+            assert self.feed(event) == []
         assert self.scheduler.snapshot(self.now) == before
 
     @rule(step=STEPS)
     def pass_time(self, step: float) -> None:
         self.now += step
-        self.tell(Woke())
+        self.feed(Woke())
 
     @rule()
     def wake_in_time(self) -> None:
         wake_s = self.scheduler.next_wake(self.now)
         if wake_s is not None:
             self.now = max(self.now, wake_s)
-        self.tell(Woke())
+        self.feed(Woke())
         again = self.scheduler.next_wake(self.now)
         assert again is None or again > self.now, "a timer that fires for ever"
 
     @rule(data=st.data())
     def reload(self, data: st.DataObject) -> None:
         self.settings = given = data.draw(self.some_settings)
-        self.tell(SettingsChanged(given))
+        self.feed(SettingsChanged(given))
 
-    @precondition(lambda self: len(self.told) > 30)
+    @precondition(lambda self: len(self.fed) > 30)
     @rule()
     def drain(self) -> None:
         self.draining = True
-        self.tell(DrainStarted())
+        self.feed(DrainStarted())
 
     # ---- what must hold
 
     @invariant()
     def counts_agree(self) -> None:
         """1, 2, 4: one outcome per job; each waiting job has one reason."""
-        if not self.told:
+        if not self.fed:
             return
         seen = self.scheduler.snapshot(self.now)
         assert seen.submitted == self.count == len(self.live) + len(self.ended)
@@ -406,7 +406,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert on_accounts == len(self.running)
 
     def teardown(self) -> None:
-        if not self.told:
+        if not self.fed:
             return
         self.same_events_give_the_same_actions()
         if self.tenants is UNCAPPED:
@@ -414,7 +414,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for job_id in sorted(self.live):
             if job_id in self.live:
                 self.end(job_id, Outcome.CANCELLED)
-                self.tell(Withdrawn(job_id))
+                self.feed(Withdrawn(job_id))
         seen = self.scheduler.snapshot(self.now)
         assert sum(account.inflight for account in seen.accounts) == 0
         assert sum(seen.ended.values()) == seen.submitted
@@ -423,26 +423,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     def same_events_give_the_same_actions(self) -> None:
         """5."""
         twin = self.twin()
-        for event, now, actions in self.told:
+        for event, now, actions in self.fed:
             assert plain(twin.handle(event, now)) == actions
 
     def neighbours_change_nothing(self) -> None:
         """10: models that never shared an account are served as if the others had no jobs. The
-        jitter of what the refused are told is drawn from one source: left out."""
+        jitter of Retry-After is drawn from one source: left out."""
         for group in self.groups():
             alone = self.twin()
-            for event, now, actions in self.told:
+            for event, now, actions in self.fed:
                 about = event.job.id if isinstance(event, JOBS) else getattr(event, "job_id", None)
                 foreign = about is not None and self.model_of[about] not in group
                 seen = plain(alone.handle(Woke() if foreign else event, now))
-                mine = [a for a in actions if self.model_of[who(a)] in group]
-                assert list(map(told, seen)) == list(map(told, mine))
+                mine = [a for a in actions if self.model_of[job_of(a)] in group]
+                assert list(map(without_wait, seen)) == list(map(without_wait, mine))
 
     def groups(self) -> list[set[str]]:
         """Models that shared an account under any of the settings there were."""
         every = [
             self.first,
-            *(e.settings for e, _, _ in self.told if isinstance(e, SettingsChanged)),
+            *(e.settings for e, _, _ in self.fed if isinstance(e, SettingsChanged)),
         ]
         served: dict[str, set[str]] = {}
         for given in every:
@@ -492,30 +492,30 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @property
     def running(self) -> list[str]:
-        return sorted(job_id for job_id, known in self.live.items() if known.running)
+        return sorted(job_id for job_id, watched in self.live.items() if watched.running)
 
     def end(self, job_id: str, outcome: Outcome) -> None:
         del self.live[job_id]
         self.ended[job_id] = outcome
         self.gone.append(job_id)
 
-    def tell(self, event: Event) -> list[Action]:
+    def feed(self, event: Event) -> list[Action]:
         before = self.limits()
         actions = self.scheduler.handle(event, self.now)
-        self.told.append((event, self.now, plain(actions)))
+        self.fed.append((event, self.now, plain(actions)))
         for action in actions:
-            known = self.live[action.job_id]  # KeyError: an action for a job that has ended
-            assert not known.running
+            watched = self.live[action.job_id]  # KeyError: an action for a job that has ended
+            assert not watched.running
             if isinstance(action, Refuse):
                 self.end(action.job_id, action.outcome)
             else:
-                known.running = True
-                known.dispatches += 1
-                known.account = action.account
-                known.cuts = self.limits()[action.account].cuts
-                assert action.attempt == known.dispatches
-                assert known.job.model in self.models_of(action.account)
-                assert known.job.deadline_s is None or self.now < known.job.deadline_s
+                watched.running = True
+                watched.dispatches += 1
+                watched.account = action.account
+                watched.cuts = self.limits()[action.account].cuts
+                assert action.attempt == watched.dispatches
+                assert watched.job.model in self.models_of(action.account)
+                assert watched.job.deadline_s is None or self.now < watched.job.deadline_s
         self.scheduler.check(self.now)
         judge_rest(self.scheduler, self.now)
         self.limits_move_as_they_may(event, before)
@@ -539,7 +539,7 @@ class EndlessBudget(Budget):
 
 
 class Stale(PlacementCache):
-    """A line that was shut stays so."""
+    """A cache in which a no is good for ever."""
 
     def ask(self, pool: Pool, queue: AccountsQueue, express: bool, now: float) -> Fit | Blocked:
         answer = super().ask(pool, queue, express, now)
@@ -603,8 +603,8 @@ class Forgiving(Accounts):
     """A drop cuts nothing."""
 
     def give_back(self, lease: int, verdict: Verdict, **how: Any) -> bool:
-        said = Verdict.SERVER_ERROR if verdict in CUTS else verdict
-        return super().give_back(lease, said, **how)
+        verdict = Verdict.SERVER_ERROR if verdict in CUTS else verdict
+        return super().give_back(lease, verdict, **how)
 
 
 @pytest.mark.parametrize(

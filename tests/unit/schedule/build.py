@@ -1,4 +1,4 @@
-"""Short ways to say a settings value, a job, a scheduler, for tests of the pure rooms."""
+"""Builders of settings, forecasts, jobs and schedulers for tests of the pure rooms."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings(
     tenants: dict[str, dict[str, Any]] | None = None,
     **sections: Any,
 ) -> Settings:
-    """Settings by `convert`, so that they are validated as a file's are.
+    """Settings that are validated as a file's are.
 
     `accounts`: name → fields; models are ["m"] where none are given, and a limit that is given
     stays as it is. Windows are off unless `balance` says otherwise: they have tests of their own.
@@ -121,8 +121,8 @@ class Judged(Scheduler):
 
 
 class World:
-    """A scheduler with the real accounts, checked after every event and, unless it is told not
-    to for the length of a run, before every start."""
+    """A scheduler with the real accounts, checked after every event and judged before every start;
+    long runs go without the latter (`judged=False`)."""
 
     def __init__(self, given: Settings | None = None, *, judged: bool = True) -> None:
         self.settings = given or settings()
@@ -131,8 +131,8 @@ class World:
         self.scheduler: Scheduler = kind(self.settings, self.accounts, Random(0))
         self.now = 0.0
 
-    def tell(self, event: Any, *, at: float | None = None) -> list[Action]:
-        """Handles an event and checks every invariant, work conservation included."""
+    def feed(self, event: Any, *, at: float | None = None) -> list[Action]:
+        """Handle an event, and check every invariant, work conservation included."""
         if at is not None:
             self.now = at
         actions = self.scheduler.handle(event, self.now)
@@ -144,10 +144,10 @@ class World:
         body = fields.pop("body_bytes", 0)
         fields.setdefault("at", self.now)
         self.now = max(self.now, fields["at"])
-        return self.tell(Submitted(job(job_id, tokens, **fields), body))
+        return self.feed(Submitted(job(job_id, tokens, **fields), body))
 
     def finish(self, job_id: str, output: float | None = None, **at: float) -> list[Action]:
-        return self.tell(Finished(job_id, Outcome.OK, Verdict.SUCCESS, output), **at)
+        return self.feed(Finished(job_id, Outcome.OK, Verdict.SUCCESS, output), **at)
 
     def fail(
         self,
@@ -159,7 +159,7 @@ class World:
         **at: float,
     ) -> list[Action]:
         error = UpstreamFailed(f"the attempt of {job_id} failed")
-        return self.tell(AttemptFailed(job_id, verdict, error, retryable, retry_after_s), **at)
+        return self.feed(AttemptFailed(job_id, verdict, error, retryable, retry_after_s), **at)
 
     @property
     def leases(self) -> int:
@@ -189,7 +189,7 @@ def refused(actions: list[Action]) -> dict[str, tuple[str | None, Outcome]]:
 
 
 def reason(it: World, job_id: str) -> Reason:
-    """Why it waits, of a job that does."""
+    """The reason of a job that waits."""
     answer = it.scheduler.fits(job_id, it.now)
     assert isinstance(answer, Blocked)
     return answer.reason

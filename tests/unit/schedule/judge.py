@@ -65,7 +65,7 @@ def judge_start(
 
 
 class Judge:
-    """What could start in one pool at this moment, counted from the live jobs alone."""
+    """The jobs that could start in one pool at this moment, counted from the live jobs alone."""
 
     def __init__(self, state: SchedulerState, pool: Pool, now: float) -> None:
         self._state, self._pool, self._now = state, pool, now
@@ -85,7 +85,7 @@ class Judge:
         self._placed: dict[tuple[str, tuple[str, ...], frozenset[str], bool], Fit | Blocked] = {}
 
     def _rooms(self, held: dict[JobClass, int]) -> None:
-        """Which class holds less than its budget, and whether the pool lends."""
+        """Note the classes that hold less than their budget, and whether the pool lends."""
         settings = self._settings
         if settings.policy == "dual_budget":
             short, long = settings.interactive_inflight_tokens, settings.heavy_inflight_tokens

@@ -27,7 +27,8 @@ def paced(token_s: float = 0.1, **schedule: Any) -> World:
 
 
 def test_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
-    """now + predicted wait + median service > deadline; one that can be met is taken."""
+    """A job is refused where now + predicted wait + median service is past its deadline; one that
+    can be met is taken."""
     it = paced()
     it.submit("run", 100)
     it.submit("ahead", 300)
@@ -40,7 +41,7 @@ def test_deadline_that_the_queue_cannot_meet_is_refused_at_once() -> None:
 
 
 def test_deadline_of_the_first_byte_leaves_out_the_answers_time() -> None:
-    """A stream has met it when it starts."""
+    """A deadline of the first byte is met when the stream starts."""
     it = paced()
     it.submit("run", 100)
     it.submit("ahead", 300)
@@ -49,7 +50,7 @@ def test_deadline_of_the_first_byte_leaves_out_the_answers_time() -> None:
 
 
 def test_deadline_nearer_than_its_own_answer_is_refused_though_a_slot_is_free() -> None:
-    """It would be late if it started now."""
+    """A job that would be late if it started now is refused."""
     it = paced()
     gone = it.submit("late", 1000, deadline_s=it.now + 50.0)
     assert refused(gone) == {"late": ("deadline_unreachable", Outcome.REJECTED)}
@@ -57,7 +58,7 @@ def test_deadline_nearer_than_its_own_answer_is_refused_though_a_slot_is_free() 
 
 
 def test_deadline_refuses_nobody_while_the_pace_is_not_known() -> None:
-    """The first requests of a gateway's life are not guessed away."""
+    """The first requests of a gateway's life are not refused by a guess."""
     it = World(settings({"a": {"initial_concurrency": 1}}))
     it.submit("run", 100)
     it.submit("ahead", 100_000, class_override=JobClass.BACKGROUND)
@@ -65,18 +66,18 @@ def test_deadline_refuses_nobody_while_the_pace_is_not_known() -> None:
 
 
 def test_waiting_job_leaves_when_its_answer_can_no_longer_be_in_time() -> None:
-    """At deadline − service, not at the deadline: its slot is another's."""
+    """A wait ends at deadline − service, not at the deadline: the slot is another's."""
     it = paced()
     it.submit("run", 100)
     it.submit("j", 100, deadline_s=it.now + 25.0)
     at = it.now + 15.0
     assert it.scheduler.next_wake(it.now) == pytest.approx(at)
-    gone = it.tell(Woke(), at=at + 0.001)
+    gone = it.feed(Woke(), at=at + 0.001)
     assert refused(gone) == {"j": ("deadline_unreachable", Outcome.EVICTED)}
 
 
 def test_ladder_rejects_the_dearest_that_would_wait_too_long() -> None:
-    """Huge first, then long, then medium, by the backlog before them; shorts never."""
+    """The backlog before a job rejects huge ones first, then long, then medium; shorts never."""
     it = paced(clear_s=10.0)
     it.submit("run", 100)
     it.submit("w", 250)
@@ -89,14 +90,14 @@ def test_ladder_rejects_the_dearest_that_would_wait_too_long() -> None:
 
 
 def test_ladder_does_not_count_a_job_as_its_own_backlog() -> None:
-    """A huge one that waits behind nothing but what runs is no overload."""
+    """A huge job that waits behind nothing but running jobs is no overload."""
     it = paced(clear_s=10.0)
     it.submit("run", 100)
     assert refused(it.submit("huge", 5000)) == {}
 
 
 def test_ladder_does_not_reject_background_work() -> None:
-    """Nobody holds a connection open for it."""
+    """Background work is not rejected: nobody holds a connection open for it."""
     it = paced(clear_s=10.0)
     it.submit("run", 100)
     it.submit("w", 250)
@@ -106,7 +107,7 @@ def test_ladder_does_not_reject_background_work() -> None:
 
 
 def test_background_work_is_no_backlog_to_others() -> None:
-    """A thousand submitted jobs neither defer nor reject what somebody waits for."""
+    """A thousand background jobs neither defer nor reject work that somebody waits for."""
     it = paced(clear_s=10.0)
     it.submit("run", 100)
     for n in range(20):
@@ -128,7 +129,7 @@ def test_queue_keeps_half_of_its_room_for_those_who_wait() -> None:
 
 
 def test_ladder_does_not_turn_away_who_stands_beside_a_flood() -> None:
-    """A tenant's own share of the queue is what it waits for; the flooder is sent away."""
+    """A job's backlog is its own tenant's share of the queue; the flooding tenant is sent away."""
     it = paced(clear_s=30.0)
     it.submit("run", 100)
     for n in range(12):
@@ -139,7 +140,7 @@ def test_ladder_does_not_turn_away_who_stands_beside_a_flood() -> None:
 
 
 def test_ladder_is_off_without_shed() -> None:
-    """Then the queue's own bounds are all there is."""
+    """Without `shed` only the queue's own bounds refuse."""
     it = paced(clear_s=1.0, shed=False)
     it.submit("run", 100)
     for n in range(5):
@@ -148,7 +149,7 @@ def test_ladder_is_off_without_shed() -> None:
 
 
 def test_ladder_defers_the_dear_and_starts_them_when_nothing_else_waits() -> None:
-    """Deferred is not lost: others first, but for the background's share; then it runs."""
+    """Deferred jobs go after the others, but for the background's share, and are not lost."""
     it = paced(clear_s=30.0, reject_above=100.0, max_overtake_s=3600.0)
     it.submit("run", 100)
     it.submit("huge", 2000)
@@ -165,7 +166,7 @@ def test_ladder_defers_the_dear_and_starts_them_when_nothing_else_waits() -> Non
 
 
 def test_ladder_leaves_a_job_that_waits_alone_in_peace() -> None:
-    """Work-conserving: a deferred job starts as soon as a slot is free that nobody else wants."""
+    """A deferred job starts as soon as a slot is free that nobody else wants."""
     it = paced(clear_s=10.0, reject_above=100.0)
     it.submit("run", 100)
     it.submit("huge", 5000)
@@ -174,7 +175,7 @@ def test_ladder_leaves_a_job_that_waits_alone_in_peace() -> None:
 
 
 def test_queue_is_bounded_in_tokens() -> None:
-    """Of the pool, and of one tenant."""
+    """The queue's tokens are bounded, of the pool and of one tenant."""
     it = paced(max_queue_tokens=1000, shed=False)
     it.submit("run", 100)
     assert refused(it.submit("w1", 600)) == {}
@@ -186,7 +187,7 @@ def test_queue_is_bounded_in_tokens() -> None:
 
 
 def test_deadline_is_predicted_by_the_share_of_ones_tenant() -> None:
-    """Of four times the weight, four fifths of the pace: what it waits behind is its own."""
+    """A tenant of four times the weight has four fifths of the pace: a job waits behind its own."""
     it = World(
         settings(
             {"a": {"initial_concurrency": 1}},
@@ -207,7 +208,7 @@ def test_deadline_is_predicted_by_the_share_of_ones_tenant() -> None:
 
 
 def test_deadline_is_predicted_by_the_share_of_ones_class() -> None:
-    """Where other classes wait, too, it gets its part of the pace; alone all of it."""
+    """A class gets its part of the pace where other classes wait, and all of it alone."""
     it = paced(shed=False)
     it.submit("run", 100)
     it.submit("ahead", 300)
@@ -221,21 +222,21 @@ def test_deadline_is_predicted_by_the_share_of_ones_class() -> None:
 
 
 def test_those_whose_wait_is_over_are_not_told_to_come_back_together() -> None:
-    """The Retry-After of each is jittered, before the queue and in it."""
+    """The Retry-After of each refused job is jittered, before the queue and in it."""
     it = paced(shed=False)
     it.submit("run", 100)
     for n in range(20):
         it.submit(f"w{n}", 20, deadline_s=it.now + 60.0)
-    evicted = it.tell(Woke(), at=it.now + 61.0)
-    told = {a.error.retry_after_s for a in evicted if isinstance(a, Refuse)}
-    assert len(told) == 20
+    evicted = it.feed(Woke(), at=it.now + 61.0)
+    waits_s = {a.error.retry_after_s for a in evicted if isinstance(a, Refuse)}
+    assert len(waits_s) == 20
     for deadline_s in (it.now, it.now + 1.0):  # it is past; it cannot be met
         late = [it.submit(f"l{n}", 900, deadline_s=deadline_s) for n in range(5)]
         assert len({a.error.retry_after_s for (a,) in late if isinstance(a, Refuse)}) == 5
 
 
 def test_deadline_that_is_just_met_is_met() -> None:
-    """The last moment is in time."""
+    """The last moment before a deadline is in time."""
     it = paced(token_s=0.125, shed=False)
     it.submit("run", 100)
     it.submit("ahead", 300)
@@ -245,7 +246,7 @@ def test_deadline_that_is_just_met_is_met() -> None:
 
 
 def test_deadline_is_predicted_by_an_answer_cut_at_max_tokens() -> None:
-    """What was asked for is all that will be made; what is asked in vain is not."""
+    """An answer is predicted no longer than max_tokens, and no longer than its forecast."""
     it = paced()
     it.submit("run", 100)
     for name, tokens, limit in (("cut", 5000, 100), ("short", 100, 5000)):

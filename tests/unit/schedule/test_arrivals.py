@@ -15,11 +15,12 @@ def adopt(
     it: World, job_id: str, account: str = "a", *, attempts: int = 1, **fields: Any
 ) -> list[Action]:
     given = job(job_id, fields.pop("tokens", 100), **fields)
-    return it.tell(Adopted(given, given.workload, account, attempts, body_bytes=9))
+    return it.feed(Adopted(given, given.workload, account, attempts, body_bytes=9))
 
 
 def test_adopted_job_counts_where_it_runs_and_is_not_started() -> None:
-    """Budget, tenant, account's slot: all as if this core had started it, but no action."""
+    """An adopted job counts in budget, tenant and slot as if this core had started it; no action
+    follows."""
     it = World(settings(ONE, {"t": {"max_inflight": 1}}))
     assert adopt(it, "j1", tokens=300) == []
     seen = it.scheduler.snapshot(0.0)
@@ -34,23 +35,23 @@ def test_adopted_job_counts_where_it_runs_and_is_not_started() -> None:
 
 
 def test_adopted_job_weighs_by_the_last_forecast_of_its_earlier_life() -> None:
-    """Not by the one it arrived with."""
+    """An adopted job weighs by its last forecast, not by the one it arrived with."""
     it = World(settings(ONE))
-    it.tell(Adopted(job("j1", 30), workload(700, rung=Rung.TENANT_NEIGHBORS), "a", 1))
+    it.feed(Adopted(job("j1", 30), workload(700, rung=Rung.TENANT_NEIGHBORS), "a", 1))
     classes = it.scheduler.snapshot(0.0).pools[0].classes
     assert classes[JobClass.HEAVY].inflight_tokens == 700
     assert classes[JobClass.INTERACTIVE].running == 0
 
 
 def test_adopted_job_has_used_the_attempts_it_had() -> None:
-    """The next one is numbered on."""
+    """The next attempt of an adopted job is numbered on."""
     it = World(settings({"a": {}, "b": {}}))
     adopt(it, "j1", attempts=2, accounts=("a", "b"))
     assert it.fail("j1") == [Dispatch("j1", "b", 3, 100)]
 
 
 def test_adopted_job_has_waited_since_its_arrival() -> None:
-    """So what is left of max_wait_s for a retry is what was left before."""
+    """A retry of an adopted job has as much of max_wait_s left as before."""
     it = World(settings(ONE, schedule={"max_wait_s": 10.0}))
     it.now = 4.0
     adopt(it, "j1", at=0.0)
@@ -64,7 +65,7 @@ def test_adopted_job_has_waited_since_its_arrival() -> None:
 
 
 def test_adopted_job_is_charged_to_its_tenant() -> None:
-    """Who floods is behind itself also after a fault."""
+    """A tenant that floods is behind itself also after a fault."""
     it = World(settings({"a": {"initial_concurrency": 2}}))
     adopt(it, "j1", tokens=500)
     share = it.scheduler.pools["m"].shares[JobClass.HEAVY].of("t", 1.0)
@@ -72,7 +73,7 @@ def test_adopted_job_is_charged_to_its_tenant() -> None:
 
 
 def test_adopted_job_on_an_account_that_is_gone_stays_outside() -> None:
-    """Its end is then an event about an unknown job."""
+    """The end of a job on a removed account is an event about an unknown job."""
     it = World(settings(ONE))
     assert adopt(it, "j1", "gone") == []
     assert it.scheduler.submitted == 0
@@ -80,7 +81,7 @@ def test_adopted_job_on_an_account_that_is_gone_stays_outside() -> None:
 
 
 def test_adopted_job_that_is_known_is_not_taken_twice() -> None:
-    """One job, one lease."""
+    """A job is adopted once and holds one lease."""
     it = World(settings({"a": {}}))
     adopt(it, "j1")
     adopt(it, "j1")
@@ -88,7 +89,8 @@ def test_adopted_job_that_is_known_is_not_taken_twice() -> None:
 
 
 def test_adopted_job_of_no_configured_model_belongs_to_its_accounts_pool() -> None:
-    """A relayed route; also where none of the accounts that it names is left."""
+    """A relayed route belongs to its account's pool, also where none of the accounts that it names
+    is left."""
     it = World(settings({"a": {}, "b": {"models": ["k"]}}))
     adopt(it, "j1", "b", model="?", accounts=("b",))
     adopt(it, "j2", "b", model="?", accounts=("gone",))
@@ -98,9 +100,10 @@ def test_adopted_job_of_no_configured_model_belongs_to_its_accounts_pool() -> No
 
 
 def test_adopted_job_does_not_stay_where_its_model_is_gone() -> None:
-    """One whose model was configured is not retried once nobody serves it; a relayed one is."""
+    """A job whose model was configured is not retried once no account serves it; a relayed one
+    is."""
     for model, gone in (("m", {"j1": ("upstream_failed", Outcome.UPSTREAM_ERROR)}), ("?", {})):
         it = World(settings({"a": {"models": ["m", "k"]}}))
         adopt(it, "j1", model=model)
-        it.tell(SettingsChanged(settings({"a": {"models": ["k"]}})))
+        it.feed(SettingsChanged(settings({"a": {"models": ["k"]}})))
         assert refused(it.fail("j1")) == gone

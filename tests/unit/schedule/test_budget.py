@@ -21,7 +21,7 @@ def budget(policy: str = "dual_budget", borrow: bool | None = True) -> Budget:
 
 
 def test_budget_lets_the_job_through_that_crosses_the_line() -> None:
-    """Room is what is below the budget, however large the next job."""
+    """A class below its budget has room, however large the next job is."""
     it = budget()
     it.take(INTERACTIVE, SizeBucket.SHORT, 99)
     assert it.owns_room(INTERACTIVE)
@@ -33,7 +33,7 @@ def test_budget_lets_the_job_through_that_crosses_the_line() -> None:
 
 
 def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
-    """Tokens by class, jobs by class and size, and their totals."""
+    """The budget counts tokens by class, jobs by class and size, and their totals."""
     it = budget()
     it.take(INTERACTIVE, SizeBucket.SHORT, 40)
     it.take(HEAVY, SizeBucket.LONG, 150)
@@ -47,7 +47,7 @@ def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
 
 
 def test_budget_lends_by_its_policy_unless_told() -> None:
-    """adaptive lends without an end of its own, dual_budget not at all: it is the seed's."""
+    """By default `adaptive` lends without a bound of its own, and `dual_budget` not at all."""
     assert budget("adaptive", None).lends
     assert not budget("dual_budget", None).lends
     assert not budget("adaptive", False).lends
@@ -57,7 +57,8 @@ def test_budget_lends_by_its_policy_unless_told() -> None:
 
 
 def test_budget_of_background_work_is_the_heavy_one_where_there_are_two() -> None:
-    """Either fills it for both; the interactive one is not touched."""
+    """Background and heavy work fill the heavy budget for each other and leave the interactive one
+    alone."""
     it = budget()
     it.take(BACKGROUND, SizeBucket.LONG, 200)
     assert (it.owns_room(HEAVY), it.owns_room(BACKGROUND)) == (False, False)
@@ -65,7 +66,8 @@ def test_budget_of_background_work_is_the_heavy_one_where_there_are_two() -> Non
 
 
 def test_budget_is_divided_anew_as_the_accounts_grow() -> None:
-    """1 : 2 as given; under pressure the interactive part counts twice. Fixed ones stay."""
+    """The parts stay 1 : 2 as given, under pressure the interactive part counts twice, and fixed
+    budgets stay."""
     it = budget("adaptive", None)
     it.resize(6000.0, 1.0)
     assert (it.limits[INTERACTIVE], it.limits[HEAVY], it.total_limit) == (2000, 4000, 6000)
@@ -78,7 +80,7 @@ def test_budget_is_divided_anew_as_the_accounts_grow() -> None:
 
 
 def test_budget_given_back_twice_is_an_error() -> None:
-    """Settling twice cannot pass unseen."""
+    """A reserve that is given back twice is seen."""
     it = budget()
     it.take(HEAVY, SizeBucket.LONG, 10)
     it.give_back(HEAVY, SizeBucket.LONG, 10)
@@ -87,7 +89,7 @@ def test_budget_given_back_twice_is_an_error() -> None:
 
 
 def test_tier_cap_shrinks_with_the_mode_but_never_to_nothing() -> None:
-    """Scaled down, at least 1; 0 is no cap in every mode."""
+    """A cap is scaled down to at least 1; 0 is no cap in every mode."""
     given = settings(schedule={"tier_caps": {"medium": 1, "long": 8}}).schedule
     caps = {b: [tier_cap(given, b, m) for m in Mode] for b in SizeBucket}
     assert caps == {
@@ -98,7 +100,7 @@ def test_tier_cap_shrinks_with_the_mode_but_never_to_nothing() -> None:
 
 
 def test_budget_of_background_work_is_nothing_of_its_own_where_there_are_two() -> None:
-    """All that it holds is borrowed; in the adaptive policy a little is its own."""
+    """Background work borrows all that it holds; in the adaptive policy a little is its own."""
     fixed = budget()
     fixed.take(BACKGROUND, SizeBucket.LONG, 50)
     assert (fixed.limits[BACKGROUND], fixed.borrowed(BACKGROUND)) == (0.0, 50.0)
@@ -109,14 +111,14 @@ def test_budget_of_background_work_is_nothing_of_its_own_where_there_are_two() -
 
 
 def test_budget_is_steady_unless_it_moves_and_lends_nothing() -> None:
-    """Then time alone may give a class room that waits for its budget."""
+    """Time alone may give a class room only where the budgets move and lend nothing."""
     assert budget("adaptive", None).steady
     assert budget("dual_budget", False).steady
     assert not budget("adaptive", False).steady
 
 
 def test_budget_is_full_at_its_limit() -> None:
-    """To the token, in either policy."""
+    """A budget is full at its limit to the token, in either policy."""
     for policy in ("adaptive", "dual_budget"):
         it = budget(policy)
         it.take(INTERACTIVE, SizeBucket.SHORT, 99)
@@ -136,7 +138,7 @@ def test_budget_is_full_at_its_limit() -> None:
 def test_budget_given_back_as_another_job_is_an_error(
     cls: JobClass, bucket: SizeBucket, tokens: int
 ) -> None:
-    """More tokens, another class, another size than was taken."""
+    """Giving back more tokens, another class or another size than was taken is seen."""
     it = budget()
     it.take(HEAVY, SizeBucket.LONG, 10)
     with pytest.raises(AssertionError):

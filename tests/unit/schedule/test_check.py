@@ -62,7 +62,7 @@ def break_lease(it: World) -> None:
     ],
 )
 def test_check_sees_damage(damage: Callable[[World], None]) -> None:
-    """The twin of every check that passes: each broken sum, lost lane, idle room is seen."""
+    """Each broken sum, lost queue or idle slot is seen: the twin of every check that passes."""
     it = busy()
     it.scheduler.check(it.now)
     damage(it)

@@ -112,7 +112,7 @@ def test_fits_names_one_reason_for_each_job_that_waits() -> None:
 
 
 def test_next_takes_the_interactive_class_first_within_its_credit() -> None:
-    """Then the smaller of the heavy ones."""
+    """The interactive job goes first, then the smaller of the heavy ones."""
     it = world({"a": {"initial_concurrency": 1}})
     it.submit("first", 100)
     it.submit("long", 3000, at=0.0)
@@ -137,7 +137,7 @@ def test_class_at_its_budget_waits_while_the_other_has_jobs_that_fit() -> None:
 
 
 def test_class_at_its_budget_borrows_what_the_other_leaves_idle() -> None:
-    """Up to the sum of both budgets and the one job that crosses it."""
+    """A class borrows up to the sum of both budgets and the one job that crosses it."""
     it = world(
         policy="dual_budget",
         interactive_inflight_tokens=100,
@@ -151,7 +151,7 @@ def test_class_at_its_budget_borrows_what_the_other_leaves_idle() -> None:
 
 
 def test_class_borrows_up_to_the_accounts_in_the_adaptive_policy() -> None:
-    """Its budgets say who comes first, the accounts how many there are."""
+    """Adaptive budgets say which class comes first, the accounts how many jobs there are."""
     it = world(
         {"a": {"initial_concurrency": 20}},
         interactive_inflight_tokens=100,
@@ -164,7 +164,7 @@ def test_class_borrows_up_to_the_accounts_in_the_adaptive_policy() -> None:
 
 
 def test_class_does_not_borrow_from_one_that_could_start() -> None:
-    """The owner of a share comes first to it, in whatever order they came."""
+    """The owner of a share comes first to it, in whatever order the jobs came."""
     it = world(
         {"a": {"initial_concurrency": 3}},
         interactive_inflight_tokens=100,
@@ -179,7 +179,7 @@ def test_class_does_not_borrow_from_one_that_could_start() -> None:
 
 
 def test_class_borrows_past_one_that_is_blocked_for_its_own_reasons() -> None:
-    """A capped tier of the owner does not keep the room idle."""
+    """A capped size of the owner does not keep the room idle."""
     it = world(interactive_inflight_tokens=100, heavy_inflight_tokens=1000, tier_caps={"long": 1})
     it.submit("h1", 300)
     it.submit("h2", 300)
@@ -189,7 +189,7 @@ def test_class_borrows_past_one_that_is_blocked_for_its_own_reasons() -> None:
 
 
 def test_large_job_is_not_starved_by_small_ones() -> None:
-    """One that is larger than its budget goes as soon as the class is below it."""
+    """A job larger than its budget goes as soon as the class is below it."""
     it = world(heavy_inflight_tokens=200, interactive_inflight_tokens=1, borrow=False)
     it.submit("h1", 150)
     assert started(it.submit("huge", 50_000)) == ["huge"]
@@ -198,7 +198,7 @@ def test_large_job_is_not_starved_by_small_ones() -> None:
     assert started(it.finish("huge")) == ["h2"]
 
 
-def test_line_of_other_accounts_is_not_hidden() -> None:
+def test_queue_of_other_accounts_is_not_hidden() -> None:
     """A job that waits for a full account lets those pass whose account has room."""
     it = world({"a": {"models": ["m", "k"], "initial_concurrency": 1}, "b": {"models": ["k"]}})
     it.submit("m1", 100)
@@ -207,17 +207,17 @@ def test_line_of_other_accounts_is_not_hidden() -> None:
 
 
 def test_fits_is_none_for_a_job_that_does_not_wait() -> None:
-    """Running, ended, or never known."""
+    """`fits` is None for a job that runs, has ended or was never known."""
     it = world()
     it.submit("j1")
     assert it.scheduler.fits("j1", 0.0) is None
     assert it.scheduler.fits("?", 0.0) is None
-    it.tell(Reforecast("j1", workload(5, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("j1", workload(5, rung=Rung.GLOBAL_NEIGHBORS)))
     assert not isinstance(it.scheduler.fits("j1", 0.0), Fit)
 
 
 def test_class_of_the_background_gets_what_the_others_leave() -> None:
-    """And its turn comes, late."""
+    """Background work gets the rest, and its turn comes late but comes."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0)
     it.submit("run", 100)
     for n in range(12):
@@ -234,9 +234,9 @@ def test_class_of_the_background_gets_what_the_others_leave() -> None:
 
 
 def test_class_that_owes_room_for_a_giant_is_not_starved_by_one_that_owns_some() -> None:
-    """A giant runs far beyond the heavy budget, short ones come for ever and have room of their
-    own: the next heavy job still starts within max_overtake_s. Where budgets are hard, it waits
-    for its class's own giant."""
+    """While a giant runs far beyond the heavy budget and short jobs come for ever, the next heavy
+    job still starts within max_overtake_s. Where budgets are hard, it waits for its class's own
+    giant."""
     for borrow, bound_s in ((True, 10.0), (False, 100.0)):
         it = world({"a": {"initial_concurrency": 2}}, max_overtake_s=10.0, borrow=borrow)
         running = started(it.submit("giant", 30_000) + it.submit("s0", 50))[1:]
@@ -248,7 +248,8 @@ def test_class_that_owes_room_for_a_giant_is_not_starved_by_one_that_owns_some()
 
 
 def test_turns_share_what_was_used_not_what_was_forecast() -> None:
-    """Heavy answers three times as long as forecast: their class gets a third of the starts."""
+    """Where heavy answers are three times as long as forecast, their class gets a third of the
+    starts."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0, shed=False)
     work = {"h": 0, "b": 0}
     for n in range(900):
@@ -266,7 +267,8 @@ def test_turns_share_what_was_used_not_what_was_forecast() -> None:
 
 
 def test_job_passes_others_only_within_the_bound() -> None:
-    """One that came max_overtake_s later than the oldest of its tenant and class lets it go."""
+    """A job that came max_overtake_s later than the oldest of its tenant and class lets that one
+    go."""
     for later, expected in ((4.0, "young"), (5.0, "old")):
         it = world({"a": {"initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0)
         it.submit("run", 100)
@@ -276,7 +278,7 @@ def test_job_passes_others_only_within_the_bound() -> None:
 
 
 def test_job_is_not_passed_whatever_else_waits() -> None:
-    """The oldest is found behind lines and sizes that hold nothing, or others' work."""
+    """The oldest is found behind queues and sizes that hold nothing, or others' work."""
     it = world(
         {"a": {"models": ["k", "m"], "initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0
     )
@@ -296,7 +298,7 @@ def test_job_is_not_passed_whatever_else_waits() -> None:
 
 
 def test_oldest_goes_first_of_those_that_would_be_passed() -> None:
-    """By arrival, over all sizes of its class."""
+    """Of all sizes of a class the job that arrived first goes first."""
     it = world({"a": {"initial_concurrency": 1}}, ordering="sjf", max_overtake_s=5.0)
     it.submit("run", 100)
     for name, tokens, at in (("long", 500, 1.0), ("huge", 3000, 0.5), ("medium", 250, 2.0)):
@@ -310,7 +312,7 @@ def test_oldest_goes_first_of_those_that_would_be_passed() -> None:
 
 
 def test_oldest_that_cannot_start_holds_nobody_back() -> None:
-    """Work-conserving: one whose size is capped is passed, however late."""
+    """A job whose size is capped is passed, however long it has waited."""
     it = world(
         {"a": {"initial_concurrency": 2}}, ordering="sjf", max_overtake_s=5.0, tier_caps={"long": 1}
     )
@@ -322,7 +324,7 @@ def test_oldest_that_cannot_start_holds_nobody_back() -> None:
 
 
 def test_capped_tenants_size_hides_no_other() -> None:
-    """Nor does an account that rests hide one that serves."""
+    """Neither a capped tenant nor an account that rests hides another that could go."""
     it = world({"a": {"initial_concurrency": 2}})
     it.submit("r1", 100, tenant="small")
     it.submit("r2", 100)
@@ -339,7 +341,7 @@ def test_capped_tenants_size_hides_no_other() -> None:
 
 
 def test_retries_go_by_arrival_over_all_accounts() -> None:
-    """The oldest that an account takes; one whose account rests is passed."""
+    """The oldest retry that an account takes goes first; one whose account rests is passed."""
     it = world({"a": {"initial_concurrency": 3}, "b": {}})
     for name, at in (("r1", 0.0), ("r2", 1.0), ("r3", 2.0)):
         it.submit(name, at=at, accounts=("a",))
@@ -348,11 +350,11 @@ def test_retries_go_by_arrival_over_all_accounts() -> None:
     it.submit("b1", accounts=("b",))
     assert it.waiting == {"r1", "r2", "r3"}
     limit = it.accounts.snapshot(it.now)[0].limit
-    assert started(it.tell(Woke(), at=12.0)) == ["r1", "r2", "r3"][: int(limit)]
+    assert started(it.feed(Woke(), at=12.0)) == ["r1", "r2", "r3"][: int(limit)]
 
 
 def test_turn_that_started_nothing_for_long_is_next() -> None:
-    """Whatever its head costs; before that it saves up for it."""
+    """A turn goes after max_overtake_s whatever its head costs; before that it saves up for it."""
     for bound, expected in ((3600.0, False), (20.0, True)):
         it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=bound, shed=False)
         it.submit("i0", 30)
@@ -369,8 +371,8 @@ def test_turn_that_started_nothing_for_long_is_next() -> None:
 
 
 def test_turn_that_had_nothing_to_start_has_not_been_kept_waiting() -> None:
-    """Its time runs from when it began to wait, not from its last start long ago; and it runs
-    on while others of its class join."""
+    """A turn's time runs from when it began to wait, not from its last start long ago, and runs on
+    while others of its class join."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=20.0, shed=False)
     it.submit("i0", 30)
     it.submit("h0", 50_000, at=1000.0)

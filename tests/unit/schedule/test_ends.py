@@ -1,4 +1,4 @@
-"""How a job and its attempts end, as far as no event of test_scheduler.py tells."""
+"""The ends of jobs and attempts, beside those that test_scheduler.py covers by events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS = [f"m{n}" for n in range(10)]
 class Counting(Accounts):
     """Accounts that count how often they are asked for a place."""
 
-    asked: list[str]
+    questions: list[str]
 
     def choose(
         self,
@@ -28,7 +28,7 @@ class Counting(Accounts):
         *,
         express: bool = False,
     ) -> Fit | Blocked:
-        self.asked.append(model)
+        self.questions.append(model)
         return super().choose(model, accounts, now, avoid, express=express)
 
 
@@ -40,12 +40,12 @@ def crowded(window: str, limit: float) -> tuple[World, Counting]:
     )
     accounts = Counting(given.accounts, given.balance)
     accounts._accounts["a"].limit.value = limit
-    accounts.asked = []
+    accounts.questions = []
     it = World(given)
     it.accounts, it.scheduler = accounts, Scheduler(given, accounts)
     for n in range(60):
         it.submit(f"j{n}", 300, model=MODELS[n % 10])
-    accounts.asked.clear()
+    accounts.questions.clear()
     return it, accounts
 
 
@@ -57,28 +57,29 @@ def end(it: World, job_id: str) -> list[str]:
 
 
 def test_end_is_no_news_to_models_that_wait_for_windows_of_their_own() -> None:
-    """All ten wait for theirs: the accounts are asked for that one alone."""
+    """Where all ten models wait for windows, the accounts are asked for the model that ended
+    alone."""
     it, accounts = crowded("auto", limit=256.0)
     assert len(it.waiting) == 20
     end(it, "j1")
-    accounts.asked.clear()
+    accounts.questions.clear()
     (again,) = end(it, "j3")
     assert it.scheduler.jobs[again].job.model == "m3"
-    assert set(accounts.asked) <= {"m3", ""}
+    assert set(accounts.questions) <= {"m3", ""}
     it.scheduler.check(it.now)
 
 
 def test_end_is_news_to_all_models_of_a_full_account() -> None:
-    """Its slots go to whoever is next, of whatever model; those that lose against a model asked
-    before are not asked for, nor is anybody while the account is full again."""
+    """A full account's freed slot goes to the next job of whatever model; no model is asked for in
+    vain."""
     it, accounts = crowded("off", limit=4.0)
     assert len(it.waiting) == 56
-    accounts.asked.clear()
+    accounts.questions.clear()
     assert end(it, "j0") == ["j4", "j5", "j6"], "and the limit has grown by two"
-    assert set(accounts.asked) == {"", "m0", "m4", "m5", "m6"}
-    accounts.asked.clear()
+    assert set(accounts.questions) == {"", "m0", "m4", "m5", "m6"}
+    accounts.questions.clear()
     it.scheduler.handle(Reforecast("j30", workload(400, rung=Rung.GLOBAL_NEIGHBORS)), it.now)
-    assert set(accounts.asked) <= {"m0"}
+    assert set(accounts.questions) <= {"m0"}
     it.scheduler.check(it.now)
 
 
@@ -86,16 +87,16 @@ def test_end_is_news_to_all_models_of_a_full_account() -> None:
 def test_first_byte_starts_what_waits_only_where_headers_open_the_account(
     remaining: int, opens: bool
 ) -> None:
-    """It is paced by what was spent of the limit that an answer before told."""
+    """Headers open an account that was paced by what an earlier answer left of its limit."""
     it = World(settings({"a": {"initial_concurrency": 8}}))
     for name in ("r1", "r2"):
         it.submit(name)
-    it.tell(Answered("r1", RateLimits(limit_requests=60, remaining_requests=3)))
+    it.feed(Answered("r1", RateLimits(limit_requests=60, remaining_requests=3)))
     names = [f"j{n}" for n in range(5)]
     waiting = [name for name in names if not started(it.submit(name))]
     assert 0 < len(waiting) < 5
-    said = RateLimits(limit_requests=60, remaining_requests=remaining)
-    assert started(it.tell(Answered("r2", said))) == (waiting if opens else [])
+    limits = RateLimits(limit_requests=60, remaining_requests=remaining)
+    assert started(it.feed(Answered("r2", limits))) == (waiting if opens else [])
 
 
 def owed(it: World) -> float:
@@ -118,27 +119,28 @@ def measured() -> World:
 def test_uncounted_job_that_is_withdrawn_is_charged_for_its_time(
     left_after_s: float, made: float
 ) -> None:
-    """What its choices can have made at the pool's pace, at most the forecast, and the prompt."""
+    """A job is charged what its choices can have made at the pool's pace, at most the forecast, and
+    the prompt."""
     it = measured()
     before = owed(it)
     it.submit("batch", 100, n=4)
-    it.tell(Withdrawn("batch"), at=it.now + left_after_s)
+    it.feed(Withdrawn("batch"), at=it.now + left_after_s)
     assert owed(it) - before == pytest.approx(made + PROMPT_RATIO * 10)
 
 
 def test_uncounted_job_is_charged_its_forecast_where_nothing_tells_better() -> None:
-    """Before anything was measured; for work that makes no text, whose pace nobody knows; and
-    for an answer that came but told no usage."""
+    """The forecast is charged before any measurement, for work that makes no text, and for an
+    answer without usage."""
     it = World(settings({"a": {"initial_concurrency": 8}}))
     it.submit("first", 100)
-    it.tell(Withdrawn("first"))
+    it.feed(Withdrawn("first"))
     assert owed(it) == 102
     it = measured()
     before = owed(it)
     it.submit("embeddings", 1, generates=False)
-    it.tell(Withdrawn("embeddings"))
-    it.submit("untold", 100)
-    it.finish("untold")
+    it.feed(Withdrawn("embeddings"))
+    it.submit("uncounted", 100)
+    it.finish("uncounted")
     assert owed(it) - before == 3 + 102
 
 
@@ -153,19 +155,19 @@ def test_uncounted_job_is_charged_its_forecast_where_nothing_tells_better() -> N
 def test_stream_that_is_left_is_charged_no_less_than_its_time(
     counted: float, prompt: float | None, made: float
 ) -> None:
-    """Events are a lower bound of tokens: who hangs up just before the end does not go free."""
+    """Events are a lower bound of tokens: leaving just before the end is not free."""
     it = measured()
     before = owed(it)
     it.submit("stream", 100)
     end = Finished("stream", Outcome.CANCELLED, Verdict.IGNORED, counted, prompt)
-    it.tell(end, at=it.now + 5.0)
+    it.feed(end, at=it.now + 5.0)
     assert owed(it) - before == pytest.approx(made + PROMPT_RATIO * 10)
 
 
 @pytest.mark.parametrize(("outcome", "token_s"), [(Outcome.CANCELLED, 0.1), (Outcome.OK, 0.198)])
 def test_stream_that_is_left_teaches_no_pace(outcome: Outcome, token_s: float) -> None:
-    """Who hangs up at the first event would make everyone's answers look slow; the twin ends."""
+    """A client that leaves at the first event does not make the pool look slow; the twin ends."""
     it = measured()
     it.submit("stream", 100)
-    it.tell(Finished("stream", outcome, Verdict.IGNORED, 1.0), at=it.now + 10.0)
+    it.feed(Finished("stream", outcome, Verdict.IGNORED, 1.0), at=it.now + 10.0)
     assert it.scheduler.pools["m"].pace.token_s == pytest.approx(token_s, rel=0.02)

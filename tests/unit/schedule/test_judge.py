@@ -25,8 +25,8 @@ def hard(policy: str, borrow: bool | None = False, **more: object) -> World:
     ("policy", "borrow"), [("dual_budget", None), ("dual_budget", False), ("adaptive", False)]
 )
 def test_judge_holds_a_class_to_its_budget(policy: str, borrow: bool | None) -> None:
-    """To the token: at 100 of 100 nothing starts, a giant that runs alone included; at 99 a
-    job of any size may. A correction may carry a class over; the next start waits for it."""
+    """At 100 of 100 tokens nothing starts, a giant that runs alone included; at 99 a job of any
+    size may. A correction may carry a class over; the next start waits for it."""
     it = hard(policy, borrow)
     it.submit("j0", 100)
     it.submit("j1", 9000)
@@ -46,7 +46,7 @@ def test_judge_holds_a_class_to_its_budget(policy: str, borrow: bool | None) -> 
 
 
 def test_judge_holds_background_work_to_the_heavy_budget() -> None:
-    """Where there are two: together."""
+    """Where there are two budgets, background and heavy work fill the heavy one together."""
     it = hard("dual_budget")
     it.submit("j0", 60)
     it.submit("b", 60, class_override=JobClass.BACKGROUND)
@@ -59,7 +59,7 @@ def test_judge_holds_background_work_to_the_heavy_budget() -> None:
 
 
 def test_judge_holds_borrowing_to_the_sum() -> None:
-    """Fixed budgets that lend: below both together, not beyond."""
+    """Fixed budgets lend below their sum, not beyond."""
     it = hard("dual_budget", True)
     it.submit("j0", 200)
     it.submit("j1", 100)
@@ -86,7 +86,7 @@ def free(it: World) -> None:
 
 
 def test_judge_sees_an_account_that_is_full() -> None:
-    """By its limit; the twin has a slot."""
+    """A start beyond the account's limit is seen; the twin has a slot."""
     it = waits_for_a_slot()
     it.submit("j1")
     with pytest.raises(AssertionError, match="is full"):
@@ -96,7 +96,7 @@ def test_judge_sees_an_account_that_is_full() -> None:
 
 
 def test_judge_sees_a_window_that_is_full() -> None:
-    """Below the account's limit."""
+    """A start beyond the window is seen, although the account's limit has room."""
     it = World(
         settings(
             {"a": {"initial_concurrency": 2, "max_concurrency": 50}}, balance={"window": "auto"}
@@ -112,7 +112,7 @@ def test_judge_sees_a_window_that_is_full() -> None:
 
 
 def test_judge_sees_caps_of_tenants_and_sizes() -> None:
-    """At the tenant's, at the size's."""
+    """A start beyond the tenant's or the size's cap is seen."""
     it = World(settings({"a": {}}, {"t": {"max_inflight": 1}}))
     it.submit("j0")
     it.submit("j1")
@@ -126,7 +126,7 @@ def test_judge_sees_caps_of_tenants_and_sizes() -> None:
 
 
 def test_judge_sees_a_turn_that_starves() -> None:
-    """Interactive work goes while heavy work had no start for max_overtake_s; before that it
+    """Interactive work must not go once heavy work had no start for max_overtake_s; before that it
     may, and the starved turn itself may at any time."""
     it = waits_for_a_slot()
     it.submit("heavy", 5000, at=1.0)
@@ -141,7 +141,7 @@ def test_judge_sees_a_turn_that_starves() -> None:
 
 
 def test_judge_sees_who_came_too_late_to_pass() -> None:
-    """Of one class and tenant: later by more than max_overtake_s."""
+    """A job must not pass one of its class and tenant that came more than max_overtake_s before."""
     it = waits_for_a_slot()
     it.submit("old", 5000, at=1.0)
     it.submit("near", 100, at=11.0)
@@ -165,7 +165,7 @@ def test_judge_sees_room_borrowed_before_its_owner() -> None:
 
 
 def test_judge_sees_a_newcomer_that_passes_who_could_start() -> None:
-    """One that is asked alone goes only where nothing else could."""
+    """A newcomer that is asked alone goes only where nothing else could."""
     it = waits_for_a_slot()
     it.submit("j1")
     it.submit("j2")

@@ -13,7 +13,7 @@ GIVEN = settings(schedule={"max_wait_s": 10.0}).schedule
 
 
 def test_live_job_weighs_itself_by_its_forecast() -> None:
-    """Class, bucket, reserve, key; the arrival stays."""
+    """Class, size, reserve and key follow the forecast; the arrival stays."""
     it = LiveJob(job("j", 30, at=5.0), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     short_key = it.key
@@ -26,7 +26,7 @@ def test_live_job_weighs_itself_by_its_forecast() -> None:
 
 
 def test_live_job_class_may_be_set_against_the_forecast() -> None:
-    """A tenant, route or header overrides it."""
+    """A tenant, route or header overrides the class."""
     it = LiveJob(job("j", 500, class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     assert it.cls is JobClass.INTERACTIVE
@@ -34,7 +34,8 @@ def test_live_job_class_may_be_set_against_the_forecast() -> None:
 
 
 def test_live_job_waits_at_most_so_long_in_all() -> None:
-    """max_wait_s from arrival, then what is left of it; the deadline bounds every wait."""
+    """A wait is bounded by max_wait_s from the arrival, then by what is left of it, and always by
+    the deadline."""
     it = LiveJob(job("j", at=5.0), 0, 1, Tenant("t"))
     it.start_wait(GIVEN, 6.0)
     assert it.expire_s == 15.0
@@ -50,7 +51,8 @@ def test_live_job_waits_at_most_so_long_in_all() -> None:
 
 
 def test_live_job_of_background_work_waits_as_long_as_it_takes() -> None:
-    """Nobody holds a connection open for it; a deadline it still has."""
+    """Background work has no longest wait, for nobody holds a connection open; it has a
+    deadline."""
     it = LiveJob(job("j", at=5.0, class_override=JobClass.BACKGROUND), 0, 1, Tenant("t"))
     it.weigh(GIVEN, SJF)
     it.start_wait(GIVEN, 6.0)
@@ -62,7 +64,7 @@ def test_live_job_of_background_work_waits_as_long_as_it_takes() -> None:
 
 
 def test_live_job_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
-    """In this order; none where all are silent."""
+    """The deadline is the request's, else the tenant's, else the class's, else none."""
     given = settings(schedule={"heavy_deadline_s": 30.0}).schedule
     strict = Tenant("strict")
     strict.configure(0, 0, 0, 20.0, 1.0)
@@ -84,7 +86,7 @@ def test_live_job_deadline_is_its_own_or_its_tenants_or_its_classs() -> None:
 
 
 def test_live_job_deadline_of_each_class_is_its_own() -> None:
-    """From the arrival; the background's, too."""
+    """Each class's deadline counts from the arrival, the background's too."""
     given = settings(
         schedule={
             "interactive_deadline_s": 10.0,
@@ -99,14 +101,15 @@ def test_live_job_deadline_of_each_class_is_its_own() -> None:
 
 
 def test_tenant_that_is_not_configured_has_no_bounds() -> None:
-    """No cap, no bound on what waits, no deadline, the weight of one."""
+    """An unknown tenant has no cap, no bound on what waits, no deadline, and the weight of one."""
     it = Tenant("t")
     it.running = it.waiting = it.waiting_tokens = 10**9
     assert (it.capped, it.overfull, it.deadline_s, it.weight) == (False, False, 0.0, 1.0)
 
 
 def test_tenant_is_capped_at_its_cap_and_overfull_beyond_its_bounds() -> None:
-    """In items or in tokens; a bound may be filled."""
+    """A bound in items or tokens may be filled, a cap of jobs in flight is full when it is
+    reached."""
     it = Tenant("t")
     it.configure(2, 3, 100, 0.0, 1.0)
     seen = []
@@ -116,7 +119,7 @@ def test_tenant_is_capped_at_its_cap_and_overfull_beyond_its_bounds() -> None:
 
 
 def test_live_job_may_use_the_express_where_it_may_be_short() -> None:
-    """From the same chance on by which it is interactive."""
+    """A job is express from the chance of a short answer by which it is interactive."""
     for p_short, express in ((0.29, False), (0.3, True)):
         it = LiveJob(job("j", class_override=JobClass.INTERACTIVE), 0, 1, Tenant("t"))
         it.workload = msgspec.structs.replace(workload(100), p_short=p_short)
@@ -128,7 +131,7 @@ def test_live_job_may_use_the_express_where_it_may_be_short() -> None:
 
 
 def test_live_job_keeps_sizes_apart_where_any_of_them_is_capped() -> None:
-    """Whichever it is."""
+    """One capped size is enough to queue all sizes apart."""
     for size in SizeBucket:
         capped = settings(schedule={"tier_caps": {size.value: 3}}).schedule
         it = LiveJob(job("j", 100), 0, 1, Tenant("t"))
@@ -136,8 +139,9 @@ def test_live_job_keeps_sizes_apart_where_any_of_them_is_capped() -> None:
         assert it.queue_key.bucket is SizeBucket.MEDIUM, size
 
 
-def test_live_job_grades_share_a_place_until_the_ladder_tells_them_apart() -> None:
-    """Short and medium are never deferred; sizes are kept apart only where they are capped."""
+def test_live_job_grades_share_a_queue_until_the_ladder_tells_them_apart() -> None:
+    """Short and medium are never deferred and share a queue; sizes are kept apart only where they
+    are capped."""
     capped = settings(schedule={"tier_caps": {"long": 3}}).schedule
     seen: dict[str, list[tuple[Grade, SizeBucket | None]]] = {"free": [], "capped": []}
     for tokens in (10, 200, 1000, 2000):

@@ -9,7 +9,8 @@ from tests.unit.schedule.build import World, refused, settings, started
 
 
 def test_pool_keeps_the_others_that_failed_on_the_same_account() -> None:
-    """One of them leaves, the rest still wait there; the last one takes its line along."""
+    """When one retry leaves, the rest still wait in their queue; the last one takes the queue
+    along."""
     it = World(settings({"a": {}}))
     for name in ("j1", "j2", "j3"):
         it.submit(name)
@@ -17,14 +18,14 @@ def test_pool_keeps_the_others_that_failed_on_the_same_account() -> None:
         it.fail(name, Verdict.RATE_LIMITED, retry_after_s=9.0)
     pool = it.scheduler.pools["m"]
     assert len(pool.queues) == 2, "one for the new, one for those that avoid a"
-    it.tell(Withdrawn("j2"))
+    it.feed(Withdrawn("j2"))
     assert it.waiting == {"j1", "j3"}
-    assert started(it.tell(Woke(), at=9.0)) == ["j1", "j3"]
+    assert started(it.feed(Woke(), at=9.0)) == ["j1", "j3"]
     assert [queue.avoid for queue in pool.queues.values()] == [frozenset()]
 
 
 def test_pool_asks_the_window_of_a_retrys_own_model() -> None:
-    """What failed for one model waits for a slot of that model."""
+    """A job that failed for one model waits for a slot of that model."""
     wide = {"initial_concurrency": 1, "max_concurrency": 9}
     it = World(settings({"a": wide, "b": wide}, balance={"window": "auto"}))
     for account in it.accounts._accounts.values():
@@ -39,7 +40,7 @@ def test_pool_asks_the_window_of_a_retrys_own_model() -> None:
 
 
 def test_pool_charges_a_start_to_its_turn_only_while_its_class_waits() -> None:
-    """Who waits for nothing owes nothing, at the start and at the end."""
+    """A class that waits for nothing owes nothing, at the start and at the end."""
     it = World(settings({"a": {"initial_concurrency": 1}}))
     it.submit("alone", 300)
     credit = it.scheduler.pools["m"].rounds.credit
@@ -58,7 +59,7 @@ def test_pool_charges_a_start_to_its_turn_only_while_its_class_waits() -> None:
 
 
 def test_pool_corrects_what_a_tenant_was_charged() -> None:
-    """By output and a quarter of the prompt, as it was charged."""
+    """The correction counts output and a quarter of the prompt, as the charge did."""
     it = World(settings({"a": {}}))
     it.submit("j", 100)
     share = it.scheduler.pools["m"].shares[JobClass.HEAVY].of("t", 1.0)
@@ -85,7 +86,7 @@ def test_pool_is_full_at_its_bounds_and_not_before() -> None:
 
 
 def test_pool_keeps_half_of_its_tokens_for_those_who_wait() -> None:
-    """Background work may fill the other half."""
+    """Background work may fill one half of the tokens only."""
     it = World(
         settings(
             {"a": {"initial_concurrency": 1}}, schedule={"max_queue_tokens": 1000, "shed": False}
@@ -99,7 +100,7 @@ def test_pool_keeps_half_of_its_tokens_for_those_who_wait() -> None:
 
 
 def test_pool_charges_nothing_for_a_job_that_ends_before_it_starts() -> None:
-    """Whatever its end tells of tokens."""
+    """A job that never ran is charged nothing, whatever its end reports of tokens."""
     it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {}, "u": {}}))
     it.submit("run")
     it.submit("w", tenant="u")

@@ -25,18 +25,18 @@ SIZES = st.floats(1, 10_000)
 SCALES = st.floats(250, 1e6)
 
 
-def key(order: Order, it: Job, said: Workload | None = None, by: float | None = None) -> float:
-    said = said or it.workload
-    return order.key(it, said, reserve_tokens(it, said, 0.5), by)
+def key(order: Order, it: Job, forecast: Workload | None = None, by: float | None = None) -> float:
+    forecast = forecast or it.workload
+    return order.key(it, forecast, reserve_tokens(it, forecast, 0.5), by)
 
 
 def spread(order: Order, tokens: float) -> float:
-    """How many seconds earlier than a typical job one of this size may have come at most."""
+    """Seconds by which a job of this size may have come later than a typical one and go first."""
     return key(order, job("j", order.typical_tokens)) - key(order, job("j", tokens))
 
 
 def test_reserve_is_per_choice_within_max_tokens_and_at_least_one() -> None:
-    """n × min(max_tokens, quantile), a whole number."""
+    """The reserve is n × min(max_tokens, quantile), a whole number."""
     assert reserve_tokens(job("j", 100.5), workload(100.5), 0.5) == 101
     assert reserve_tokens(job("j", 100, n=3), workload(100), 0.5) == 300
     assert reserve_tokens(job("j", 100, n=3, max_tokens=7), workload(100), 0.5) == 21
@@ -50,7 +50,7 @@ def test_reserve_follows_the_quantile() -> None:
 
 
 def test_reserve_beyond_is_what_longer_answers_come_to() -> None:
-    """The quantile among answers that are longer than what is there already."""
+    """The new reserve is the quantile among answers longer than the present one."""
     assert reserve_beyond(job("j"), WIDE, 0.0, 0.5) == 100
     assert reserve_beyond(job("j"), WIDE, 100.0, 0.5) == 200, "half of the longer half"
     assert reserve_beyond(job("j", n=2), WIDE, 100.0, 0.5) == 400
@@ -62,7 +62,7 @@ def test_reserve_beyond_is_what_longer_answers_come_to() -> None:
 @given(st.floats(0, 5000))
 @hypothesis_settings(deadline=None, database=None)
 def test_reserve_beyond_is_never_less_than_what_is_there(tokens: float) -> None:
-    """And never less than the first reserve."""
+    """The new reserve covers the tokens there are, and is never less than the first one."""
     found = reserve_beyond(job("j"), WIDE, tokens, 0.5)
     assert found >= max(tokens, reserve_tokens(job("j"), WIDE, 0.5))
 
@@ -75,7 +75,7 @@ def test_grid_weights_are_a_distribution_over_the_levels() -> None:
 
 
 def test_mean_tokens_is_cut_at_max_tokens() -> None:
-    """Over all choices."""
+    """The mean is over all choices, each cut at max_tokens."""
     assert mean_tokens(job("j"), workload(100)) == pytest.approx(100.0)
     assert mean_tokens(job("j", n=2, max_tokens=40), workload(100)) == pytest.approx(80.0)
     below = mean_tokens(job("j", max_tokens=100), WIDE)
@@ -83,12 +83,12 @@ def test_mean_tokens_is_cut_at_max_tokens() -> None:
 
 
 def test_fcfs_is_the_arrival() -> None:
-    """Whatever the size."""
+    """The key of fcfs is the arrival, whatever the size."""
     assert key(Order("fcfs"), job("j", 5000, at=3.0)) == 3.0
 
 
 def test_sjf_and_gittins_differ_where_the_tail_does() -> None:
-    """The median says equal, the expectation does not."""
+    """Two jobs of one median and different expectations are equal to sjf and not to gittins."""
     heavy_tail = replace(workload(100), grid=(10.0, 20.0, 50.0, 100.0, 300.0, 900.0, 3000.0))
     for order, differs in ((Order("sjf"), False), (Order("gittins"), True)):
         near, far = key(order, job("j", 100)), key(order, job("j", 100), heavy_tail)
@@ -100,14 +100,15 @@ def test_sjf_and_gittins_differ_where_the_tail_does() -> None:
 def test_boost_puts_the_smaller_first_of_two_that_came_together(
     small: float, large: float, backlog: float
 ) -> None:
-    """At any backlog."""
+    """The smaller of two jobs goes first at any backlog."""
     small, large = sorted((small, large))
     order = Order("boost", backlog)
     assert key(order, job("j", small)) <= key(order, job("j", large))
 
 
 def test_boost_grows_with_the_backlog() -> None:
-    """γ follows it: with little waiting it is close to fcfs, with much close to shortest first."""
+    """γ follows the backlog: with little waiting boost is close to fcfs, with much close to
+    shortest first."""
     boosts = [spread(Order("boost", tokens), 100) for tokens in (250, 1000, 4000, 16_000)]
     assert all(a < b for a, b in pairwise(boosts))
     clear_s = 16_000 * 0.02
@@ -116,8 +117,8 @@ def test_boost_grows_with_the_backlog() -> None:
 
 
 def test_boost_weighs_by_the_chance_of_a_short_answer() -> None:
-    """Of two of one size the likelier short goes first, by 1/γ × the log of the ratio; what
-    is hardly likely is not told from what is impossible; the typical job is not moved."""
+    """Of two of one size the likelier short goes first, by 1/γ × the log of the ratio; hardly
+    likely counts as impossible; the typical job is not moved."""
     order = Order("boost", 16_000, typical_ln_short=log(0.1))
     keys = [
         key(order, job("j", 200), replace(workload(200), p_short=p)) for p in (0.4, 0.1, 0.01, 0.0)
@@ -131,15 +132,15 @@ def test_boost_weighs_by_the_chance_of_a_short_answer() -> None:
 
 
 def test_boost_is_gamma_boosts() -> None:
-    """b = (1/γ)·ln(M/(M − 1)), M = E[e^(γS)], against the formula as it stands in the paper."""
+    """The boost is (1/γ)·ln(M/(M − 1)), M = E[e^(γS)], as the formula stands in the paper."""
     from math import exp
 
     order = Order("boost", 2000.0, typical_tokens=250.0, token_s=0.02, streams=4.0)
     pool_s = 0.02 / 4.0
     gamma = 1.0 / (BACKLOG_RATIO * 2000.0 * pool_s)
 
-    def paper(said: Workload) -> float:
-        m = sum(w * exp(gamma * x * pool_s) for w, x in zip(GRID_WEIGHTS, said.grid, strict=True))
+    def paper(work: Workload) -> float:
+        m = sum(w * exp(gamma * x * pool_s) for w, x in zip(GRID_WEIGHTS, work.grid, strict=True))
         return log(m / (m - 1.0)) / gamma
 
     found = key(order, job("j"), workload(250)) - key(order, job("j"), WIDE)
@@ -153,21 +154,21 @@ def test_boost_turns_tokens_into_seconds_by_the_pools_speed() -> None:
 
 
 def test_boost_bears_any_size() -> None:
-    """No overflow, nothing that is not a number."""
+    """No size overflows or gives what is not a number."""
     order = Order("boost", 250.0)
     assert key(order, job("j", 1e9)) > key(order, job("j", 1000))
     assert key(order, job("j", 0.0)) < key(order, job("j", 1))
 
 
 def test_slowdown_is_when_a_job_will_have_been_slowed_down_so_much() -> None:
-    """Arrival + 4 × service: 5 of (wait + service) / service."""
+    """The key is arrival + 4 × service, at which (wait + service) / service is 5."""
     order = Order("slowdown", token_s=0.01)
     assert key(order, job("j", 100, at=7.0)) == pytest.approx(7.0 + 4.0)
 
 
 @pytest.mark.parametrize("kind", ["boost", "slowdown"])
 def test_deadline_comes_before_the_boost_where_it_is_nearer(kind: str) -> None:
-    """min(arrival − b, deadline − q90(service) − margin)."""
+    """The key is min(arrival − b, deadline − q90(service) − margin)."""
     order = Order(kind, token_s=0.01)
     it = job("j", 1000, at=100.0)
     assert key(order, it, by=10_000.0) == key(order, it)
@@ -178,15 +179,15 @@ def test_deadline_comes_before_the_boost_where_it_is_nearer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["boost", "gittins", "sjf", "slowdown"])
 def test_trust_moves_every_ordering_towards_fcfs(kind: str) -> None:
-    """A forecast of no confidence counts as the typical one; half the trust, half the way."""
+    """A forecast of no confidence counts as the typical one; half the trust goes half the way."""
     small, large = job("j", 20), job("j", 2000)
 
     def apart(trust: float, confidence: float = 1.0) -> float:
         order = Order(kind, trust=trust)
         unsure = [replace(it.workload, confidence=confidence) for it in (large, small)]
         first, second = (
-            order.key(it, said, reserve_tokens(it, said, 0.5), None)
-            for it, said in zip((large, small), unsure, strict=True)
+            order.key(it, forecast, reserve_tokens(it, forecast, 0.5), None)
+            for it, forecast in zip((large, small), unsure, strict=True)
         )
         return first - second
 
@@ -197,7 +198,8 @@ def test_trust_moves_every_ordering_towards_fcfs(kind: str) -> None:
 
 
 def test_order_is_near_until_something_has_doubled() -> None:
-    """Backlog, job size, speed; trust in steps, and always when it is gained or lost."""
+    """An order holds until backlog, job size or speed has doubled; trust counts in steps, and
+    always when it is gained or lost."""
     order = Order("boost", 4000.0, 200.0, 0.02, 8.0, 1.0)
     same = (4000.0, 200.0, 0.02, 8.0, 1.0)
     assert order.near(*same)
@@ -220,14 +222,14 @@ def test_backlog_of_an_order_is_at_least_a_job() -> None:
 
 
 def test_reserve_beyond_follows_the_forecast_between_its_levels() -> None:
-    """Half of the answers that are longer than what is there are longer than the reserve."""
+    """Half of the answers longer than the present one are longer than the reserve."""
     found = [reserve_beyond(job("j"), WIDE, tokens, 0.5) for tokens in (12.5, 75.0, 300.0, 500.0)]
     assert found == [113, 175, 500, 800]
     assert reserve_beyond(job("j"), WIDE, 75.0, 0.1) == 88, "a bold quantile keeps close"
 
 
 def test_mean_tokens_cuts_what_lies_above_max_tokens_alone() -> None:
-    """Also where only the last of the grid does."""
+    """The cut holds also where only the grid's last value lies above it."""
     means = [mean_tokens(job("j", max_tokens=limit), WIDE) for limit in (300, 500, 799, 800)]
     assert [b - a for a, b in pairwise(means)] == pytest.approx([25.0, 22.425, 0.075])
 
@@ -247,7 +249,7 @@ def test_order_is_near_within_a_factor_of_two_both_ways() -> None:
 
 
 def test_order_leaves_small_changes_of_trust() -> None:
-    """A tenth is a change, less is none, unless trust is gone or whole."""
+    """A tenth of trust is a change, less is none, unless trust is gone or whole."""
     order = Order("sjf", trust=0.5)
     near = [order.near(1.0, 1.0, 1.0, 1.0, trust) for trust in (0.41, 0.5, 0.59, 0.61, 0.39)]
     assert near == [True, True, True, False, False]
@@ -255,7 +257,8 @@ def test_order_leaves_small_changes_of_trust() -> None:
 
 
 def test_order_is_made_anew_where_shorts_have_become_usual() -> None:
-    """Else the typical job would be moved against deadlines and forecasts nobody trusts."""
+    """A changed chance of shorts is a new order: else the typical job would be moved against
+    deadlines."""
     order = Order("boost", typical_ln_short=log(0.1))
     same = (1000.0, 250.0, 0.02, 1.0, 1.0)
     assert order.near(*same, log(0.15))

@@ -37,7 +37,7 @@ def walk(*saturations: float) -> list[Mode]:
 
 
 def test_mode_rises_at_its_entry() -> None:
-    """Also past a mode in one step."""
+    """The mode rises at the entry, also past a mode in one step."""
     assert walk(0.69, 0.7, 1.19, 1.2) == [
         Mode.FREE,
         Mode.MODERATE,
@@ -48,41 +48,42 @@ def test_mode_rises_at_its_entry() -> None:
 
 
 def test_mode_falls_only_well_below_its_entry() -> None:
-    """(1 − HYSTERESIS) × the entry; a number that hovers at the entry does not flap."""
+    """The mode falls at (1 − HYSTERESIS) × the entry, so that a hovering number does not flap."""
     assert walk(1.2, 1.1, 1.03, 1.01) == [Mode.CONGESTED] * 3 + [Mode.MODERATE]
     assert walk(0.7, 0.6, 0.59) == [Mode.MODERATE, Mode.MODERATE, Mode.FREE]
     assert walk(1.5, 0.1) == [Mode.CONGESTED, Mode.FREE]
 
 
 def test_pressure_grows_between_the_modes_entries() -> None:
-    """1 when free, 2 when congested."""
+    """Pressure is 1 when free and 2 when congested."""
     found = [pressure(s) for s in (0.0, 0.7, 0.95, 1.2, 9.0)]
     assert found == pytest.approx([1.0, 1.0, 1.5, 2.0, 2.0])
 
 
 def test_grade_is_by_what_is_reserved() -> None:
-    """Short by its forecast, whatever it reserves; then in powers of four."""
+    """A job is short by its forecast, whatever it reserves; beyond that grades go in powers of
+    four."""
     grades = [Grade.of(n, SizeBucket.MEDIUM) for n in (200, 256, 257, 1024, 1025)]
     assert grades == [Grade.MEDIUM, Grade.MEDIUM, Grade.LONG, Grade.LONG, Grade.HUGE]
     assert Grade.of(5000, SizeBucket.SHORT) is Grade.SHORT
 
 
 def test_severity_is_the_worst_of_three() -> None:
-    """Backlog, drops, slowdown, each 1 where overload begins."""
+    """Backlog, drops and slowdown are each 1 where overload begins; the worst counts."""
     assert severity(0.5, 0.0, 1.0) == 0.5
     assert severity(0.0, DROP_RATIO, 1.0) == 1.0
     assert severity(0.0, 0.0, 2 * SLOWDOWN) == 2.0
 
 
 def test_backlog_is_measured_against_the_shortest_patience() -> None:
-    """clear_s, or a default deadline where that is shorter."""
+    """The backlog is measured against clear_s, or a default deadline where that is shorter."""
     assert backlog_severity(30.0, GIVEN) == 0.5
     given = settings(schedule={"heavy_deadline_s": 15.0, "interactive_deadline_s": 0.0}).schedule
     assert backlog_severity(30.0, given) == 2.0
 
 
 def test_ladder_sheds_the_dearest_first_and_shorts_never() -> None:
-    """Defer huge, defer long, reject huge, reject long, reject medium."""
+    """The steps are: defer huge, defer long, reject huge, reject long, reject medium."""
     levels = (0.9, 1.0, 1.5, 2.0, 3.0, 4.0, 1e9)
     deferred = [deferred_from(Grade.NONE, level, GIVEN) for level in levels]
     rejected = [rejected_from(Grade.NONE, level, GIVEN) for level in levels]
@@ -92,7 +93,7 @@ def test_ladder_sheds_the_dearest_first_and_shorts_never() -> None:
 
 
 def test_ladder_steps_down_only_well_below_an_entry() -> None:
-    """(1 − HYSTERESIS) × the entry."""
+    """A step is left at (1 − HYSTERESIS) × its entry."""
     assert deferred_from(Grade.HUGE, 0.86, GIVEN) is Grade.HUGE
     assert deferred_from(Grade.HUGE, 0.84, GIVEN) is Grade.NONE
     assert deferred_from(Grade.LONG, 1.3, GIVEN) is Grade.LONG
@@ -102,14 +103,15 @@ def test_ladder_steps_down_only_well_below_an_entry() -> None:
 
 
 def test_ladder_can_be_off() -> None:
-    """shed = false."""
+    """With shed = false nothing is deferred or rejected."""
     given = settings(schedule={"shed": False}).schedule
     assert deferred_from(Grade.NONE, 99.0, given) is Grade.NONE
     assert rejected_from(Grade.NONE, 99.0, given) is Grade.NONE
 
 
 def test_retry_after_is_the_drain_jittered_and_bounded() -> None:
-    """± 25 %, at least most of a second, at most a minute; a guess where nothing is known."""
+    """Retry-After varies by 25 %, is at least most of a second and at most a minute, and a guess
+    where nothing is known."""
     random = Random(1)
     found = [retry_after_s(20.0, random) for _ in range(500)]
     assert 15.0 <= min(found) < 15.5
@@ -120,7 +122,7 @@ def test_retry_after_is_the_drain_jittered_and_bounded() -> None:
 
 
 def test_no_account_says_whether_a_retry_can_help() -> None:
-    """Not where only the operator can."""
+    """A retry cannot help where only the operator can."""
     never = no_account(float("inf"))
     assert (never.should_retry, never.retry_after_s) == (False, None)
     soon = no_account(12.0)
@@ -128,7 +130,7 @@ def test_no_account_says_whether_a_retry_can_help() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "status", "code", "text"),
+    ("refusal", "status", "code", "text"),
     [
         (overload.queue_full, 429, "queue_full", "the queue is full"),
         (overload.tenant_queue_full, 429, "queue_full", "too many of your requests are waiting"),
@@ -140,17 +142,18 @@ def test_no_account_says_whether_a_retry_can_help() -> None:
     ],
 )
 def test_refusal_says_what_why_and_when_to_come_again(
-    told: Callable[[float], GatewayError], status: int, code: str, text: str
+    refusal: Callable[[float], GatewayError], status: int, code: str, text: str
 ) -> None:
-    """Status and code for programs, a sentence for people, a Retry-After for SDKs."""
-    error = told(12.0)
+    """A refusal has a status and code for programs, a sentence for people, a Retry-After for
+    SDKs."""
+    error = refusal(12.0)
     assert (error.status, error.code, error.retry_after_s) == (status, code, 12.0)
     assert text in str(error)
     assert error.should_retry is None
 
 
 def test_no_account_tells_a_time_that_sdks_listen_to() -> None:
-    """One second to a minute; for ever is not a time."""
+    """The time is one second to a minute; for ever is not a time."""
     assert [no_account(s).retry_after_s for s in (0.0, 0.5, 59.0, 3600.0)] == [1.0, 1.0, 59.0, 60.0]
     never = no_account(float("inf"))
     assert (never.status, never.code, str(never)) == (
@@ -160,13 +163,14 @@ def test_no_account_tells_a_time_that_sdks_listen_to() -> None:
     )
 
 
-def test_retry_after_is_plain_without_chance() -> None:
-    """Bounded at both ends all the same."""
+def test_retry_after_is_plain_without_jitter() -> None:
+    """Without jitter Retry-After is bounded at both ends all the same."""
     assert [retry_after_s(s, None) for s in (None, 0.0, 20.0, 1e9)] == [5.0, 1.0, 20.0, 60.0]
 
 
 def test_ladder_rejects_in_steps_of_its_first() -> None:
-    """Long at one and a half times, medium at twice the backlog that rejects the huge."""
+    """Long jobs are rejected at one and a half times, medium at twice the backlog that rejects the
+    huge."""
     edges = (1.99, 2.0, 2.99, 3.0, 3.99, 4.0)
     none, huge, long = Grade.NONE, Grade.HUGE, Grade.LONG
     assert [rejected_from(none, level, GIVEN) for level in edges] == [

@@ -6,7 +6,7 @@ from gateway.schedule.pace import HOPE, MEMORY, SURE, Pace
 
 
 def test_pace_knows_nothing_before_something_has_finished() -> None:
-    """And says so."""
+    """A pace without completions is None."""
     it = Pace()
     assert (it.token_s, it.clear_s(100.0, 3), it.slowdown, it.drop_ratio) == (None, None, 1.0, 0.0)
     assert (it.mean_reserve, it.starts, it.completions) == (0.0, 0, 0)
@@ -25,7 +25,8 @@ def test_pace_is_seconds_per_token_of_a_stream_times_streams() -> None:
 
 
 def test_pace_forgets_by_completions_not_by_time() -> None:
-    """A provider that got slow is believed after some answers, whether seconds or hours each."""
+    """A provider that got slow is believed after some answers, whether they take seconds or
+    hours."""
     for unit in (0.01, 100.0):
         it = Pace()
         for _ in range(300):
@@ -37,7 +38,7 @@ def test_pace_forgets_by_completions_not_by_time() -> None:
 
 
 def test_pace_is_sure_after_some_completions() -> None:
-    """Before that nobody is refused for a prediction."""
+    """Before some completions no prediction refuses a job."""
     it = Pace()
     for n in range(SURE):
         assert it.sure is False, n
@@ -46,14 +47,14 @@ def test_pace_is_sure_after_some_completions() -> None:
 
 
 def test_pace_slowdown_is_what_waiting_adds() -> None:
-    """(wait + service) / service."""
+    """Slowdown is (wait + service) / service."""
     it = Pace()
     it.finished(10.0, 2.0, 6.0, 1)
     assert it.slowdown == pytest.approx(4.0)
 
 
 def test_pace_counts_what_the_provider_refused_lately() -> None:
-    """A share of attempts, fading."""
+    """Drops are a share of attempts, and fade."""
     it = Pace()
     for n in range(400):
         it.attempted(dropped=n % 4 == 0)
@@ -64,7 +65,7 @@ def test_pace_counts_what_the_provider_refused_lately() -> None:
 
 
 def test_pace_mean_reserve_is_plain_at_first() -> None:
-    """Then it follows the last ones."""
+    """The mean reserve is a plain mean at first and then follows the last starts."""
     it = Pace()
     for reserve in (10, 20, 30):
         it.started(reserve, -reserve / 10)
@@ -77,7 +78,8 @@ def test_pace_mean_reserve_is_plain_at_first() -> None:
 
 
 def test_pace_forgets_attempts_at_the_same_rate_as_completions() -> None:
-    """After MEMORY good attempts a provider that refused everything is down to 1/e."""
+    """After MEMORY good attempts the drops of a provider that refused everything are down to
+    1/e."""
     it = Pace()
     for _ in range(10 * MEMORY):
         it.attempted(dropped=True)
@@ -88,7 +90,7 @@ def test_pace_forgets_attempts_at_the_same_rate_as_completions() -> None:
 
 
 def test_pace_says_nothing_of_drops_after_a_few_attempts() -> None:
-    """The share is of all attempts there were, once there are more than SURE of them."""
+    """The drop ratio is 0 up to SURE attempts, then the share of all of them."""
     it = Pace()
     for n in range(2 * SURE):
         assert it.drop_ratio == (0.0 if it.attempts <= SURE else pytest.approx(1.0)), n
@@ -98,7 +100,7 @@ def test_pace_says_nothing_of_drops_after_a_few_attempts() -> None:
 
 
 def test_pace_mean_reserve_follows_the_last_ones_at_its_memory() -> None:
-    """After MEMORY starts of another size two thirds of the way."""
+    """After MEMORY starts of another size the mean has gone two thirds of the way."""
     it = Pace()
     for _ in range(10 * MEMORY):
         it.started(100, 0.0)
@@ -109,7 +111,7 @@ def test_pace_mean_reserve_follows_the_last_ones_at_its_memory() -> None:
 
 
 def test_pace_doubts_itself_by_refusals_and_believes_again_by_completions() -> None:
-    """Each refusal makes the estimate by which a job is refused more hopeful; no other one."""
+    """Each refusal makes the estimate by which a job is refused more hopeful, and no other one."""
     it = Pace()
     it.finished(100.0, 10.0, 0.0, 1)
     assert it.hopeful_token_s == it.token_s == pytest.approx(0.1)
@@ -126,14 +128,14 @@ def test_pace_doubts_itself_by_refusals_and_believes_again_by_completions() -> N
 
 
 def test_pace_has_no_hope_before_it_knows_anything() -> None:
-    """A doubt of nothing is nothing."""
+    """A doubt of an unknown pace changes nothing."""
     it = Pace()
     it.doubted()
     assert it.hopeful_token_s is None
 
 
 def test_pace_counts_the_streams_of_late_or_of_now() -> None:
-    """Whichever are more; one where nothing runs."""
+    """The streams are those of late or of now, whichever are more; one where nothing runs."""
     it = Pace()
     assert it.streams(0) == 1.0
     assert it.streams(3) == 3.0

@@ -34,7 +34,7 @@ def only(it: World) -> Pool:
 
 
 def test_budgets_follow_the_room_and_the_mean_reserve() -> None:
-    """Once enough has started to know it; before that they are the settings'."""
+    """Budgets are the settings' until enough has started to know the mean reserve."""
     it = world(slots=4)
     serve(it, SURE_STARTS - 1, 50)
     assert only(it).budget.total_limit == 10_000
@@ -45,7 +45,7 @@ def test_budgets_follow_the_room_and_the_mean_reserve() -> None:
 
 
 def test_budgets_favour_the_interactive_as_it_fills() -> None:
-    """Twice its part when congested, and its turn's quantum with it."""
+    """The interactive part counts twice when congested, and its turn's quantum with it."""
     it = world(slots=2)
     serve(it, SURE_STARTS + 1)
     free = only(it).rounds.share(Turn.INTERACTIVE)
@@ -58,7 +58,8 @@ def test_budgets_favour_the_interactive_as_it_fills() -> None:
 
 
 def test_saturation_is_the_fuller_of_tokens_and_slots() -> None:
-    """In flight and waiting over what may be in flight; what nobody waits for left out."""
+    """Saturation is tokens in flight and waiting over the limit, background's left out, or the
+    accounts' load."""
     it = world(slots=4, shed=False)
     it.submit("r1", 1000)
     assert saturation(only(it), it.accounts) == 0.25, "one slot of four"
@@ -72,7 +73,7 @@ def test_saturation_is_the_fuller_of_tokens_and_slots() -> None:
 
 
 def test_turn_of_the_deferred_begins_when_something_is_deferred() -> None:
-    """It has not been starved since the gateway started, nor does it bring old debts."""
+    """The deferred turn has not starved since the gateway started, nor does it bring old debts."""
     it = world(clear_s=30.0, reject_above=40.0, max_overtake_s=20.0)
     serve(it, 20)
     it.submit("run", 100)
@@ -106,7 +107,8 @@ def test_severity_is_of_what_is_predicted_only_once_the_pace_is_sure() -> None:
 
 
 def test_order_takes_the_scale_of_what_was_measured() -> None:
-    """Backlog, typical size, speed and trust; the settings' guesses until then."""
+    """Backlog, typical size, speed and trust are measured; the settings' guesses hold until
+    then."""
     it = world(shed=False, ordering="boost")
     serve(it, 3, 30)
     it.submit("run", 100)
@@ -121,22 +123,22 @@ def test_order_takes_the_scale_of_what_was_measured() -> None:
     assert order.typical_tokens == pytest.approx(400, rel=0.3)
     assert order.token_s == pytest.approx(0.1)
     assert 0.5 < only(it).pressing_tokens / order.backlog_tokens < 2.0
-    it.tell(Recalibrated(0.5))
+    it.feed(Recalibrated(0.5))
     assert only(it).order.trust == 0.5
 
 
 def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
-    """A few keys at each event, until none is of the old order."""
+    """A few keys are made anew at each event, until none is of the old order."""
     it = world(shed=False, ordering="sjf", max_overtake_s=3600.0)
     it.submit("run", 100)
     jobs = LONG_QUEUE + 8
     for n in range(jobs):
         it.submit(f"j{n}", 1000 - n)
     pool = only(it)
-    it.tell(Recalibrated(0.0))
+    it.feed(Recalibrated(0.0))
     left = [len(pool.stale)]
     while pool.stale or pool.order.trust:
-        it.tell(Recalibrated(0.0))
+        it.feed(Recalibrated(0.0))
         left.append(len(pool.stale))
     drops = [a - b for a, b in pairwise(left) if a > b]
     assert max(drops) <= LONG_QUEUE
@@ -144,8 +146,8 @@ def test_order_of_a_long_queue_is_renewed_in_slices() -> None:
     assert len({live.key for live in pool.queued}) == 1
 
 
-def test_pool_with_a_long_queue_looks_at_itself_now_and_then() -> None:
-    """Once in EVERY events, for nothing of it changes faster; with a short one at each."""
+def test_pool_with_a_long_queue_is_assessed_now_and_then() -> None:
+    """A long queue is assessed once in EVERY events, a short one at each."""
     it = world(shed=False)
     it.submit("run", 100)
     seen = []

@@ -164,7 +164,7 @@ def test_queue_finds_a_job_again_that_moved_and_came_back() -> None:
 
 
 def test_lazy_heap_gives_the_smallest_that_is_alive() -> None:
-    """By key, then by seq; the dead are skipped."""
+    """The top is the smallest by key, then by seq; the dead are skipped."""
     dead: set[str] = set()
     heap: LazyHeap[float, str] = LazyHeap(lambda key, seq, item: item not in dead)
     for key, seq, item in ((2.0, 1, "b"), (1.0, 3, "second"), (1.0, 2, "first"), (0.0, 4, "x")):
@@ -178,7 +178,8 @@ def test_lazy_heap_gives_the_smallest_that_is_alive() -> None:
 
 
 def test_lazy_heap_does_not_keep_its_dead() -> None:
-    """Swept when it has doubled: memory follows the living, even if the top never dies."""
+    """The heap is swept when it has doubled: memory follows the living, even if the top never
+    dies."""
     alive: set[int] = {-1}
     heap: LazyHeap[float, int] = LazyHeap(lambda key, seq, item: item in alive)
     heap.push(-1.0, 0, -1)
@@ -191,8 +192,7 @@ def test_lazy_heap_does_not_keep_its_dead() -> None:
 
 
 def test_lazy_heap_sweeps_by_the_question_it_is_asked_with() -> None:
-    """All that live stay, whatever of key, seq and item they are known by; of the dead no more
-    than of the living."""
+    """A sweep keeps all that live, by key, seq and item, and leaves no more dead than living."""
     alive = {float(n): (n, f"i{n}") for n in range(100)}
     heap: LazyHeap[float, str] = LazyHeap(lambda key, seq, item: alive.get(key) == (seq, item))
     for key, (seq, item) in alive.items():

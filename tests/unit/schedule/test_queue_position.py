@@ -33,7 +33,7 @@ def stands(it: World, job_id: str) -> QueuePosition:
 
 
 def test_queue_position_is_of_jobs_that_wait() -> None:
-    """None for one that never came, that runs, that is between two attempts, that ended."""
+    """A job that never came, runs, is between two attempts or has ended has no position."""
     it = busy()
     it.submit("w")
     assert queue_position(it.scheduler, "w", it.now) is not None
@@ -45,7 +45,8 @@ def test_queue_position_is_of_jobs_that_wait() -> None:
 
 
 def test_queue_position_counts_from_one_in_the_order_of_starts() -> None:
-    """By key, not by arrival; of two that are equal the one submitted first is before."""
+    """Position follows the key, not the arrival; of two equal ones the job submitted first is
+    before."""
     it = busy()
     for name, tokens in (("long", 300), ("short", 100), ("twin", 100), ("middle", 200)):
         it.submit(name, tokens)
@@ -53,8 +54,8 @@ def test_queue_position_counts_from_one_in_the_order_of_starts() -> None:
     assert places == {"short": 1, "twin": 2, "middle": 3, "long": 4}
 
 
-def test_queue_position_puts_the_tenant_first_who_was_given_less() -> None:
-    """As the drain does: counters before keys."""
+def test_queue_position_puts_the_tenant_first_that_was_given_less() -> None:
+    """Counters come before keys, as in the drain."""
     it = busy()
     it.submit("mine", 100)
     it.submit("theirs", 300, tenant="u")
@@ -76,7 +77,7 @@ def test_queue_position_is_inside_the_class() -> None:
 
 
 def test_queue_position_tells_how_long_a_job_has_waited() -> None:
-    """From its arrival at the gateway, which may be before its submission."""
+    """The wait counts from the arrival at the gateway, which may be before the submission."""
     it = busy()
     it.submit("early", at=it.now - 2.5)
     it.submit("w")
@@ -86,7 +87,7 @@ def test_queue_position_tells_how_long_a_job_has_waited() -> None:
 
 
 def test_queue_position_expects_what_is_ahead_at_the_pace_of_late() -> None:
-    """Tokens before it × seconds a token; nothing for the next one."""
+    """The expected wait is tokens ahead × seconds a token, and nothing for the next job."""
     it = busy()
     for name, tokens in (("a", 100), ("b", 200), ("c", 400)):
         it.submit(name, tokens)
@@ -95,7 +96,8 @@ def test_queue_position_expects_what_is_ahead_at_the_pace_of_late() -> None:
 
 
 def test_queue_position_expects_its_classs_share_of_the_pace_beside_others() -> None:
-    """But never longer than all that waits would take."""
+    """Beside other classes the wait is by the class's share, but no longer than all that waits
+    would take."""
     it = busy()
     for name, tokens in (("a", 100), ("b", 200), ("i", 60)):
         it.submit(name, tokens)
@@ -107,7 +109,7 @@ def test_queue_position_expects_its_classs_share_of_the_pace_beside_others() -> 
 
 
 def test_queue_position_expects_nothing_before_the_pace_is_known() -> None:
-    """Zero stands for "not known"."""
+    """An expected wait of zero stands for one that is not known."""
     it = World(settings({"a": {"initial_concurrency": 1}}))
     for name in ("run", "a", "b"):
         it.submit(name)

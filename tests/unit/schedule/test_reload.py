@@ -17,7 +17,7 @@ def reload(
     tenants: dict[str, dict[str, Any]] | None = None,
     **sections: Any,
 ) -> list[Any]:
-    return it.tell(SettingsChanged(settings(accounts, tenants, **sections)))
+    return it.feed(SettingsChanged(settings(accounts, tenants, **sections)))
 
 
 def test_reload_lets_waiting_jobs_use_a_new_account() -> None:
@@ -29,7 +29,7 @@ def test_reload_lets_waiting_jobs_use_a_new_account() -> None:
 
 
 def test_reload_keeps_a_bound_job_to_its_accounts() -> None:
-    """One that was made for some accounts only does not go elsewhere."""
+    """A job that was made for some accounts only does not go elsewhere."""
     it = World(settings({"a": {"initial_concurrency": 1}, "b": {}}))
     it.submit("j1", accounts=("a",))
     it.submit("j2", accounts=("a",))
@@ -38,7 +38,7 @@ def test_reload_keeps_a_bound_job_to_its_accounts() -> None:
 
 
 def test_reload_refuses_waiting_jobs_of_a_model_that_is_gone() -> None:
-    """Running ones finish; waiting and retrying ones learn it at once."""
+    """Running jobs finish; waiting and retrying ones are refused at once."""
     it = World(settings({**ONE, "x": {"models": ["k"]}}))
     it.submit("running")
     it.submit("waiting")
@@ -53,7 +53,7 @@ def test_reload_refuses_waiting_jobs_of_a_model_that_is_gone() -> None:
 
 
 def test_reload_does_not_send_a_job_to_an_account_that_lost_its_model() -> None:
-    """It stays of use to others; a job of no configured model still may go there."""
+    """The account stays of use to others; a job of no configured model still may go there."""
     it = World(settings(ONE))
     it.submit("run")
     it.submit("j")
@@ -64,7 +64,7 @@ def test_reload_does_not_send_a_job_to_an_account_that_lost_its_model() -> None:
 
 
 def test_reload_joins_and_cuts_pools_under_running_jobs() -> None:
-    """Live jobs count where their model now lives."""
+    """Live jobs count in the pool that serves their model now."""
     it = World(settings({"a": {}, "b": {"models": ["k"]}}))
     it.submit("j1", 100)
     it.submit("j2", 200, model="k", accounts=("b",))
@@ -89,7 +89,7 @@ def test_reload_wakes_a_job_for_an_account_that_ends_in_another_pool() -> None:
 
 
 def test_reload_changes_caps_budgets_and_waits() -> None:
-    """New numbers hold for those that wait, too."""
+    """New numbers hold for jobs that wait, too."""
     it = World(settings({"a": {}}, {"t": {"max_inflight": 1}}))
     for name in ("j1", "j2", "j3", "j4"):
         it.submit(name, 500)
@@ -97,18 +97,18 @@ def test_reload_changes_caps_budgets_and_waits() -> None:
     small = {"heavy_inflight_tokens": 1200, "borrow": False}
     assert started(reload(it, {"a": {}}, schedule=small)) == ["j3"]
     assert refused(reload(it, {"a": {}}, schedule={**small, "max_wait_s": 0.5})) == {}
-    assert refused(it.tell(Woke(), at=0.5)) == {"j4": ("queue_timeout", Outcome.EVICTED)}
+    assert refused(it.feed(Woke(), at=0.5)) == {"j4": ("queue_timeout", Outcome.EVICTED)}
 
 
 def test_reload_accepts_a_job_made_before_it() -> None:
-    """The shell may have built it with the old routes."""
+    """The shell may have built a job with the old routes."""
     it = World(settings({"a": {}}))
     reload(it, {"b": {}})
     assert places(it.submit("j1", accounts=("a",))) == {"j1": "b"}
 
 
-def test_reload_keeps_what_a_pool_knows_of_itself() -> None:
-    """Its mode, for the hysteresis, its pace, for the next Retry-After, its tenants' counters."""
+def test_reload_keeps_what_a_pool_learned() -> None:
+    """A pool keeps its mode, its pace and its tenants' counters."""
     budgets = {
         "policy": "dual_budget",
         "borrow": True,
@@ -131,16 +131,16 @@ def test_reload_keeps_what_a_pool_knows_of_itself() -> None:
 
 
 def test_reload_keeps_a_tenants_jobs_in_flight() -> None:
-    """Its cap is full before and after."""
+    """A tenant's cap is full before and after."""
     it = World(settings({"a": {}}, {"t": {"max_inflight": 1}}))
     it.submit("j1")
     it.submit("j2")
     assert reload(it, {"a": {}}, {"t": {"max_inflight": 1}}) == []
-    assert started(it.tell(Withdrawn("j1"))) == ["j2"]
+    assert started(it.feed(Withdrawn("j1"))) == ["j2"]
 
 
 def test_reload_takes_a_bound_job_from_an_account_that_lost_its_model() -> None:
-    """It stays bound to those that are left, and still serve what it asks for."""
+    """The job stays bound to those of its accounts that are left and still serve its model."""
     it = World(settings({name: {"initial_concurrency": 1} for name in "abc"}))
     for name in "abc":
         it.submit(f"{name}1", accounts=(name,))
@@ -156,7 +156,7 @@ def test_reload_takes_a_bound_job_from_an_account_that_lost_its_model() -> None:
 
 
 def test_reload_keeps_what_a_retry_holds_of_the_budget() -> None:
-    """Running again or still between two attempts."""
+    """A retry holds its reserve, running again or still between two attempts."""
     it = World(settings({"a": {}, "b": {}}))
     for name in ("j1", "j2"):
         it.submit(name, accounts=("a", "b"))
@@ -166,12 +166,12 @@ def test_reload_keeps_what_a_retry_holds_of_the_budget() -> None:
     pool = it.scheduler.pools["m"]
     assert (pool.retried, pool.budget.total_jobs) == (2, 2)
     for name in ("j1", "j2"):
-        it.tell(Withdrawn(name))
+        it.feed(Withdrawn(name))
     assert (pool.retried, pool.budget.total_jobs) == (0, 0)
 
 
 def test_reload_forgets_the_credit_of_a_class_that_moved_away() -> None:
-    """Its turn starts anew where nothing of it waits any more; the others keep theirs."""
+    """A turn starts anew where none of its jobs waits any more; the others keep their credit."""
     it = World(settings({"a": {"models": ["m", "k"], "initial_concurrency": 1}}))
     it.submit("run", 100)
     it.submit("i1", 30, model="k")
@@ -184,7 +184,7 @@ def test_reload_forgets_the_credit_of_a_class_that_moved_away() -> None:
 
 
 def test_reload_moves_what_is_between_two_attempts_to_its_new_home() -> None:
-    """It goes on waiting there, as long as it still may."""
+    """A retry goes on waiting in its new pool, as long as it still may."""
     it = World(settings({"a": {}}, schedule={"max_wait_s": 30.0}))
     it.submit("j")
     it.fail("j", Verdict.RATE_LIMITED, retry_after_s=20.0)

@@ -28,7 +28,7 @@ def world(accounts: dict[str, dict[str, Any]] | None = None, **sections: Any) ->
     ],
 )
 def test_retry_goes_to_another_account_at_once(verdict: Verdict) -> None:
-    """Before the first byte, on an account the job has not failed on."""
+    """Before the first byte a failed job goes to an account it has not failed on."""
     it = world()
     it.submit("j1", accounts=AB)
     assert it.fail("j1", verdict) == [Dispatch("j1", "b", 2, 100)]
@@ -44,7 +44,7 @@ def test_retry_holds_its_reserve_and_its_place() -> None:
 
 
 def test_retry_ends_with_its_attempts() -> None:
-    """Three in all; then the last error goes to the client."""
+    """A job has three attempts in all; then the last error goes to the client."""
     it = world()
     it.submit("j1", accounts=AB)
     assert places(it.fail("j1")) == {"j1": "b"}
@@ -67,7 +67,7 @@ def test_retry_ends_with_its_attempts() -> None:
     ],
 )
 def test_retry_that_must_not_be_made_ends_the_job(verdict: Verdict, outcome: Outcome) -> None:
-    """retryable = False: the error goes out, the outcome follows the verdict."""
+    """With retryable = False the error goes out, and the outcome follows the verdict."""
     it = world()
     it.submit("j1", accounts=AB)
     gone = refused(it.fail("j1", verdict, retryable=False))
@@ -75,28 +75,28 @@ def test_retry_that_must_not_be_made_ends_the_job(verdict: Verdict, outcome: Out
 
 
 def test_retry_of_a_429_waits_for_the_account_instead_of_failing() -> None:
-    """All accounts rest: the job queues, goes first when one is back, before those that wait."""
+    """While all accounts rest the job queues, and goes before others when one is back."""
     it = world({"a": {"initial_concurrency": 1}})
     it.submit("j1")
     it.submit("j2", 1)
     assert it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=5.0) == []
     assert it.scheduler.next_wake(0.0) == 5.0
-    assert started(it.tell(Woke(), at=5.0)) == ["j1"]
+    assert started(it.feed(Woke(), at=5.0)) == ["j1"]
 
 
 def test_retry_of_a_429_costs_a_quarter_of_an_attempt() -> None:
-    """Twelve of them, not three; and then an end."""
+    """A job has twelve attempts that end in 429, not three; and then an end."""
     it = world({"a": {}})
     it.submit("j1")
     answers = []
     for n in range(12):
         answers.append(refused(it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=1.0)))
-        it.tell(Woke(), at=float(n + 1))
+        it.feed(Woke(), at=float(n + 1))
     assert answers == [{}] * 11 + [{"j1": ("upstream_failed", Outcome.RATE_LIMITED)}]
 
 
 def test_retry_does_not_wait_for_an_account_that_rests_too_long() -> None:
-    """The backoff ends after the job's deadline: the error goes out at once."""
+    """Where the backoff ends after the job's deadline, the error goes out at once."""
     it = world({"a": {}})
     it.submit("j1", deadline_s=20.0)
     gone = refused(it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=60.0))
@@ -110,7 +110,7 @@ def test_retry_waits_no_longer_than_what_is_left_of_max_wait() -> None:
     it.submit("j1")
     assert started(it.finish("j0", at=4.0)) == ["j1"]
     it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=5.0, at=100.0)
-    assert started(it.tell(Woke(), at=105.0)) == ["j1"]
+    assert started(it.feed(Woke(), at=105.0)) == ["j1"]
     gone = refused(it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=5.0, at=200.0))
     assert gone == {"j1": ("upstream_failed", Outcome.RATE_LIMITED)}
 
@@ -125,7 +125,7 @@ def test_retry_waits_for_another_account_that_is_full() -> None:
 
 
 def test_retry_never_goes_back_where_the_key_was_refused() -> None:
-    """Even when it is the only one left."""
+    """An account that refused its key is out even when it is the only one left."""
     it = world({"a": {}, "b": {}})
     it.submit("j1", accounts=AB)
     assert places(it.fail("j1", Verdict.DEAD_KEY)) == {"j1": "b"}
@@ -133,7 +133,7 @@ def test_retry_never_goes_back_where_the_key_was_refused() -> None:
 
 
 def test_retry_budget_bounds_how_many_try_again() -> None:
-    """20 % of the jobs in flight, at least budget_min; the others fail."""
+    """Retried jobs are at most 20 % of the jobs in flight, at least budget_min; the others fail."""
     it = world(
         {"a": {"initial_concurrency": 64}, "b": {"initial_concurrency": 64}},
         retry={"budget_min": 1, "budget_ratio": 0.2},
@@ -150,7 +150,7 @@ def test_retry_budget_bounds_how_many_try_again() -> None:
 
 
 def test_retry_budget_does_not_count_429s() -> None:
-    """Their account's backoff and limit pace them already."""
+    """A 429's account is paced by its backoff and limit already."""
     it = world({"a": {}}, retry={"budget_min": 0, "budget_ratio": 0.0})
     it.submit("j1")
     it.submit("j2")
@@ -159,7 +159,7 @@ def test_retry_budget_does_not_count_429s() -> None:
 
 
 def test_attempts_are_halved_for_clients_that_retry_themselves() -> None:
-    """Rounded up, so at least one."""
+    """Half of the attempts are rounded up, so there is at least one."""
     given = settings(retry={"attempts": 3}).retry
     assert [attempts_allowed(given, n) for n in (0, 1, 2)] == [3, 2, 2]
     halves = [attempts_allowed(settings(retry={"attempts": n}).retry, 1) for n in (1, 2, 3, 4, 5)]

@@ -31,7 +31,7 @@ def serve(it: Rounds, costs: dict[Turn, list[int]], starts: int) -> dict[Turn, i
 
 
 def test_rounds_give_work_by_weight_whatever_the_sizes() -> None:
-    """4 : 4 : 1 in tokens, not in jobs."""
+    """Work is shared 4 : 4 : 1 in tokens, not in jobs."""
     done = serve(
         rounds(), {INTERACTIVE: [10, 60], HEAVY: [300, 2000], BACKGROUND: [100, 500]}, 20_000
     )
@@ -54,7 +54,8 @@ def test_rounds_adapt_to_pressure() -> None:
 )
 @hypothesis_settings(deadline=None, database=None)
 def test_rounds_never_leave_one_behind(costs: list[tuple[int, int]], weight: float) -> None:
-    """Work over weight of two that always have work differs by a job and a quantum at most."""
+    """The work over weight of two turns that always have work differs by a job and a quantum at
+    most."""
     it = rounds(interactive_weight=4.0, heavy_weight=weight)
     done = {INTERACTIVE: 0.0, HEAVY: 0.0}
     largest = max(max(pair) for pair in costs)
@@ -68,7 +69,7 @@ def test_rounds_never_leave_one_behind(costs: list[tuple[int, int]], weight: flo
 
 
 def test_rounds_keep_a_blocked_ones_credit_and_add_none() -> None:
-    """It does not save up while it could not have started anything."""
+    """A turn does not save up while it could not have started anything."""
     it = rounds()
     it.choose({INTERACTIVE: 10, HEAVY: 10_000})
     before = it.credit[HEAVY]
@@ -78,15 +79,15 @@ def test_rounds_keep_a_blocked_ones_credit_and_add_none() -> None:
     assert it.credit[HEAVY] == before
 
 
-def test_rounds_cover_who_they_choose() -> None:
-    """Also the one whose head needs thousands of rounds, which are counted, not walked."""
+def test_rounds_cover_the_turn_they_choose() -> None:
+    """A head that needs thousands of rounds is covered too: rounds are counted, not walked."""
     it = rounds()
     assert it.choose({DEFERRED: 10**9}) is DEFERRED
     assert it.credit[DEFERRED] >= 10**9
 
 
 def test_rounds_go_interactive_first_among_the_covered() -> None:
-    """Then in the order of `Turn`."""
+    """Covered turns go in the order of `Turn`."""
     it = rounds()
     it.credit = dict.fromkeys(Turn, 1000.0)
     heads = dict.fromkeys(reversed(list(Turn)), 900)
@@ -107,14 +108,14 @@ def test_rounds_reset_forgets_credit_and_debt() -> None:
 
 
 def quantum(it: Rounds, turn: Turn) -> float:
-    """What a round gives this turn."""
+    """The tokens that a round gives this turn."""
     it.reset(turn)
     it.choose({turn: 1})
     return it.credit[turn]
 
 
 def test_rounds_give_out_two_mean_jobs_a_round() -> None:
-    """By weight; at least what two small jobs are."""
+    """A round gives two mean jobs by weight, and at least two small ones."""
     it = rounds()
     it.adapt(1.0, 500.0)
     assert sum(quantum(it, turn) for turn in Turn) == pytest.approx(2 * 500.0)
@@ -124,7 +125,7 @@ def test_rounds_give_out_two_mean_jobs_a_round() -> None:
 
 
 def test_rounds_follow_size_and_pressure_each_alone() -> None:
-    """A job grown by a quarter, or shrunk by a fifth, or a step of pressure."""
+    """A job grown by a quarter, shrunk by a fifth, or a step of pressure resizes the quanta."""
     for pressure, size in ((1.0, 500.0), (1.0, 320.0), (1.06, 400.0), (2.0, 400.0)):
         it = rounds()
         it.adapt(1.0, 400.0)
@@ -134,7 +135,7 @@ def test_rounds_follow_size_and_pressure_each_alone() -> None:
 
 
 def test_rounds_do_not_follow_every_small_change() -> None:
-    """What hardly changed is left as it is; small steps add up."""
+    """Small changes leave the quanta as they are, and add up."""
     it = rounds()
     it.adapt(1.0, 400.0)
     before = quantum(it, HEAVY)
@@ -147,7 +148,8 @@ def test_rounds_do_not_follow_every_small_change() -> None:
 
 
 def test_rounds_choose_the_one_that_needs_the_fewest() -> None:
-    """And give all who could start as many; the earlier turn of two that need as many."""
+    """All turns that could start get as many rounds; of two that need as many the earlier turn
+    goes."""
     it = rounds()
     it.adapt(1.0, 500.0)
     each = quantum(it, HEAVY)

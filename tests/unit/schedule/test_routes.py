@@ -24,29 +24,29 @@ def test_routes_join_models_that_share_an_account() -> None:
 
 
 def test_routes_name_accounts_in_config_order_and_the_model_there() -> None:
-    """Who serves a model, and what it is called there."""
+    """A route lists the accounts that serve a model, with its name on each."""
     route = routes(ACCOUNTS)["n"]
     assert route.accounts == ("b", "c")
     assert route.upstream == {"b": "n", "c": "n-2026"}
 
 
-def test_directory_knows_the_models_and_accounts_of_a_pool() -> None:
-    """Both directions, in config order."""
+def test_route_table_knows_the_models_and_accounts_of_a_pool() -> None:
+    """Models and accounts of a pool come in config order."""
     route_table = RouteTable(ACCOUNTS)
     assert route_table.pools == ("m", "alone")
     assert route_table.models("m") == ("m", "n")
     assert route_table.accounts("m") == ("a", "b", "c")
 
 
-def test_directory_home_drops_accounts_that_do_not_serve_the_model() -> None:
-    """A job made before a reload, or bound to some accounts."""
+def test_route_table_home_drops_accounts_that_do_not_serve_the_model() -> None:
+    """A job made before a reload, or bound to some accounts, goes to those that serve its model."""
     route_table = RouteTable(ACCOUNTS)
     assert route_table.home("m", ("a", "c")) == ("m", ("a", "c"))
     assert route_table.home("m", ("c", "gone", "b")) == ("m", ("c",))
     assert route_table.home("m", ("gone",)) == ("m", ("a", "c"))
 
 
-def test_directory_home_of_no_model_is_its_accounts() -> None:
+def test_route_table_home_of_no_model_is_its_accounts() -> None:
     """A relayed route names accounts only, and stays in one pool."""
     route_table = RouteTable(ACCOUNTS)
     assert route_table.home("", ("gone", "d", "a")) == ("alone", ("d",))
@@ -54,7 +54,7 @@ def test_directory_home_of_no_model_is_its_accounts() -> None:
 
 
 def test_routes_name_a_pool_after_the_first_model_of_the_settings() -> None:
-    """Not by the alphabet, and whatever account joins it to the others."""
+    """The name does not follow the alphabet, whatever account joins the models."""
     accounts = settings(
         {
             "1": {"models": ["z"]},

@@ -37,13 +37,13 @@ def world(
 
 
 def test_scheduler_starts_at_once_what_can_start() -> None:
-    """No queue, no wait; the action says account, attempt and reserve."""
+    """A job that can start does not wait; the action names account, attempt and reserve."""
     it = world()
     assert it.submit("j1", 100) == [Dispatch("j1", "a", 1, 100)]
 
 
 def test_scheduler_starts_the_next_when_one_ends() -> None:
-    """First come, first served among equals."""
+    """Among equals the first to come is the first served."""
     it = world()
     for name in ("j1", "j2", "j3"):
         it.submit(name)
@@ -61,14 +61,14 @@ def test_scheduler_settles_a_job_once() -> None:
         Withdrawn("j1"),
         Reforecast("j1", workload(5)),
     ):
-        assert it.tell(event) == []
+        assert it.feed(event) == []
     assert it.fail("j1") == []
     ended = it.scheduler.snapshot(0.0).ended
     assert {k: n for k, n in ended.items() if n} == {Outcome.OK: 1}
 
 
 def test_scheduler_ignores_a_job_id_that_lives() -> None:
-    """Submitted twice is once."""
+    """A job submitted twice counts once."""
     it = world()
     it.submit("j1")
     assert it.submit("j1") == []
@@ -77,42 +77,42 @@ def test_scheduler_ignores_a_job_id_that_lives() -> None:
 
 @pytest.mark.parametrize("where", ["running", "waiting", "retrying"])
 def test_scheduler_forgets_a_client_that_left(where: str) -> None:
-    """In every phase: cancelled, everything given back, the next one starts."""
+    """In every phase a cancelled job gives everything back, and the next one starts."""
     it = world()
     it.submit("j1")
     it.submit("j2")
     if where == "running":
-        assert started(it.tell(Withdrawn("j1"))) == ["j2"]
+        assert started(it.feed(Withdrawn("j1"))) == ["j2"]
     elif where == "waiting":
-        assert it.tell(Withdrawn("j2")) == []
+        assert it.feed(Withdrawn("j2")) == []
     else:
         it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
-        assert it.tell(Withdrawn("j1")) == []
-        assert started(it.tell(Woke(), at=9.0)) == ["j2"]
+        assert it.feed(Withdrawn("j1")) == []
+        assert started(it.feed(Woke(), at=9.0)) == ["j2"]
     assert it.scheduler.snapshot(it.now).ended[Outcome.CANCELLED] == 1
     assert it.leases == (0 if where == "waiting" and not it.scheduler.jobs else 1)
 
 
 def test_scheduler_moves_a_waiting_job_by_its_new_forecast() -> None:
-    """Its key, class and size follow; its arrival stays."""
+    """Key, class and size follow the forecast; the arrival stays."""
     it = world()
     it.submit("j1")
     it.submit("long", 3000)
     it.submit("other", 500)
-    it.tell(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
     assert started(it.finish("j1")) == ["long"]
     classes = it.scheduler.snapshot(it.now).pools[0].classes
     assert classes[JobClass.INTERACTIVE].inflight_tokens == 10
 
 
-def test_scheduler_hears_a_rung_once_per_job() -> None:
-    """So a job moves at most four times."""
+def test_scheduler_takes_a_rung_once_per_job() -> None:
+    """A waiting job moves at most four times, once per rung."""
     it = world()
     it.submit("j1")
     it.submit("long", 3000)
     it.submit("other", 500)
-    it.tell(Reforecast("long", workload(2000, rung=Rung.GLOBAL_NEIGHBORS)))
-    it.tell(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("long", workload(2000, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("long", workload(10, rung=Rung.GLOBAL_NEIGHBORS)))
     assert started(it.finish("j1")) == ["other"]
 
 
@@ -121,25 +121,25 @@ def test_scheduler_trues_up_a_running_job() -> None:
     it = world({"a": {}}, heavy_inflight_tokens=1000, borrow=False)
     it.submit("j1", 5000)
     assert started(it.submit("j2", 500)) == []
-    assert started(it.tell(Reforecast("j1", workload(10, rung=Rung.TENANT_NEIGHBORS)))) == ["j2"]
+    assert started(it.feed(Reforecast("j1", workload(10, rung=Rung.TENANT_NEIGHBORS)))) == ["j2"]
     heavy = it.scheduler.snapshot(0.0).pools[0].classes[JobClass.HEAVY]
     assert (heavy.inflight_tokens, heavy.running) == (510, 2)
 
 
-def test_scheduler_corrects_a_running_job_by_a_rung_it_has_heard_before() -> None:
-    """Once per rung is for places in a queue; in flight the newest forecast counts."""
+def test_scheduler_corrects_a_running_job_by_a_rung_it_has_had_before() -> None:
+    """Once per rung holds for places in a queue; in flight the newest forecast counts."""
     it = world({"a": {"initial_concurrency": 1}})
     it.submit("run")
     it.submit("j1", 500)
-    it.tell(Reforecast("j1", workload(400, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("j1", workload(400, rung=Rung.GLOBAL_NEIGHBORS)))
     it.finish("run")
-    it.tell(Reforecast("j1", workload(900, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("j1", workload(900, rung=Rung.GLOBAL_NEIGHBORS)))
     heavy = it.scheduler.snapshot(0.0).pools[0].classes[JobClass.HEAVY]
     assert heavy.inflight_tokens == 900
 
 
 def test_scheduler_grows_the_reserve_of_an_answer_that_outgrows_its_forecast() -> None:
-    """It never shrinks by that, and is given back whole at the end."""
+    """The reserve never shrinks by that, and is given back whole at the end."""
     it = world({"a": {}})
     it.submit("j1", 100, n=2)
 
@@ -148,23 +148,23 @@ def test_scheduler_grows_the_reserve_of_an_answer_that_outgrows_its_forecast() -
 
     found = [held()]
     for tokens in (50.0, 200.0, 150.0, 400.0):
-        it.tell(Outgrown("j1", tokens))
+        it.feed(Outgrown("j1", tokens))
         found.append(held())
     assert found == [200, 200, 600, 600, 1200]
-    it.tell(Outgrown("?", 1.0))
+    it.feed(Outgrown("?", 1.0))
     it.finish("j1", 900)
     assert held() == 0
 
 
 def test_scheduler_orders_by_arrival_when_forecasts_are_not_to_be_trusted() -> None:
-    """Also those that wait already: their keys are made anew, a few at each event."""
+    """Jobs that wait already get new keys too, a few at each event."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0, ordering="sjf")
     it.submit("run")
     for n, tokens in enumerate((900, 500, 700, 300, 800)):
         it.submit(f"j{n}", tokens)
-    it.tell(Recalibrated(0.0))
+    it.feed(Recalibrated(0.0))
     for _ in range(2 * EVERY):
-        it.tell(Woke())
+        it.feed(Woke())
     order = []
     running = "run"
     for _ in range(5):
@@ -195,7 +195,8 @@ def key_of(pool: Pool, live: LiveJob) -> float:
 
 
 def test_scheduler_refuses_when_the_queue_is_full() -> None:
-    """429 queue_full with a Retry-After; those that wait are not touched."""
+    """A full queue refuses with 429 queue_full and a Retry-After; jobs that wait are not
+    touched."""
     it = world(max_queue_items=2)
     for name in ("run", "w1", "w2"):
         it.submit(name)
@@ -208,7 +209,7 @@ def test_scheduler_refuses_when_the_queue_is_full() -> None:
 
 
 def test_scheduler_bounds_the_bytes_that_wait() -> None:
-    """Bodies of waiting requests, per pool."""
+    """Bodies of waiting requests are bounded per pool."""
     it = world(max_queue_bytes=2048)
     it.submit("run", body_bytes=10_000)
     assert refused(it.submit("w1", body_bytes=2000)) == {}
@@ -217,7 +218,7 @@ def test_scheduler_bounds_the_bytes_that_wait() -> None:
 
 
 def test_scheduler_bounds_what_one_tenant_queues() -> None:
-    """max_queued; others are not touched."""
+    """max_queued bounds one tenant; others are not touched."""
     it = world(tenants={"t": {}, "small": {"max_queued": 1}})
     it.submit("run")
     assert refused(it.submit("s1", tenant="small")) == {}
@@ -234,7 +235,7 @@ def test_scheduler_never_refuses_what_can_start_for_a_full_queue() -> None:
 
 
 def test_scheduler_says_when_a_full_queue_will_have_drained() -> None:
-    """Waiting tokens at the pace of what finished lately, jittered, at most a minute."""
+    """Retry-After is waiting tokens at the pace of late, jittered, at most a minute."""
     it = world(max_queue_items=20, shed=False)
     for n in range(21):
         it.submit(f"j{n}", 100)
@@ -256,20 +257,21 @@ def test_scheduler_says_when_a_full_queue_will_have_drained() -> None:
 
 
 def test_scheduler_evicts_what_waited_too_long() -> None:
-    """max_wait_s from arrival, or the job's own deadline, whichever is first."""
+    """A wait ends after max_wait_s from the arrival or at the job's deadline, whichever is
+    first."""
     it = world(max_wait_s=10.0)
     it.submit("run")
     it.submit("patient")
     it.submit("hurried", deadline_s=4.0)
     assert it.scheduler.next_wake(0.0) == 4.0
-    assert refused(it.tell(Woke(), at=4.0)) == {"hurried": ("queue_timeout", Outcome.EVICTED)}
+    assert refused(it.feed(Woke(), at=4.0)) == {"hurried": ("queue_timeout", Outcome.EVICTED)}
     assert it.scheduler.next_wake(4.0) == 10.0
-    assert refused(it.tell(Woke(), at=10.0)) == {"patient": ("queue_timeout", Outcome.EVICTED)}
+    assert refused(it.feed(Woke(), at=10.0)) == {"patient": ("queue_timeout", Outcome.EVICTED)}
     assert it.scheduler.next_wake(10.0) is None
 
 
 def test_scheduler_does_not_take_in_what_is_too_late() -> None:
-    """Rejected, not evicted: it never waited."""
+    """A job that is too late is rejected, not evicted: it never waited."""
     it = world()
     assert refused(it.submit("late", at=0.0, deadline_s=0.0)) == {
         "late": ("queue_timeout", Outcome.REJECTED)
@@ -277,7 +279,7 @@ def test_scheduler_does_not_take_in_what_is_too_late() -> None:
 
 
 def test_scheduler_refuses_when_no_account_is_left() -> None:
-    """Every key refused: nothing will heal by itself, so nobody is kept waiting."""
+    """With every key refused nothing heals by itself, so nobody is kept waiting."""
     it = world()
     it.submit("j1")
     it.submit("j2")
@@ -291,7 +293,8 @@ def test_scheduler_refuses_when_no_account_is_left() -> None:
 
 
 def test_scheduler_refuses_those_whom_no_account_will_serve_in_time() -> None:
-    """An account that rests longer than a job may wait is none for it, but is for the next."""
+    """An account that rests longer than a job may wait does not serve it, but may serve the
+    next."""
     it = world()
     it.submit("j1")
     it.submit("hurried", deadline_s=20.0)
@@ -305,7 +308,7 @@ def test_scheduler_refuses_those_whom_no_account_will_serve_in_time() -> None:
 
 
 def test_scheduler_refuses_a_model_nobody_serves() -> None:
-    """Neither its accounts nor its model are known."""
+    """A job of which neither model nor accounts are known is refused."""
     it = world()
     assert refused(it.submit("j1", model="?", accounts=("?",))) == {
         "j1": ("no_account", Outcome.REJECTED)
@@ -313,11 +316,11 @@ def test_scheduler_refuses_a_model_nobody_serves() -> None:
 
 
 def test_scheduler_draining_takes_nothing_in_and_finishes_its_queue() -> None:
-    """503 draining for the new; what waits still runs."""
+    """New jobs get 503 draining; jobs that wait still run."""
     it = world()
     it.submit("j1")
     it.submit("j2")
-    it.tell(DrainStarted())
+    it.feed(DrainStarted())
     assert refused(it.submit("j3")) == {"j3": ("draining", Outcome.REJECTED)}
     assert started(it.finish("j1")) == ["j2"]
     assert it.scheduler.snapshot(0.0).draining
@@ -333,7 +336,7 @@ def test_scheduler_full_pool_does_not_touch_another() -> None:
 
 
 def test_scheduler_caps_a_tenant_over_all_pools() -> None:
-    """max_inflight is the tenant's, and a job that ends in one pool frees it in another."""
+    """max_inflight is the tenant's: a job that ends in one pool frees it in another."""
     it = world(TWO_POOLS, {"t": {}, "small": {"max_inflight": 1}})
     it.submit("s1", tenant="small")
     assert started(it.submit("s2", model="k", accounts=("b",), tenant="small")) == []
@@ -343,7 +346,7 @@ def test_scheduler_caps_a_tenant_over_all_pools() -> None:
 
 
 def test_scheduler_gives_a_freed_cap_to_the_best_key() -> None:
-    """Two pools want it: the one that waits longer gets it."""
+    """Of two pools that want a freed cap, the job that waits longer gets it."""
     it = world(TWO_POOLS, {"t": {}, "small": {"max_inflight": 1}})
     it.submit("s1", tenant="small")
     it.submit("k1", model="k", accounts=("b",), tenant="small", at=1.0)
@@ -358,7 +361,7 @@ def test_scheduler_gives_a_freed_cap_to_the_best_key() -> None:
 
 
 def test_scheduler_tightens_tier_caps_when_congested() -> None:
-    """The mode follows in flight and waiting work, and scales the caps."""
+    """The mode follows work in flight and waiting, and scales the caps."""
     it = world(
         {"a": {}},
         policy="dual_budget",
@@ -380,41 +383,42 @@ def test_scheduler_tightens_tier_caps_when_congested() -> None:
 
 
 def test_scheduler_spreads_over_accounts() -> None:
-    """The least loaded of those that serve the model."""
+    """A job goes to the least loaded account that serves its model."""
     it = world({"a": {}, "b": {}})
     actions = [a for n in range(4) for a in it.submit(f"j{n}", 10, accounts=("a", "b"))]
     assert list(places(actions).values()) == ["a", "b", "a", "b"]
 
 
 def test_scheduler_tells_the_pacer_what_was_used() -> None:
-    """Charged prompt and reserve, corrected at the end: the next need not wait for a guess."""
+    """Prompt and reserve are charged and corrected at the end: the next job need not wait for a
+    guess."""
     it = world({"a": {"tpm": 600}}, heavy_inflight_tokens=100_000)
     it.submit("j1", 990)
     it.submit("j2", 990)
     assert it.scheduler.next_wake(0.0) == 99.0
     assert started(it.finish("j1", 20, at=1.0)) == []
     assert it.scheduler.next_wake(1.0) == pytest.approx(2.0)
-    assert started(it.tell(Woke(), at=2.0)) == ["j2"]
+    assert started(it.feed(Woke(), at=2.0)) == ["j2"]
 
 
 def test_scheduler_widens_windows_where_forecasts_are_not_trusted() -> None:
-    """What waits for a window starts at once when trust is lost, and no more when it is back."""
+    """A job that waits for a window starts when trust is lost; no more do when it is back."""
     account = {"initial_concurrency": 4, "max_concurrency": 64}
     it = World(settings({"a": account}, balance={"window": "auto"}))
     it.accounts._accounts["a"].limit.value = 64.0
     for n in range(8):
         it.submit(f"h{n}", 300)
     assert len(it.waiting) == 4
-    assert started(it.tell(Recalibrated(0.0))) == ["h4", "h5"]
+    assert started(it.feed(Recalibrated(0.0))) == ["h4", "h5"]
     assert it.scheduler.snapshot(0.0).accounts[0].windows[0].window == 6.0
-    it.tell(Recalibrated(1.0))
+    it.feed(Recalibrated(1.0))
     assert started(it.finish("h0", 300)) == started(it.finish("h1", 300)) == []
     assert started(it.finish("h2", 300)) == ["h6"]
     assert it.scheduler.snapshot(0.0).accounts[0].windows[0].window == 4.0
 
 
 def test_scheduler_does_not_call_the_backgrounds_wait_a_slowdown() -> None:
-    """It waits as long as it takes; what somebody waited for does slow down."""
+    """A wait counts as slowdown only where somebody waited."""
     for cls, slowdown in ((JobClass.BACKGROUND, 1.0), (JobClass.HEAVY, 1.8)):
         it = world()
         it.submit("run", class_override=JobClass.BACKGROUND)
@@ -425,7 +429,8 @@ def test_scheduler_does_not_call_the_backgrounds_wait_a_slowdown() -> None:
 
 
 def test_scheduler_measures_service_from_the_last_dispatch() -> None:
-    """Tokens by usage, else as forecast for an answer in full; nothing of one that failed."""
+    """Tokens are the usage's, else the forecast's for a full answer; a failed one counts
+    nothing."""
     it = world()
     it.submit("j1", 100)
     it.submit("j2", 100)
@@ -435,10 +440,10 @@ def test_scheduler_measures_service_from_the_last_dispatch() -> None:
     it.finish("j2", None, at=40.0)
     assert pace.token_s == pytest.approx(40.0 / 300, rel=0.02)
     it.submit("j3", 100)
-    it.tell(Finished("j3", Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR), at=500.0)
+    it.feed(Finished("j3", Outcome.UPSTREAM_ERROR, Verdict.SERVER_ERROR), at=500.0)
     assert pace.completions == 2
     it.submit("j4", 100)
-    it.tell(Withdrawn("j4"), at=900.0)
+    it.feed(Withdrawn("j4"), at=900.0)
     assert pace.completions == 2
 
 
@@ -457,7 +462,7 @@ def test_scheduler_believes_no_more_than_was_asked_for() -> None:
 
 
 def test_scheduler_wakes_no_earlier_than_now() -> None:
-    """A moment that has passed is at once."""
+    """A wake whose moment has passed is due at once."""
     it = world(max_wait_s=10.0)
     it.submit("run")
     it.submit("j")
@@ -466,27 +471,27 @@ def test_scheduler_wakes_no_earlier_than_now() -> None:
 
 
 def test_scheduler_bounds_trust() -> None:
-    """0 to 1, whatever it is told."""
+    """Trust is cut to 0 to 1."""
     it = world()
-    for told, trust in ((-3.0, 0.0), (0.4, 0.4), (7.0, 1.0)):
-        it.tell(Recalibrated(told))
+    for given, trust in ((-3.0, 0.0), (0.4, 0.4), (7.0, 1.0)):
+        it.feed(Recalibrated(given))
         assert it.scheduler.trust == trust
 
 
 def test_scheduler_serves_a_tenant_that_is_not_configured() -> None:
-    """Without caps, at the weight of one."""
+    """An unknown tenant has no caps and the weight of one."""
     it = world({"a": {}})
     assert started(it.submit("j1", tenant="new") + it.submit("j2", tenant="new")) == ["j1", "j2"]
     assert it.scheduler.tenants["new"].weight == 1.0
 
 
 def test_scheduler_counts_how_jobs_ended() -> None:
-    """One outcome each, also of those that never came in."""
+    """Each job counts one outcome, also one that never came in."""
     it = world(max_queue_items=1, max_wait_s=10.0)
     for name in ("run", "w", "full"):
         it.submit(name)
-    it.tell(Woke(), at=10.0)
-    it.tell(Withdrawn("run", Outcome.SHUTDOWN))
+    it.feed(Woke(), at=10.0)
+    it.feed(Withdrawn("run", Outcome.SHUTDOWN))
     it.submit("?", model="?", accounts=("?",))
     ended = {outcome: n for outcome, n in it.scheduler.snapshot(10.0).ended.items() if n}
     assert ended == {Outcome.REJECTED: 2, Outcome.EVICTED: 1, Outcome.SHUTDOWN: 1}
@@ -494,19 +499,19 @@ def test_scheduler_counts_how_jobs_ended() -> None:
 
 
 def test_scheduler_does_not_blame_an_account_for_a_client_that_left() -> None:
-    """Neither a success nor a drop, running or between two attempts."""
+    """A client that leaves is neither a success nor a drop, running or between two attempts."""
     it = world({"a": {"initial_concurrency": 2}})
     it.submit("j1")
     it.submit("j2")
     it.fail("j2", Verdict.RATE_LIMITED, retry_after_s=9.0)
     for name in ("j1", "j2"):
-        it.tell(Withdrawn(name))
+        it.feed(Withdrawn(name))
     (seen,) = it.scheduler.snapshot(it.now).accounts
     assert (seen.successes, seen.drops, seen.inflight) == (0, {Verdict.RATE_LIMITED: 1}, 0)
 
 
 def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
-    """Though nobody has woken it yet."""
+    """A job whose account is back goes before a newcomer, though no wake was sent yet."""
     it = world({"a": {"rpm": 6}})
     it.submit("j0")
     it.finish("j0", at=5.0)
@@ -517,7 +522,7 @@ def test_scheduler_does_not_let_a_newcomer_pass_whose_time_has_come() -> None:
 
 
 def test_scheduler_does_not_doubt_its_pace_for_an_account_that_rests() -> None:
-    """Deadlines that end before any account serves again say nothing of how long answers take."""
+    """Deadlines that end before any account serves again tell nothing of the length of answers."""
     it = world({"a": {"initial_concurrency": 1}})
     for n in range(12):
         it.submit(f"p{n}", 100)
@@ -530,14 +535,14 @@ def test_scheduler_does_not_doubt_its_pace_for_an_account_that_rests() -> None:
         (refused,) = it.submit(f"d{n}", 100, deadline_s=it.now + 30.0)
         assert isinstance(refused, Refuse)
     assert pace.hopeful_token_s == before_s
-    it.tell(Woke(), at=it.now + 60.0)
+    it.feed(Woke(), at=it.now + 60.0)
     it.submit("hopeless", 10_000, deadline_s=it.now + 30.0)
     assert pace.hopeful_token_s != before_s
 
 
 @pytest.mark.parametrize("reloaded", [False, True])
 def test_scheduler_knows_after_a_reload_when_a_turn_was_served(reloaded: bool) -> None:
-    """What is deferred did not begin to wait at the clock's zero: the interactive go first."""
+    """Deferred work has not waited since the clock's zero: the interactive go first."""
     given = settings(
         {"a": {"initial_concurrency": 1}},
         schedule={"clear_s": 30.0, "reject_above": 40.0, "max_overtake_s": 20.0,
@@ -552,35 +557,34 @@ def test_scheduler_knows_after_a_reload_when_a_turn_was_served(reloaded: bool) -
         it.submit(f"i{n}", 60)
     it.submit("huge", 5000)
     if reloaded:
-        it.tell(SettingsChanged(given))
+        it.feed(SettingsChanged(given))
     assert started(it.finish("run", 100, at=it.now + 1.0)) == ["i0"]
 
 
 def test_scheduler_wakes_sooner_where_a_header_shortens_a_wait() -> None:
-    """A hold of seconds becomes one of a second: what waits starts then, not when it was told
-    first."""
+    """When a header shortens a hold to a second, the job starts then."""
     it = world({"a": {"initial_concurrency": 50}})
     for n in range(20):
         it.submit(f"j{n}", 100)
     for n in range(4):
-        it.tell(Answered(f"j{n}", RateLimits(remaining_requests=50 - n)), at=0.1)
-    it.tell(Answered("j5", RateLimits(remaining_requests=0, reset_requests_s=12.0)), at=0.2)
+        it.feed(Answered(f"j{n}", RateLimits(remaining_requests=50 - n)), at=0.1)
+    it.feed(Answered("j5", RateLimits(remaining_requests=0, reset_requests_s=12.0)), at=0.2)
     assert it.submit("x", 100, at=0.3) == []
     late_s = it.scheduler.next_wake(0.3)
-    it.tell(Answered("j6", RateLimits(60, 1, 1.0)), at=0.4)
+    it.feed(Answered("j6", RateLimits(60, 1, 1.0)), at=0.4)
     soon_s = it.scheduler.next_wake(0.4)
     assert soon_s is not None
     assert late_s is not None
     assert soon_s < 2.0 < late_s
-    assert started(it.tell(Woke(), at=soon_s)) == ["x"]
+    assert started(it.feed(Woke(), at=soon_s)) == ["x"]
 
 
 @pytest.mark.parametrize("overtake_s", [120.0, 5.0])
 def test_scheduler_deferred_of_a_class_with_room_are_not_hidden_by_one_without(
     overtake_s: float,
 ) -> None:
-    """With hard budgets: the deferred turn has jobs of both classes, and only one has room; nor
-    does an old job of the other go in its place, over its budget."""
+    """Under hard budgets the deferred turn has jobs of both classes and one has room: it goes, and
+    no old job of the other goes in its place."""
     it = world(
         {"a": {"initial_concurrency": 50}},
         policy="dual_budget", borrow=False, ordering="fcfs", defer_above=0.001,
@@ -620,9 +624,8 @@ def test_scheduler_deferred_wait_in_one_order_whatever_their_class(
     assert started(it.finish("run", 100)) == [first]
 
 
-def test_scheduler_forgets_who_had_no_room_when_room_is_lent_again() -> None:
-    """Both budgets used up together, borrowing ends; what was looked at then and found without
-    room is seen again as soon as there is some."""
+def test_scheduler_forgets_which_class_had_no_room_when_room_is_lent_again() -> None:
+    """A class that had no room while borrowing had ended is seen again as soon as room is lent."""
     it = world(
         {"a": {"initial_concurrency": 50}},
         policy="dual_budget", borrow=True, ordering="fcfs", shed=False,
@@ -634,6 +637,6 @@ def test_scheduler_forgets_who_had_no_room_when_room_is_lent_again() -> None:
     it.submit("h0", 2500)
     assert it.submit("h1", 300) == []
     assert it.submit("i2", 300, class_override=quick) == []
-    it.tell(Reforecast("h1", workload(310, rung=Rung.GLOBAL_NEIGHBORS)))
+    it.feed(Reforecast("h1", workload(310, rung=Rung.GLOBAL_NEIGHBORS)))
     assert started(it.finish("i1", 100)) == []
     assert sorted(started(it.finish("i0", 2000))) == ["h1", "i2"]

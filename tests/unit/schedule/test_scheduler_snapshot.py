@@ -6,7 +6,7 @@ from tests.unit.schedule.build import World, settings
 
 
 def test_snapshot_shows_a_pool_as_it_is() -> None:
-    """Budgets, what runs and waits, why, and for how long."""
+    """A snapshot shows budgets, running and waiting jobs, the reasons and the oldest wait."""
     it = World(
         settings(
             {"a": {"initial_concurrency": 2}},
@@ -33,7 +33,7 @@ def test_snapshot_shows_a_pool_as_it_is() -> None:
 
 
 def test_snapshot_counts_jobs_between_two_attempts() -> None:
-    """They hold their reserve, so they run; and they are retrying."""
+    """A retry counts as running, for it holds its reserve, and as retrying."""
     it = World(settings())
     it.submit("j1")
     it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
@@ -44,7 +44,7 @@ def test_snapshot_counts_jobs_between_two_attempts() -> None:
 
 
 def test_snapshot_of_a_gateway_that_has_done_nothing() -> None:
-    """Nothing runs, waits or is overloaded; nothing has ended."""
+    """A fresh gateway runs nothing, is not overloaded, and has ended nothing."""
     it = World(settings({"a": {}, "b": {"models": ["k", "l"]}}))
     seen = it.scheduler.snapshot(0.0)
     assert {pool.name: pool.models for pool in seen.pools} == {"m": ("m",), "k": ("k", "l")}
@@ -58,7 +58,7 @@ def test_snapshot_of_a_gateway_that_has_done_nothing() -> None:
 
 
 def test_snapshot_tells_reasons_and_waits_by_pool_and_class() -> None:
-    """The oldest of each, since it began to wait; what waits elsewhere does not count."""
+    """Each pool and class has its own oldest wait; jobs elsewhere do not count."""
     it = World(
         settings(
             {
@@ -90,17 +90,17 @@ def test_snapshot_tells_reasons_and_waits_by_pool_and_class() -> None:
 
 
 def test_snapshot_names_a_pool_whose_models_are_gone() -> None:
-    """Its jobs that run are still seen, under the old name and no model."""
+    """Running jobs of a removed model are seen under the old name and no model."""
     it = World(settings({"a": {}}))
     it.submit("j1")
-    it.tell(SettingsChanged(settings({"b": {"models": ["k"]}})))
+    it.feed(SettingsChanged(settings({"b": {"models": ["k"]}})))
     pools = {pool.name: pool for pool in it.scheduler.snapshot(0.0).pools}
     assert pools["m"].models == ()
     assert pools["m"].classes[JobClass.HEAVY].running == 1
 
 
 def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
-    """Not at that of the last event: a rest that is over blocks nobody."""
+    """A rest that is over at the snapshot's time blocks nobody, whenever the last event was."""
     it = World(settings({"a": {}, "b": {"rpm": 6}}))
     it.submit("j1", accounts=("a",))
     it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=9.0)
@@ -114,7 +114,7 @@ def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
 
 
 def test_snapshot_sees_past_tenants_that_wait_for_nothing() -> None:
-    """Lanes and sizes that are empty hide none that are not."""
+    """Empty queues hide none that hold jobs."""
     it = World(settings({"a": {"initial_concurrency": 1}}, {"t": {}, "u": {}}))
     for name, tokens, tenant in (
         ("run", 100, "t"),
@@ -126,6 +126,6 @@ def test_snapshot_sees_past_tenants_that_wait_for_nothing() -> None:
     ):
         it.submit(name, tokens, tenant=tenant)
     for name in ("gone", "gone2"):
-        it.tell(Withdrawn(name))
+        it.feed(Withdrawn(name))
     classes = it.scheduler.snapshot(0.0).pools[0].classes
     assert (classes[JobClass.HEAVY].waiting, classes[JobClass.INTERACTIVE].waiting) == (2, 1)

@@ -6,7 +6,7 @@ from gateway.schedule.shares import SLACK_TOKENS, Shares
 
 
 def test_shares_count_work_by_weight() -> None:
-    """Twice the weight, half the count."""
+    """Twice the weight counts half."""
     it = Shares()
     light, heavy = it.of("light", 1.0), it.of("heavy", 2.0)
     for share in (light, heavy):
@@ -16,7 +16,7 @@ def test_shares_count_work_by_weight() -> None:
 
 
 def test_shares_rank_in_steps() -> None:
-    """Within a step all are equal, and their jobs' keys decide."""
+    """Within a step all tenants are equal, and their jobs' keys decide."""
     it = Shares()
     share = it.of("t", 1.0)
     ranks = []
@@ -27,7 +27,7 @@ def test_shares_rank_in_steps() -> None:
 
 
 def test_shares_correct_what_was_charged() -> None:
-    """At the end, up or down."""
+    """The end of a job corrects its charge up or down."""
     it = Shares()
     share = it.of("t", 2.0)
     it.charge(share, 1000.0)
@@ -35,8 +35,8 @@ def test_shares_correct_what_was_charged() -> None:
     assert share.counter == 200.0
 
 
-def test_shares_lift_who_comes_back_to_those_at_work() -> None:
-    """Idle time is not saved up; it is a step ahead, no more."""
+def test_shares_lift_a_tenant_that_comes_back_to_those_at_work() -> None:
+    """Idle time is not saved up: a returning tenant is one step ahead, no more."""
     it = Shares()
     busy, idle = it.of("busy", 1.0), it.of("idle", 1.0)
     it.joined(busy)
@@ -47,8 +47,8 @@ def test_shares_lift_who_comes_back_to_those_at_work() -> None:
     assert idle.rank < busy.rank
 
 
-def test_shares_do_not_lift_who_is_still_waiting() -> None:
-    """A second job is no return; nor is one who is ahead already pulled back."""
+def test_shares_do_not_lift_a_tenant_that_is_still_waiting() -> None:
+    """A second job is no return, and a tenant that is ahead already is not pulled back."""
     it = Shares()
     share, other = it.of("t", 1.0), it.of("other", 1.0)
     it.joined(share)
@@ -62,20 +62,20 @@ def test_shares_do_not_lift_who_is_still_waiting() -> None:
     assert other.counter == 10_000.0
 
 
-def test_shares_do_not_owe_for_ever_to_who_was_kept_back() -> None:
-    """One that a cap of its own held for long is paid a few steps, not all of it."""
+def test_shares_do_not_owe_for_ever_to_a_tenant_kept_back() -> None:
+    """A tenant that its own cap held for long is paid a few steps, not all of it."""
     it = Shares()
-    kept, other = it.of("kept", 1.0), it.of("other", 1.0)
-    it.joined(kept)
+    held_back, other = it.of("held_back", 1.0), it.of("other", 1.0)
+    it.joined(held_back)
     it.joined(other)
     for _ in range(100):
         it.charge(other, 1000.0)
-    it.charge(kept, 10.0)
-    assert kept.counter == pytest.approx(99_000.0 - 4 * SLACK_TOKENS + 10.0)
+    it.charge(held_back, 10.0)
+    assert held_back.counter == pytest.approx(99_000.0 - 4 * SLACK_TOKENS + 10.0)
 
 
 def test_shares_inherit_counters_by_name() -> None:
-    """After a reload; weights are the new ones."""
+    """After a reload the counters stay and the weights are the new ones."""
     old, new = Shares(), Shares()
     old.charge(old.of("t", 1.0), 5000.0)
     old.charge(old.of("t", 1.0), 5000.0)
@@ -86,7 +86,7 @@ def test_shares_inherit_counters_by_name() -> None:
 
 
 def test_shares_rank_below_zero_in_the_same_steps() -> None:
-    """Who was charged too much may come below all; the step around zero is no wider."""
+    """A tenant charged too much may come below all; the step around zero is no wider."""
     it = Shares()
     share = it.of("t", 1.0)
     ranks = []
@@ -97,8 +97,8 @@ def test_shares_rank_below_zero_in_the_same_steps() -> None:
     assert ranks == [0, -1, -2, -1, 0]
 
 
-def test_shares_weigh_those_who_wait() -> None:
-    """Once each, however many jobs they have; `check` sees it where that is not so."""
+def test_shares_weigh_tenants_that_wait() -> None:
+    """Each waiting tenant counts once, however many jobs it has; `check` sees another sum."""
     it = Shares()
     one, two = it.of("one", 1.0), it.of("two", 2.5)
     seen = []
@@ -121,8 +121,8 @@ def test_shares_weigh_those_who_wait() -> None:
         it.left(two)
 
 
-def test_shares_floor_is_of_who_was_served() -> None:
-    """It rises with them and never falls: not by a tenant that lies behind."""
+def test_shares_floor_is_of_the_tenant_served_last() -> None:
+    """The floor rises with the tenants served and never falls for one that lies behind."""
     it = Shares()
     ahead, behind = it.of("ahead", 1.0), it.of("behind", 1.0)
     it.joined(ahead)

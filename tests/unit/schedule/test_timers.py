@@ -14,8 +14,8 @@ def pools(*names: str) -> list[Pool]:
     return [Pool(name, settings().schedule) for name in names]
 
 
-def test_wakes_name_the_earliest_of_all_pools() -> None:
-    """Sooner, later, never: always what was set last."""
+def test_timers_name_the_earliest_of_all_pools() -> None:
+    """The earliest time is by what was set last, sooner, later or never."""
     timers = Timers()
     a, b = pools("a", "b")
     assert timers.next_s() == inf
@@ -33,8 +33,8 @@ def test_wakes_name_the_earliest_of_all_pools() -> None:
         assert timers.next_s() == first_s
 
 
-def test_wakes_give_each_due_pool_once() -> None:
-    """Then it has no time until it is set again; those that are not due keep theirs."""
+def test_timers_give_each_due_pool_once() -> None:
+    """A due pool has no time until it is set again; the others keep theirs."""
     timers = Timers()
     a, b, c = pools("a", "b", "c")
     for pool, at_s in ((a, 5.0), (a, 2.0), (b, 3.0), (c, 7.0)):
@@ -47,8 +47,8 @@ def test_wakes_give_each_due_pool_once() -> None:
     assert timers.next_s() == 6.0
 
 
-def test_wakes_agree_with_a_look_at_every_pool() -> None:
-    """Whatever is set, in whatever order; and nothing piles up."""
+def test_timers_agree_with_a_look_at_every_pool() -> None:
+    """Any sequence of settings agrees with a scan of all pools, and nothing piles up."""
     timers, random = Timers(), Random(3)
     given = pools(*"abcde")
     for _ in range(3000):
