@@ -30,18 +30,9 @@ class Budget:
     retries."""
 
     __slots__ = (
-        "_background",
-        "_parts",
-        "borrow",
-        "buckets",
-        "fixed",
-        "jobs",
-        "limits",
-        "tokens",
-        "total_jobs",
-        "total_limit",
-        "total_tokens",
-    )
+        "_background", "_parts", "borrow", "buckets", "fixed", "jobs", "limits", "tokens",
+        "total_jobs", "total_limit", "total_tokens",
+    )  # fmt: skip
 
     def __init__(self, settings: Schedule) -> None:
         self.tokens = dict.fromkeys(JobClass, 0)

@@ -24,39 +24,11 @@ from gateway.types import JobClass, Mode
 
 class Pool:
     __slots__ = (
-        "accounts",
-        "armed_s",
-        "budget",
-        "clear_s",
-        "closed_s",
-        "deferred",
-        "drains",
-        "due",
-        "mode",
-        "models",
-        "name",
-        "order",
-        "pace",
-        "queued",
-        "queues",
-        "queues_on",
-        "rejected",
-        "retried",
-        "retrying",
-        "rounds",
-        "saturation",
-        "served_s",
-        "severity",
-        "shares",
-        "stale",
-        "upstream",
-        "version",
-        "waiting_bytes",
-        "waiting_of",
-        "waiting_tokens",
-        "waiting_tokens_of",
-        "wake_s",
-    )
+        "accounts", "armed_s", "budget", "clear_s", "closed_s", "deferred", "drains", "due", "mode",
+        "models", "name", "order", "pace", "queued", "queues", "queues_on", "rejected", "retried",
+        "retrying", "rounds", "saturation", "served_s", "severity", "shares", "stale", "upstream",
+        "version", "waiting_bytes", "waiting_of", "waiting_tokens", "waiting_tokens_of", "wake_s",
+    )  # fmt: skip
 
     def __init__(self, name: str, settings: Schedule) -> None:
         self.name = name

@@ -113,17 +113,9 @@ class Order:
     """
 
     __slots__ = (
-        "_boosts_s",
-        "_rate",
-        "_typical_boost",
-        "backlog_tokens",
-        "kind",
-        "streams",
-        "token_s",
-        "trust",
-        "typical_ln_short",
-        "typical_tokens",
-    )
+        "_boosts_s", "_rate", "_typical_boost", "backlog_tokens", "kind", "streams", "token_s",
+        "trust", "typical_ln_short", "typical_tokens",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -20,19 +20,9 @@ class Pace:
     """One pool's pace. Tokens are output tokens."""
 
     __slots__ = (
-        "_hope",
-        "_jobs",
-        "_service_s",
-        "_streams",
-        "_tokens",
-        "_wait_s",
-        "attempts",
-        "completions",
-        "drops",
-        "mean_ln_short",
-        "mean_reserve",
-        "starts",
-    )
+        "_hope", "_jobs", "_service_s", "_streams", "_tokens", "_wait_s", "attempts", "completions",
+        "drops", "mean_ln_short", "mean_reserve", "starts",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._jobs = 0.0  # faded number of completions, which the four sums below are over
