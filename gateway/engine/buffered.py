@@ -1,4 +1,4 @@
-"""A provider's answer that is no event stream.
+"""The relay of an answer that is no event stream (`relay_buffered`).
 
 JSON is held until it is complete, up to a bound, so that a provider that breaks off can still be
 replaced; what is longer, and all that is no JSON, passes through.

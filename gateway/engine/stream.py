@@ -1,4 +1,4 @@
-"""A provider's event stream, passed on event by event and counted on the way.
+"""The relay of a provider's event stream (`relay_stream`), event by event, counted on the way.
 
 Nothing goes to the client before the first complete event that is not an error: until then
 another account may be tried.

@@ -1,22 +1,22 @@
-"""The choice of the next job of a pool: the one predicate, and the job that goes.
+"""The choice of the next job of a pool (`Chooser.next`), and the one predicate (`may_start`).
 
-May a job start? The first no is the job's one `Reason`. Asked in this order:
+`may_start` checks in this order; the first check that fails is the job's one `Reason`:
 
 1. `tenant_cap`: the tenant has as many jobs in flight as it may.
 2. `class_budget`: the class has used its budget, and the pool lends it nothing.
 3. `tier_cap`: as many jobs of this size are in flight as may be.
 4. The accounts, each of which names the first of `health` or `account_backoff`, `window`,
-   `account_limit`, `pacer`; the account that is nearest to taking a job answers for all.
+   `account_limit`, `pacer`; the account that is nearest to taking a job gives the reason of all.
 
-`overload` is a label, not a question. The ladder (overload.py) defers the dearest jobs, which then
-go last in each round; any of these noes to a deferred job is called `overload`.
+`overload` is a label, not a check. The ladder (overload.py) defers the dearest jobs, which then
+go last in each round; where any check fails for a deferred job, its reason is `overload`.
 
-The job that goes is the first by three orders, one inside the other: its class's turn (rounds.py),
-its tenant's share (shares.py), its key (ordering.py). They choose among jobs that may start now
-and keep no slot empty for another; a class on borrowed room comes after those that own some. Two
-bounds hold for every ordering: no job passes one of its tenant and turn that could start and came
-`max_overtake_s` before it, and a turn that could start something and has not for `max_overtake_s`
-is next, whatever it costs.
+The next job is the first by three orders, one inside the other: its class's turn (rounds.py), its
+tenant's share (shares.py), its key (ordering.py). They choose among jobs that may start now and
+keep no slot empty for another; a class on borrowed room comes after those that own some. Two
+bounds hold for every ordering: a job does not start before one of the same tenant and turn that
+could start and came `max_overtake_s` earlier; and a turn that could have started something for
+`max_overtake_s` and has not is next, whatever it costs.
 """
 
 from __future__ import annotations

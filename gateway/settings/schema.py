@@ -1,8 +1,8 @@
-"""gateway.toml as frozen, strict structs. Pure: no file, no environment.
+"""Every setting with its default and its check: gateway.toml as frozen, strict structs. Pure.
 
 Unknown keys are errors, ranges are in the types, rules over several fields are in
 `__post_init__`. Only `decode` and `convert` validate (msgspec constructors do not), so only
-`settings.load` builds settings.
+`build` in load.py makes settings.
 
 Keys under "Advanced" have no value that an operator could choose by looking at the provider or
 the load: they are there for simulations and benches, which compare values.

@@ -1,6 +1,6 @@
-"""Requests as a provider wants them, and its refusals as verdicts.
+"""Requests in the form a provider wants, and the judgement of its refusals (429 and all others).
 
-A refusal is classified by `error.code` before its status (OpenAI's error codes): an exhausted
+`classify` judges a refusal by `error.code` before its status (OpenAI's error codes): an exhausted
 quota is a dead key whatever its status, `slow_down` cuts the limit, and an error of the client
 says nothing about the account.
 """

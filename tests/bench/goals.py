@@ -13,6 +13,7 @@ the quiet side of a flood and of an isolated pool.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -266,9 +267,11 @@ def _target(result: GoalResult) -> str:
     return "100 %" if result.is_share else f"≤ {result.target:+.0%}"
 
 
-def main(folders: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print the goals of each report; 0: a missed goal is a finding, no error."""
-    for folder in folders:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.goals")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="folder with a report.json")
+    for folder in parser.parse_args(arguments).folders:
         groups = msgspec.json.decode((Path(folder) / "report.json").read_bytes())["groups"]
         found = [
             one.is_met
