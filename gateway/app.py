@@ -27,7 +27,7 @@ from gateway.api.plane import DataPlane
 from gateway.api.problems import problem_response, send_problem
 from gateway.api.protocol import WriteBuffers
 from gateway.api.routing import RoutingTable
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.balance.saved_state import SavedState
 from gateway.engine.engine import Engine
 from gateway.engine.failsafe import Build

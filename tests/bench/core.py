@@ -28,7 +28,7 @@ from time import process_time
 
 from msgspec.structs import replace
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.schedule.events import (
     Action,
     Answered,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.schedule.events import Action, Adopted, Event, Submitted
 from gateway.schedule.scheduler import Scheduler
 from gateway.serve import serve

@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.balance.account import CUTS
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.types import Fit, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import settings
 

@@ -9,7 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.engine.failsafe import Failsafe
 from gateway.errors import UpstreamFailed
 from gateway.schedule.events import (

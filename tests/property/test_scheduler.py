@@ -27,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.budget import Budget
 from gateway.schedule.events import (

@@ -25,7 +25,7 @@ from zlib import crc32
 
 import msgspec
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.errors import SettingsError
 from gateway.schedule import events
 from gateway.schedule.events import Action, Dispatch, Event, Refuse

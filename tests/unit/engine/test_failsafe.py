@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.engine.failsafe import STORY, STORY_PART, Failsafe
 from gateway.errors import GatewayError, UpstreamRefused
 from gateway.observe.lines import encode_line

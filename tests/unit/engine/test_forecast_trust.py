@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.engine.engine import Engine
 from gateway.engine.forecast_trust import SURE, ForecastTrust
 from gateway.schedule.events import Recalibrated

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.engine.engine import Engine
 from gateway.engine.listeners import QUIET_S, Listeners
 from gateway.schedule.events import SettingsChanged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.engine.shadow import Shadow
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings

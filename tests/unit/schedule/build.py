@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.errors import UpstreamFailed
 from gateway.schedule.events import (
     Action,

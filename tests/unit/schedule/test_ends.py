@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.schedule.events import Answered, Finished, Reforecast, Withdrawn
 from gateway.schedule.live_job import PROMPT_RATIO
 from gateway.schedule.scheduler import Scheduler

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.schedule.events import Event, Finished, Submitted
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.schedule.events import Answered, Finished, SettingsChanged, Submitted
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.effective import wide_open

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.balance.account_pool import Accounts
+from gateway.balance.accounts import Accounts
 from gateway.balance.health import MIN_BACKOFF_S
 from gateway.balance.saved_state import RESTORE_RATIO, SavedState
 from gateway.types import Blocked, Fit, RateLimits, Reason, Verdict
