@@ -1,4 +1,4 @@
-"""The scheduler's interface to the accounts, which balance.account_pool.Accounts implements.
+"""The scheduler's interface to the accounts, which balance.accounts.Accounts implements.
 
 The two rooms do not import each other, so that each can be read, tested and replaced alone.
 """
