@@ -640,3 +640,21 @@ def test_scheduler_forgets_which_class_had_no_room_when_room_is_lent_again() -> 
     it.feed(Reforecast("h1", workload(310, rung=Rung.GLOBAL_NEIGHBORS)))
     assert started(it.finish("i1", 100)) == []
     assert sorted(started(it.finish("i0", 2000))) == ["h1", "i2"]
+
+
+def test_scheduler_pool_and_job_show_themselves_in_a_debugger() -> None:
+    """Their repr names the object and gives its counts, not an address."""
+    it = world({"a": {"initial_concurrency": 1}})
+    it.submit("run", 300)
+    it.submit("waits", 200)
+    assert repr(it.scheduler) == (
+        "<Scheduler pools=1 tenants=1 jobs=2 waiting=1 submitted=2 dispatched=1 ended=0>"
+    )
+    it.feed(DrainStarted())
+    assert repr(it.scheduler).endswith(" draining>")
+    pool = repr(it.scheduler.pools["m"])
+    assert pool.startswith("<Pool 'm' ")
+    assert " waiting=1 retrying=0 running=1 tokens=300/" in pool
+    live = repr(it.scheduler.jobs["run"])
+    assert live.startswith("<LiveJob run RUNNING heavy of 't' in 'm' reserve=300 ")
+    assert live.endswith(" account='a' attempts=1>")
