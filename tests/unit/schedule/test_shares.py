@@ -81,7 +81,7 @@ def test_shares_inherit_counters_by_name() -> None:
     old.charge(old.of("t", 1.0), 5000.0)
     share = new.of("t", 4.0)
     new.inherit(old)
-    assert new.of("t", 4.0) is share, "whose lanes know it"
+    assert new.of("t", 4.0) is share, "whose queues know it"
     assert (share.counter, share.weight, new.floor) == (10_000.0, 4.0, 5000.0)
 
 
