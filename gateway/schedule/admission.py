@@ -1,17 +1,17 @@
-"""The admission of a job to a pool's queue: told at once where it had better not wait.
+"""The admission of a job to a pool's queue: a job that cannot end well is refused at once.
 
-Asked in this order; the first no is the answer:
+Checked in this order; the first check that fails gives the error:
 
 1. Nothing new is taken while draining.
-2. Its wait would end in vain: it is late already, or no account will be back in service in time.
+2. A wait is useless: the job is late already, or no account will be back in service in time.
 3. It could not start at once, and the queue is full: of its pool or its tenant, in items, bytes
    or tokens.
 4. It could not start at once, and its deadline is hopeless: now + predicted wait + the median
    time of its answer is past it.
 5. It could not start at once, and the ladder turns its grade away (overload.py).
 
-A job that could start at once is never refused for what waits: that may wait for something else.
-1 and 2 are asked by arrivals.py. `queue_position` tells a waiting job's place to people.
+A job that could start at once is never refused for a full queue, whose jobs may wait for something
+else. arrivals.py checks 1 and 2. `queue_position` is a waiting job's place, for display.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from gateway.types import JobClass, SizeBucket
 
 
 def service_s(pool: Pool, live: LiveJob) -> float:
-    """The median time of the job's answer, so far as its deadline bounds the answer; 0 where
-    that is not known."""
+    """Seconds of the job's answer by its median forecast; 0 where its deadline bounds only the
+    first byte, or the pace is not known."""
     token_s = pool.pace.hopeful_token_s
     if token_s is None or not pool.pace.sure or live.job.deadline_first_byte:
         return 0.0
@@ -44,7 +44,7 @@ def wait_s(pool: Pool, cls: JobClass, ahead: float, others: float) -> float:
 
     Args:
         ahead: tokens of its class before it, served at the class's share of the pool.
-        others: tokens of all other jobs that wait: the job waits for no more than these.
+        others: tokens of all other jobs that wait, the most that can delay this one besides.
     """
     if any(n for other, n in pool.waiting_of.items() if other is not cls):
         ahead = min(ahead / pool.rounds.share(TURN_OF[cls]), others)
@@ -60,8 +60,8 @@ def _predicted_wait_s(pool: Pool, live: LiveJob) -> float:
 
 
 def _ahead(pool: Pool, live: LiveJob) -> float:
-    """Tokens before a job that has just joined, by its tenant's share: a tenant that floods the
-    queue waits behind itself, and the others do not wait for that."""
+    """Tokens before a job that has just joined, by its tenant's share: the jobs of a tenant that
+    floods the queue delay that tenant's own, not the others'."""
     share = pool.share(live)
     mine = live.tenant.waiting_tokens - live.reserve
     return mine * pool.shares[live.cls].weight / share.weight
@@ -95,7 +95,7 @@ def too_late(pool: Pool, live: LiveJob, jitter: Jitter | None, now: float) -> Ga
 
 
 def retry_s(pool: Pool, jitter: Jitter | None) -> float:
-    """Seconds after which to come again: what waits now will have been served."""
+    """Seconds for Retry-After: by then the jobs that wait now will have been served."""
     clear_s = pool.pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs)
     return overload.retry_after_s(clear_s, jitter)
 

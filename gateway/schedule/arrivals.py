@@ -1,11 +1,11 @@
 """The arrival of a job: to its pool, and there to an account at once, to the queue, or away.
 
-A job that can start is never refused for what waits. Only a job that would have to wait is asked
-whether its wait could end well and whether there is room for it (admission.py).
+A job that can start is never refused for a full queue. Only a job that would have to wait passes
+the checks of admission.py: can its wait end well, and is there room for it?
 
 After a fault the engine builds a fresh core from its own ledger (engine/failsafe.py). Jobs that
 wait are submitted again; a job that runs is adopted: it enters the queue and leaves it in one
-step, so that every count comes from the same two functions as in a normal life.
+step, so that the same two functions keep every count.
 """
 
 from __future__ import annotations

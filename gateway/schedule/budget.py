@@ -96,23 +96,23 @@ class Budget:
         return self.tokens[cls] < self.limits[cls]
 
     def admits(self, cls: JobClass) -> bool:
-        """A job of this class may start, on its own room or on what the others leave."""
+        """True where a job of this class may start, in its own budget or in one left idle."""
         return self.lends or self.owns_room(cls)
 
     @property
     def lends(self) -> bool:
-        """A class without room of its own may use what the owners leave. In the adaptive policy
-        the accounts' windows say when there is none."""
+        """True where a class at its budget may use what other classes leave idle. The adaptive
+        policy sets no bound to that here: the accounts' windows do."""
         return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
 
     @property
     def nominal(self) -> bool:
-        """The budgets decide which class comes first and keep no job waiting."""
+        """True where the budgets only decide which class comes first, and keep no job waiting."""
         return self.borrow and not self.fixed
 
     @property
     def steady(self) -> bool:
-        """A job that waits for its class's budget gets room only when a job ends."""
+        """True where a job that waits for its class's budget gets room only when a job ends."""
         return self.fixed or self.borrow
 
     def borrowed(self, cls: JobClass) -> float:

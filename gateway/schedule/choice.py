@@ -79,7 +79,7 @@ class Chooser:
         return answer
 
     def _no_room(self, pool: Pool, key: QueueKey) -> Blocked | None:
-        """The no of a class's budget or a size's cap; None where there is room."""
+        """The refusal by a class's budget or a size's cap; None where there is room."""
         if not pool.budget.admits(key.cls):
             return CLASS_BUDGET
         bucket = key.bucket
@@ -202,9 +202,9 @@ class Chooser:
         return best
 
     def _starved(self, pool: Pool, heads: dict[Turn, Head], now: float) -> Turn | None:
-        """The turn that could start something and has not for `max_overtake_s`, at the cost of
-        one job. A head of many tokens may need many rounds, and a class in which a giant runs may
-        owe room for as long as that takes."""
+        """The turn that has had a job able to start for `max_overtake_s` and started none; None
+        where there is none. (It gets one job. A head of many tokens may need many rounds, and a
+        class in which a very long job runs may be over its budget until that ends.)"""
         if self._overtake_s <= 0.0 or len(heads) < 2:
             return None
         served_s = pool.served_s

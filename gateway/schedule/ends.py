@@ -1,4 +1,4 @@
-"""The end of a job, or of one attempt of it: what it held goes back, what it showed is learned.
+"""The end of a job or of one attempt: its reserve and lease are returned, its result is learned.
 
 A job ends exactly once. Its attempts may end more often: the account's lease goes back with each,
 the reserve and the places under the caps with the last.
@@ -11,7 +11,7 @@ attempt is invisible; it is also one more request to providers that may be in tr
 2. A client that retries by itself (`client_retries > 0`) has its attempts halved, rounded up:
    three tries here times three there is nine.
 3. A pool's retried jobs are at most `budget_ratio` of its jobs in flight, at least
-   `budget_min` (Envoy's retry budget). 429s stand outside it for the reason in 1.
+   `budget_min` (Envoy's retry budget). 429s do not count, for the reason in 1.
 4. Accounts on which the job has not failed come first. Those it failed on come back into
    question when no other is in service, never where its key was refused.
 """
@@ -213,8 +213,8 @@ def _made_by_now(pool: Pool, live: LiveJob, counted: float | None, now: float) -
 
 def _believable(live: LiveJob, output_tokens: float | None) -> float | None:
     """`output_tokens` as far as they can be true: None of a job that generates nothing (a stored
-    answer that is read again tells its old usage), and no number that would hold an account for
-    days."""
+    answer that is read again repeats its old usage), and no number that would block an account
+    for days."""
     job = live.job
     if output_tokens is None or not job.generates:
         return None

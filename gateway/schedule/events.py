@@ -91,7 +91,7 @@ class Withdrawn(Struct, frozen=True):
 
 
 class Woke(Struct, frozen=True):
-    """The time that `next_wake` named has come. At any other time it does no harm."""
+    """The time that `next_wake` named has come. At any other time it changes nothing."""
 
 
 class SettingsChanged(Struct, frozen=True):

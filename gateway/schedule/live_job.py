@@ -80,12 +80,12 @@ class Tenant:
 
     @property
     def capped(self) -> bool:
-        """As many jobs run as the tenant may have in flight."""
+        """True where as many jobs are in flight as the tenant may have."""
         return 0 < self.max_inflight <= self.running
 
     @property
     def overfull(self) -> bool:
-        """More waits than the tenant may have waiting."""
+        """True where more jobs wait than the tenant may have waiting."""
         return (
             0 < self.max_queued < self.waiting or 0 < self.max_queued_tokens < self.waiting_tokens
         )

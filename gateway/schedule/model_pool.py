@@ -1,8 +1,8 @@
 """One pool's live state: its queues, budget, pace and mode. It decides nothing.
 
 A pool is a set of models that share accounts (routes.py). Answers of the accounts are kept
-per queue: a yes is good for one `version` of the pool and one moment, a no until the time it
-names or until an account changes (`account_changed`).
+per queue: a `Fit` is valid for one `version` of the pool and one moment, a `Blocked` until the
+time it names or until an account changes (`account_changed`).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Pool:
 
     @property
     def pressing_tokens(self) -> int:
-        """Waiting work but for the background's, which is no overload however much it is."""
+        """Tokens of waiting jobs without background ones, which never count as overload."""
         return self.waiting_tokens - self.waiting_tokens_of[JobClass.BACKGROUND]
 
     def inherit(self, old: Pool) -> None:
@@ -197,8 +197,8 @@ class Pool:
                 self.queues_on[account].remove(queue)
 
     def overfull(self, settings: Schedule, live: LiveJob) -> bool:
-        """More waits than may, in the pool or of this job's tenant. Half of the room is not
-        for background jobs, which may come in thousands and stay for hours."""
+        """True where more waits than is allowed, in the pool or of this job's tenant. Background
+        jobs, which may come in thousands and wait for hours, get half of the room at most."""
         items, tokens = len(self.queued), self.waiting_tokens
         if live.cls is JobClass.BACKGROUND:
             items = max(items, 2 * self.waiting_of[live.cls])
@@ -213,12 +213,12 @@ class Pool:
     # ---- work that is shared out: charged by forecast, corrected at the end
 
     def share(self, live: LiveJob) -> Share[TenantQueue]:
-        """The part of the job's tenant in the job's class."""
+        """The fairness counter of the job's tenant in the job's class."""
         tenant = live.tenant
         return self.shares[live.cls].of(tenant.name, tenant.weight)
 
     def shares_of(self, tenant: Tenant) -> list[Share[TenantQueue]]:
-        """The tenant's shares in all classes."""
+        """The tenant's fairness counters in all classes."""
         return [shares.of(tenant.name, tenant.weight) for shares in self.shares.values()]
 
     def charge(self, live: LiveJob, turn: Turn, now: float) -> None:

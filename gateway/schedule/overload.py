@@ -1,4 +1,4 @@
-"""Overload: admit, defer or reject, and the errors of those who are sent away.
+"""Overload: whether to admit, defer or reject a job, and the errors of rejected jobs.
 
 Severity is the worst of three ratios, 1 where overload begins:
 
@@ -9,10 +9,10 @@ Severity is the worst of three ratios, 1 where overload begins:
 1. From `defer_above` on the dearest jobs are deferred, half-way to `reject_above` the next
    dearest: they take their turn as if they were background work. Nothing is lost, nothing idles,
    and a job that waits alone starts at once.
-2. Drops and slowdown defer but never reject: they say that the provider is slow, and a queue is
-   the answer to that. Only a backlog that is too long to wait for rejects, from `reject_above`
-   on, jobs that could not start at once: the dearest first, and never a short one, which costs
-   less than the answer that sends it away.
+2. Drops and slowdown defer but never reject: they show a slow provider, which a queue can absorb.
+   Only a backlog that is too long to wait for rejects, from `reject_above` on, jobs that could
+   not start at once: the dearest first, and never a short one, which costs less than the
+   response that rejects it.
 3. Background work is not rejected here: nobody waits for it with a connection open.
 4. Each step is left only at (1 − HYSTERESIS) × its entry.
 """
@@ -127,8 +127,8 @@ class Jitter(Protocol):
 
 
 def retry_after_s(clear_s: float | None, jitter: Jitter | None) -> float:
-    """Seconds for Retry-After: the predicted time to clear the queue (None: unknown), as far as
-    SDKs listen, jittered unless `jitter` is None."""
+    """Seconds for Retry-After: the predicted time to clear the queue (None: unknown), at most as
+    long as SDKs heed, jittered unless `jitter` is None."""
     seconds = RETRY_UNKNOWN_S if clear_s is None else max(clear_s, RETRY_MIN_S)
     factor = 1.0 if jitter is None else jitter.uniform(1 - JITTER, 1 + JITTER)
     return min(min(seconds, RETRY_MAX_S) * factor, RETRY_MAX_S)
@@ -167,7 +167,8 @@ def queue_timeout(retry_after_s: float) -> Unavailable:
 
 
 def no_account(heals_in_s: float) -> Unavailable:
-    """`heals_in_s`: infinite where only the operator can help, so that a retry cannot."""
+    """The error where no account is in service. `heals_in_s`: infinite where only the operator
+    can help, so that a retry cannot."""
     if heals_in_s == inf:
         return Unavailable("no account can serve this model", code="no_account", should_retry=False)
     return Unavailable(

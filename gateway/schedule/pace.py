@@ -1,11 +1,11 @@
 """The pace of a pool, measured on the jobs that it finished.
 
-Everything fades by completions, never by seconds: a provider whose answers take a second and one
-whose answers take a minute teach at the same rate, and a night without requests teaches nothing.
+Old measurements fade by completions, never by seconds: so a provider whose answers take a second
+and one whose answers take a minute are learned alike, and a night without requests fades nothing.
 
 Pace is the speed of one stream (seconds per output token, from dispatch to end) and the number of
-streams at work. Both are known at low load, where tokens per second of the whole pool would say
-how little was asked of it, not how much it can do.
+streams at work. Both can be measured at low load, where the tokens per second of the whole pool
+measure the demand, not the capacity.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Pace:
 
     def doubted(self) -> None:
         """Note a job that was refused because its answer alone would take too long. Refused jobs
-        complete nothing that could correct an estimate which is wrong by now: so each refusal
-        makes the estimate more hopeful, until a job is let through."""
+        never complete, so they cannot correct an estimate that is wrong by now: each refusal makes
+        the estimate more optimistic, until a job is let through."""
         self._hope *= KEEP
 
     @property
@@ -75,7 +75,7 @@ class Pace:
 
     @property
     def sure(self) -> bool:
-        """Enough has completed for a prediction to refuse a job."""
+        """True once enough jobs have completed to refuse a job by prediction."""
         return self.completions >= SURE
 
     @property

@@ -1,9 +1,10 @@
-"""The accounts' answers to a queue's question for a place, asked as seldom as can be.
+"""A cache of the accounts' answers (`Fit` or `Blocked`) to the queues of a pool.
 
-A drain puts the same question again and again, and most answers cannot have changed. A yes is
-good for one version of the pool and one moment, for others may take the slot. A no is good until
-the time it names, or until one of the queue's accounts changes (`Pool.account_changed`). Express
-jobs may ask a second time where the window is full: for the few slots above it.
+A drain puts the same question again and again, and most answers cannot have changed. A `Fit` is
+valid for one version of the pool and one moment, since another job may take the slot. A `Blocked`
+is valid until the time it names, or until one of the queue's accounts changes
+(`Pool.account_changed`). Express jobs ask a second time where the window is full: for the few
+slots above it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class PlacementCache:
         return self._ask(pool, queue, queue.cached_express, now)
 
     def leads_above(self, answer: Fit | Blocked) -> bool:
-        """A no of the window alone, while there are slots above it."""
+        """True for a refusal by the window alone, while there are slots above it."""
         return self._express and isinstance(answer, Blocked) and answer.reason is Reason.WINDOW
 
     def _ask(
@@ -70,8 +71,9 @@ class PlacementCache:
         return answer
 
     def is_closed(self, pool: Pool, now: float) -> bool:
-        """No account of the pool takes anything, of whatever model; holds until `pool.closed_s`
-        unless an account changes before. Asked for a model of no name, which has no window."""
+        """True where no account of the pool takes a request of any model; valid until
+        `pool.closed_s` unless an account changes before. (The question names no model, so that no
+        model's window has a part in the answer.)"""
         if now < pool.closed_s:
             return True
         pool.closed_s = _holds_until(self._accounts.choose("", pool.accounts, now))
@@ -80,8 +82,8 @@ class PlacementCache:
     # ---- time
 
     def horizon_s(self, pool: Pool, queue: AccountsQueue, now: float) -> float:
-        """The time up to which a wait on these accounts ends in vain: `now`, or the time at which
-        the first account can be back in service where none is."""
+        """The time before which no account of the queue can serve: `now` where one is in service,
+        else the earliest return of one. A job that cannot wait so long waits in vain."""
         answer = self.ask(pool, queue, False, now)
         if isinstance(answer, Fit) or answer.reason not in OUT_OF_SERVICE:
             return now
@@ -105,7 +107,7 @@ class PlacementCache:
 
 
 def _holds_until(answer: Fit | Blocked) -> float:
-    """The time up to which an answer is good: a no until time or a change, a yes not a moment."""
+    """The time up to which an answer stays valid; NEVER for a Fit, which another job may use up."""
     if isinstance(answer, Fit):
         return NEVER
     return inf if answer.until_s is None else answer.until_s

@@ -1,7 +1,7 @@
-"""The load of a pool, assessed before it starts anything: how full, how far behind, what follows.
+"""The load of a pool, assessed before each drain: saturation, severity, and what they set.
 
-Starts move work from waiting to running and add none, so once before them is enough. Everything
-here is a handful of sums; choice.py and admission.py read what it sets.
+Starts move work from waiting to running and add none, so one assessment before them is enough. It
+costs a few sums; choice.py and admission.py read the results from the pool.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The waiting jobs of a pool, arranged so that no question looks at more than one of them.
+"""The waiting jobs of a pool, grouped so that one job answers for all that start or wait with it.
 
 Whether a waiting job may start depends on its tenant (cap), class (budget), size (cap, overload
 ladder), model and accounts, and on nothing else. Jobs that agree in all of these share a
@@ -44,11 +44,11 @@ class LazyHeap(Generic[K, T]):
     """A heap whose items may die inside it.
 
     Args:
-        alive: whether an item still stands where it was pushed, given key, seq and item. `seq`
-            orders equal keys, and is never that of two items.
+        alive: True of an item that still belongs where it was pushed, given key, seq and item.
+            `seq` orders equal keys; no two items have the same.
 
-    Push and top are amortised O(log n); the dead are swept out when the heap has doubled since
-    the last sweep.
+    Push and top are amortised O(log n); dead items are removed when the heap has doubled since
+    the last removal.
     """
 
     __slots__ = ("_alive", "_heap", "_sweep_at")
@@ -153,7 +153,7 @@ class TenantQueue:
         )
 
     def show(self) -> None:
-        """Compete anew: the first job, its key or the tenant's rank has changed."""
+        """Enter the class queue's heap anew: first job, its key or the tenant's rank changed."""
         self.class_queue.show(self)
 
     def _lead(self, first: LiveJob | None) -> None:
@@ -193,7 +193,7 @@ class ClassQueue:
         )
 
     def show(self, queue: TenantQueue) -> None:
-        """`queue` has a new first job (or none) or rank, or is no longer parked."""
+        """Take in that `queue` has a new first job (or none) or rank, or is no longer parked."""
         self.best_is_known = False
         self.accounts_queue.best = None
         first = queue.first
@@ -228,8 +228,8 @@ Best = dict[Turn, tuple[Rank, TenantQueue]]
 class CachedAnswer:
     """The accounts' last answer to a queue, kept by placement_cache.py.
 
-    A no holds until `shut_s`, a yes for the pool's version and the moment of `asked_at`.
-    `express`: asked with the slots above the window.
+    A Blocked is valid until `shut_s`, a Fit for the pool's version and the moment in `asked_at`.
+    `express`: the question included the slots above the window.
     """
 
     __slots__ = ("answer", "asked_at", "express", "shut_s")
@@ -269,7 +269,7 @@ class AccountsQueue:
         self.cached_express = CachedAnswer(express=True)
 
     def forget_answers(self) -> None:
-        """One of the accounts may take a job of this queue again."""
+        """Drop the cached answers: one of the accounts may take a job of this queue again."""
         self.cached.shut_s = self.cached_express.shut_s = NEVER
 
     def _is_here(self, key: float, seq: int, live: LiveJob) -> bool:

@@ -14,7 +14,7 @@ or metric; the shell feeds one event at a time, does the actions at once and arm
    once; an account's lease is taken and given back per attempt.
 5. A job ends exactly once, by `Finished`, `Withdrawn` or a `Refuse` of ours. Events about
    unknown jobs change nothing.
-6. A job is refused when its wait cannot end well: at the door (admission.py), and when it waited
+6. A job is refused when its wait cannot end well: on arrival (admission.py), and when it waited
    `max_wait_s` or as long as its deadline allows, or no account will serve before that.
 """
 
@@ -48,7 +48,7 @@ from gateway.types import Blocked, Fit
 
 
 class Scheduler(SchedulerState):
-    """The door to all pools. `now` is seconds on one monotonic clock, that of `Job.arrived_s` and
+    """Decides for all pools. `now` is seconds on one monotonic clock, that of `Job.arrived_s` and
     `deadline_s`."""
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Scheduler(SchedulerState):
         return self.chooser.fits(self.pools[live.pool], live, now)
 
     def snapshot(self, now: float) -> SchedulerSnapshot:
-        """The state for people and scrapes."""
+        """The state, for display and metrics."""
         return scheduler_snapshot.snapshot(self, now)
 
     def check(self, now: float | None = None) -> None:

@@ -1,8 +1,8 @@
 """The scheduler's state: pools, tenants, live jobs, counts, and the answer to the event at hand.
 
-The floor under the handlers of events: arrivals, ends, corrections, reload and the drain change
-it, scheduler_snapshot and check read it. It decides nothing; `start` is the one transition that
-several handlers make.
+The handlers of events (arrivals, ends, corrections, reload, the drain) change it;
+scheduler_snapshot and check read it. It decides nothing; `start` is the one transition that
+several handlers share.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class SchedulerState:
     def dispatch(
         self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
     ) -> None:
-        """Start a job, and tell the shell to send it. `turn` pays; None: its class's own."""
+        """Start a job and add its `Dispatch`. `turn` is charged; None: its class's own."""
         self.start(pool, live, account, now, turn)
         self.dispatched += 1
         self.out.append(Dispatch(live.job.id, account, live.attempts, live.reserve))
@@ -113,7 +113,7 @@ class SchedulerState:
         self, pool: Pool, live: LiveJob, account: str, now: float, turn: Turn | None = None
     ) -> None:
         """Move a job from waiting, or from between attempts, to running on `account`, in every
-        count. `turn` pays; None: its class's own."""
+        count. `turn` is charged; None: its class's own."""
         if live.stage is Stage.WAITING:
             pool.charge(live, turn or TURN_OF[live.cls], now)
             if live in pool.queued:  # else it starts without having waited

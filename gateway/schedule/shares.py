@@ -22,10 +22,10 @@ LEFT_TOKENS = 4 * SLACK_TOKENS  # most that is owed to a tenant which its own ca
 
 
 class Ranked(Protocol):
-    """A queue that stands among others by its tenant's share (queue.TenantQueue)."""
+    """A queue that is ordered among others by its tenant's share (queue.TenantQueue)."""
 
     def show(self) -> None:
-        """The share's rank has changed."""
+        """Take in that the share's rank has changed."""
 
 
 Q = TypeVar("Q", bound=Ranked)
@@ -72,7 +72,7 @@ class Shares(Generic[Q]):
         return share
 
     def joined(self, share: Share[Q]) -> None:
-        """A job of this tenant has begun to wait."""
+        """Count a job of this tenant that has begun to wait."""
         if share.waiting == 0:
             lifted = self.floor - SLACK_TOKENS
             if share.counter < lifted:
@@ -81,14 +81,14 @@ class Shares(Generic[Q]):
         share.waiting += 1
 
     def left(self, share: Share[Q]) -> None:
-        """A job of this tenant waits no longer."""
+        """Count a job of this tenant that waits no longer."""
         share.waiting -= 1
         assert share.waiting >= 0
         if share.waiting == 0:
             self.weight -= share.weight
 
     def charge(self, share: Share[Q], tokens: float) -> None:
-        """Charge a start. A tenant that its own cap held back for long is not owed all of it."""
+        """Charge a start. A tenant long held back by its own cap does not get all of that back."""
         counter = share.counter
         if counter > self.floor:
             self.floor = counter

@@ -1,8 +1,8 @@
 """The times at which time alone will change something in a pool.
 
-A heap with at most one valid entry per pool. Pools put their time off at nearly every event (what
-would have expired first has started), so an entry may be too early: it is put right when it comes
-to the top, and an event costs the other pools nothing.
+A heap with at most one valid entry per pool. Nearly every event postpones its pool's time (the job
+that would have expired first has started), so an entry may be too early: it is corrected when it
+comes to the top, and an event costs the other pools nothing.
 """
 
 from __future__ import annotations
