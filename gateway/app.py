@@ -343,8 +343,8 @@ class Gateway:
         return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
-        """Learn the answer at once, and store its row as soon as may be: a row that a crash or
-        a full disk takes is known to the running index and to no later one."""
+        """Learn the answer at once, and queue its row for the store: a row lost by a crash or a
+        full disk is in the running index and in no later one."""
         lesson = lesson_of(view, record)
         if lesson is not None:
             self.predictor.learn(lesson, self._store_row)

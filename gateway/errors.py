@@ -1,25 +1,23 @@
-"""The tree of errors. Each one knows its form on the wire.
+"""The tree of errors; "…": as in the class above, "(given)": chosen where the error is raised.
 
-    GatewayError                     status  type                    code
-    ├─ SettingsError                 (never on the wire: start-up and reload)
-    ├─ InvalidRequest                400     invalid_request_error   (given)
-    │  ├─ Unauthorized               401     …                       invalid_api_key
-    │  ├─ Forbidden                  403     …                       (given)
-    │  ├─ NotFound                   404     …                       not_found
-    │  │  └─ ModelNotFound           404     …                       model_not_found
-    │  ├─ MethodNotAllowed           405     …                       method_not_allowed
-    │  ├─ RequestTimeout             408     …                       request_timeout
-    │  ├─ Conflict                   409     …                       (given: job_ended)
-    │  ├─ Gone                       410     …                       gone
-    │  ├─ BodyTooLarge               413     …                       request_too_large
-    │  └─ UnsupportedMedia           415     …                       unsupported_media_type
-    ├─ Refused                       429     rate_limit_error        (given: queue_full, …)
-    ├─ Unavailable                   503     service_unavailable_error (given: draining, …)
-    └─ UpstreamFailed                502     upstream_error          (given)
-       ├─ UpstreamTimeout            504     upstream_error          upstream_timeout
-       └─ UpstreamRefused            (the provider's own status and body, passed on)
-
-"…": as in the class above; "(given)": chosen where it is raised.
+GatewayError                     status  type                    code
+├─ SettingsError                 (never on the wire: start-up and reload)
+├─ InvalidRequest                400     invalid_request_error   (given)
+│  ├─ Unauthorized               401     …                       invalid_api_key
+│  ├─ Forbidden                  403     …                       (given)
+│  ├─ NotFound                   404     …                       not_found
+│  │  └─ ModelNotFound           404     …                       model_not_found
+│  ├─ MethodNotAllowed           405     …                       method_not_allowed
+│  ├─ RequestTimeout             408     …                       request_timeout
+│  ├─ Conflict                   409     …                       (given: job_ended)
+│  ├─ Gone                       410     …                       gone
+│  ├─ BodyTooLarge               413     …                       request_too_large
+│  └─ UnsupportedMedia           415     …                       unsupported_media_type
+├─ Refused                       429     rate_limit_error        (given: queue_full, …)
+├─ Unavailable                   503     service_unavailable_error (given: draining, …)
+└─ UpstreamFailed                502     upstream_error          (given)
+   ├─ UpstreamTimeout            504     upstream_error          upstream_timeout
+   └─ UpstreamRefused            (the provider's own status and body, passed on)
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def serve(args: argparse.Namespace, core: Build = fresh_core) -> int:
 
 
 class ServingProcess:
-    """The part of the life that runs on the loop: `run`, and what signals do to it."""
+    """The part of the process's life on the event loop: `run`, and its reaction to signals."""
 
     gateway: Gateway
     server: HttpServer

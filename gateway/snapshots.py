@@ -1,4 +1,4 @@
-"""Frozen pictures of live state, for people and scrapes. No decision reads them.
+"""Frozen copies of live state, for display and metrics. No decision reads them.
 
 Each room makes its own (`snapshot()`); the admin routes and the metrics read them. Units are
 those of `gateway.types`.
@@ -175,5 +175,5 @@ class Snapshots(Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Requests are taken: some account is usable and no drain has begun."""
+        """True where requests are taken: some account is usable and no drain has begun."""
         return self.usable_accounts > 0 and not self.scheduler.draining

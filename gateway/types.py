@@ -210,13 +210,13 @@ class RateLimits(Struct, frozen=True, gc=False):
 
 
 class Fit(Struct, frozen=True, gc=False):
-    """A yes: the job may start now, on this account."""
+    """Permission to start now, on this account."""
 
     account: str
 
 
 class Blocked(Struct, frozen=True, gc=False):
-    """A no, for one reason; `until_s` is when time alone changes it, None where it does not."""
+    """A refusal, for one reason. `until_s`: the time that ends it; None: time alone does not."""
 
     reason: Reason
     until_s: float | None = None

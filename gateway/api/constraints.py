@@ -10,7 +10,7 @@ fitted on requests without one. So it enters the forecast through history, by tw
   in an enum or the time in a title; by their bytes each would be a template of its own, from
   which no later request could learn. Digits in names are blanked for the same reason.
 
-An outline leaves out how properties nest and what bounds them. Of a list of choices it has the
+An outline leaves out the nesting of properties and their bounds. Of a list of choices it has the
 size of the longest; of everything else, such as a grammar, the bytes, with digits blanked. Both
 digests read a bounded part of any input, and follow no reference.
 """

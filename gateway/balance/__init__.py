@@ -1,1 +1,1 @@
-"""Which account serves a job, and how much fits on it. Pure, like schedule/."""
+"""The choice of an account for a job, and of how much each account takes. Pure, like schedule/."""

@@ -1,7 +1,7 @@
 """One account: its windows, concurrency limit, rate limits and health, taken together.
 
-A window holds requests back so that short ones can overtake. That pays only if forecasts tell
-which ones are short, so the less forecasts are trusted, the more is added to each window: up to
+A window holds requests back so that short ones can overtake. That pays only if forecasts can tell
+short from long, so the less forecasts are trusted, the more is added to each window: up to
 `WIDENING` of it, within the concurrency limit.
 """
 

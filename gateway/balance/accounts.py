@@ -1,4 +1,4 @@
-"""All accounts by name: which one serves a request, and what each answer teaches.
+"""All accounts by name: the choice of one for a request, and learning from its answer.
 
 Of the accounts that take a request now, the one with the least load is chosen: (in flight + 1) /
 (window × weight). If the speed of all of them is known, load is multiplied by the time a request
@@ -226,10 +226,10 @@ class Accounts:
         """
         if not 0.0 <= age_s <= MAX_AGE_S:
             return 0
-        known = [account for account in saved.accounts if account.name in self._accounts]
-        for account in known:
+        restored = [account for account in saved.accounts if account.name in self._accounts]
+        for account in restored:
             self._accounts[account.name].restore(account)
-        return len(known)
+        return len(restored)
 
     def inherit(self, old: Accounts) -> None:
         """Takes over health and debts of a failed core's accounts, before the first request."""

@@ -1,4 +1,4 @@
-"""How a provider slows down under load: a family of curves, and the probability of each.
+"""Curves of a provider's slowdown under load, and the probability of each.
 
 A provider serves N requests at once, each 1/g(N) as fast as one alone; throughput is N/g(N).
 
@@ -176,17 +176,17 @@ class LatencyBins:
     def explored(self) -> float:
         """The highest N with evidence of a few samples; 1.0 where there is none."""
         tail = np.cumsum(self.weights[::-1])[::-1]
-        known = np.flatnonzero(tail >= 3.0)
-        return float(np.exp(_LN_N[known[-1]])) if len(known) else 1.0
+        filled = np.flatnonzero(tail >= 3.0)
+        return float(np.exp(_LN_N[filled[-1]])) if len(filled) else 1.0
 
-    def known_below(self, n: float) -> bool:
+    def has_evidence_below(self, n: float) -> bool:
         """True if there is evidence of latencies with at most `n` in flight."""
         return float(self.weights[math.log(n) >= _LN_N].sum()) >= 3.0
 
     def posterior(self, variance: float) -> Posterior:
         """The probability of each curve. `variance`: of one log latency around its curve."""
-        known = np.flatnonzero(self.weights > 1e-6)
-        part = slice(known[0], known[-1] + 1) if len(known) else slice(0, 0)
+        filled = np.flatnonzero(self.weights > 1e-6)
+        part = slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 0)
         w, wy = self.weights[part], self.sums[part]
         total = float(w.sum())
         resid_sum = wy.sum() - w @ _G[part]  # of y - g, per curve

@@ -1,4 +1,4 @@
-"""What latencies reveal about a provider: the time of a request alone, and its slowdown under load.
+"""Evidence about a provider from latencies: a request's time alone, and its slowdown under load.
 
 The unloaded latency of a request depends on its size:
 
@@ -220,9 +220,9 @@ class Evidence:
         """The highest N with evidence of a few samples; 1.0 where there is none."""
         return self._bins.explored()
 
-    def known_below(self, n: float) -> bool:
+    def has_evidence_below(self, n: float) -> bool:
         """True if there is evidence of latencies with at most `n` in flight."""
-        return self._bins.known_below(n)
+        return self._bins.has_evidence_below(n)
 
     @property
     def coefficients(self) -> tuple[float, float, float]:

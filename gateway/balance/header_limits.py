@@ -196,7 +196,7 @@ class HeaderLimit:
         self._configure()
 
     def _nothing_left(self, now: float) -> None:
-        """Case 3."""
+        """Takes in one more "nothing left"; halves the cap where it contradicts (case 3)."""
         paced = self._meter.rate and self._wait_s <= self._cap_s
         if self._empty_spent == NEVER:
             self._empty_since_s = now

@@ -1,4 +1,4 @@
-"""What the accounts have learned, as a plain value that can be stored.
+"""The learned state of the accounts, as a plain value that can be stored.
 
 Names of accounts and models are the keys, so it survives a restart with other settings: unknown
 names are skipped. Limits and windows are restored at `RESTORE_RATIO`, for the provider may have

@@ -240,7 +240,7 @@ class Window:
     def _anchor(self, next_lease: int) -> bool:
         """Tries a round at ease if the provider was not seen so for long; True if it did."""
         to = math.ceil(self.base * ANCHOR)
-        if self._evidence.known_below(1.5 * to):
+        if self._evidence.has_evidence_below(1.5 * to):
             self._strained = 0.0
         if self.base < ANCHORED or to < self._low or self._strained < ANCHOR_AFTER:
             return False

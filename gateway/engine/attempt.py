@@ -1,8 +1,8 @@
 """One attempt: a request to one account, its answer's headers, and its body with time limits.
 
-An answer that is an error, or a redirect, is read here and raised as AttemptError: what the rest
-of the relay gets is promising. (A refusal may still come late, as the first event of a stream or
-in the body of a 200; stream.py and buffered.py look for it.)
+An answer that is an error, or a redirect, is read here and raised as AttemptError, so the rest of
+the relay gets only a status of success. (A refusal may still come late, as the first event of a
+stream or in the body of a 200; stream.py and buffered.py look for it.)
 
 A provider that falls silent in mid-answer fails the attempt; a client that takes nothing ends
 its request. Between the two lies the connection's write buffer (gateway/api/protocol.py).

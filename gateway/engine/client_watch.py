@@ -18,7 +18,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class CancelReason(StrEnum):
-    """Why a request was cancelled before its last byte."""
+    """The reason for which a request was cancelled before its last byte."""
 
     LEFT = "left"  # the client closed the connection
     STALLED = "stalled"  # the client took nothing for too long
@@ -28,7 +28,7 @@ class CancelReason(StrEnum):
 class ClientWatch:
     """Cancels its body when the client leaves, or when `cancel` is called.
 
-    `reason` is why; None after a normal end.
+    `reason`: the reason of the cancellation; None after a normal end.
     """
 
     __slots__ = ("_cancelling", "_open", "_receive", "_task", "_waiter", "reason")

@@ -28,7 +28,7 @@ from gateway.types import Job, JobRecord, Listener, Outcome, RateLimits, Usage, 
 
 
 class Permit:
-    """One job's leave to run; a context manager that always settles. Made by `Engine.submit`."""
+    """One job's permission to run, from `Engine.submit`; a context manager that always settles."""
 
     __slots__ = (
         "_dispatched_s",
@@ -75,7 +75,7 @@ class Permit:
         return self._engine.clock() - self._dispatched_s
 
     async def granted(self) -> str:
-        """Wait for the account to use. Raises the error of the core's refusal."""
+        """Wait until the job may start; the account to use. Raises the error of a refusal."""
         if self.account is None and self._refusal is None:
             self._waiter = self._engine.loop.create_future()
             try:
@@ -299,7 +299,7 @@ class Engine:
         return dropped
 
     def snapshot(self) -> SchedulerSnapshot:
-        """The scheduler's state, for people and metrics."""
+        """The scheduler's state, for display and metrics."""
         return self._core.snapshot(self.clock())
 
     def check(self) -> None:

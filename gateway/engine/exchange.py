@@ -1,4 +1,4 @@
-"""One relayed request: what the client asks for, and what has become of it.
+"""One relayed request and its outcome so far.
 
 The api room makes an `Exchange` of a parsed request and hands it to the relay, which has the job
 scheduled, fills in the rest on the way and makes the `JobRecord` of it at the end. It belongs to
@@ -82,27 +82,27 @@ class Exchange:
         return f"<Exchange {self.job.id} {self.method} {self.path} on {self.account} {state}>"
 
     def begin_attempt(self) -> None:
-        """Another attempt begins: nothing of the one before counts."""
+        """Begin another attempt: forget what the one before has noted."""
         self.ttft_s = self.usage = self.error_code = None
 
     def first_byte(self) -> None:
-        """The provider has sent something; only the first call of an attempt counts."""
+        """Note the provider's first byte; only the first call of an attempt counts."""
         if self.ttft_s is None:
             self.ttft_s = self.permit.age_s()
 
-    def let_go_of_body(self) -> None:
-        """No further attempt will need the body. One that nobody counts stays."""
+    def release_body(self) -> None:
+        """Free the request's body, which no further attempt needs; not one without `release`."""
         if self.release is not None:
             self.body = b""
             self.release()
 
     def settle(self, outcome: Outcome, verdict: Verdict) -> None:
-        """The provider is done: permit and lease go back, with the usage that is known."""
+        """End permit and lease, with the usage so far; to be called when the provider is done."""
         self.upstream_s = self.permit.attempt_s()
         self.permit.end(outcome, verdict, self.usage)
 
     def cancel(self, reason: CancelReason | None) -> None:
-        """Cancelled from outside: permit and lease go back with what was counted of a stream.
+        """End permit and lease of a cancelled request, with the usage counted of a stream.
 
         The time of a stream that its client did not take is no measure of the provider's pace.
         """

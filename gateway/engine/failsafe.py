@@ -1,11 +1,11 @@
-"""The scheduler behind a door that never raises: a fault of ours fails nobody's request.
+"""The scheduler in a wrapper that never raises: a bug in it fails no request.
 
 A scheduler ("core") that raised is thrown away, and a fresh one is built from the engine's own
 ledger of permits:
 
 1. Jobs that run are adopted where they run. Jobs that wait are submitted again, in order of
-   arrival, to a core that orders first come, first served: the plainest code we have. What the
-   accounts had learned is kept if it can still be read.
+   arrival, to a core that orders first come, first served, the simplest code. The accounts' learned
+   state is kept if it can still be read.
 2. The event that raised is in the ledger already (the engine writes it before it feeds the
    core), so it is not repeated. A failed attempt is not: its job waits for another account,
    `SECOND_CHANCES` times at most, then it gets its error.
@@ -281,7 +281,8 @@ class Failsafe:
     # -- and back ------------------------------------------------------------------------------
 
     def _healed(self, event: Event, now: float) -> list[Action]:
-        """One step back: from no core to a plain one, from a plain one to the configured."""
+        """Take one step back to normal: from no core to first come, first served, from that to
+        the configured ordering."""
         if self._left_out:
             logger.warning("scheduling goes on, first come, first served")
             self._heal_s = now + HEAL_S
@@ -326,14 +327,14 @@ def _entrance(live: LedgerEntry) -> Event:
 
 
 def _straight(job: Job, attempt: int) -> Action:
-    """To the first account, or to nowhere where the job has none."""
+    """A dispatch around the core, to the job's accounts in turn; a refusal where it has none."""
     if not job.accounts:
         return Refuse(job.id, overload.no_account(float("inf")), Outcome.UPSTREAM_ERROR)
     return Dispatch(job.id, job.accounts[(attempt - 1) % len(job.accounts)], attempt, 0)
 
 
 def _carry_counts(old: Scheduler, fresh: Scheduler, event: Event) -> None:
-    """Counters go on where they were: a scrape must not see them fall."""
+    """Carry the old core's counters over, since a counter in a metric must not fall."""
     fresh.dispatched += old.dispatched
     for outcome, count in old.ended.items():
         fresh.ended[outcome] += count

@@ -1,4 +1,4 @@
-"""The trust in forecasts that the scheduler orders by: full as long as they hold.
+"""The trust in forecasts, which scales how far the scheduler orders by them.
 
 A forecast's p90 should hold for nine answers of ten. Where it holds for far fewer, or for all
 (then it is too wide to be of use), the forecasts have lost touch with the traffic (a new source,
@@ -6,8 +6,7 @@ a changed model), and ordering by them does harm. The less trust, the more the s
 all sizes towards the typical one, and its order towards first come, first served.
 
 Coverage is counted over the last answers, faded by number and not by time. Cut, cancelled and
-uncounted answers are left out. Below `SURE` answers the trust is full: a cold start is no bad
-news.
+uncounted answers are left out. Below `SURE` answers the trust is full, so a cold start costs none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The engine's listeners, called in one guarded place.
 
 Rules:
-1. A listener that raises costs nobody anything: the engine goes on, the next listener is called.
+1. A listener that raises stops nothing: the engine goes on, the next listener is called.
 2. Each fault is counted (`sagesched_listener_faults_total`). The first of each method, and one
    every `QUIET_S` after it, is logged with its traceback and alarmed.
 3. A method that a listener does not override is not called.

@@ -1,4 +1,4 @@
-"""One request's way from permit to last byte.
+"""The relay of one request, from its permit to the answer's last byte.
 
 Rules:
 1. Nothing is promised to the client before the provider has given a first byte that is not
@@ -131,8 +131,8 @@ class Relay:
         return record
 
     async def _fail(self, exchange: Exchange, response: ClientResponse, error: Exception) -> None:
-        """A fault of ours: log it, record it, and send what can still be sent. Raises
-        BrokenAnswer once the response has started."""
+        """Log and record a fault of the gateway, and send the client an error if that is still
+        possible. Raises BrokenAnswer once the response has started."""
         logger.error("request failed", exc_info=error, extra={"request_id": exchange.job.id})
         exchange.outcome, exchange.error_code = Outcome.FAILED, "internal_error"
         if exchange.started:
@@ -195,14 +195,14 @@ class Relay:
         )
 
     def _outgrown(self, exchange: Exchange, output_tokens: int) -> None:
-        """An answer is longer than its forecast: so many tokens of each choice so far."""
+        """Report an answer longer than its forecast; `output_tokens` so far, of each choice."""
         if exchange.view is not None:
             self._predictor.observe(exchange.view, output_tokens)
         self._engine.outgrown(exchange.job.id, output_tokens)
 
 
 def _end_attempt(permit: Permit, failure: Failure) -> None:
-    """The attempt brought nothing. Raises the client's error where no other may be made."""
+    """End a failed attempt. Raises the client's error where no other attempt may be made."""
     if failure.retryable:
         error = error_of(failure)
         permit.failed(failure.verdict, failure.retry_after_s, error, retryable=True)

@@ -1,4 +1,4 @@
-"""The response that one client is sent: a status line once, then a body, and an honest end.
+"""The response to one client: one status line, a body, and an end that shows any failure.
 
 Before the status line an error is a response of its own. After it there is no second one: in an
 event stream an error is the last event, without `[DONE]`; any other body cannot carry one, so
@@ -57,7 +57,7 @@ class ClientResponse:
     async def start(
         self, answer: ProviderAnswer, length: bytes | None, *, events: bool = False
     ) -> None:
-        """Send the status line, and with it the promise that no other attempt will be made.
+        """Send the status line, after which no other attempt is possible.
 
         Args:
             length: of the body, None where it is not known.
@@ -73,7 +73,7 @@ class ClientResponse:
         )
         exchange.started, exchange.status = True, answer.status
         self._events = events
-        exchange.let_go_of_body()
+        exchange.release_body()
         await self._send(
             {"type": "http.response.start", "status": answer.status, "headers": headers}
         )
@@ -91,7 +91,7 @@ class ClientResponse:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     def stalled(self) -> None:
-        """The client has taken nothing for too long: cancel its request."""
+        """Cancel the request of a client that has taken nothing for too long."""
         self._watch.cancel(CancelReason.STALLED)
 
     # -- errors and early ends -----------------------------------------------------------------
@@ -104,8 +104,8 @@ class ClientResponse:
         await self._send_error(self._send, error, permit_headers(exchange.permit))
 
     async def break_off(self, error: GatewayError) -> None:
-        """The provider failed after the first byte. Raises BrokenAnswer where only a broken
-        connection can say so."""
+        """End an answer whose provider failed after the first byte. Raises BrokenAnswer where
+        only a broken connection can show that."""
         self._watch.close()
         if not self._events:
             raise BrokenAnswer(error.message)
@@ -115,7 +115,7 @@ class ClientResponse:
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     async def end_early(self, reason: CancelReason) -> None:
-        """The request was cancelled before its last byte."""
+        """End the answer of a request that was cancelled before its last byte."""
         exchange, connection = self._exchange, self._exchange.connection
         exchange.outcome = OUTCOMES[reason]
         if reason is CancelReason.LEFT:

@@ -53,7 +53,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class ShadowJob(Struct):
-    """A job as the shadow decides of it, and as it really went."""
+    """A job's course in the shadow, and its real one."""
 
     job: Job
     last: Workload  # the latest forecast
@@ -141,7 +141,7 @@ class Shadow(Listener):
         entry.would = answer.reason.value if isinstance(answer, Blocked) else "start"
 
     def _end(self, record: JobRecord, now: float) -> None:
-        """The job has really ended: now its time here is known."""
+        """Take in a job's real end, from which its end in the shadow is computed."""
         entry = self._jobs[record.id]
         entry.record = record
         slowdown = self._slowdowns.get(record.account or "", 1.0)

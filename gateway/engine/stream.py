@@ -40,7 +40,7 @@ class LengthAlarm:
         self.at = inf if outgrown is None else max(p90, 1.0) * n
 
     def passed(self, tokens: int) -> None:
-        """The answer is `tokens` long, past `at`."""
+        """Report an answer that is `tokens` long, past `at`, and set the next length."""
         assert self._outgrown is not None
         while self.at < tokens:  # a coarse stream may pass several doublings at once
             self.at *= 2

@@ -141,7 +141,7 @@ class TenantQueue:
         """Take the queue out of the competition until its tenant ends a job."""
         self.parked = True
         self.tenant.parked.append(self)
-        self.class_queue.best_is_known = False
+        self.class_queue.best_is_current = False
         self.class_queue.accounts_queue.best = None
 
     def unpark(self) -> tuple[str, float] | None:
@@ -165,7 +165,7 @@ class ClassQueue:
     """The tenants' queues of one class and size. `best_rank` is that of `best()`."""
 
     __slots__ = (
-        "_best", "accounts_queue", "best_is_known", "best_rank", "cls", "grade", "heap", "key",
+        "_best", "accounts_queue", "best_is_current", "best_rank", "cls", "grade", "heap", "key",
         "own_turn", "size", "tenant_queues",
     )  # fmt: skip
 
@@ -177,7 +177,7 @@ class ClassQueue:
         self.own_turn = TURN_OF[key.cls]  # unless it is deferred
         self.size = 0  # jobs
         self.tenant_queues: dict[str, TenantQueue] = {}
-        self.best_is_known = False
+        self.best_is_current = False
         self.best_rank: Rank = (0, 0.0, 0)
         self._best: TenantQueue | None = None
         self.heap: LazyHeap[tuple[int, float], TenantQueue] = LazyHeap(self._stands_at)
@@ -194,7 +194,7 @@ class ClassQueue:
 
     def show(self, queue: TenantQueue) -> None:
         """Take in that `queue` has a new first job (or none) or rank, or is no longer parked."""
-        self.best_is_known = False
+        self.best_is_current = False
         self.accounts_queue.best = None
         first = queue.first
         if first is not None and not queue.parked:
@@ -202,13 +202,13 @@ class ClassQueue:
 
     def best(self) -> TenantQueue | None:
         """The best queue of a tenant below its cap; queues of capped tenants are parked."""
-        if self.best_is_known:
+        if self.best_is_current:
             best = self._best
             if best is None or not best.tenant.capped:
                 return best
         while (queue := self.heap.top()) is not None and queue.tenant.capped:
             queue.park()
-        self._best, self.best_is_known = queue, True
+        self._best, self.best_is_current = queue, True
         if queue is not None and queue.first is not None:
             self.best_rank = (queue.share.rank, queue.first.key, queue.first.seq)
         return queue

@@ -1,13 +1,12 @@
 """The settings for the scheduler: as they are, or without any limit.
 
-`schedule.bypass` and `schedule.mode = "observe"` relay every request when it comes. That is no
-code path of its own, which would rot until the day it is needed, but the same scheduler with
-room without end. Limits and windows go on learning without limiting, so that they are ready
-when scheduling begins.
+`schedule.bypass` and `schedule.mode = "observe"` relay every request when it comes. They use the
+same scheduler with limits that never bind, since a second code path would go untested. Limits and
+windows go on learning without limiting, so that they are ready when scheduling begins.
 
-All that is no scheduling stays: authentication, a tenant's own caps, retries, ejection of a
-broken account, a refused key, RPM and TPM as configured (not as in headers). A 429 rests no
-account: without a gateway it would not either.
+All other functions stay: authentication, a tenant's own caps, retries, ejection of a broken
+account, a refused key, RPM and TPM as configured (not as in headers). A 429 rests no account, as
+it would not without a gateway.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def effective(settings: Settings) -> Settings:
 
 
 def wide_open(settings: Settings) -> Settings:
-    """The same accounts, tenants and retries, with room without end."""
+    """The same accounts, tenants and retries, with limits that never bind."""
     schedule = replace(
         settings.schedule,
         ordering="fcfs",

@@ -72,8 +72,8 @@ def read_file(path: Path) -> Tree:
 class Replacement(dict[str, Any]):
     """A table of a patch that replaces the value in its place instead of merging with it.
 
-    RFC 7396 has no word for it, and without one patches do not compose: first `{"x": null}`,
-    then `{"x": {"y": 1}}` leaves only y in x, which no single plain patch says.
+    RFC 7396 cannot express it, and without it patches do not compose: first `{"x": null}`, then
+    `{"x": {"y": 1}}` leaves only y in x, which no single plain patch does.
     """
 
 

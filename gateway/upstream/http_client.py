@@ -145,14 +145,14 @@ def open_transport() -> Aiohttp:
 
 
 def _session(context: ssl.SSLContext, *, keep: bool) -> aiohttp.ClientSession:
-    kept: dict[str, Any] = {"keepalive_timeout": 20.0} if keep else {"force_close": True}
+    pooling: dict[str, Any] = {"keepalive_timeout": 20.0} if keep else {"force_close": True}
     return aiohttp.ClientSession(
         connector=_Connector(
             limit=0,  # limits are the accounts' own
             ttl_dns_cache=60,
             ssl=context,
             socket_factory=_socket,
-            **kept,
+            **pooling,
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

@@ -115,7 +115,7 @@ def with_data(event: bytes, data: bytes) -> bytes:
     """
     if _is_plain(event):
         return event_of(data)
-    kept: list[bytes] = []
+    lines: list[bytes] = []
     written = False
     position = 0
     mark = BOM if event.startswith(BOM) else b""
@@ -124,11 +124,11 @@ def with_data(event: bytes, data: bytes) -> bytes:
         line, end = body[position : match.start()], match[0]
         position = match.end()
         if line != b"data" and not line.startswith(b"data:"):
-            kept.append(line + end)
+            lines.append(line + end)
         elif not written:
-            kept.append(b"data: " + data + end)
+            lines.append(b"data: " + data + end)
             written = True
     last = body[position:]  # the last event of a stream may lack its end
     if last == b"data" or last.startswith(b"data:"):
         last = b"" if written else b"data: " + data
-    return mark + b"".join(kept) + last
+    return mark + b"".join(lines) + last

@@ -1,9 +1,9 @@
 """Open-loop load over real HTTP: requests leave when they are due, whatever comes back.
 
 Each is timed from the moment at which it should have left, so that a stall of the target or of
-this process is part of the latency and not hidden by it (coordinated omission). How late they
-really left is reported beside it, and the share of a core that this process used: near 1 the load
-measured itself.
+this process is part of the latency and not hidden by it (coordinated omission). Their lateness is
+reported beside it, and the share of a core that this process used: near 1 the load measured
+itself.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _run(work: Callable[[Any, Job], Result], job: Job) -> Result:
 class Progress:
     """A line `label [#####.....] 12/40, 8 s left`.
 
-    It is redrawn on a terminal; elsewhere a new line is written at each tenth.
+    The line is redrawn on a terminal; elsewhere a new one is written at each tenth.
     """
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:

@@ -1,9 +1,9 @@
-"""From finished requests to lessons, and what the child makes of them.
+"""Lessons on their way to the child, and the rows it makes of them.
 
-A relayed request is learned at once and its row stored when it may be: after a crash, or while
-the disk is full, index and calibration know answers that the history does not, until the next
-start fills the index from it. A row that somebody is promised is drafted, stored, and only then
-learned (`Predictor.learn_stored`): refused, it was never known.
+A relayed request is learned at once and its row stored later: after a crash, or while the disk is
+full, index and calibration have answers that the history lacks, until the next start fills the
+index from it. A row whose storing is acknowledged to a client is drafted, stored, and only then
+learned (`Predictor.learn_stored`), so a row that the store refuses is never learned.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Learner:
         """Learn a batch, or draft its rows.
 
         Raises:
-            ChildGone: after everybody who waits got it, too.
+            ChildGone: after it was passed to every caller that waits, too.
         """
         drafts = [pending for pending in batch if pending.draft]
         lessons = [pending for pending in batch if not pending.draft]
@@ -61,7 +61,7 @@ class Learner:
                 raise row
 
     def give_up(self, batch: Sequence[PendingLesson], error: Exception) -> None:
-        """Report that nobody learns them."""
+        """Report `error` for lessons that will not be learned."""
         for pending in batch:
             self._finish(pending, error)
 

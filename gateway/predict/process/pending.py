@@ -1,9 +1,9 @@
 """Work that waits for the predictor's child: forecasts asked for, and lessons.
 
-Forecasts come first, since somebody may wait for one. Lessons are handed out in batches: each
-costs the event loop a message to the child and one back, however many are in it. So they
-linger for a moment to become a batch, unless somebody waits for one of them; and more go at
-once while their queue is over half full, when `Learner` has them learned briefly.
+Forecasts come first, since a request may wait for one. Lessons are handed out in batches, since
+each batch costs the event loop a message to the child and one back, whatever its size. So lessons
+wait a moment to become a batch, unless a caller waits for one of them; while their queue is over
+half full, batches are larger and `Learner` has them learned in brief.
 """
 
 from __future__ import annotations

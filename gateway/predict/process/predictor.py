@@ -6,7 +6,7 @@ has them done by the child (`ChildSupervisor`, `Learner`) and replaces a child t
 after a pause, which grows while that keeps happening. Everything runs on the event loop.
 
 Fail open: `forecast` never raises. A full queue, a late item, a bad artefact, a child that has
-gone or a dead task costs quality, never an answer.
+ended or a dead task makes forecasts worse, and fails no request.
 """
 
 from __future__ import annotations
@@ -387,7 +387,7 @@ class Predictor:
             self._child.stop_refit()
 
     async def _work(self) -> None:
-        """Until it is closing or switched off, and what was taken before is done."""
+        """Work until closing or switched off, and until what was taken before that is done."""
         while True:
             self._wake.clear()
             await self._follow_orders()
@@ -404,7 +404,7 @@ class Predictor:
                 return
 
     async def _idle(self) -> None:
-        """Switched off: nothing but orders, until it is on or closing."""
+        """Follow orders and drop work while switched off, until switched on or closing."""
         while not (self._settings.enabled or self._closing.is_set()):
             self._wake.clear()
             await self._follow_orders()
@@ -412,8 +412,8 @@ class Predictor:
             await self._wake.wait()
 
     async def _follow_orders(self) -> None:
-        """Those given since the last time. Where no child is open, the next one begins with
-        what they ask of it."""
+        """Carry out the orders given since the last call. Where no child is open, the next one
+        starts with their result."""
         if self._configure_due:
             self._configure_due = False
             await self._child.configure(self._settings, self._private)

@@ -1,6 +1,6 @@
-"""Life of the predictor's child, and what outlives it.
+"""Life of the predictor's child, and the state that outlives it.
 
-A child may hang, be killed or be switched off, and the next one begins with what is held here:
+A child may hang, be killed or be switched off, and the next one begins with the state held here:
 the calibration, the version of the models it belongs to, and the counts that people see. The
 index is not; the history fills it anew.
 
@@ -167,8 +167,8 @@ class ChildSupervisor:
         self._take(version, *await asyncio.to_thread(load), Calibration())
 
     async def open(self, settings: Predict, private: frozenset[str]) -> None:
-        """Open a child as the last one was, for the calibration belongs to its models; then
-        let it take the newest.
+        """Open a child with the models of the last one, to which the calibration belongs; then
+        let it take the newest models.
 
         Raises:
             Exception: whatever starting it or reading history raises; then none is open.
@@ -262,7 +262,7 @@ class ChildSupervisor:
         self.opened = True
 
     def forget_stored(self) -> None:
-        """Drop what would bring the learned back at the next start."""
+        """Drop the stored state that would restore the learned at the next start."""
         self._calibrations.put(Calibration().dump())
         if self._refits is not None:
             self._refits.forget()
@@ -324,7 +324,8 @@ class ChildSupervisor:
             logger.warning("predictor: %d history rows cannot be used", bad)
 
     async def _fill(self, rows: Sequence[HistoryRow]) -> int:
-        """Rows that could not be read: one that cannot even be sent spoils its frame."""
+        """Put rows into the child's index; the number that could not be read. One that cannot
+        be encoded makes all rows of its message count."""
         try:
             return (await self._exchange(FillIndex(list(rows)))).bad
         except ChildError:

@@ -28,12 +28,12 @@ class ChildGone(Exception):
 
 
 class ChildError(Exception):
-    """The child could not do what was asked, and goes on. The text is a traceback without any
-    prompt."""
+    """A question that the child failed to answer; it goes on with the next one. The text is a
+    traceback without any prompt."""
 
 
 class ChildSetup(Struct, frozen=True):
-    """All that the child's models begin with, but for the history."""
+    """Everything that the child's models start with, except the history."""
 
     settings: Predict
     folder: str  # models/
@@ -61,19 +61,19 @@ class OpenModels(Struct, frozen=True, tag=True):
 
 
 class MakeForecast(Struct, frozen=True, tag=True):
-    """Answered with `workload`."""
+    """Make a forecast; answered with `workload`."""
 
     view: PromptView
 
 
 class LearnLessons(Struct, frozen=True, tag=True):
-    """Answered with `rows`, one for each."""
+    """Learn lessons; answered with `rows`, one for each."""
 
     lessons: list[Lesson]
 
 
 class DraftRows(Struct, frozen=True, tag=True):
-    """Answered with the `rows` that history would keep; nothing is learned."""
+    """Make the history rows of lessons without learning them; answered with `rows`."""
 
     lessons: list[Lesson]
 
@@ -114,7 +114,7 @@ Question = (
 
 
 class ChildAnswer(Struct, frozen=True, omit_defaults=True):
-    """Answer to any question; what the question does not call for is left out."""
+    """Answer to any question; members that the question does not call for are left out."""
 
     status: ChildStatus = ChildStatus()
     changes: Changes | None = None  # of the calibration; None: nothing moved

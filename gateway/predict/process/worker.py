@@ -54,7 +54,7 @@ OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
 
 
 def run() -> int:
-    """Be the child; the exit code."""
+    """Run as the child process; the exit code."""
     # Signals to the process group are the gateway's: it closes our input when it is done.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -78,7 +78,7 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _die_with_parent() -> None:
-    """On Linux (prctl(2), PR_SET_PDEATHSIG)."""
+    """Have this process killed when its parent ends; Linux alone (prctl(2), PR_SET_PDEATHSIG)."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -182,7 +182,7 @@ def _tried(make: Callable[[Lesson], HistoryRow], lesson: Lesson) -> HistoryRow |
 
 
 def _fill(forecaster: LearningForecaster, rows: list[HistoryRow]) -> int:
-    """Rows that cannot be read; one of them is no reason to forget the rest."""
+    """Put rows into the index; the number that could not be read and were skipped."""
     bad = 0
     for row in rows:
         try:

@@ -270,7 +270,7 @@ def _about(
         "tenant": "one for all rows, but by source in full_tenants"
         if inputs.has_text
         else "as stored",
-        "task_type": "not told, but in full_task",
+        "task_type": "given in full_task only",
         "problems": list(problems),
     }
 

@@ -192,7 +192,7 @@ class ServingVariant:
 
     Args:
         by_source: makes each source a tenant of its own.
-        tell_task: hands the task type over.
+        with_task: hands the task type over.
     """
 
     def __init__(
@@ -202,10 +202,10 @@ class ServingVariant:
         *,
         learns: bool = True,
         by_source: bool = False,
-        tell_task: bool = False,
+        with_task: bool = False,
     ) -> None:
         self._forecaster = LearningForecaster(settings, artefacts, b"evaluate", {})
-        self._learns, self._by_source, self._tell_task = learns, by_source, tell_task
+        self._learns, self._by_source, self._with_task = learns, by_source, with_task
 
     def forecast(self, case: Case) -> Workload:
         return self._forecaster.forecast(self._view(case))
@@ -224,12 +224,12 @@ class ServingVariant:
             )
 
     def _view(self, case: Case) -> PromptView:
-        if not self._by_source and not self._tell_task:
+        if not self._by_source and not self._with_task:
             return case.view
         return structs.replace(
             case.view,
             tenant=case.source if self._by_source else case.view.tenant,
-            task_type=(case.task_type or None) if self._tell_task else case.view.task_type,
+            task_type=(case.task_type or None) if self._with_task else case.view.task_type,
         )
 
 
@@ -260,7 +260,7 @@ def serving(
         changed,
         learns=name != "static",
         by_source=name == "full_tenants",
-        tell_task=name == "full_task",
+        with_task=name == "full_task",
     )
 
 

@@ -3,7 +3,7 @@
 The journal of `mode = "observe"` is played again twice on a provider fitted to it
 (provider_fit.py): as it was, everything at once, and through the gateway's own scheduler. The
 observed times stand beside both. As far as the first play differs from them, the fitted provider
-differs from the real one, and no smaller gain means anything. Noise that neither size nor load
+differs from the real one, and a gain smaller than that is noise. Noise that neither size nor load
 explains stays with each request; a warning says where there is much of it.
 """
 
@@ -199,7 +199,7 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
     if noisy:
         warnings.append(
             f"**On {', '.join(noisy)} neither a request's size nor the load explains most of its"
-            " time: what is said here about them is worth little.**"
+            " time: a figure about them is worth little.**"
         )
     seconds = [name for name, _ in FIGURES if name.endswith("_s")]
     if any(_differs(found["observed"][name], found["naive"][name]) for name in seconds):

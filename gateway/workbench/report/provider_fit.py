@@ -5,9 +5,9 @@ ends give the number in flight over each life; the fits of the live windows (bal
 balance/evidence.py) give how long a request takes alone and how the provider slows down. Here they
 see the whole journal at once instead of a fading memory.
 
-What both fits leave over is the request's own noise. It is kept with the request, so that playing
-the journal again as it was nearly gives back the observed times; the difference tells what the
-counterfactual is worth.
+The residual of both fits is the request's own noise. It is kept with the request, so that playing
+the journal again as it was nearly gives back the observed times; the difference bounds the
+accuracy of the counterfactual.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`sagesched simulate`: the gateway's scheduler and accounts on a virtual clock.
 
-A day of traffic in seconds, many times over with other seeds, against providers of every shape,
-beside what people do without a gateway. It leaves out HTTP, the event loop and the predictor's
-own load: it says whether a decision is good, and `sagesched bench` whether the gateway is.
+It plays a day of traffic in seconds, again for each seed, against providers of every shape, beside
+what people do without a gateway. It leaves out HTTP, the event loop and the predictor's own load:
+it judges the scheduler's decisions; `sagesched bench` judges the whole gateway.
 
 The report is one tree (simulation_report.py), as JSON, as Markdown, and pictures.
 """

@@ -119,8 +119,8 @@ def test_bins_forget_near_and_keep_far() -> None:
 def test_bins_explored_needs_a_few_samples() -> None:
     """Evidence of a few samples counts as explored, less does not."""
     bins = seen_bins(lambda n: 1.0, [4.0], each=20)
-    assert not bins.known_below(3.0)
-    assert bins.known_below(4.0)
+    assert not bins.has_evidence_below(3.0)
+    assert bins.has_evidence_below(4.0)
     bins.add(np.array([math.log(20.0)]), np.zeros(1), np.ones(1), np.zeros(BINS), np.ones(BINS))
     assert bins.explored() == pytest.approx(4.0)
     assert LatencyBins().explored() == 1.0
@@ -274,7 +274,7 @@ def test_bins_explored_counts_all_that_lies_further_out() -> None:
             np.full(each, math.log(n)), np.zeros(each), np.ones(each), np.zeros(BINS), np.ones(BINS)
         )
     assert bins.explored() == pytest.approx(8.0)
-    assert bins.known_below(4.0)
-    assert not bins.known_below(3.99)
+    assert bins.has_evidence_below(4.0)
+    assert not bins.has_evidence_below(3.99)
     bins.fade(0.59)
-    assert not bins.known_below(4.0), "what has faded is not known any more"
+    assert not bins.has_evidence_below(4.0), "what has faded is not known any more"

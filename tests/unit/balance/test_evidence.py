@@ -79,7 +79,7 @@ def test_evidence_finds_sizes_slowdown_and_curve_together() -> None:
     at = it.posterior.slowdown_at(np.log([2.0, 16.0]))
     assert math.exp(at[1] - at[0]) == pytest.approx((1 + 16 / 12) / (1 + 2 / 12), rel=0.05)
     assert it.explored() == pytest.approx(16.0, rel=0.05)
-    assert (it.known_below(2.0), it.known_below(1.0)) == (True, False)
+    assert (it.has_evidence_below(2.0), it.has_evidence_below(1.0)) == (True, False)
 
 
 def test_evidence_is_empty_before_the_first_look() -> None:

@@ -14,5 +14,5 @@ def test_exchange_lets_go_of_a_body_that_is_counted(counted: bool) -> None:
     released: list[bool] = []
     release = (lambda: released.append(True)) if counted else None
     exchange = Exchange(job("one"), "r", "POST", "/x", b"", [], b"body", release=release)
-    exchange.let_go_of_body()
+    exchange.release_body()
     assert (exchange.body, released) == ((b"", [True]) if counted else (b"body", []))

@@ -20,7 +20,7 @@ def lose_the_queue(it: World) -> None:
     (queue,) = it.scheduler.pools["m"].queues.values()
     for class_queue in queue.class_queues.values():
         class_queue.heap = type(class_queue.heap)(lambda key, seq, lost: False)
-        class_queue.best_is_known = False
+        class_queue.best_is_current = False
 
 
 def free_without_drain(it: World) -> None:
