@@ -121,7 +121,7 @@ def main() -> None:
     head = Head.load(HERE / "head.npz")
     said = np.array(
         [
-            head.grid(tuned.read(view.text, None, view.system).code, view.model, row)
+            head.grid(tuned.encode(view.text, None, view.system).code, view.model, row)
             for view, row in zip(views_b, whole.tolist(), strict=True)
         ]
     )

@@ -1,10 +1,10 @@
 """The shipped artefacts: found, checked by sha256, loaded.
 
-`models/manifest.toml` names every file and its hash. A file that is missing or altered is
-not loaded, and only what needs it is lost: without the encoder there are no neighbours,
-without the full model stage 0 stands in for it, without stage 0 the heuristic, without the
-head the boosters speak alone. What is wrong is said in `Artefacts.problems`, for the snapshot
-and the log; nothing is raised.
+`models/manifest.toml` names every file and its hash. A file that is missing or altered is not
+loaded, and only its users are lost: without the encoder there are no neighbours, without the full
+model stage 0's forecast takes its place, without stage 0 the heuristic, without the head the
+boosters are used alone. Nothing is raised; `Artefacts.problems` lists what is wrong, for the
+snapshot and the log.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, field
 
-from gateway.predict.calibrate import family
+from gateway.predict.calibrate import model_family
 from gateway.predict.encoder import Encoder, find_encoder, load_encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features
 from gateway.predict.head import Head
-from gateway.predict.lengths import LengthModel, Part, Residual
-from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.lengths import ColumnBooster, LengthModel, ResidualTable
+from gateway.predict.manifest import ArtefactError, ArtefactFolder
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.tenant_correction import CorrectionColumns, TenantCorrections
@@ -36,13 +36,13 @@ T = TypeVar("T")
 BASE = (
     *("tables", "stage0", "stage0_scale", "full", "full_scale", "projection", "encoder", "head"),
 )
-"""What a refit is a correction of."""
+"""The shipped files that a refit corrects."""
 
 Projection = npt.NDArray[np.float32]
 
 
 class Tables(Struct, frozen=True, dict=True):
-    """models/tables.json: what the boosters need beside their trees."""
+    """models/tables.json: the boosters' inputs beside their trees."""
 
     features: list[str]
     neighbour_features: list[str]
@@ -50,32 +50,33 @@ class Tables(Struct, frozen=True, dict=True):
     mean: float
     models: dict[str, float]  # mean log1p length by model
     tasks: dict[str, float]
-    stage0: Residual
-    full: Residual
+    stage0: ResidualTable
+    full: ResidualTable
     correction_columns: CorrectionColumns | None = field(default=None, name="leaning")
 
     def features_of(
         self, view: PromptView, running: tuple[float, ...] = UNKNOWN_RUNNING
     ) -> list[float]:
-        """All of `NAMES`; a model reads as many of them as it was fitted with."""
+        """The features of a request, all of `NAMES`; a model reads those it was fitted with."""
         task = self.tasks.get(view.task_type, nan) if view.task_type else nan
         return features(view, self.model_mean(view.model), task, running)
 
     def model_mean(self, model: str) -> float:
-        """Of the model, else of its family, else NaN."""
+        """Mean log length of the model, else of its family, else NaN."""
         found = self.models.get(model)
-        return self.families.get(family(model), nan) if found is None else found
+        return self.families.get(model_family(model), nan) if found is None else found
 
     @cached_property
     def families(self) -> dict[str, float]:
+        """Mean log length by model family."""
         members: dict[str, list[float]] = {}
         for model, mean in self.models.items():
-            members.setdefault(family(model), []).append(mean)
+            members.setdefault(model_family(model), []).append(mean)
         return {name: sum(means) / len(means) for name, means in members.items()}
 
     @property
     def width(self) -> int:
-        """How many of `NAMES` the models read."""
+        """The number of `NAMES` that the models read."""
         return len(self.features)
 
 
@@ -87,7 +88,7 @@ class Texts(NamedTuple):
 
 
 class TailRow(Struct, frozen=True):
-    """How far off the refitted models were for one of the last answers they did not fit."""
+    """Residuals of the refitted models for one of the last answers, which they did not fit."""
 
     model: str
     tenant: str
@@ -97,11 +98,11 @@ class TailRow(Struct, frozen=True):
 
 
 class Refit(Struct, frozen=True):
-    """What a refit's folder holds (refit.py writes it)."""
+    """The contents of a refit's folder, as refit/refit.py writes them."""
 
     version: int
     tables: Tables
-    stage0: str  # booster's text, "" where the shipped one was not beaten
+    stage0: str  # booster's text; "" where the shipped model was not beaten
     full: str
     cheap: int  # features the boosters read
     near: int
@@ -109,14 +110,14 @@ class Refit(Struct, frozen=True):
     until_wall_s: float = 0.0  # when the last row fitted ended
 
 
-def base_of(files: Folder) -> dict[str, str]:
+def base_of(files: ArtefactFolder) -> dict[str, str]:
     """Hashes of the shipped files that a refit is a correction of."""
     return {name: str(files.about(name)["sha256"]) for name in BASE if files.has(name)}
 
 
-def load_refit(folder: Path, shipped: Folder) -> Refit:
+def load_refit(folder: Path, shipped: ArtefactFolder) -> Refit:
     """Load and check a refit. Raises ArtefactError."""
-    files = Folder(folder)
+    files = ArtefactFolder(folder)
     about = files.about("corrections")
     if about.get("base") != base_of(shipped):
         raise ArtefactError(f"refit {folder.name} is of other shipped models: left aside")
@@ -131,14 +132,15 @@ def load_refit(folder: Path, shipped: Folder) -> Refit:
 
 
 class Artefacts:
-    """Everything loadable of a folder; the rest is None and explained in `problems`.
+    """The loaded artefacts of a folder; those that cannot be loaded are None, and `problems` says
+    why.
 
     Args:
         folder: models/.
-        encoder_name: the encoder wanted (`predict.embedding_model_name`).
-        max_tokens: what it reads of a text.
-        only_stage0: leave the rest: encoder, projection, full model.
-        exported: where encoders lie that were made here (encoder.py).
+        encoder_name: `predict.embedding_model_name`.
+        max_tokens: most tokens of a text that the encoder reads.
+        only_stage0: do not load encoder, head, projection and full model.
+        exported: folder of encoders exported here (encoder.py).
     """
 
     def __init__(
@@ -153,63 +155,48 @@ class Artefacts:
         self.problems: list[str] = []
         self.encoder_name = ""
         self.tables: Tables | None = None
+        self.shipped_tables: Tables | None = None
         self.encoder: Encoder | None = None
         self.projection: Projection | None = None
         self.full: LengthModel | None = None
-        self.head: Head | None = None  # of an encoder that gives codes
+        self.head: Head | None = None  # only for an encoder with codes
         self.version = 0  # of the refit in use; 0: as shipped
         self.tail: tuple[TailRow, ...] = ()
-        self._files: Folder | None = None
+        self._files: ArtefactFolder | None = None
         self._stage0_texts: Texts | None = None
         self._full_texts: Texts | None = None
         self._short_text: str | None = None
         self._refit: Refit | None = None
-        self._files = files = self._try("models", lambda: Folder(folder))
+        self._files = files = self._try("models", lambda: ArtefactFolder(folder))
         if files is None:
             return
-        self.tables = self._try("tables", lambda: _tables(files.path("tables")))
-        self.shipped_tables = self.tables
-        if self.tables is not None:
-            self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
-        if only_stage0:
-            return
-        own = self._try("encoder", lambda: find_encoder(files, exported, encoder_name))
-        if own is None:
-            return
-        self.encoder = self._try("encoder", lambda: load_encoder(own, max_tokens))
-        if self.encoder is None:
-            return
-        self.encoder_name = encoder_name
-        if own is not files:  # what follows was fitted on the shipped one's vectors
-            return
-        if self.encoder.code_width:
-            width = self.encoder.code_width
-            self.head = self._try("head", lambda: _head(files.path("head"), width))
-        self.projection = self._try("projection", lambda: np.load(files.path("projection")))
-        if self.tables is not None and self.projection is not None:
-            self._full_texts = self._try("full", lambda: _texts(files, "full"))
-            if files.has("full_short"):
-                self._short_text = self._try("full_short", lambda: _text(files, "full_short"))
-            self.full = self._full()
+        self._load_tables(files)
+        own = None
+        if not only_stage0:
+            own = self._load_encoder(files, exported, encoder_name, max_tokens)
+        if own is files:  # head and full model were fitted on the shipped encoder's vectors
+            self._load_full(files)
 
     def stage0(self) -> LengthModel | None:
         """Load a fresh stage-0 model; None where there is none. Each user takes its own."""
-        texts, tables, more = self._stage0_texts, self.tables, self._refit
+        texts, tables, refit = self._stage0_texts, self.tables, self._refit
         if texts is None or tables is None:
             return None
 
         def load() -> LengthModel:
-            own = None if more is None or not more.stage0 else Part(more.stage0, more.cheap)
-            location, scale = (Part(text, tables.width) for text in texts)
+            own = None
+            if refit is not None and refit.stage0:
+                own = ColumnBooster(refit.stage0, refit.cheap)
+            location, scale = (ColumnBooster(text, tables.width) for text in texts)
             return LengthModel(location, scale, tables.stage0, own)
 
         return self._try("stage0", load)
 
     def refitted(self, folder: Path | None) -> Artefacts:
-        """The same with a refit's corrections; as shipped without a folder.
+        """A copy with a refit's corrections; as shipped without a folder.
 
-        A refit made over other shipped models, or for another encoder, is left aside: that is
-        a problem only worth a word.
+        A refit of other shipped models, or for other features, is left aside and listed in
+        `problems`.
         """
         new = copy(self)
         new.version, new.tail, new._refit, new.problems = 0, (), None, []
@@ -227,13 +214,13 @@ class Artefacts:
 
     @property
     def base(self) -> dict[str, str]:
-        """What a refit rests on: hashes of the shipped models, and the encoder's name."""
+        """Hashes of the shipped files that a refit corrects."""
         assert self._files is not None
         return base_of(self._files)
 
     @property
     def texts(self) -> tuple[Texts | None, Texts | None]:
-        """Stage 0 and the full model as LightGBM saves them."""
+        """Stage 0's and the full model's boosters as LightGBM saves them."""
         return self._stage0_texts, self._full_texts
 
     @property
@@ -246,22 +233,55 @@ class Artefacts:
         """The refit's correction of the full model as LightGBM saves it; "": as shipped."""
         return "" if self._refit is None else self._refit.full
 
+    def _load_tables(self, files: ArtefactFolder) -> None:
+        self.tables = self._try("tables", lambda: _tables(files.path("tables")))
+        self.shipped_tables = self.tables
+        if self.tables is not None:
+            self._stage0_texts = self._try("stage0", lambda: _texts(files, "stage0"))
+
+    def _load_encoder(
+        self, files: ArtefactFolder, exported: Path | None, name: str, max_tokens: int
+    ) -> ArtefactFolder | None:
+        """Load the encoder; its folder, None where it cannot be loaded."""
+        own = self._try("encoder", lambda: find_encoder(files, exported, name))
+        if own is None:
+            return None
+        self.encoder = self._try("encoder", lambda: load_encoder(own, max_tokens))
+        if self.encoder is None:
+            return None
+        self.encoder_name = name
+        return own
+
+    def _load_full(self, files: ArtefactFolder) -> None:
+        assert self.encoder is not None
+        width = self.encoder.code_width
+        if width:
+            self.head = self._try("head", lambda: _head(files.path("head"), width))
+        self.projection = self._try("projection", lambda: np.load(files.path("projection")))
+        if self.tables is not None and self.projection is not None:
+            self._full_texts = self._try("full", lambda: _texts(files, "full"))
+            if files.has("full_short"):
+                self._short_text = self._try("full_short", lambda: _text(files, "full_short"))
+            self.full = self._full()
+
     def _full(self) -> LengthModel | None:
-        texts, tables, projection, more = (
-            *(self._full_texts, self.tables, self.projection, self._refit),
-        )
+        """The full model; None where a part of it is missing."""
+        texts, tables, projection = self._full_texts, self.tables, self.projection
+        refit = self._refit
         if texts is None or tables is None or projection is None:
             return None
         parts = len(projection) - 1
 
         def load() -> LengthModel:
             near = len(tables.neighbour_features)
-            location, scale = (Part(text, tables.width, parts, near) for text in texts)
+            location, scale = (ColumnBooster(text, tables.width, parts, near) for text in texts)
             own = short = None
             if (text := self._short_text) is not None:
-                short = self._try("full_short", lambda: Part(text, tables.width, parts, near))
-            if more is not None and more.full:
-                own = Part(more.full, more.cheap, parts, more.near)
+                short = self._try(
+                    "full_short", lambda: ColumnBooster(text, tables.width, parts, near)
+                )
+            if refit is not None and refit.full:
+                own = ColumnBooster(refit.full, refit.cheap, parts, refit.near)
             return LengthModel(location, scale, tables.full, own, short)
 
         return self._try("full", load)
@@ -269,17 +289,17 @@ class Artefacts:
     def _try(self, what: str, load: Callable[[], T]) -> T | None:
         try:
             return load()
-        except Exception as error:  # whatever a library makes of a bad file
+        except Exception as error:  # libraries raise anything on a bad file
             text = str(error) if isinstance(error, ArtefactError) else f"{what}: {error}"
             self.problems.append(" ".join(text.split())[:200])
             return None
 
 
-def _texts(files: Folder, name: str) -> Texts:
+def _texts(files: ArtefactFolder, name: str) -> Texts:
     return Texts(_text(files, name), _text(files, f"{name}_scale"))
 
 
-def _text(files: Folder, name: str) -> str:
+def _text(files: ArtefactFolder, name: str) -> str:
     return files.path(name).read_text(encoding="utf-8")
 
 

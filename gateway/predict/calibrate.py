@@ -1,20 +1,19 @@
-"""How far off the forecasts are, and for whom: the corrections in force.
+"""Calibration: the corrections that answers make to the boosters' forecasts.
 
-Two corrections, for two kinds of wrong.
+A request belongs to nested groups: tenant → model family → model → template. All of them are one
+tenant's own: lengths reported by one tenant bend no other's forecasts. Two things are corrected:
 
-1. *Where the middle lies.* The boosters were fitted elsewhere; a model they never saw, or a
-   tenant's template, is off by a factor more than in its order. Each scope keeps a
-   running mean of the residual (true minus forecast median, log1p tokens). Each starts from the
-   one above as if `PRIOR` answers had agreed with it, so an unseen model starts from its family,
-   and a scope with answers of its own soon speaks for itself. It is added to the grid.
-2. *How wide it is.* Per tenant's class, and apart for stage 0 and the full forecast, the level
-   that is read as p90, and the one read as the median, are moved so that the share of misses
-   comes out at the target.
+1. The middle. The boosters were fitted elsewhere; for a model they never saw, or for a tenant's
+   template, they are off by a factor more than in their order. Each group keeps a running mean of
+   the residual (true minus forecast median, log1p tokens), starting from the mean of the group
+   above as if `PRIOR` answers had agreed with it. The mean of the narrowest group is added to the
+   grid.
+2. The width. For each tenant and job class, apart for stage 0 and the full forecast, the levels
+   that are read as p50 and p90 move until the shares of misses are those wanted.
 
-How both are learned is said in residuals.py. `Residuals` belong to whoever learns. The event
-loop sees a `Calibration`: beside the learner an immutable table, replaced as a whole; in another
-process than the learner a `Mirror`, told the entries that moved. Entries are immutable and are
-looked up one by one, so stage 0 reads either without a lock.
+`Residuals` (residuals.py) learn both. The event loop reads a `Calibration`: beside the learner an
+immutable table that is replaced whole, in another process a `Mirror` that is sent the entries
+that changed. Entries are immutable and are looked up one by one, so no lock is needed.
 """
 
 from __future__ import annotations
@@ -37,54 +36,59 @@ _SCRIPTS = ("b\x1f", "c\x1f")
 
 
 class GroupKeys(Struct, frozen=True, gc=False):
-    """The scopes one request belongs to, the most general first: tenant, family, model."""
+    """Keys of the groups that one request belongs to, the widest first: tenant, family, model.
+
+    Keys are kept in the store between runs: another layout needs another version of that state.
+    """
 
     models: tuple[str, ...]
     templates: tuple[str, ...] = ()
 
     @property
     def tenant(self) -> str:
+        """Key of the tenant's group."""
         return self.models[0]
 
     @property
     def source(self) -> str:
-        """The model as this tenant uses it."""
+        """Key of the model as this tenant uses it."""
         return self.models[-1]
 
 
 def group_keys(model: str, tenant: str, template: str = "") -> GroupKeys:
-    """Of a request; `template` is "" where there is none."""
+    """Keys of a request's groups; `template` is "" where there is none."""
     return GroupKeys(
-        (f"t\x1f{tenant}", f"f\x1f{tenant}\x1f{family(model)}", f"m\x1f{tenant}\x1f{model}"),
+        (f"t\x1f{tenant}", f"f\x1f{tenant}\x1f{model_family(model)}", f"m\x1f{tenant}\x1f{model}"),
         (f"p\x1f{tenant}\x1f{model}\x1f{template}",) if template else (),
     )
 
 
 def script_keys(model: str, tenant: str, script: str) -> GroupKeys:
-    """Where tokens per byte are kept."""
+    """Keys of the groups for tokens per byte: of a family and a model, for a tenant and script."""
     end = f"{tenant}\x1f{script}"
-    return GroupKeys((f"b\x1f{family(model)}\x1f{end}", f"c\x1f{model}\x1f{end}"))
+    return GroupKeys((f"b\x1f{model_family(model)}\x1f{end}", f"c\x1f{model}\x1f{end}"))
 
 
-def level_key(stage: str, job_class: JobClass, of: GroupKeys) -> str:
-    """Where the levels of a tenant's class are kept; in a table of their own."""
-    return f"{stage}\x1f{job_class}\x1f{of.tenant}"
+def level_key(stage: str, job_class: JobClass, keys: GroupKeys) -> str:
+    """Key of the levels of a tenant's job class, in a table of their own."""
+    return f"{stage}\x1f{job_class}\x1f{keys.tenant}"
 
 
 def tenant_of(key: str) -> str:
-    """Whose a scope's key is: its second part, of a script's the third. "" of what is no key."""
+    """Tenant of a group's key: its second part, of a script's key the third; "" where there is
+    none."""
     parts = key.split("\x1f", 3)
     place = 2 if is_script_key(key) else 1
     return parts[place] if place < len(parts) else ""
 
 
 def is_script_key(key: str) -> bool:
-    """Whether tokens per byte are kept there, and no lengths."""
+    """True where the key is of tokens per byte, not of lengths."""
     return key.startswith(_SCRIPTS)
 
 
 @lru_cache(4096)
-def family(model: str) -> str:
+def model_family(model: str) -> str:
     """A model's name up to its version or size: "gpt" of "openai/gpt-5.4-mini"."""
     name = model.rsplit("/", 1)[-1].lower()
     parts = re.split(r"[-_:. ]", name)
@@ -97,24 +101,24 @@ def family(model: str) -> str:
     return "-".join(part for part in kept if part) or name
 
 
-PRIOR = 12.0  # answers that agreed with the scope above, before the first
-TARGETS = (0.5, 0.1)  # of misses: above the median, above p90
-TAIL = 0.02  # below it z goes on in a straight line: α ≤ 0 still means something
+PRIOR = 12.0  # answers' worth of the group above, before the first answer
+TARGETS = (0.5, 0.1)  # shares of answers wanted above the median, above p90
+TAIL = 0.02  # below it z goes on in a straight line, so that α ≤ 0 has a value
 
 Entry = tuple[float, ...]
 Table = Mapping[str, Entry]
 V = TypeVar("V")
 NO_ENTRY: Entry = (0.0,) * 10
-_NOTHING: Table = MappingProxyType({})
+_NO_ENTRIES: Table = MappingProxyType({})
 _NORMAL = NormalDist()
 _NAN = float("nan")
 
 TOKENS_PER_BYTE = {"latin": 0.25, "cjk": 0.25, "other": 0.22}
-"""Before any usage is known: 4 letters a token; 0.75 tokens a Chinese character of 3 bytes."""
+"""Used before any usage is known: 4 letters a token; 0.75 tokens a Chinese character (3 bytes)."""
 
 
 class Channel(IntEnum):
-    """What a scope has a running mean of; a place in its `Entry`."""
+    """Quantities of which a group has a running mean: places in its `Entry`, sum before count."""
 
     STAGE0 = 0  # residual of stage 0
     FULL = 2  # residual of the full model
@@ -124,14 +128,14 @@ class Channel(IntEnum):
 
 
 class Levels(Struct, frozen=True, gc=False):
-    """Shares of misses aimed at now, so that the true ones come out at `TARGETS`."""
+    """Shares of misses aimed at now, so that the true shares come out at `TARGETS`."""
 
     median: float = TARGETS[0]
     high: float = TARGETS[1]
 
     @property
     def z(self) -> tuple[float, float]:
-        """Normal scores of the levels that are to be read as p50 and p90."""
+        """Normal scores of the levels that are read as p50 and p90."""
         return _z(self.median), _z(self.high)
 
 
@@ -143,32 +147,33 @@ def _z(alpha: float) -> float:
 
 
 NO_LEVELS = Levels()
-"""Of a class nothing is known of."""
+"""The levels of a class without answers."""
 
 
 class Calibration(Struct, frozen=True):
-    """The corrections in force. Never changes; a new one takes its place."""
+    """The corrections in force. Immutable, but for that of a `Mirror`."""
 
-    models: Table = _NOTHING
-    templates: Table = _NOTHING
+    models: Table = _NO_ENTRIES
+    templates: Table = _NO_ENTRIES
     levels: Mapping[str, Levels] = MappingProxyType({})
 
-    def mean(self, of: GroupKeys, channel: Channel, prior: float = 0.0) -> float:
-        """The most particular scope's running mean, shrunk to those above it, they to `prior`."""
-        for table, keys in ((self.models, of.models), (self.templates, of.templates)):
-            for key in keys:
+    def mean(self, keys: GroupKeys, channel: Channel, prior: float = 0.0) -> float:
+        """Running mean of the narrowest group, shrunk to that of each wider one in turn, and the
+        widest one's to `prior`."""
+        for table, group in ((self.models, keys.models), (self.templates, keys.templates)):
+            for key in group:
                 entry = table.get(key)
                 if entry is not None:
                     total, count = entry[channel], entry[channel + 1]
                     prior = (total + PRIOR * prior) / (count + PRIOR)
         return prior
 
-    def running(self, of: GroupKeys) -> tuple[float, ...]:
-        """Mean and count of the lengths seen: of the tenant, its model, its template."""
+    def running(self, keys: GroupKeys) -> tuple[float, ...]:
+        """Mean and count of the lengths learned: of the tenant, its model, its template."""
         entries = (
-            self.models.get(of.tenant, NO_ENTRY),
-            self.models.get(of.source, NO_ENTRY),
-            self.templates.get(of.templates[0], NO_ENTRY) if of.templates else NO_ENTRY,
+            self.models.get(keys.tenant, NO_ENTRY),
+            self.models.get(keys.source, NO_ENTRY),
+            self.templates.get(keys.templates[0], NO_ENTRY) if keys.templates else NO_ENTRY,
         )
         found: list[float] = []
         for entry in entries:
@@ -176,35 +181,34 @@ class Calibration(Struct, frozen=True):
             found += [total / count if count else _NAN, count]
         return tuple(found)
 
-    def stage0(self, of: GroupKeys) -> float:
-        """What to add to stage 0's grid."""
-        return self.mean(of, Channel.STAGE0)
+    def stage0_bias(self, keys: GroupKeys) -> float:
+        """Mean residual of stage 0, to be added to its grid."""
+        return self.mean(keys, Channel.STAGE0)
 
-    def full(self, of: GroupKeys) -> float:
-        """What to add to the full model's grid."""
-        return self.mean(of, Channel.FULL)
+    def full_bias(self, keys: GroupKeys) -> float:
+        """Mean residual of the full model, to be added to its grid."""
+        return self.mean(keys, Channel.FULL)
 
     def tokens_per_byte(self, model: str, tenant: str, script: str) -> float:
-        """Of a prompt, before chat overhead. `script` as `PromptView.script`."""
+        """Prompt tokens per byte, without chat overhead. `script` as `PromptView.script`."""
         off = self.mean(script_keys(model, tenant, script), Channel.STAGE0)
         return TOKENS_PER_BYTE.get(script, 0.25) * exp(off)
 
-    def level(self, stage: str, job_class: JobClass, of: GroupKeys) -> Levels:
-        """Of the tenant's jobs of a class."""
-        return self.levels.get(level_key(stage, job_class, of), NO_LEVELS)
+    def levels_of(self, stage: str, job_class: JobClass, keys: GroupKeys) -> Levels:
+        """The levels of the tenant's jobs of a class."""
+        return self.levels.get(level_key(stage, job_class, keys), NO_LEVELS)
 
     def dump(self) -> bytes:
-        """To be kept in the store: scopes by name (templates as keyed hashes), no text. Not
-        while another thread writes the table."""
+        """Bytes to keep in the store: groups by name (templates as keyed hashes), no text."""
         return msgspec.msgpack.encode(
             _State(1, _lists(self.models), _lists(self.templates), dict(self.levels))
         )
 
     @classmethod
-    def load(cls, kept: bytes) -> Calibration | None:
-        """What `dump` gave; None where it is none of this version."""
+    def load(cls, data: bytes) -> Calibration | None:
+        """The table that `dump` encoded; None where the bytes are not of this version."""
         try:
-            state = msgspec.msgpack.decode(kept, type=_State)
+            state = msgspec.msgpack.decode(data, type=_State)
         except msgspec.DecodeError:
             return None
         rows = [*state.models.values(), *state.templates.values()]
@@ -214,7 +218,7 @@ class Calibration(Struct, frozen=True):
 
 
 class _State(Struct):
-    """What is kept in the store between runs."""
+    """The stored form of a calibration."""
 
     version: int
     models: dict[str, list[float]]
@@ -231,12 +235,12 @@ def _lists(table: Table) -> dict[str, list[float]]:
 
 
 class Changes(Struct, frozen=True):
-    """Entries that moved, for a copy of the table elsewhere; None: dropped."""
+    """Entries that changed, for a copy of the table elsewhere; None: dropped."""
 
     models: dict[str, Entry | None]
     templates: dict[str, Entry | None]
     levels: dict[str, Levels | None]
-    whole: bool = False  # these are all there are: forget the others
+    whole: bool = False  # these are all entries: drop the others
 
 
 class Mirror:
@@ -250,6 +254,7 @@ class Mirror:
         self.table = Calibration(self._models, self._templates, self._levels)
 
     def apply(self, changes: Changes) -> None:
+        """Take over what changed."""
         if changes.whole:
             self._models, self._templates, self._levels = {}, {}, {}
         _merge(self._models, changes.models)

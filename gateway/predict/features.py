@@ -1,10 +1,10 @@
 """The cheap features of a request: numbers for boosters.
 
-`features` is stage 0's input and must stay within some tens of microseconds on the loop.
-That is why it counts bytes through `bytes.translate` (2 µs for 2,000 bytes, any class of
-characters) and intersects one set of words with word groups, instead of running regular
-expressions. Their order is the order the shipped models were trained with: new ones go to
-the end, and `models/train_quantiles.py` records the names.
+`features` is stage 0's input and must stay within some tens of microseconds on the loop. So it
+counts bytes with `bytes.translate` (2 µs for any class of characters in 2,000 bytes) and
+intersects one set of words with word groups, instead of running regular expressions. The order
+of the features is the one that the shipped models were trained with: new ones go to the end, and
+`models/train_quantiles.py` records the names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from math import log1p, nan
 
 from gateway.predict.prompt_view import CJK_LEAD, WIDE, PromptView, cut
 
-WORD_CHARS = 1000  # of a text, what is looked at word by word
+WORD_CHARS = 1000  # most characters of a text that are split into words
 
 _DIGITS = b"0123456789"
 _UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -63,12 +63,12 @@ NAMES: tuple[str, ...] = (
     *(f"zh_{i}" for i in range(len(CHINESE))),
     *("system_json", "system_brief", "system_code", "tools", "json_format", "max_tokens"),
     *("temperature", "effort", "stop", "n", "model_mean", "task_mean"),
-    # Since the first models; those that were fitted without read the names above alone.
+    # Added after the first models, which read only the names above.
     *("thinking", "thinking_budget", "tools_bytes", "cjk_share"),
     *("tenant_run_mean", "tenant_run_count", "model_run_mean", "model_run_count"),
     *("template_run_mean", "template_run_count"),
 )
-"""Names of `features`, in their order."""
+"""The names of the features, in their order."""
 
 UNKNOWN_RUNNING: tuple[float, ...] = (nan, 0.0) * 3
 
@@ -87,19 +87,30 @@ def features(
         running: mean log1p length and count of answers learned from, of the tenant, of its
             model, of its template (`Calibration.running`).
     """
-    text = view.text
-    raw = text.encode("utf-8", "replace")
-    size = len(raw) or 1
-    ascii_only = raw.isascii()
-    read = cut(text, WORD_CHARS)
+    raw = view.text.encode("utf-8", "replace")
+    read = cut(view.text, WORD_CHARS)
     words = read.lower().split()
-    known = set(words)
-    first = FIRST_WORDS.get(words[0].strip(",.:!?")) if words else None
-    system = view.system.lower()
-    effort = _EFFORT.get(view.reasoning_effort, nan) if view.reasoning_effort else nan
-    row = [
+    return [
+        *_of_conversation(view, raw),
+        log1p(len(words) * len(view.text) / (len(read) or 1)),
+        len(read) / (len(words) or 1),
+        *_of_characters(raw),
+        *_of_words(view, read, words),
+        *_of_parameters(view),
+        model_mean,
+        task_mean,
+        nan if view.thinking is None else view.thinking,
+        nan if view.thinking_budget is None else log1p(max(view.thinking_budget, 0)),
+        log1p(view.tools_bytes),
+        view.cjk_bytes / view.bytes if view.bytes else 0.0,
+        *running,
+    ]
+
+
+def _of_conversation(view: PromptView, raw: bytes) -> tuple[float, ...]:
+    return (
         log1p(view.text_chars),
-        log1p(size),
+        log1p(len(raw) or 1),
         log1p(view.chars),
         log1p(view.system_chars),
         log1p(view.prior_chars / view.answers) if view.answers else nan,
@@ -108,8 +119,13 @@ def features(
         view.turns,
         view.answers,
         view.tool_results,
-        log1p(len(words) * len(text) / (len(read) or 1)),
-        len(read) / (len(words) or 1),
+    )
+
+
+def _of_characters(raw: bytes) -> tuple[float, ...]:
+    """Features of the text's bytes."""
+    size, ascii_only = len(raw) or 1, raw.isascii()
+    return (
         log1p(raw.count(b"\n")),
         0.0 if ascii_only else _share(raw, WIDE, size),
         0.0 if ascii_only else _share(raw, CJK_LEAD, size),
@@ -127,15 +143,27 @@ def features(
         raw.count(b"\nA") + raw.count(b"(A)") + raw.count(b"\nB"),
         raw.endswith((b"?", "？".encode())),
         raw.endswith((b":", "：".encode())),
-        _asked_size(read),
-        nan if first is None else first,
-    ]
+    )
+
+
+def _of_words(view: PromptView, read: str, words: list[str]) -> list[float]:
+    """Features of the words. `read`: the part of the text that they are of."""
+    first = FIRST_WORDS.get(words[0].strip(",.:!?")) if words else None
+    known = set(words)
+    row = [_asked_size(read), nan if first is None else first]
     row += [len(known & group) for _, group in WORD_GROUPS]
     if view.wide_ratio > 0.1:
         row += [word in read for word in CHINESE]
     else:
         row += [0.0] * len(CHINESE)
-    row += [
+    return row
+
+
+def _of_parameters(view: PromptView) -> tuple[float, ...]:
+    """Features of the system prompt's words and of the request's parameters."""
+    system = view.system.lower()
+    effort = _EFFORT.get(view.reasoning_effort, nan) if view.reasoning_effort else nan
+    return (
         "json" in system,
         "brief" in system or "concise" in system or "short" in system,
         "code" in system or "function" in system,
@@ -146,15 +174,7 @@ def features(
         effort,
         view.stop,
         view.n,
-        model_mean,
-        task_mean,
-        nan if view.thinking is None else view.thinking,
-        nan if view.thinking_budget is None else log1p(max(view.thinking_budget, 0)),
-        log1p(view.tools_bytes),
-        view.cjk_bytes / view.bytes if view.bytes else 0.0,
-        *running,
-    ]
-    return row
+    )
 
 
 def _share(raw: bytes, what: bytes, size: int) -> float:

@@ -1,4 +1,4 @@
-"""From a grid of quantiles to the forecast that other rooms see; and stage 0's grid.
+"""From a grid of quantiles to the forecast that other rooms see, and the grid of stage 0.
 
 Pure functions: the event loop calls them for stage 0, the child process for the rest.
 """
@@ -29,89 +29,80 @@ from gateway.predict.quantiles import (
 from gateway.types import INTERACTIVE_P_SHORT, SHORT_TOKENS, JobClass, Rung, Workload
 
 STAGE0, FULL = "stage0", "full"
-"""The two kinds of forecast, whose levels are calibrated apart."""
+"""The two kinds of forecast. Their levels are calibrated apart."""
 
 
-class Money(Struct, frozen=True):
-    """What turns tokens into cost."""
+class Pricing(Struct, frozen=True):
+    """Rules from tokens to cost: the weight of output in cost units, and prices by model."""
 
     output_ratio: float
     prices: Mapping[str, Price]
 
 
-class Odds(Struct, frozen=True):
-    """What is known beside the grid of whether an answer will be short (≤ 64 tokens).
+class ShortOdds(Struct, frozen=True):
+    """Evidence beside the grid of a short answer (≤ 64 tokens).
 
     The grid places all lengths at once, and 64 tokens often lie in its tail. A booster fitted
-    to this one question ranks short answers better; the two are averaged in log odds, the
-    booster's moved along as far as learning has moved the grid since.
+    to this one question ranks short answers better. The two are averaged in log odds, the
+    booster's moved as far as learning has moved the grid since.
     """
 
-    logit: float | None = None  # the booster's log odds
-    middle: float = 0.0  # the grid's median as the boosters said it
-    correction: float = 0.0  # what the tenant's answers add to the probability
+    logit: float | None = None  # the booster's log odds; None: no booster
+    middle: float = 0.0  # the grid's median before any correction
+    correction: float = 0.0  # of the probability, by the tenant's answers
 
-    def of(self, grid: Grid) -> float:
-        """P(output ≤ 64 tokens) by the grid and all that is known. The grid is that of the whole
-        answer: where a `max_tokens` above 64 cuts it says nothing about 64."""
+    def probability(self, grid: Grid) -> float:
+        """P(output ≤ 64 tokens). `grid` is not cut at `max_tokens`: a cut above 64 tells nothing
+        about 64."""
         return min(max(self.uncorrected(grid) + self.correction, 0.0), MOST)
 
     def uncorrected(self, grid: Grid) -> float:
-        """The same without what the tenant adds."""
+        """The probability without the tenant's correction."""
         by_grid = p_short(grid)
         if self.logit is None:
             return by_grid
         held = min(max(by_grid, 1.0 - MOST), MOST)
         moved = self.logit - SHIFT * (grid[MEDIAN] - self.middle)
-        logit = (1.0 - SHARE) * log(held / (1.0 - held)) + SHARE * moved
+        logit = (1.0 - BOOSTER_SHARE) * log(held / (1.0 - held)) + BOOSTER_SHARE * moved
         return min(max(1.0 / (1.0 + exp(-logit)), 1.0 - MOST), MOST)
 
 
-SHARE = 0.35  # of the booster in the average of log odds: chosen in MODELCARD.md
-MOST = 0.997
-BY_GRID = Odds()
+BOOSTER_SHARE = 0.35  # of the average of log odds: chosen in MODELCARD.md
+MOST = 0.997  # no probability is nearer to 1
+GRID_ODDS = ShortOdds()
 _SHORT = log1p(SHORT_TOKENS) + 1e-9
 
 UNCALIBRATED = Calibration()
-NOBODY = group_keys("", "")
+NO_KEYS = group_keys("", "")
 
 
 def workload_of(
     view: PromptView,
     grid: Grid,
     rung: Rung,
-    money: Money,
+    pricing: Pricing,
     table: Calibration = UNCALIBRATED,
-    of: GroupKeys = NOBODY,
-    odds: Odds = BY_GRID,
+    keys: GroupKeys = NO_KEYS,
+    odds: ShortOdds = GRID_ODDS,
 ) -> Workload:
     """The forecast as the other rooms see it, from a grid in log1p tokens.
 
-    Cost in units is prompt tokens + output ratio × choices × output tokens, all prompts of a
-    batch together; in dollars where the model has a price, with the shares of cached and
-    reasoning tokens seen lately. Tokens are those of one choice.
+    Tokens are those of one choice. The cost in units is prompt tokens + output ratio × choices ×
+    output tokens, of all prompts of a batch together.
     """
-    whole, grid = grid, truncated(grid, view.max_tokens)
+    uncut, grid = grid, truncated(grid, view.max_tokens)
     tokens = to_tokens(grid)
     prompt = view.tokens_by(table.tokens_per_byte(view.model, view.tenant, view.script))
-    p50, p90, made = tokens[3], tokens[5], view.choices
-    usd50 = usd90 = None
-    price = money.prices.get(view.model)
-    if price is not None:
-        tier, cached = price.tier(prompt), prompt * table.mean(of, Channel.CACHED)
-        thought = table.mean(of, Channel.REASONING)
-        usd50, usd90 = (
-            tier.usd(prompt, made * tokens, cached=cached, reasoning=thought * made * tokens)
-            for tokens in (p50, p90)
-        )
+    p50, p90, choices = tokens[3], tokens[5], view.choices
+    usd50, usd90 = _dollars(view, prompt, (p50, p90), pricing, table, keys)
     return Workload(
         prompt_tokens=prompt,
         p50=p50,
         p90=p90,
         grid=tokens,
-        p_short=1.0 if grid[-1] <= _SHORT else odds.of(whole),
-        cost_p50=prompt + money.output_ratio * p50 * made,
-        cost_p90=prompt + money.output_ratio * p90 * made,
+        p_short=1.0 if grid[-1] <= _SHORT else odds.probability(uncut),
+        cost_p50=prompt + pricing.output_ratio * p50 * choices,
+        cost_p90=prompt + pricing.output_ratio * p90 * choices,
         risk=risk(grid),
         confidence=confidence(grid),
         rung=rung,
@@ -120,11 +111,30 @@ def workload_of(
     )
 
 
-def heuristic_grid(view: PromptView) -> Grid:
-    """Without any model: some 200 tokens within a factor 3, fewer for structured answers.
+def _dollars(
+    view: PromptView,
+    prompt: int,
+    outputs: Sequence[float],
+    pricing: Pricing,
+    table: Calibration,
+    keys: GroupKeys,
+) -> list[float | None]:
+    """US dollars for each number of output tokens, with the shares of cached and reasoning
+    tokens learned so far; None for a model without a price."""
+    price = pricing.prices.get(view.model)
+    if price is None:
+        return [None] * len(outputs)
+    rates, cached = price.rates(prompt), prompt * table.mean(keys, Channel.CACHED)
+    thought, choices = table.mean(keys, Channel.REASONING), view.choices
+    return [
+        rates.usd(prompt, choices * tokens, cached=cached, reasoning=thought * choices * tokens)
+        for tokens in outputs
+    ]
 
-    The figures are round ones from public chat logs (median 237, p10 36, p90 703).
-    """
+
+def heuristic_grid(view: PromptView) -> Grid:
+    """The grid without any model: some 200 tokens within a factor 3, fewer for structured
+    answers. Round figures from public chat logs (median 237, p10 36, p90 703)."""
     centre = log1p(60) if view.tools or view.json_format else log1p(220)
     if view.text_chars < 40:
         centre -= 0.5
@@ -134,7 +144,7 @@ def heuristic_grid(view: PromptView) -> Grid:
 def stage0_grid(
     view: PromptView, model: LengthModel | None, cheap: list[float]
 ) -> tuple[Grid, Rung]:
-    """The cheap forecast, uncorrected: no vector, no neighbours. Some 20 µs.
+    """The forecast without vector or neighbours, uncorrected; some 20 µs.
 
     Args:
         cheap: `Tables.features_of` the view; empty without tables.
@@ -144,24 +154,28 @@ def stage0_grid(
     return model.grid(cheap), Rung.MODEL_ONLY
 
 
-def job_class_of(grid: Grid, odds: Odds = BY_GRID) -> JobClass:
-    """The class by P(short), as `Workload.job_class` reads it."""
-    return JobClass.INTERACTIVE if odds.of(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
+def job_class_of(grid: Grid, odds: ShortOdds = GRID_ODDS) -> JobClass:
+    """The job class by P(short), with the rule of `Workload.job_class`."""
+    return JobClass.INTERACTIVE if odds.probability(grid) >= INTERACTIVE_P_SHORT else JobClass.HEAVY
 
 
-def levelled(
-    grid: Grid, stage: str, table: Calibration, of: GroupKeys = NOBODY, odds: Odds = BY_GRID
+def apply_levels(
+    grid: Grid,
+    stage: str,
+    table: Calibration,
+    keys: GroupKeys = NO_KEYS,
+    odds: ShortOdds = GRID_ODDS,
 ) -> Grid:
-    """The grid with its class's levels read as p50 and p90."""
-    return relevelled(grid, *table.level(stage, job_class_of(grid, odds), of).z)
+    """The grid with its class's levels as p50 and p90."""
+    return relevelled(grid, *table.levels_of(stage, job_class_of(grid, odds), keys).z)
 
 
 def pack_floats(values: Sequence[float]) -> bytes:
-    """As `HistoryRow.features` keeps them: little-endian float16, held within its range."""
+    """Floats in the form of `HistoryRow.features`: little-endian float16, clipped to its range."""
     return np.clip(np.asarray(values, np.float32), -60_000, 60_000).astype("<f2").tobytes()
 
 
 def unpack_floats(packed: bytes) -> list[float]:
-    """What `pack_floats` was given, in half precision."""
+    """The floats that `pack_floats` packed, in half precision."""
     found: list[float] = np.frombuffer(packed[: len(packed) // 2 * 2], "<f2").tolist()
     return found

@@ -28,14 +28,14 @@ from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Calibration, GroupKeys, group_keys
-from gateway.predict.encoder import Reading, Vector
+from gateway.predict.encoder import EncodedPrompt, Vector
 from gateway.predict.forecast import (
-    BY_GRID,
     FULL,
+    GRID_ODDS,
     STAGE0,
-    Money,
-    Odds,
-    levelled,
+    Pricing,
+    ShortOdds,
+    apply_levels,
     stage0_grid,
     workload_of,
 )
@@ -77,7 +77,7 @@ class Estimate(Struct, frozen=True):
     full: Grid | None  # of the full model, uncorrected; None: not loaded, or no vector
     inputs: Inputs | None  # of the tenant's correction
     correction: Correction  # the tenant's part in `grid`
-    odds: Odds
+    odds: ShortOdds
     grid: Grid  # corrected and mixed; the levels are not applied yet
     rung: Rung
 
@@ -168,9 +168,9 @@ class Forecaster:
         """Forecast of one request, with the models and rows there are."""
         estimate = self._estimate(view)
         table, keys, odds = self.residuals.table, estimate.keys, estimate.odds
-        money = Money(self._settings.cost_output_ratio, self._prices)
-        grid = levelled(estimate.grid, estimate.stage, table, keys, odds)
-        return workload_of(view, grid, estimate.rung, money, table, keys, odds)
+        pricing = Pricing(self._settings.cost_output_ratio, self._prices)
+        grid = apply_levels(estimate.grid, estimate.stage, table, keys, odds)
+        return workload_of(view, grid, estimate.rung, pricing, table, keys, odds)
 
     # --- inside -------------------------------------------------------------------------
 
@@ -184,24 +184,24 @@ class Forecaster:
         keys = group_keys(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(keys))
         base, rung = stage0_grid(view, self._stage0, cheap)
-        reading = self._read(view, brief)
-        vector = None if reading is None or reading.foreign else reading.vector
+        encoded = self._read(view, brief)
+        vector = None if encoded is None or encoded.foreign else encoded.vector
         own, everyone = self._neighbours(view, vector)
         near = neighbour_features(everyone)
-        head = None if reading is None else self._head(view, cheap, reading)
+        head = None if encoded is None else self._head(view, cheap, encoded)
         full = inputs = None
-        correction, odds = NO_CORRECTION, BY_GRID
-        if reading is not None and (model := self._artefacts.full) is not None and cheap:
-            projected = self._projected(reading.vector)
+        correction, odds = NO_CORRECTION, GRID_ODDS
+        if encoded is not None and (model := self._artefacts.full) is not None and cheap:
+            projected = self._projected(encoded.vector)
             row = [*cheap, *projected, *near]
             full, rung = model.grid(row, head), Rung.MODEL_ONLY
             if self._corrections is not None:
                 inputs = self._corrections.inputs(cheap, projected, near, full[3], head)
                 correction = self._corrections.of(keys, inputs)
-            odds = Odds(model.short(row), full[3], correction.short)
-            grid = shifted(full, table.full(keys) + correction.length)
+            odds = ShortOdds(model.short(row), full[3], correction.short)
+            grid = shifted(full, table.full_bias(keys) + correction.length)
         else:
-            grid = shifted(base, table.stage0(keys))
+            grid = shifted(base, table.stage0_bias(keys))
         mixed, rung = self._with_neighbours(grid, own, everyone, rung)
         return Estimate(
             *(view, keys, vector, near, head, cheap, base, full),
@@ -215,7 +215,7 @@ class Forecaster:
         found: list[float] = (projection[1:] @ (vector - projection[0])).tolist()
         return found
 
-    def _read(self, view: PromptView, brief: bool) -> Reading | None:
+    def _read(self, view: PromptView, brief: bool) -> EncodedPrompt | None:
         """The encoder's result; None without an encoder, for a blank prompt, or where `brief`
         asks for a cached one and there is none."""
         encoder = self._artefacts.encoder
@@ -223,8 +223,8 @@ class Forecaster:
             return None
         key = prompt_key(view, self._key)
         if brief:
-            return encoder.at_hand(key)
-        return encoder.read(cut(view.text, self._settings.max_chars), key, view.system)
+            return encoder.cached(key)
+        return encoder.encode(cut(view.text, self._settings.max_chars), key, view.system)
 
     def _neighbours(self, view: PromptView, vector: Vector | None) -> tuple[Neighbours, Neighbours]:
         """Nearest rows of the tenant, and of all that it may see."""
@@ -233,8 +233,8 @@ class Forecaster:
         threshold = self._settings.similarity_threshold
         return self._index.near(vector, view.tenant, view.model, NEIGHBOURS, threshold)
 
-    def _head(self, view: PromptView, cheap: list[float], reading: Reading) -> Grid | None:
-        head, code = self._artefacts.head, reading.code
+    def _head(self, view: PromptView, cheap: list[float], encoded: EncodedPrompt) -> Grid | None:
+        head, code = self._artefacts.head, encoded.code
         if head is None or code is None or not cheap:
             return None
         return head.grid(code, view.model, cheap)

@@ -1,15 +1,14 @@
-"""From the encoder's code to a forecast: the small half of the fine-tuned length network.
+"""The small half of the fine-tuned length network: from the encoder's code to a grid.
 
-The large half is the encoder, one run of which gives a sentence vector and a code of 64
-numbers about the answer's length. What follows is two small layers over the code, the model's
-own 16 numbers and the side features a text does not show (how long earlier answers were,
-max_tokens, tools); numpy does them in some 50 µs, and a change of side features needs no
-second run of the encoder. Trained by models/finetune.py, exported by models/export_length.py.
+The large half is the encoder, one run of which gives a sentence vector and a code of 64 numbers
+about the answer's length. The head is two small layers over the code, the model's own 16 numbers
+and the side features that a text does not show (length of earlier answers, max_tokens, tools);
+numpy computes them in some 50 µs, and other side features need no second run of the encoder.
+Trained by models/finetune.py, exported by models/export_length.py.
 
-It is averaged with the boosters, level by level. They know what the network does not (the
-neighbours, templates, the tenant's running means), it reads the text as they cannot, and
-their errors are of different kinds: the mean is better than either (figures in
-models/MODELCARD.md, with the rows its weight was chosen on).
+Its grid is averaged with that of the boosters (lengths.py). They know the neighbours, the
+template and the tenant, which the network does not; it reads the text as they cannot. Their
+errors are of different kinds, so the mean is better than either.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ SIDES = (
     *("text", "chars", "system", "prior_mean", "last_answer", "turns", "lines", "tools"),
     *("json_format", "max_tokens", "asked_size", "model_mean"),
 )
-"""Features that the network reads beside the text."""
+"""The features that the network reads beside the text."""
 MAY_LACK = ("last_answer", "max_tokens", "asked_size", "model_mean")  # each with a flag
 UNKNOWN_MODEL = 0
 FAR = 5.0  # deviations at which a side feature is held
@@ -40,7 +39,7 @@ _ROOT = 1.0 / sqrt(2.0)
 
 
 class Head:
-    """Codes to grids.
+    """The network's last layers.
 
     Args:
         parts: arrays of models/head.npz.
@@ -72,7 +71,7 @@ class Head:
 
     @classmethod
     def load(cls, path: Path) -> Head:
-        """From a file. Raises what numpy does on a broken one, and ValueError, KeyError."""
+        """Load a file. Raises ValueError, KeyError or an error of `numpy.load` on a broken one."""
         with np.load(path, allow_pickle=False) as file:
             return cls(dict(file))
 
@@ -80,7 +79,7 @@ class Head:
         """Quantiles of log1p(output tokens).
 
         Args:
-            code: the encoder's.
+            code: the encoder's output.
             cheap: all of `features.NAMES`.
         """
         number = self._numbers.get(model, UNKNOWN_MODEL)
@@ -91,7 +90,7 @@ class Head:
         return rearranged(scaled.tolist())
 
     def _sides(self, cheap: Sequence[float]) -> Floats:
-        """Scaled to mean 0 and deviation 1, absent ones 0, and flags of absence."""
+        """Side features scaled to mean 0 and deviation 1, absent ones 0; then flags of absence."""
         picked = np.array([cheap[i] for i in self._columns], np.float32)
         scaled = (picked - self._mean) / self._deviation
         absent = np.isnan(scaled)

@@ -1,25 +1,22 @@
 """The window of finished requests, searchable by similarity.
 
-One FAISS flat index (inner product of unit vectors, so cosine) holds every pool: a pool is
-the index seen through a bitmap of its rows, so a row is stored once and leaves all pools
-together. A place that is given up is overwritten in the index's own memory, where removing
-and adding again would move the whole block each time (1 ms for one row of 10,000).
+One FAISS flat index (inner product of unit vectors, so cosine) holds every pool: a pool is the
+index seen through a bitmap of its rows, so a row is stored once and leaves all pools together. A
+freed place is overwritten in the index's own memory; removing and adding would move the whole
+block each time (1 ms for one row of 10,000).
 
-Whose row goes when the window is full. Plain FIFO lets one tenant's burst erase all the
-others. Instead the oldest row of the tenant most over an equal share goes: the one with the
-most rows, the newcomer counted. A tenant below its share loses nothing; with one tenant it
-is FIFO. `pick_victim` is O(log tenants) by a heap whose stale entries are dropped on sight.
+When the window is full, the tenant with the most rows (the newcomer counted) gives up its oldest
+one. First in, first out would let one tenant's burst erase all others; with this rule a tenant
+below an equal share loses nothing, and with one tenant it is the same. `pick_victim` is
+O(log tenants) by a heap whose stale entries are dropped when met.
 
-One search answers for both pools. What a tenant may see is the shared rows and its own
-(`share_history = false` keeps a tenant's rows its own), one selector. The nearest 2·k of
-them hold every row of the tenant that can matter, unless its own rows are fewer than k
-among them and the last one is still above the threshold: only then is the tenant searched
-alone.
+One search answers for both pools: the tenant may see the shared rows and its own
+(`share_history = false` keeps a tenant's rows its own). The nearest 2·k of them hold every row of
+the tenant that can matter, unless fewer than k of them are its own and the last one is still
+above the threshold: only then is the tenant searched alone.
 
-Owned by the predictor's process. FAISS keeps a thread pool per calling thread, so it is told
-to use one thread by the thread that searches (0.3 ms for 10,000 rows of 384).
-
-Similarities are told on one scale for all encoders (encoder.py).
+FAISS keeps a thread pool per calling thread, so it is told to use one thread (0.3 ms for 10,000
+rows of 384). Similarities are on one scale for all encoders (encoder.py).
 """
 
 from __future__ import annotations
@@ -44,7 +41,7 @@ Places = npt.NDArray[np.int64]
 
 
 class Neighbours(Struct, frozen=True):
-    """Rows of one pool near a prompt, nearest first. Lengths are log1p(output tokens)."""
+    """Rows of one pool near a prompt, the nearest first. Lengths are log1p(output tokens)."""
 
     similarity: Floats
     length: Floats
@@ -69,8 +66,8 @@ class HistoryIndex:
     Args:
         width: length of a vector.
         window: most rows held.
-        private: tenants whose rows nobody else may see.
-        scale: of the encoder's similarities (encoder.py).
+        private: tenants whose rows no other tenant may see.
+        scale: of the encoder's similarities (`Encoder.similarity_scale`).
     """
 
     def __init__(
@@ -84,14 +81,14 @@ class HistoryIndex:
         self.width, self.window, self._scale = width, window, scale
         self._private = frozenset(private)
         self._size = 0
-        self._rows = 0  # ever added: a row's number orders it among all
+        self._rows = 0  # ever added: its number orders a row among all
         self._newest_s = 0.0
         self._length = np.zeros(window, np.float32)
         self._censored = np.zeros(window, bool)
         self._model = np.zeros(window, np.uint32)
         self._number = np.zeros(window, np.int64)
         self._wall_s = np.zeros(window, np.float64)
-        self._shared = np.zeros(window, bool)  # as it was learned
+        self._shared = np.zeros(window, bool)  # by the setting when the row was learned
         self._columns: tuple[npt.NDArray[Any], ...] = (
             *(self._length, self._censored, self._model, self._wall_s, self._shared),
         )
@@ -104,8 +101,11 @@ class HistoryIndex:
     def __len__(self) -> int:
         return self._size
 
+    def __repr__(self) -> str:
+        return f"<HistoryIndex {self._size} of {self.window} rows, {len(self._tenants)} tenants>"
+
     def tenant_rows(self, tenant: str) -> int:
-        """Rows of one tenant within the window."""
+        """Number of the tenant's rows in the window."""
         return len(self._tenants.get(tenant, ()))
 
     def add(
@@ -119,7 +119,7 @@ class HistoryIndex:
         wall_s: float = 0.0,
         shared: bool = True,
     ) -> None:
-        """Put a row in; when the window is full another leaves (see the head of the file)."""
+        """Put a row in; when the window is full another one leaves (see the head of the file)."""
         length = log1p(max(output_tokens, 0))
         self._put(vector, tenant, (length, censored, _number(model), wall_s, shared))
 
@@ -131,7 +131,7 @@ class HistoryIndex:
         return newcomer if own + 1 > -heap[0][0] else heap[0][1]
 
     def set_private(self, private: Collection[str]) -> None:
-        """Other tenants keep their rows to themselves from now on."""
+        """Take another set of tenants whose rows no other tenant may see."""
         if self._private != frozenset(private):
             self._private = frozenset(private)
             self._hidden = 0
@@ -141,7 +141,7 @@ class HistoryIndex:
                     self._show(at, tenant)
 
     def resized(self, window: int) -> HistoryIndex:
-        """The rows in a window of another size, the newest of each tenant where it is smaller."""
+        """A copy in another window; a smaller one keeps the newest rows of each tenant."""
         new = HistoryIndex(self.width, window, self._private, self._scale)
         vectors = self._memory() if self._size else None
         owner = {at: tenant for tenant, places in self._tenants.items() for at in places}
@@ -153,10 +153,9 @@ class HistoryIndex:
     def near(
         self, vector: Vector, tenant: str, model: str, k: int, threshold: float = 1.0
     ) -> tuple[Neighbours, Neighbours]:
-        """The nearest rows of the tenant, and of all it may see (its own among them).
+        """The k nearest rows of the tenant, and of all it may see, its own among them.
 
-        Each exact for k rows, but that own rows at or below `threshold` may be left out:
-        the caller gives them no weight.
+        Own rows at or below `threshold` may be left out: the caller gives them no weight.
         """
         own = self.tenant_rows(tenant)
         visible = self._size - self._hidden + self._own_hidden(tenant)
@@ -191,9 +190,9 @@ class HistoryIndex:
 
     def _rows_at(self, similarity: Floats, at: Places, model: str) -> Neighbours:
         order = np.argsort(-self._number[at])
-        known = ~self._censored[at][order]
+        exact = ~self._censored[at][order]
         recency = np.empty(len(at), np.int64)
-        recency[order] = np.cumsum(known) - known
+        recency[order] = np.cumsum(exact) - exact
         return Neighbours(
             similarity=similarity,
             length=self._length[at],
@@ -211,11 +210,11 @@ class HistoryIndex:
             bits = bits | self._shared_bits
         selector = self._faiss.IDSelectorBitmap(len(bits), self._faiss.swig_ptr(bits))
         limits = self._faiss.SearchParameters(sel=selector)
-        limits.kept = (selector, bits)  # FAISS holds bare pointers to both
+        limits.alive = (selector, bits)  # FAISS holds bare pointers to both
         return limits
 
     def _own_hidden(self, tenant: str) -> int:
-        """Rows of the tenant that others may not see."""
+        """Number of the tenant's rows that others may not see."""
         bits = self._own_bits.get(tenant)
         if bits is None or self._hidden == 0:
             return 0
@@ -247,7 +246,7 @@ class HistoryIndex:
         self._weigh(tenant)
 
     def _leave(self, tenant: str) -> int:
-        """Give up the tenant's oldest row; its place."""
+        """Remove the tenant's oldest row; the freed place."""
         places = self._tenants[tenant]
         at = places.popleft()
         byte, others = at >> 3, 0xFF ^ (1 << (at & 7))
@@ -261,7 +260,7 @@ class HistoryIndex:
         return at
 
     def _show(self, at: int, tenant: str) -> None:
-        """Put a row that was just entered into the shared pool, or not."""
+        """Enter a row into the shared pool, or hide it."""
         byte, bit = at >> 3, 1 << (at & 7)
         if self._shared[at] and tenant not in self._private:
             self._shared_bits[byte] |= bit
@@ -275,9 +274,9 @@ class HistoryIndex:
             self._heap = sorted((-len(places), name) for name, places in self._tenants.items())
 
     def _memory(self) -> Floats:
-        """The index's own rows, as an array that writes through.
+        """The index's own rows as an array that writes through.
 
-        Fetched anew each time: the block moves whenever a row is appended.
+        Fetched anew each time, because the block moves when a row is appended.
         """
         size = self._size * self.width
         block: Floats = self._faiss.rev_swig_ptr(self._index.get_xb(), size)
@@ -285,5 +284,5 @@ class HistoryIndex:
 
 
 def _number(model: str) -> int:
-    """A model's name in four bytes: names come from clients, so no table of them is kept."""
+    """A hash of a model's name: names come from clients, so no table of them is kept."""
     return crc32(model.encode("utf-8", "replace"))

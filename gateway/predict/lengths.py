@@ -1,14 +1,13 @@
-"""A length model: where the middle lies, how far answers scatter, and in what shape.
+"""Length models: LightGBM boosters and a table, from features to a grid.
 
-Two boosters and a table. The first gives the location of log length. The second gives its
-scale: a request for a yes or no scatters less than a request for a story, though both may be
-forecast at 60 tokens. The table has quantiles of the residual in units of the scale, by
-location. Together they are as good as a booster for each of seven levels at a third of the
-cost (models/MODELCARD.md has the comparison).
+A model has a booster for the location of log length and one for its scale (a request for a yes or
+no scatters less than a request for a story, though both may be forecast at 60 tokens), and a table
+of quantiles of the residual in units of the scale, by location. Together they are as good as a
+booster for each of seven levels at a third of the cost (models/MODELCARD.md).
 
-To the location come, for the full model, the head's opinion (head.py), averaged in with its
-`HEAD_SHARE`; and, once the gateway's own rows were fitted (refit.py), a third booster's
-correction: the shipped model stays the prior, and a correction fitted on few rows is small.
+Two things are added to the location: for the full model the head's median (head.py), averaged in
+with `HEAD_SHARE`; and, once the gateway's own rows were fitted (refit/refit.py), the output of a
+third booster. The shipped model stays the prior: a correction fitted on few rows is small.
 
 Features are only ever appended, so each booster reads the first so many of the cheap ones and
 of the neighbours' that it was fitted with.
@@ -69,11 +68,17 @@ def _check(status: int) -> None:
 
 
 class Booster:
-    """One model of one output.
+    """A LightGBM text model of one output, evaluated one row at a time through the C interface.
+
+    The Python package's `Booster.predict` takes 25 to 60 µs a row in checks and copies, and
+    importing the package brings SciPy along (50 MB, most of a second). The C interface has a call
+    for single rows (`LGBM_BoosterPredictForMatSingleRowFast`, c_api.h of LightGBM 4), which takes
+    about 5 µs and leaves the interpreter lock free. The library trusts a model file, so files are
+    checked by sha256 before. Belongs to one thread: the row buffer is the object's own.
 
     Args:
         text: the model as LightGBM saves it.
-        width: number of features the caller will give; another number is an error.
+        width: number of features that the caller will give.
 
     Raises:
         BoosterError: the text is no model, or of another width.
@@ -132,21 +137,21 @@ class Booster:
             _library().LGBM_BoosterFree(booster)
 
 
-HEAD_SHARE = 0.3  # chosen on fit rows the network had not seen: models/compare_shapes.py
-MEDIAN = 3  # place in a grid
+HEAD_SHARE = 0.3  # of the head in the average: chosen with models/compare_shapes.py
+MEDIAN = 3  # its place in a grid
 NARROWEST, WIDEST = -3.0, 1.5  # log scale is held within these
-SHIFT = 1.0  # log odds of a short answer that a unit of log length takes
-LEAST = 0.003  # and a probability within this and 1 - this
+SHIFT = 1.0  # log odds of a short answer lost by a unit of log length
+LEAST = 0.003  # a probability is held within this and 1 - this
 
 
-class Residual(Struct, frozen=True):
-    """Quantiles of the residual at some predicted locations, in units of the scale."""
+class ResidualTable(Struct, frozen=True):
+    """The table: quantiles of the residual at some predicted locations, in units of the scale."""
 
     at: list[float]
     residuals: list[list[float]]
 
     def around(self, centre: float, scale: float = 1.0) -> list[float]:
-        """Location plus scaled residuals, linear between the table's locations, flat outside."""
+        """Location plus scaled residuals: linear between the table's locations, flat outside."""
         at, last = self.at, len(self.at) - 1
         i = bisect_right(at, centre) - 1
         if i < 0 or i >= last:
@@ -156,14 +161,14 @@ class Residual(Struct, frozen=True):
         return [centre + scale * (a + share * (b - a)) for a, b in zip(low, high, strict=True)]
 
 
-class Part:
-    """One booster and which columns it reads. Belongs to one thread, as its booster does.
+class ColumnBooster:
+    """A booster that reads some columns of a row. Belongs to one thread.
 
     Args:
         text: the model as LightGBM saves it.
-        cheap: how many of the cheap features it reads.
+        cheap: number of cheap features that it reads.
         projected: length of the projected vector; 0 for stage 0.
-        near: how many of the neighbours' features.
+        near: number of neighbours' features.
 
     Raises:
         BoosterError: the text is no model, or of another width.
@@ -175,27 +180,27 @@ class Part:
         self._booster = Booster(text, cheap + projected + near)
 
     def predict(self, row: list[float]) -> float:
-        """Output for a whole row, in log1p tokens; about 5 µs."""
+        """The output for a row of all columns; about 5 µs."""
         return self._booster.predict(row[: self._cheap] + row[self._between])
 
 
 class LengthModel:
-    """Features in, grid out. Belongs to one thread, as its parts do.
+    """From features to a grid. Belongs to one thread.
 
     Args:
-        location, scale: boosters; the scale's is a logarithm.
-        residual: the shape.
-        correction: of the location, by a refit.
-        short: a booster of the probability that the answer is short (forecast.py, `Odds`).
+        location, scale: boosters; the scale's output is a logarithm.
+        residual: the table.
+        correction: a refit's booster, added to the location.
+        short: booster of the probability that the answer is short (`ShortOdds` in forecast.py).
     """
 
     def __init__(
         self,
-        location: Part,
-        scale: Part,
-        residual: Residual,
-        correction: Part | None = None,
-        short: Part | None = None,
+        location: ColumnBooster,
+        scale: ColumnBooster,
+        residual: ResidualTable,
+        correction: ColumnBooster | None = None,
+        short: ColumnBooster | None = None,
     ) -> None:
         self._location = location
         self._scale = scale
@@ -207,8 +212,8 @@ class LengthModel:
         """Quantiles of log1p(output tokens); some 20 µs.
 
         Args:
-            row: all of `NAMES`; for the full model the projected vector and all of
-                `NEIGHBOUR_NAMES` behind them.
+            row: all of `NAMES`; for the full model followed by the projected vector and all of
+                `NEIGHBOUR_NAMES`.
             head: the head's grid, where there is one.
         """
         centre = self._location.predict(row)
@@ -220,16 +225,16 @@ class LengthModel:
         return spread(centre, scale, self._residual, head)
 
     def short(self, row: list[float]) -> float | None:
-        """Log odds of a short answer; None without the booster. `row` as for `grid`."""
+        """Log odds of a short answer; None without that booster. `row` as for `grid`."""
         if self._short is None:
             return None
-        found = min(max(self._short.predict(row), LEAST), 1.0 - LEAST)
+        probability = min(max(self._short.predict(row), LEAST), 1.0 - LEAST)
         moved = 0.0 if self._correction is None else self._correction.predict(row)
-        return log(found / (1.0 - found)) - SHIFT * moved
+        return log(probability / (1.0 - probability)) - SHIFT * moved
 
 
-def spread(centre: float, scale: float, residual: Residual, head: Grid | None) -> Grid:
-    """The grid around a location that has the head's averaged in already."""
+def spread(centre: float, scale: float, residual: ResidualTable, head: Grid | None) -> Grid:
+    """The grid around a location that has the head's median averaged in already."""
     if head is None:
         return rearranged(residual.around(centre, scale))
     own, middle = residual.around(centre, (1.0 - HEAD_SHARE) * scale), head[MEDIAN]

@@ -1,9 +1,9 @@
-"""Money: price profiles by model, in US dollars per million tokens.
+"""Prices by model, in US dollars per million tokens.
 
-Providers price five kinds of tokens and, past some prompt length, all of them anew. Cached
-and audio prompt tokens are parts of the prompt, reasoning and audio output tokens parts of
-the output (so counted by OpenAI's `usage` details); a kind without a price of its own costs
-what the whole does. The tier is chosen by the prompt's length and holds for the whole request.
+Providers price up to six kinds of tokens and, for prompts beyond some length, all of them anew.
+Cached and audio prompt tokens are parts of the prompt, reasoning and audio output tokens parts
+of the output (OpenAI's `usage` details count them so); a kind without a price of its own costs as
+much as the whole it is part of. The prompt's length chooses the rates of the whole request.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gateway.types import Usage
 Dollars = Annotated[float, Meta(ge=0, le=1_000_000)]
 
 
-class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """US dollars per million tokens; None: as the kind it is part of."""
+class Rates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """US dollars per million tokens; None: the same as the kind it is part of."""
 
     prompt: Dollars
     output: Dollars
@@ -40,7 +40,7 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         audio_prompt: float = 0.0,
         audio_output: float = 0.0,
     ) -> float:
-        """The price of one request; the parts are within the whole they belong to."""
+        """US dollars of one request; a part counts at most as much as its whole."""
         total = prompt_tokens * self.prompt + output_tokens * self.output
         for tokens, own, whole in (
             (min(cached, prompt_tokens), self.cached, self.prompt),
@@ -53,32 +53,32 @@ class Tier(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return total / 1e6
 
 
-class Above(Tier, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Prices that hold when the prompt is longer."""
+class LongPromptRates(Rates, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rates for prompts of more than `above_prompt_tokens`."""
 
     above_prompt_tokens: Annotated[int, Meta(ge=1)]
 
 
-class Price(Tier, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model's prices, and those of its longer contexts."""
+class Price(Rates, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The rates of a model, and those of its long prompts."""
 
-    tiers: list[Above] = []
+    tiers: list[LongPromptRates] = []
 
     def __post_init__(self) -> None:
         bounds = [tier.above_prompt_tokens for tier in self.tiers]
         if sorted(set(bounds)) != bounds:
             raise ValueError("tiers: expected rising above_prompt_tokens")
 
-    def tier(self, prompt_tokens: float) -> Tier:
-        """What holds for a prompt of this length."""
+    def rates(self, prompt_tokens: float) -> Rates:
+        """The rates for a prompt of this length."""
         for above in reversed(self.tiers):
             if prompt_tokens > above.above_prompt_tokens:
                 return above
         return self
 
     def of(self, usage: Usage) -> float:
-        """US dollars of a finished request, all its choices."""
-        return self.tier(usage.prompt_tokens).usd(
+        """US dollars of a finished request with all its choices."""
+        return self.rates(usage.prompt_tokens).usd(
             usage.prompt_tokens,
             usage.output_tokens,
             cached=usage.cached_tokens,
@@ -88,18 +88,18 @@ class Price(Tier, frozen=True, forbid_unknown_fields=True, kw_only=True):
         )
 
 
-class _File(Struct, forbid_unknown_fields=True):
+class _PricesFile(Struct, forbid_unknown_fields=True):
     models: dict[str, Price]
 
 
 def load_prices(path: Path) -> Mapping[str, Price]:
-    """The profiles of a prices.toml.
+    """Prices by model from a prices.toml.
 
     Raises:
         SettingsError: it cannot be read, or is not of the expected shape.
     """
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=_File).models
+        return msgspec.toml.decode(path.read_bytes(), type=_PricesFile).models
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

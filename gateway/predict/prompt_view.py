@@ -1,12 +1,12 @@
-"""What the predictor reads of a request.
+"""The predictor's view of a request: its only input.
 
-`PromptView` is the whole input of the predictor: made on the event loop, immutable, and
-bounded. The last user text is cut (head and tail) before anything else looks at it, so a
-1 MB prompt costs what a 1 KB one does; everything else is a count. Any content is
-accepted: garbage in a field reads as its absence, lone surrogates and binary as odd text.
+A `PromptView` is made on the event loop, immutable and bounded. The last user text is cut (head
+and tail) before anything else looks at it, so a prompt of 1 MB costs as much as one of 1 KB; all
+the rest is counts. Any content is accepted: garbage in a field reads as its absence, lone
+surrogates and binary as odd text.
 
-Its two hashes say which requests are the same prompt, and which come of one application. They
-are kept in history: whoever changes what goes into them parts old rows from new requests.
+Its two hashes tell which requests are the same prompt, and which come from one application. They
+are kept in history: a change of their contents would part old rows from new requests.
 """
 
 from __future__ import annotations
@@ -14,17 +14,44 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 from msgspec import Struct
 
 MAX_CHARS = 2000
 SYSTEM_CHARS = 500
 TOOL_NAMES, TOOL_NAME = 64, 64  # most names kept, characters of each
-HEAD_SHARE = 0.75  # of what is kept of a long text; the instruction mostly leads, else closes
+HEAD_SHARE = 0.75  # of a long text's room; the instruction mostly leads, else closes
 
 CJK_LEAD = bytes(range(0xE4, 0xEA))  # first UTF-8 byte of U+4000 … U+9FFF
 WIDE = bytes(range(0x80, 0x100))
+
+
+class Parameters(TypedDict, total=False):
+    """Members of a request beside its messages, as its client sent them.
+
+    Numbers that make no sense (no positive `n`, `max_tokens`, `best_of`) count as absent.
+    """
+
+    tenant: Required[str]
+    model: Required[str]
+    max_tokens: int | None
+    n: int | None
+    best_of: int
+    stop: bool
+    temperature: float | None
+    reasoning_effort: str | None
+    thinking: bool | None
+    thinking_budget: int | None
+    tools: int
+    tool_names: Iterable[str]
+    tools_bytes: int
+    response_format: str | None
+    shape: str
+    form: str
+    verbosity: str | None
+    stream: bool
+    task_type: str | None
 
 
 class PromptView(Struct, frozen=True, gc=False, kw_only=True):
@@ -63,92 +90,62 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
     tools_bytes: int = 0
     thinking: bool | None = None  # enable_thinking
     thinking_budget: int | None = None  # tokens
-    shape: str = ""  # digest of the schema, grammar or choice the answer is held to
-    form: str = ""  # of what stays the same of it from request to request
+    shape: str = ""  # digest of the schema, grammar or choice that the answer is held to
+    form: str = ""  # digest of its part that stays the same from request to request
     verbosity: str | None = None
     best_of: int = 1  # answers generated for each prompt, where that is more than n
-    prompts: int = 1  # of a batch, of which all the above is the first one's
+    prompts: int = 1  # of a batch; all the above is of its first prompt
     batch_bytes: int = 0  # of all its texts, or of a prompt that is not read; 0: `bytes`
     prompt_ids: int = 0  # tokens of the prompt, or the batch, that were sent as such
 
     @classmethod
     def of_prompt(cls, prompt: object, **shared: Any) -> PromptView:
-        """From a plain prompt; parameters as `of_chat`."""
+        """The view of a plain prompt; `shared` as for `of_chat`."""
         return cls.of_chat([{"role": "user", "content": prompt}], **shared)
 
     @classmethod
     def of_chat(
-        cls,
-        messages: object,
-        *,
-        tenant: str,
-        model: str,
-        max_tokens: int | None = None,
-        n: int | None = 1,
-        stop: bool = False,
-        temperature: float | None = None,
-        reasoning_effort: str | None = None,
-        tools: int = 0,
-        response_format: str | None = None,
-        stream: bool = False,
-        task_type: str | None = None,
-        tool_names: Iterable[str] = (),
-        tools_bytes: int = 0,
-        thinking: bool | None = None,
-        thinking_budget: int | None = None,
-        shape: str = "",
-        form: str = "",
-        verbosity: str | None = None,
-        best_of: int = 1,
-        max_chars: int = MAX_CHARS,
+        cls, messages: object, *, max_chars: int = MAX_CHARS, **given: Unpack[Parameters]
     ) -> PromptView:
-        """From chat messages: dicts or objects with `role` and `content` (text or parts).
+        """The view of chat messages: dicts or objects with `role` and `content` (text or parts).
 
-        Never raises on content; what is not a message is skipped.
+        Never raises on content; an item that is no message is skipped.
+
+        Args:
+            max_chars: most characters kept of the text.
+            given: the other members of the request.
         """
-        seen = _Seen()
+        counts = _MessageCounts()
         for message in messages if isinstance(messages, list | tuple) else ():
-            seen.add(message, max_chars)
+            counts.add(message, max_chars)
+        tools_bytes = given.get("tools_bytes", 0)
+        names = tuple(name[:TOOL_NAME] for name in islice(given.get("tool_names", ()), TOOL_NAMES))
         return cls(
-            tenant=tenant,
-            model=model,
-            text=seen.text,
-            text_chars=seen.text_chars,
-            system=seen.system,
-            system_chars=seen.system_chars,
-            chars=seen.chars,
-            wide_ratio=_wide_ratio(seen.text),
-            messages=seen.messages,
-            turns=seen.turns,
-            answers=seen.answers,
-            prior_chars=seen.prior_chars,
-            last_answer_chars=seen.last_answer_chars,
-            tool_results=seen.tool_results,
-            tools=tools,
-            json_format=_FORMATS.get(response_format or "", 0),
-            max_tokens=max_tokens if max_tokens and max_tokens > 0 else None,
-            n=n if n and n > 0 else 1,
-            stop=stop,
-            temperature=temperature,
-            reasoning_effort=reasoning_effort,
-            stream=stream,
-            task_type=task_type,
-            bytes=seen.bytes + tools_bytes,
-            wide_bytes=seen.wide_bytes,
-            cjk_bytes=seen.cjk_bytes,
-            tool_names=tuple(name[:TOOL_NAME] for name in islice(tool_names, TOOL_NAMES)),
+            tenant=given["tenant"],
+            model=given["model"],
+            **counts.fields(tools_bytes),
+            tools=given.get("tools", 0),
+            json_format=_FORMATS.get(given.get("response_format") or "", 0),
+            max_tokens=_positive(given.get("max_tokens")),
+            n=_positive(given.get("n")) or 1,
+            stop=given.get("stop", False),
+            temperature=given.get("temperature"),
+            reasoning_effort=given.get("reasoning_effort"),
+            stream=given.get("stream", False),
+            task_type=given.get("task_type"),
+            tool_names=names,
             tools_bytes=tools_bytes,
-            thinking=thinking,
-            thinking_budget=thinking_budget,
-            shape=shape,
-            form=form,
-            verbosity=verbosity,
-            best_of=best_of if best_of > 0 else 1,
+            thinking=given.get("thinking"),
+            thinking_budget=given.get("thinking_budget"),
+            shape=given.get("shape", ""),
+            form=given.get("form", ""),
+            verbosity=given.get("verbosity"),
+            best_of=_positive(given.get("best_of")) or 1,
         )
 
     @property
     def choices(self) -> int:
-        """How many answers the provider generates: n or best_of, for each prompt of a batch."""
+        """Answers that the provider generates: n or best_of, for each prompt of a batch."""
         return max(self.n, self.best_of) * self.prompts
 
     @property
@@ -160,12 +157,12 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
 
     @property
     def overhead_tokens(self) -> int:
-        """What chat framing adds: 3, and 4 a message (o200k_base, OpenAI cookbook)."""
+        """Tokens added by chat framing: 3, and 4 a message (o200k_base, OpenAI cookbook)."""
         return 3 + 4 * self.messages
 
     @property
     def script(self) -> str:
-        """What most of the prompt's bytes are: "latin", "cjk" or "other"."""
+        """The script of most of the prompt's bytes: "latin", "cjk" or "other"."""
         if self.wide_bytes * 4 < self.bytes:
             return "latin"
         return "cjk" if self.cjk_bytes * 2 >= self.wide_bytes else "other"
@@ -181,7 +178,11 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
 _FORMATS = {"json_object": 1, "json_schema": 2}
 
 
-class _Seen:
+def _positive(value: int | None) -> int | None:
+    return value if value and value > 0 else None
+
+
+class _MessageCounts:
     """Counts over the messages of one request."""
 
     def __init__(self) -> None:
@@ -200,7 +201,7 @@ class _Seen:
         text, size = _text_of(content, max_chars)
         self.messages += 1
         self.chars += size
-        self.weigh(text, size)
+        self._add_bytes(text, size)
         if role == "user":
             self.turns += 1
             self.text, self.text_chars = text, size
@@ -214,8 +215,16 @@ class _Seen:
         elif role in ("tool", "function"):
             self.tool_results += 1
 
-    def weigh(self, text: str, size: int) -> None:
-        """Count bytes: of a cut text in proportion."""
+    def fields(self, tools_bytes: int) -> dict[str, Any]:
+        """The members of a `PromptView` that are counted here."""
+        counted = vars(self).copy()
+        return counted | {
+            "bytes": self.bytes + tools_bytes,
+            "wide_ratio": _wide_ratio(self.text),
+        }
+
+    def _add_bytes(self, text: str, size: int) -> None:
+        """Count the bytes of a text, from a cut one in proportion. `size`: its true length."""
         if text.isascii():
             self.bytes += size
             return
@@ -229,7 +238,7 @@ class _Seen:
 
 
 def cut(text: str, max_chars: int) -> str:
-    """Head and tail of a text, at most `max_chars` of it."""
+    """Head and tail of a text: at most `max_chars` characters."""
     if len(text) <= max_chars:
         return text
     head = int(max_chars * HEAD_SHARE)
@@ -237,7 +246,7 @@ def cut(text: str, max_chars: int) -> str:
 
 
 def _text_of(content: object, max_chars: int) -> tuple[str, int]:
-    """Cut text of a message's content, and its true length in characters."""
+    """A message's text, cut, and its true length in characters."""
     if isinstance(content, str):
         return cut(content, max_chars), len(content)
     if isinstance(content, bytes):
@@ -263,11 +272,10 @@ def _wide_ratio(text: str) -> float:
 
 
 def prompt_key(view: PromptView, key: bytes) -> bytes:
-    """Keyed hash of the prompt, blind to case and white space; the text cannot be had back.
+    """Keyed hash of the prompt, blind to case and white space; the text cannot be recovered.
 
-    Covers what shapes the answer besides model and limit: text, system, place in the
-    conversation, tools, format, thinking. 16 bytes, BLAKE2b (RFC 7693) keyed with `key`
-    (≤ 64 bytes).
+    Covers text, system prompt, place in the conversation, tools, format and thinking; not the
+    model, nor the limit. 16 bytes, BLAKE2b (RFC 7693) keyed with `key` (≤ 64 bytes).
     """
     shape = (
         f"{view.text_chars},{view.system_chars},{view.chars},{view.messages},"
@@ -275,12 +283,11 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
         if view.text_chars > MAX_CHARS or view.messages > 1
         else f"{view.tools},{view.json_format},{view.reasoning_effort}"
     )
-    shape += _asked(view.shape, view.verbosity)
+    shape += _constraints(view.shape, view.verbosity)
     if view.thinking is not None or view.thinking_budget is not None:
         shape += f",{view.thinking},{view.thinking_budget}"
-    if (
-        view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1
-    ):  # a repeat's cost is the same
+    # Requests of one key are repeats: they must cost the same.
+    if view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1:
         shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
     parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")
@@ -288,25 +295,25 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
 
 
 def template_key(view: PromptView, key: bytes) -> str:
-    """Keyed hash of the system prompt, the tools and the shape asked for; "" without any.
+    """Keyed hash of the system prompt, the tools and the answer's constraints; "" without any.
 
-    Requests of one application share it, whatever their last message: dates and ids that it
-    fills into its system prompt do not tell them apart, since numbers in it are blanked; nor
-    does what it fills into a schema (`form`).
+    Requests of one application share it, whatever their last message. Digits in the system
+    prompt are blanked, so dates and ids filled into it make no difference; nor do values filled
+    into a schema (`form`).
     """
-    asked = _asked(view.form, view.verbosity)
-    if not view.system_chars and not view.tool_names and not view.tools and not asked:
+    constraints = _constraints(view.form, view.verbosity)
+    if not view.system_chars and not view.tool_names and not view.tools and not constraints:
         return ""
     names = ",".join(view.tool_names) or str(view.tools)
     size = view.system_chars if view.system_chars > SYSTEM_CHARS else 0
     text = f"{view.system}\x00{size and size // 64}\x00{names}\x00{view.json_format}"
-    data = (text.translate(_BLANKED) + asked).encode("utf-8", "surrogatepass")
+    data = (text.translate(_BLANKED) + constraints).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=8, key=key).hexdigest()
 
 
-def _asked(shape: str, verbosity: str | None) -> str:
-    """The answer's shape; "" where none is asked for, so that such requests keep the keys they
-    had before it was read."""
+def _constraints(shape: str, verbosity: str | None) -> str:
+    """The answer's constraints; "" where there are none, so that such requests keep the keys
+    they had before constraints were read."""
     return f"\x00{shape}\x00{verbosity}" if shape or verbosity else ""
 
 

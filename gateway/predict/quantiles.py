@@ -1,20 +1,18 @@
-"""The forecast distribution: grids of quantiles, made, mended, mixed and cut.
+"""Grids of quantiles: made, mended, mixed and cut.
 
-A grid is seven values of log1p(output tokens) at `QUANTILE_LEVELS`. Everything is done in
-logarithms, because lengths are: half and double are equally wrong.
+A grid is seven values of log1p(output tokens) at `QUANTILE_LEVELS`. All arithmetic is in
+logarithms, because lengths are logarithmic: half and double are equally wrong.
 
-Two sources speak. The boosters know what kind of request this is; neighbours know what
-answers to nearly the same prompt looked like. They are mixed quantile by quantile with
-weight w = n_eff / (n_eff + k0) for the neighbours, where n_eff counts a repeat of the
-prompt as 1 and a row at the similarity threshold as 0 (quadratic in between; a row of
-another model counts half). k0 = 2: in strict replay of the held-out conversations the
-pinball loss was 0.1471, 0.1447, 0.1429 at k0 = 0.5, 1, 3, and a lower k0 is sooner to
-believe what a tenant repeats.
+The boosters know what kind of request this is; neighbours know how long answers to nearly the
+same prompt were. Both are mixed quantile by quantile, with weight n_eff / (n_eff + k0) on the
+neighbours. n_eff counts a repeat of the prompt as 1 and a row at the similarity threshold as 0,
+quadratic in between; a row of another model counts half. Pinball loss prefers k0 = 3 or more by a
+little; 2 believes repeats sooner.
 
-Neighbours fade: the newest of those found counts in full, the forty-eighth newest half, and a
-row a month older than the window's newest half again. So a template that changes is followed
-within some fifty answers, and a quiet tenant's rows stay good. Censored neighbours enter
-last and can only raise: each stands for what the mixture so far holds possible beyond it.
+Neighbours fade: the newest of those found counts in full, the forty-eighth newest half, and a row
+a month older than the newest row of the window half again. So a changed template is followed
+within some fifty answers, and the rows of a quiet tenant stay good. Censored neighbours enter
+last and can only raise: each stands for the mixture's own distribution beyond its length.
 """
 
 from __future__ import annotations
@@ -34,11 +32,11 @@ Grid = tuple[float, ...]
 Floats = npt.NDArray[np.float64]
 
 K0 = 2.0
-REPEAT = 0.99  # n_eff of one repeat, half precision of a stored vector allowed
+REPEAT = 0.99  # least n_eff of one repeat, whose vector is stored in half precision
 SCATTER = 0.45  # of log length between answers to the same prompt
-OTHER_MODEL = 0.5  # what a row of another model counts
+OTHER_MODEL = 0.5  # weight of a row of another model
 RECENCY_ROWS = 48.0  # newer rows found that halve a neighbour's weight
-AGE_S = 30 * 86_400.0  # age that halves it
+AGE_S = 30 * 86_400.0  # age that halves a neighbour's weight
 NEAREST = 20  # rows the neighbour features look at
 MAX_LOG = log1p(1_000_000)
 Z = (-1.6449, -1.2816, -0.6745, 0.0, 0.6745, 1.2816, 1.6449)  # normal, at QUANTILE_LEVELS
@@ -49,28 +47,29 @@ NEIGHBOUR_NAMES = (
     *("nn_max", "nn_top5", "nn_effective", "nn_mean", "nn_p10", "nn_p50", "nn_p90"),
     *("nn_first", "nn_same_model", "nn_same_count"),
 )
-"""Names of `neighbour_features`, in their order."""
+"""The names of `neighbour_features`, in their order."""
 
 
 def rearranged(grid: Sequence[float]) -> Grid:
-    """Non-decreasing and within [0, log 10⁶]: quantile models may cross each other.
+    """A grid of values in rising order and within [0, log 10⁶].
 
-    Sorting never worsens them (Chernozhukov, Fernández-Val, Galichon, 2010).
+    Quantile models may cross each other; sorting never worsens them (Chernozhukov,
+    Fernández-Val, Galichon, 2010).
     """
     return tuple(min(max(value, 0.0), MAX_LOG) for value in sorted(grid))
 
 
 def truncated(grid: Grid, max_tokens: int | None) -> Grid:
-    """The answer stops at `max_tokens`."""
+    """The grid of an answer that stops at `max_tokens`; None: no limit."""
     if max_tokens is None or grid[-1] <= (top := log1p(max_tokens)):
         return grid
     return tuple(min(value, top) for value in grid)
 
 
 def relevelled(grid: Grid, median_z: float, high_z: float) -> Grid:
-    """The grid with what it holds at these normal scores read as its p50 and p90.
+    """The grid whose p50 and p90 are this grid's values at two normal scores.
 
-    Between and beyond them the other levels move along; the lower tail with the median.
+    The other levels move along, between and beyond them; the lower tail with the median.
     """
     low, high = median_z, high_z - Z[5]
     if abs(low) < 1e-3 and abs(high) < 1e-3:
@@ -81,21 +80,23 @@ def relevelled(grid: Grid, median_z: float, high_z: float) -> Grid:
 
 
 def at_score(grid: Grid, z: float) -> float:
-    """The value at a normal score: linear between the levels' scores, and on beyond them."""
+    """The grid's value at a normal score: linear between the levels' scores and beyond them."""
     i = min(max(bisect_right(Z, z) - 1, 0), len(Z) - 2)
     return grid[i] + (grid[i + 1] - grid[i]) * (z - Z[i]) / (Z[i + 1] - Z[i])
 
 
 def shifted(grid: Sequence[float], by: float) -> Grid:
+    """The grid with `by` added to each value."""
     return rearranged([value + by for value in grid])
 
 
 def to_tokens(grid: Grid) -> Grid:
+    """The grid in tokens."""
     return tuple(expm1(value) for value in grid)
 
 
 def probability_at_most(grid: Grid, value: float) -> float:
-    """P(X ≤ value), linear between the grid's levels; beyond them the last slope goes on."""
+    """P(X ≤ value): linear between the grid's levels, with the last slope beyond them."""
     last = len(grid) - 1
     if value >= grid[last]:
         if grid[last] == grid[last - 1]:
@@ -115,7 +116,7 @@ def probability_at_most(grid: Grid, value: float) -> float:
 
 
 def value_at(grid: Grid, level: float) -> float:
-    """The quantile at any level, linear between the grid's, flat outside."""
+    """The quantile at any level: linear between the grid's levels, flat outside."""
     return float(np.interp(level, QUANTILE_LEVELS, grid))
 
 
@@ -125,15 +126,13 @@ def p_short(grid: Grid) -> float:
 
 
 def risk(grid: Grid) -> float:
-    """The chance that the answer exceeds twice its median: what a reserve would miss by."""
+    """The chance that the answer exceeds twice its median, and so a reserve of the median."""
     return 1.0 - probability_at_most(grid, log1p(2 * expm1(grid[3])))
 
 
 def confidence(grid: Grid) -> float:
-    """exp(−σ), σ the scatter of log length from p10 to p90: 1 certain, 0.5 within a factor 2.
-
-    Neighbours raise it by narrowing the grid.
-    """
+    """exp(−σ), with σ the scatter of log length from p10 to p90: 1 is certain, 0.5 within a
+    factor 2. Neighbours raise it by narrowing the grid."""
     sigma = (grid[5] - grid[1]) / (Z[5] - Z[1])
     return float(np.exp(-sigma))
 
@@ -142,7 +141,7 @@ def confidence(grid: Grid) -> float:
 
 
 def neighbour_weights(near: Neighbours, threshold: float) -> Floats:
-    """What each neighbour counts in `n_eff`: 1 a repeat, 0 at the threshold or below."""
+    """The weight of each neighbour in `n_eff`: 1 for a repeat, 0 at the threshold or below."""
     span = max(1.0 - threshold, 1e-3)
     closeness = np.clip((near.similarity.astype(np.float64) - threshold) / span, 0.0, 1.0)
     weights: Floats = np.square(closeness)
@@ -151,19 +150,19 @@ def neighbour_weights(near: Neighbours, threshold: float) -> Floats:
 
 
 def faded(near: Neighbours, weights: Floats) -> Floats:
-    """The weights with age counted in."""
+    """The weights, halved by newer rows and by age."""
     halvings = near.recency / RECENCY_ROWS + np.maximum(near.age_s, 0.0) / AGE_S
-    kept: Floats = weights * np.exp2(-halvings)
-    return kept
+    left: Floats = weights * np.exp2(-halvings)
+    return left
 
 
 def mixture(prior: Grid, near: Neighbours, weights: Floats) -> Grid:
-    """The boosters' grid and the neighbours' lengths, by what each is worth."""
-    known = ~near.censored
-    counted = float(weights[known].sum())
+    """The boosters' grid mixed with the neighbours' lengths."""
+    exact = ~near.censored
+    counted = float(weights[exact].sum())
     grid = prior
     if counted > 0.0:
-        grid = blended(prior, neighbour_grid(near.length[known], weights[known]), counted)
+        grid = blended(prior, neighbour_grid(near.length[exact], weights[exact]), counted)
     if counted < float(weights.sum()):
         cut = near.censored & (weights > 0.0)
         grid = raised(grid, near.length[cut], weights[cut], counted)
@@ -171,7 +170,7 @@ def mixture(prior: Grid, near: Neighbours, weights: Floats) -> Grid:
 
 
 def neighbour_grid(lengths: npt.NDArray[Any], weights: Floats) -> Grid:
-    """Weighted quantiles of lengths that are known, each smeared by the usual scatter."""
+    """Weighted quantiles of exact lengths, each smeared by the usual scatter."""
     points = (lengths.astype(np.float64)[:, None] + SCATTER * np.array(Z)).ravel()
     mass = (weights[:, None] * _level_mass()).ravel()
     order = np.argsort(points)
@@ -180,10 +179,15 @@ def neighbour_grid(lengths: npt.NDArray[Any], weights: Floats) -> Grid:
 
 
 def raised(grid: Grid, lengths: npt.NDArray[Any], weights: Floats, counted: float) -> Grid:
-    """The grid after lower bounds: nowhere below what it was (Kaplan, Meier, 1958).
+    """The grid raised by lower bounds; nowhere lower than before (Kaplan, Meier, 1958).
 
     A bound at length c stands for the grid's own distribution beyond c; far beyond the grid,
-    for the usual scatter above c. `counted`: what the known neighbours weigh.
+    for the usual scatter above c.
+
+    Args:
+        lengths: the bounds.
+        weights: of the bounds.
+        counted: weight of the exact neighbours that the grid holds already.
     """
     total, sums = counted + K0, [value * (counted + K0) for value in grid]
     for c, weight in zip(lengths.tolist(), weights.tolist(), strict=True):
@@ -197,7 +201,7 @@ def raised(grid: Grid, lengths: npt.NDArray[Any], weights: Floats, counted: floa
 
 
 def _level_mass() -> Floats:
-    """The probability that each of `Z` stands for."""
+    """The probability mass around each of `Z`."""
     steps = np.array(_STEPS)
     mass: Floats = (steps[:-1] + steps[1:]) / 2
     mass[0] += steps[0] / 2
@@ -206,21 +210,22 @@ def _level_mass() -> Floats:
 
 
 def blended(model: Grid, near: Grid, effective: float) -> Grid:
-    """Quantile-wise mean, weight n_eff / (n_eff + k0) on the neighbours."""
+    """Quantile-wise mean with weight n_eff / (n_eff + k0) on the neighbours."""
     w = effective / (effective + K0)
     return rearranged([(1 - w) * a + w * b for a, b in zip(model, near, strict=True)])
 
 
 def neighbour_features(near: Neighbours) -> list[float]:
-    """What the boosters read of the nearest rows, in the order of `NEIGHBOUR_NAMES`.
+    """The boosters' features of the nearest rows, in the order of `NEIGHBOUR_NAMES`; NaN without
+    rows.
 
     Weights fall by e for each 0.05 of similarity below the nearest. A censored row counts
-    only where it is longer than the known ones' middle. NaN without neighbours.
+    only where it is longer than the median of the exact ones.
     """
     chosen = np.arange(min(len(near), NEAREST))
     if near.censored[chosen].any():
-        known = chosen[~near.censored[chosen]]
-        middle = float(np.median(near.length[known])) if len(known) else np.inf
+        exact = chosen[~near.censored[chosen]]
+        middle = float(np.median(near.length[exact])) if len(exact) else np.inf
         chosen = chosen[~near.censored[chosen] | (near.length[chosen] > middle)]
     if len(chosen) == 0:
         return [float("nan")] * len(NEIGHBOUR_NAMES)

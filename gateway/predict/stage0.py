@@ -16,9 +16,9 @@ from gateway.predict.artefacts import Tables
 from gateway.predict.calibrate import Calibration, group_keys
 from gateway.predict.forecast import (
     STAGE0,
-    Money,
+    Pricing,
+    apply_levels,
     heuristic_grid,
-    levelled,
     stage0_grid,
     workload_of,
 )
@@ -87,12 +87,12 @@ class Stage0:
         keys = group_keys(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(keys))
         grid, rung = stage0_grid(view, self._model, cheap)
-        grid = levelled(shifted(grid, table.stage0(keys)), STAGE0, table, keys)
-        return workload_of(view, grid, rung, self._money, table, keys)
+        grid = apply_levels(shifted(grid, table.stage0_bias(keys)), STAGE0, table, keys)
+        return workload_of(view, grid, rung, self._pricing, table, keys)
 
     def plain(self, view: PromptView) -> Workload:
         """Forecast without any model or correction."""
-        return workload_of(view, heuristic_grid(view), Rung.HEURISTIC, self._money)
+        return workload_of(view, heuristic_grid(view), Rung.HEURISTIC, self._pricing)
 
     def cut(self, view: PromptView) -> PromptView:
         """The view with no more text than the settings let be read."""
@@ -126,5 +126,5 @@ class Stage0:
         return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
 
     @property
-    def _money(self) -> Money:
-        return Money(self.settings.cost_output_ratio, self._prices)
+    def _pricing(self) -> Pricing:
+        return Pricing(self.settings.cost_output_ratio, self._prices)

@@ -17,11 +17,11 @@ from gateway.predict.calibrate import Channel, GroupKeys, group_keys
 from gateway.predict.encoder import Vector, pack, unpack
 from gateway.predict.features import NAMES
 from gateway.predict.forecast import (
-    BY_GRID,
+    GRID_ODDS,
     STAGE0,
-    Odds,
+    ShortOdds,
+    apply_levels,
     job_class_of,
-    levelled,
     pack_floats,
     unpack_floats,
 )
@@ -128,17 +128,17 @@ class LearningForecaster(Forecaster):
         table = residuals.table  # of before this answer, for all stages
         stages = [(estimate.stage, estimate.grid, estimate.odds)]
         if estimate.full is not None:  # stage 0 spoke first, with its own grid
-            stages.insert(0, (STAGE0, shifted(estimate.stage0, table.stage0(keys)), BY_GRID))
+            stages.insert(0, (STAGE0, shifted(estimate.stage0, table.stage0_bias(keys)), GRID_ODDS))
         given = estimate.grid
         for stage, grid, odds in stages:
-            given = levelled(grid, stage, table, keys, odds)
+            given = apply_levels(grid, stage, table, keys, odds)
             missed = length > given[3], length > given[5]
             kind = job_class_of(grid, odds)
-            residuals.cover(stage, kind, missed, censored=censored, of=keys)
+            residuals.move_levels(stage, kind, missed, censored=censored, keys=keys)
         if estimate.inputs is not None:
             self._teach_correction(estimate, given, length, censored=censored)
         reached = probability_at_most(given, length)
-        residuals.watch(keys, reached, censored=censored)
+        residuals.detect_change(keys, reached, censored=censored)
 
     def _teach_correction(
         self, estimate: Estimate, given: Grid, length: float, *, censored: bool
@@ -150,7 +150,7 @@ class LearningForecaster(Forecaster):
         """
         full, inputs = estimate.full, estimate.inputs
         assert full is not None and inputs is not None and self._corrections is not None
-        residual = length - full[3] - self.residuals.table.full(estimate.keys)
+        residual = length - full[3] - self.residuals.table.full_bias(estimate.keys)
         short = length <= log1p(SHORT_TOKENS)
         limit = estimate.view.max_tokens
         decided = not (censored and short) and (limit is None or limit > SHORT_TOKENS)
@@ -176,10 +176,10 @@ class LearningForecaster(Forecaster):
         keys = group_keys(row.model, row.tenant, row.template)
         projected, length = self._projected(vector), log1p(row.output_tokens)
         columns = [*cheap, *projected, *near]
-        grid, bias = full.grid(columns, head), self.residuals.table.full(keys)
+        grid, bias = full.grid(columns, head), self.residuals.table.full_bias(keys)
         inputs = corrections.inputs(cheap, projected, near, grid[3], head)
         given = shifted(grid, bias + corrections.of(keys, inputs).length)
-        odds = Odds(full.short(columns), grid[3])
+        odds = ShortOdds(full.short(columns), grid[3])
         short = (length <= log1p(SHORT_TOKENS)) - odds.uncorrected(given)
         corrections.learn(keys, inputs, length - grid[3] - bias, short)
 

@@ -198,7 +198,7 @@ class Predictor:
     def prompt_alone(self, like: Workload, model: str, prompt_tokens: int) -> Workload:
         """`like`, of a request that generates nothing and costs what its prompt does."""
         price = self._prices.get(model)
-        usd = None if price is None else price.tier(prompt_tokens).usd(prompt_tokens, 0.0)
+        usd = None if price is None else price.rates(prompt_tokens).usd(prompt_tokens, 0.0)
         cost = float(prompt_tokens)
         return structs.replace(
             like,

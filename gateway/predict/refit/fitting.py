@@ -1,14 +1,14 @@
-"""The arithmetic of a refit: history rows to matrices, a booster that corrects a booster.
+"""The arithmetic of a refit: from history rows to boosters that correct the shipped ones.
 
-The shipped model is the prior. LightGBM starts from its predictions (`init_score`), so what
-is fitted is only by how much the gateway's own answers differ; few rows make few and small
-trees (rounds and leaf size go with their number, leaves are shrunk as if `SHRINK` rows had
-agreed with the shipped model). Residual quantiles are taken out of fold and blended with the
-shipped ones in the same way. The scale booster stays as shipped. What the head said of a row
-is kept with it (the text is not, so it cannot be asked again), and is part of the prior.
+The shipped model is the prior. LightGBM starts from its predictions (`init_score`), so only the
+difference of the gateway's own answers is fitted. Few rows make few and small trees: rounds and
+leaf size go with their number, and leaves are shrunk as if `SHRINK` rows had agreed with the
+shipped model. Residual quantiles are taken out of fold and blended with the shipped ones in the
+same way. The scale booster stays as shipped. The head's grid is stored with a row, since the text
+to ask the head again is not, and is part of the prior.
 
-A private tenant's rows are not fitted on: trees could give them away. A censored row is
-fitted on only where it is longer than was forecast, and then as half as long again.
+A private tenant's rows are not fitted on, because trees could reveal them. A censored row is
+fitted on only where it is longer than forecast, and then as half as long again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from msgspec import Struct
 from gateway.predict.artefacts import Artefacts, Texts
 from gateway.predict.encoder import unpack
 from gateway.predict.features import NAMES
-from gateway.predict.lengths import HEAD_SHARE, MEDIAN, NARROWEST, WIDEST, Residual
+from gateway.predict.lengths import HEAD_SHARE, MEDIAN, NARROWEST, WIDEST, ResidualTable
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.types import QUANTILE_LEVELS, HistoryRow
 
@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float64]
 FOLDS = 4
 SHRINK = 20.0
 BIN_ROWS, BINS = 150, 12
-TABLE_PRIOR = 100.0  # rows that agreed with the shipped residual table, in each bin
+TABLE_PRIOR = 100.0  # rows' worth of the shipped residual table, in each bin
 CENSORED_FACTOR = 1.5
 TREES = {
     "objective": "huber",
@@ -53,8 +53,8 @@ TREES = {
 }
 
 
-class Data(Struct, frozen=True):
-    """Rows to fit on, oldest first, as one of the two models reads them."""
+class FitRows(Struct, frozen=True):
+    """Rows to fit on, oldest first, and the columns that one of the two models reads of them."""
 
     rows: list[HistoryRow]
     x: Array
@@ -62,67 +62,69 @@ class Data(Struct, frozen=True):
     scale: Array
     head: Array  # the head's grids, NaN where there was none
     y: Array  # log1p tokens
-    folds: npt.NDArray[np.int64]  # the same prompt always in the same
+    folds: npt.NDArray[np.int64]  # equal for equal prompts
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, chosen: npt.NDArray[Any]) -> Data:
+    def take(self, chosen: npt.NDArray[Any]) -> FitRows:
+        """Some of the rows, by flags or places."""
         at = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         rows = [self.rows[i] for i in at.tolist()]
         x, prior, scale, head = self.x[at], self.prior[at], self.scale[at], self.head[at]
-        return Data(rows, x, prior, scale, head, self.y[at], self.folds[at])
+        return FitRows(rows, x, prior, scale, head, self.y[at], self.folds[at])
 
 
-def stage0_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
-    """What stage 0 reads of the rows that may be fitted on."""
+def stage0_rows(rows: Sequence[HistoryRow], artefacts: Artefacts) -> FitRows:
+    """The rows that stage 0 may be fitted on, with its columns."""
     texts, tables = artefacts.texts[0], artefacts.tables
-    kept = [row for row in rows if row.features and row.shared and row.output_tokens > 0]
-    if texts is None or tables is None or not kept:
-        return _nothing(len(NAMES))
-    x = _matrix([row.features for row in kept], len(NAMES))
-    head = np.full((len(kept), len(QUANTILE_LEVELS)), np.nan)
-    return _data(kept, x, texts, x[:, : tables.width], head)
+    usable = [row for row in rows if row.features and row.shared and row.output_tokens > 0]
+    if texts is None or tables is None or not usable:
+        return _no_rows(len(NAMES))
+    x = _matrix([row.features for row in usable], len(NAMES))
+    head = np.full((len(usable), len(QUANTILE_LEVELS)), np.nan)
+    return _fit_rows(usable, x, texts, x[:, : tables.width], head)
 
 
-def full_data(rows: Sequence[HistoryRow], artefacts: Artefacts) -> Data:
-    """What the full model reads: rows with a vector of the encoder in use."""
+def full_rows(rows: Sequence[HistoryRow], artefacts: Artefacts) -> FitRows:
+    """The rows that the full model may be fitted on, with its columns: those with a vector of
+    the encoder in use."""
     texts, tables, projection = artefacts.texts[1], artefacts.tables, artefacts.projection
     parts = 0 if projection is None else len(projection) - 1
     width = len(NAMES) + parts + len(NEIGHBOUR_NAMES)
     if texts is None or tables is None or projection is None:
-        return _nothing(width)
-    kept, vectors = [], []
+        return _no_rows(width)
+    usable, vectors = [], []
     for row in rows:
         vector = unpack(row.vector, projection.shape[1])
-        fit = row.features and row.neighbours and row.shared and row.output_tokens > 0
-        if fit and vector is not None and row.encoder == artefacts.encoder_name:
-            kept.append(row)
+        complete = row.features and row.neighbours and row.shared and row.output_tokens > 0
+        if complete and vector is not None and row.encoder == artefacts.encoder_name:
+            usable.append(row)
             vectors.append(vector)
-    if not kept:
-        return _nothing(width)
-    cheap = _matrix([row.features for row in kept], len(NAMES))
+    if not usable:
+        return _no_rows(width)
+    cheap = _matrix([row.features for row in usable], len(NAMES))
     projected = (np.array(vectors) - projection[0]) @ projection[1:].T
     near_and_head = _matrix(
-        [row.neighbours for row in kept], len(NEIGHBOUR_NAMES) + len(QUANTILE_LEVELS)
+        [row.neighbours for row in usable], len(NEIGHBOUR_NAMES) + len(QUANTILE_LEVELS)
     )
     near, head = np.split(near_and_head, [len(NEIGHBOUR_NAMES)], axis=1)
     if artefacts.head is None:
         head = np.full_like(head, np.nan)
     read = len(tables.neighbour_features)
     shipped = np.concatenate([cheap[:, : tables.width], projected, near[:, :read]], axis=1)
-    return _data(kept, np.concatenate([cheap, projected, near], axis=1), texts, shipped, head)
+    return _fit_rows(usable, np.concatenate([cheap, projected, near], axis=1), texts, shipped, head)
 
 
 def predicted(text: str, x: Array) -> Array:
-    """A saved booster's output for each row."""
+    """The output of a saved booster for each row."""
     import lightgbm
 
     return np.asarray(lightgbm.Booster(model_str=text).predict(x, num_threads=1), np.float64)
 
 
-def correction(data: Data) -> str:
-    """Trees to be added to the prior, as LightGBM saves them."""
+def correction(data: FitRows) -> str:
+    """Fit trees to be added to the prior; as LightGBM saves them."""
     import lightgbm
 
     count = len(data)
@@ -134,8 +136,8 @@ def correction(data: Data) -> str:
     return text.split("\nparameters:")[0] + "\n"  # the rest is not read
 
 
-def out_of_fold(data: Data) -> Array:
-    """Locations by corrections that did not see the row's prompt."""
+def out_of_fold(data: FitRows) -> Array:
+    """The location of each row by corrections that were not fitted on its prompt."""
     found = data.prior.copy()
     for fold in range(FOLDS):
         inside = data.folds == fold
@@ -144,9 +146,11 @@ def out_of_fold(data: Data) -> Array:
     return found
 
 
-def residual_table(shipped: Residual, location: Array, scale: Array, y: Array) -> Residual:
-    """Quantiles of (y − location) / scale by location, the shipped table's where rows are
-    few."""
+def residual_table(
+    shipped: ResidualTable, location: Array, scale: Array, y: Array
+) -> ResidualTable:
+    """Quantiles of (y − location) / scale by location, blended with the shipped table's the more
+    the fewer the rows."""
     bins = int(min(BINS, len(y) // BIN_ROWS))
     if bins < 1:
         return shipped
@@ -164,25 +168,30 @@ def residual_table(shipped: Residual, location: Array, scale: Array, y: Array) -
         count = float(inside.sum())
         table.append(((count * own + TABLE_PRIOR * prior) / (count + TABLE_PRIOR)).tolist())
         middles.append(middle)
-    return Residual(middles, table)
+    return ResidualTable(middles, table)
 
 
-def _data(rows: list[HistoryRow], x: Array, texts: Texts, read: Array, head: Array) -> Data:
-    """Args: x: what a correction reads; read: what the shipped boosters do."""
+def _fit_rows(rows: list[HistoryRow], x: Array, texts: Texts, read: Array, head: Array) -> FitRows:
+    """Rows with their targets, without those of no use.
+
+    Args:
+        x: columns of a correction.
+        read: columns of the shipped boosters.
+    """
     prior = predicted(texts.location, read)
     scale = np.exp(np.clip(predicted(texts.scale, read), NARROWEST, WIDEST))
     middle = head[:, MEDIAN]
     prior = np.where(np.isnan(middle), prior, prior + HEAD_SHARE * (middle - prior))
     lengths = np.array([log1p(row.output_tokens) for row in rows])
     censored = np.array([row.censored for row in rows])
-    kept = np.array([row.success for row in rows]) & ~censored | censored & (lengths > prior)
+    usable = np.array([row.success for row in rows]) & ~censored | censored & (lengths > prior)
     y = np.where(censored, np.log1p(CENSORED_FACTOR * np.expm1(lengths)), lengths)
     folds = np.array([int.from_bytes(row.prompt_key[-2:] or b"\0", "big") % FOLDS for row in rows])
-    return Data(rows, x, prior, scale, head, y, folds).take(kept)
+    return FitRows(rows, x, prior, scale, head, y, folds).take(usable)
 
 
 def _matrix(packed: Sequence[bytes], width: int) -> Array:
-    """Rows of features; those stored before a feature was thought of have NaN there."""
+    """Rows of features; NaN for features that were added after a row was stored."""
     matrix = np.full((len(packed), width), np.nan)
     for i, values in enumerate(packed):
         row = np.frombuffer(values[: 2 * width], "<f2")
@@ -190,7 +199,7 @@ def _matrix(packed: Sequence[bytes], width: int) -> Array:
     return matrix
 
 
-def _nothing(width: int) -> Data:
+def _no_rows(width: int) -> FitRows:
     empty = np.empty(0)
     head = np.empty((0, len(QUANTILE_LEVELS)))
-    return Data([], np.empty((0, width)), empty, empty, head, empty, np.empty(0, np.int64))
+    return FitRows([], np.empty((0, width)), empty, empty, head, empty, np.empty(0, np.int64))

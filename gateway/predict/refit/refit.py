@@ -1,14 +1,13 @@
 """Models fitted anew on the gateway's own history: `sagesched refit --store PATH --out FOLDER`.
 
-Runs in a process of its own (refits.py spawns it), one thread, nice 19. Each of the two
-models is judged apart on the latest rows, which none of the judged has seen: the newest
-fifth, later than what the models in use were fitted on. Judged as served, with the running
-bias that calibration would have had; by pinball loss on log length. Only what is better is
-taken; where neither is, nothing changes.
+Runs in a process of its own, started by due.py, with one thread at nice 19. Each of the two models
+is judged apart on the newest fifth of the rows, none of which the judged models were fitted on.
+It is judged by pinball loss on log length, as served with the running bias that calibration would
+have had. Only a better model is taken; where neither is better, nothing changes.
 
-A version is a folder with one file of corrections and a manifest that names its hash and the
-shipped models it corrects. It is written aside, synced, renamed into its number; then the
-file `current` is replaced. Killed at any moment, either the old version is in force or the
+A version is a folder with a file of corrections and a manifest, which names its hash and the
+shipped models that it corrects. It is written aside, synced and renamed to its number; then the
+file `current` is replaced. Killed at any moment, it leaves either the old version in force or the
 new one, whole.
 """
 
@@ -31,18 +30,18 @@ from gateway.predict.artefacts import Artefacts, Refit, TailRow
 from gateway.predict.calibrate import Channel, GroupKeys, group_keys
 from gateway.predict.encoder import exported_folder
 from gateway.predict.features import NAMES
-from gateway.predict.lengths import MEDIAN, Residual, spread
+from gateway.predict.lengths import MEDIAN, ResidualTable, spread
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.refit.due import ACCEPTED, CURRENT, KEPT, current_version
 from gateway.predict.refit.fitting import (
     Array,
-    Data,
+    FitRows,
     correction,
-    full_data,
+    full_rows,
     out_of_fold,
     predicted,
     residual_table,
-    stage0_data,
+    stage0_rows,
 )
 from gateway.predict.residuals import Residuals
 from gateway.types import QUANTILE_LEVELS, HistoryRow
@@ -66,11 +65,12 @@ class Judgement(Struct, frozen=True):
 
     @property
     def better(self) -> bool:
+        """True where the new model was judged and gains at least `GAIN`."""
         return self.new is not None and self.old is not None and self.new < self.old * (1 - GAIN)
 
 
-class Report(Struct, frozen=True):
-    """What a refit did."""
+class RefitReport(Struct, frozen=True):
+    """The result of a refit."""
 
     stage0: Judgement
     full: Judgement
@@ -79,12 +79,12 @@ class Report(Struct, frozen=True):
     seconds: float
 
 
-class _Fit(Struct, frozen=True):
-    """A model to go on with, and how far off it is for rows it did not see."""
+class _FittedModel(Struct, frozen=True):
+    """The model to go on with, and its locations of rows that it was not fitted on."""
 
     text: str
-    table: Residual
-    data: Data
+    table: ResidualTable
+    data: FitRows
     location: Array
 
 
@@ -95,16 +95,16 @@ def run(
     encoder: str,
     say: Callable[[str], object] = print,
 ) -> int:
-    """The command: lowers its priority, refits, says what came of it as JSON.
+    """The command: lower the priority, refit, print the report as JSON.
 
     Args:
         rows: of the store, oldest first.
-        models: the shipped artefacts' folder.
-        out: where versions lie.
+        models: folder of the shipped artefacts.
+        out: folder of the versions.
         encoder: `predict.embedding_model_name`.
 
     Returns:
-        the exit status: 0 a new version is in force, 3 the old models were kept.
+        the exit status: 0 a new version is in force, 3 the old models stay.
     """
     os.nice(NICE)
     report = refit(rows, Artefacts(models, encoder, 64, exported=exported_folder(out)), out)
@@ -112,26 +112,26 @@ def run(
     return ACCEPTED if report.accepted else KEPT
 
 
-def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
-    """Fit, judge, and put in force what is better."""
+def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> RefitReport:
+    """Fit and judge both models, and put the better ones in force."""
     began_s = time.monotonic()
     now = shipped.refitted(current_version(out))
     old, tables = now.refit, now.tables
     if old is not None and (old.cheap, old.near) != (len(NAMES), len(NEIGHBOUR_NAMES)):
-        old = None  # of an earlier release, which read fewer features: judged as shipped
+        old = None  # of an earlier release with fewer features: the shipped models are judged
     if tables is None or shipped.tables is None:
         raise ValueError("there are no shipped models to correct: " + "; ".join(shipped.problems))
     until_s = 0.0 if old is None else old.until_wall_s
-    cheap, whole = stage0_data(rows, shipped), full_data(rows, shipped)
+    cheap, whole = stage0_rows(rows, shipped), full_rows(rows, shipped)
     base0, base1 = shipped.tables.stage0, shipped.tables.full
-    kept0 = ("" if old is None else old.stage0, base0 if old is None else tables.stage0)
-    kept1 = ("" if old is None else old.full, base1 if old is None else tables.full)
-    judged0 = judge(cheap, kept0, base0, Channel.STAGE0, until_s)
-    judged1 = judge(whole, kept1, base1, Channel.FULL, until_s)
+    current0 = ("" if old is None else old.stage0, base0 if old is None else tables.stage0)
+    current1 = ("" if old is None else old.full, base1 if old is None else tables.full)
+    judged0 = judge(cheap, current0, base0, Channel.STAGE0, until_s)
+    judged1 = judge(whole, current1, base1, Channel.FULL, until_s)
     accepted, version = judged0.better or judged1.better, now.version
     if accepted:
-        fit0 = _fitted(cheap, base0) if judged0.better else _as_it_was(cheap, kept0)
-        fit1 = _fitted(whole, base1) if judged1.better else _as_it_was(whole, kept1)
+        fit0 = _fitted(cheap, base0) if judged0.better else _unchanged(cheap, current0)
+        fit1 = _fitted(whole, base1) if judged1.better else _unchanged(whole, current1)
         new = Refit(
             version=next_version(out),
             tables=msgspec.structs.replace(tables, stage0=fit0.table, full=fit1.table),
@@ -144,18 +144,23 @@ def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> Report:
         )
         version = new.version
         write(new, shipped.base, out)
-    return Report(judged0, judged1, version, accepted, round(time.monotonic() - began_s, 1))
+    return RefitReport(judged0, judged1, version, accepted, round(time.monotonic() - began_s, 1))
 
 
 def judge(
-    data: Data, kept: tuple[str, Residual], base: Residual, channel: Channel, until_s: float
+    data: FitRows,
+    current: tuple[str, ResidualTable],
+    base: ResidualTable,
+    channel: Channel,
+    until_s: float,
 ) -> Judgement:
-    """Old model against new on the latest rows, the new one fitted on those before.
+    """Judge the model in use and a new one on the latest rows; the new one is fitted on those
+    before.
 
     Args:
-        kept: the correction in use ("" for none) and its residual table.
+        current: the correction in use ("" for none) and its residual table.
         base: the shipped residual table.
-        until_s: rows up to this time were fitted on by the model in use.
+        until_s: wall time up to which the model in use was fitted on rows.
     """
     latest = np.zeros(len(data), bool)
     latest[int(len(data) * (1 - JUDGED_SHARE)) :] = True
@@ -167,7 +172,7 @@ def judge(
     before, after = data.take(np.arange(first)), data.take(latest)
     if len(before) < JUDGED_ROWS:
         return Judgement(len(before), len(after))
-    text, table = kept
+    text, table = current
     old = after.prior + (predicted(text, after.x) if text else 0.0)
     new_table = residual_table(base, out_of_fold(before), before.scale, before.y)
     new = after.prior + predicted(correction(before), after.x)
@@ -180,7 +185,7 @@ def judge(
 
 
 def write(new: Refit, base: dict[str, str], out: Path) -> Path:
-    """Put a version in force; its folder. See the head of the file."""
+    """Write a version and put it in force; its folder."""
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     for left in out.glob(".new-*"):  # of refits that were killed
         shutil.rmtree(left, ignore_errors=True)
@@ -207,34 +212,34 @@ def write(new: Refit, base: dict[str, str], out: Path) -> Path:
     return folder
 
 
-def _loss(data: Data, location: Array, table: Residual, channel: Channel) -> float:
-    """Pinball loss as served: a running bias by scope is learned on the way."""
+def _loss(data: FitRows, location: Array, table: ResidualTable, channel: Channel) -> float:
+    """Pinball loss as served, with a running bias by group that is learned on the way."""
     running, total = Residuals(), 0.0
     heads = [None if isnan(grid[MEDIAN]) else tuple(grid) for grid in data.head.tolist()]
     columns = (location.tolist(), data.scale.tolist(), data.y.tolist())
     for row, head, centre, scale, y in zip(data.rows, heads, *columns, strict=True):
-        of = _scopes(row)
-        grid = np.array(spread(centre, scale, table, head)) + running.mean(of, channel)
+        keys = _keys(row)
+        grid = np.array(spread(centre, scale, table, head)) + running.mean(keys, channel)
         error = y - grid
         total += float(np.maximum(_LEVELS * error, (_LEVELS - 1) * error).mean())
-        running.learn_residuals(of, y - centre, y - centre)
+        running.learn_residuals(keys, y - centre, y - centre)
     return round(total / len(data), 5)
 
 
-def _fitted(data: Data, base: Residual) -> _Fit:
+def _fitted(data: FitRows, base: ResidualTable) -> _FittedModel:
     location = out_of_fold(data)
     table = residual_table(base, location, data.scale, data.y)
-    return _Fit(correction(data), table, data, location)
+    return _FittedModel(correction(data), table, data, location)
 
 
-def _as_it_was(data: Data, kept: tuple[str, Residual]) -> _Fit:
-    text, table = kept
+def _unchanged(data: FitRows, current: tuple[str, ResidualTable]) -> _FittedModel:
+    text, table = current
     more = predicted(text, data.x) if text and len(data) else 0.0
-    return _Fit(text, table, data, data.prior + more)
+    return _FittedModel(text, table, data, data.prior + more)
 
 
-def _tail(stage0: _Fit, full: _Fit) -> tuple[TailRow, ...]:
-    """Residuals of the last rows, for the calibration to begin with."""
+def _tail(stage0: _FittedModel, full: _FittedModel) -> tuple[TailRow, ...]:
+    """Residuals of the last rows, with which the calibration begins."""
     of_full = {
         id(row): residual
         for row, residual in zip(
@@ -250,7 +255,7 @@ def _tail(stage0: _Fit, full: _Fit) -> tuple[TailRow, ...]:
     return tuple(found[-TAIL_ROWS:])
 
 
-def _scopes(row: HistoryRow) -> GroupKeys:
+def _keys(row: HistoryRow) -> GroupKeys:
     return group_keys(row.model, row.tenant, row.template)
 
 
@@ -259,7 +264,7 @@ def _versions(out: Path) -> list[Path]:
 
 
 def next_version(out: Path) -> int:
-    """A number no folder has, not even one that a killed refit left behind."""
+    """A number that no folder has, not even one left by a killed refit."""
     return max((int(path.name) for path in _versions(out)), default=0) + 1
 
 

@@ -33,7 +33,7 @@ from gateway.predict.encoder import (
     similarity_scale,
     unrelated_similarity,
 )
-from gateway.predict.manifest import ArtefactError, Folder, record
+from gateway.predict.manifest import ArtefactError, ArtefactFolder, record
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.workbench.arguments import add_config, settings_of
@@ -130,7 +130,7 @@ def _make(
     exact = _write(bert, tokenizer, lines, folder, fp32=fp32)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     _record(bert, source, name, folder, fp32=fp32)
-    vectors = _vectors(Folder(folder), lines)
+    vectors = _vectors(ArtefactFolder(folder), lines)
     least, mean = quantise.agreement(vectors[quantise.CALIBRATE :], exact)
     if not least >= AGREE:  # NaN, too
         raise SettingsError(
@@ -141,7 +141,7 @@ def _make(
         "cosine_min": least,
         "cosine_mean": mean,
         "cosine_strangers": round(unrelated_similarity(vectors), 4),
-        SCALE_KEY: similarity_scale(vectors, _vectors(Folder(models), lines)),
+        SCALE_KEY: similarity_scale(vectors, _vectors(ArtefactFolder(models), lines)),
     }
     _record(bert, source, name, folder, fp32=fp32, **figures)
     return figures
@@ -154,7 +154,7 @@ def _check_name(name: str, out: Path, models: Path) -> None:
             " 64 at most; --name gives another"
         )
     try:
-        is_shipped = is_shipped_encoder(Folder(models), name)
+        is_shipped = is_shipped_encoder(ArtefactFolder(models), name)
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
     if is_shipped:
@@ -208,7 +208,7 @@ def _write(bert: Bert, tokenizer: Any, lines: list[str], folder: Path, *, fp32: 
     return vectors
 
 
-def _vectors(files: Folder, lines: list[str]) -> Any:
+def _vectors(files: ArtefactFolder, lines: list[str]) -> Any:
     """Vectors of these lines, as the gateway makes them."""
     from gateway.workbench.encoders.quantise import TOKENS
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from gateway.predict.encoder import Marks, marks_of, token_ids
+from gateway.predict.encoder import SpecialIds, special_ids_of, token_ids
 from gateway.workbench.encoders.bert_graph import Model, products, smooth, with_taps
 
 Floats = npt.NDArray[np.float32]
@@ -49,11 +49,13 @@ class Encode:
         providers = ["CPUExecutionProvider"]
         self.session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
         self.tokenizer, self.most = tokenizer, most
-        self._marks: Marks = marks_of(tokenizer)
+        self._special_ids: SpecialIds = special_ids_of(tokenizer)
 
     def feed(self, text: str) -> dict[str, npt.NDArray[np.int64]]:
         """Inputs of the model for a text."""
-        ids = np.array([token_ids(self.tokenizer, text, "", self.most, self._marks)], np.int64)
+        ids = np.array(
+            [token_ids(self.tokenizer, text, "", self.most, self._special_ids)], np.int64
+        )
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     def __call__(self, texts: Sequence[str]) -> Floats:

@@ -24,7 +24,7 @@ from msgspec import Struct
 from gateway.errors import SettingsError
 from gateway.predict.encoder import Vector
 from gateway.predict.encoder import unpack as unpack_vector
-from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.manifest import ArtefactError, ArtefactFolder
 from gateway.predict.prompt_view import PromptView
 from gateway.store import store
 from gateway.types import HistoryRow
@@ -114,7 +114,7 @@ def read(path: Path) -> list[tuple[Row, _ConversationLine]]:
 def fit_keys(models: Path) -> frozenset[bytes]:
     """Keys of the rows that the shipped models saw. Raises SettingsError where they are missing."""
     try:
-        return unpack_keys(Folder(models).path("fit_keys").read_bytes())
+        return unpack_keys(ArtefactFolder(models).path("fit_keys").read_bytes())
     except (ArtefactError, ValueError, OSError) as error:
         raise SettingsError(f"{models}: what the models were fitted on: {error}") from None
 

@@ -31,7 +31,7 @@ from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.features import NAMES
-from gateway.predict.forecast import Money, workload_of
+from gateway.predict.forecast import Pricing, workload_of
 from gateway.predict.lengths import LengthModel
 from gateway.predict.lesson import Lesson
 from gateway.predict.prompt_view import PromptView
@@ -281,10 +281,10 @@ class Baseline:
 
     def __init__(self, artefacts: Artefacts, ratio: float) -> None:
         self._centre = centre_of(artefacts)
-        self._money = Money(ratio, MappingProxyType({}))
+        self._pricing = Pricing(ratio, MappingProxyType({}))
 
     def forecast(self, case: Case) -> Workload:
-        return workload_of(case.view, self.grid(case), Rung.HEURISTIC, self._money)
+        return workload_of(case.view, self.grid(case), Rung.HEURISTIC, self._pricing)
 
     def grid(self, case: Case) -> Grid:
         """Quantiles of log length."""

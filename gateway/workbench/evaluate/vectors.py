@@ -20,14 +20,14 @@ from msgspec import Struct
 from gateway.errors import SettingsError
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import (
+    EncodedPrompt,
     Encoder,
-    Reading,
     Vector,
     exported_folder,
     find_encoder,
     unknown_share,
 )
-from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.manifest import ArtefactError, ArtefactFolder
 from gateway.settings.schema import Predict
 from gateway.workbench.progress import load_arrays, save_arrays, spread
 
@@ -66,21 +66,23 @@ class RecordedEncoder(Encoder):
     ) -> None:
         self._vectors = vectors
         self._reader = reader
-        self._readings: dict[bytes, Reading] = {}
+        self._encoded: dict[bytes, EncodedPrompt] = {}
         self.width = width
         self.code_width = 0 if reader is None else reader.code_width
         self.similarity_scale = 1.0 if reader is None else reader.similarity_scale
         self.max_tokens = max_tokens
 
-    def read(self, text: str, key: bytes | None = None, system: str = "") -> Reading:
+    def encode(self, text: str, key: bytes | None = None, system: str = "") -> EncodedPrompt:
         own = prompt_key(Prompt(text, system))
-        reading = self._readings.get(own)
-        if reading is None:
+        encoded = self._encoded.get(own)
+        if encoded is None:
             reader = self._reader
-            share = 0.0 if reader is None else unknown_share(reader.tokens(text), reader.marks)
+            share = (
+                0.0 if reader is None else unknown_share(reader.tokens(text), reader.special_ids)
+            )
             stored = self._vectors[own]
-            reading = self._readings[own] = Reading(stored.vector, share, stored.code)
-        return reading
+            encoded = self._encoded[own] = EncodedPrompt(stored.vector, share, stored.code)
+        return encoded
 
     def resize(self, max_tokens: int) -> None:
         if max_tokens != self.max_tokens:
@@ -97,7 +99,7 @@ def encoder_id(models: Path, settings: Predict) -> str:
     """Name of an encoder: vectors under the same name may be used again. Raises SettingsError."""
     try:
         exported = exported_folder(settings.models_path)
-        own = find_encoder(Folder(models), exported, settings.embedding_model_name)
+        own = find_encoder(ArtefactFolder(models), exported, settings.embedding_model_name)
         sha256 = own.about("encoder")["sha256"]
     except ArtefactError as error:
         raise SettingsError(f"{models}: {error}") from None
@@ -152,9 +154,9 @@ def _read(encoder: Encoder, prompts: list[Prompt]) -> list[PromptVector]:
     found = []
     for prompt in prompts:
         started = time.thread_time()
-        reading = encoder.read(prompt.text, None, prompt.system)
+        encoded = encoder.encode(prompt.text, None, prompt.system)
         ms = 1000 * (time.thread_time() - started)
-        found.append(PromptVector(reading.vector, ms, reading.code))
+        found.append(PromptVector(encoded.vector, ms, encoded.code))
     return found
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gateway.predict.calibrate import (
     Mirror,
-    family,
     group_keys,
     is_script_key,
+    model_family,
     script_keys,
     tenant_of,
 )
@@ -32,14 +32,16 @@ def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
 def test_residuals_of_nothing_are_zero() -> None:
     """What was never seen is not corrected."""
     table = taught(0, 1.0).table
-    assert (table.stage0(M), table.full(M)) == (0.0, 0.0)
+    assert (table.stage0_bias(M), table.full_bias(M)) == (0.0, 0.0)
 
 
 def test_unseen_model_starts_from_its_family() -> None:
     """A new version of a model that answers long is held to answer long, from the first request."""
     table = taught(200, 1.0).table
-    assert 0.8 < table.stage0(group_keys("gpt-6", "a")) <= table.stage0(M)
-    assert table.stage0(group_keys("gpt-6", "a")) > table.stage0(group_keys("mistral-7b", "a"))
+    assert 0.8 < table.stage0_bias(group_keys("gpt-6", "a")) <= table.stage0_bias(M)
+    assert table.stage0_bias(group_keys("gpt-6", "a")) > table.stage0_bias(
+        group_keys("mistral-7b", "a")
+    )
 
 
 def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
@@ -50,9 +52,9 @@ def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
         residuals.learn(long, 6.0, stage0=5.0, full=None, censored=False)
         residuals.learn(short, 4.0, stage0=5.0, full=None, censored=False)
     table = residuals.table
-    assert table.stage0(long) > 0.6
-    assert table.stage0(short) < -0.6
-    assert abs(table.stage0(third)) < 0.2
+    assert table.stage0_bias(long) > 0.6
+    assert table.stage0_bias(short) < -0.6
+    assert abs(table.stage0_bias(third)) < 0.2
 
 
 def test_running_lengths_are_known_by_scope() -> None:
@@ -74,21 +76,21 @@ def test_levels_are_kept_by_class_and_stage() -> None:
     """Misses of heavy jobs do not widen interactive ones, nor those of stage 0 the full one."""
     residuals = Residuals()
     for _ in range(50):
-        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+        residuals.move_levels("full", JobClass.HEAVY, (True, True), censored=False, keys=M)
     table = residuals.table
-    assert table.level("full", JobClass.HEAVY, M).high < 0.1
-    assert table.level("full", JobClass.INTERACTIVE, M).high == 0.1
-    assert table.level("stage0", JobClass.HEAVY, M).high == 0.1
+    assert table.levels_of("full", JobClass.HEAVY, M).high < 0.1
+    assert table.levels_of("full", JobClass.INTERACTIVE, M).high == 0.1
+    assert table.levels_of("stage0", JobClass.HEAVY, M).high == 0.1
 
 
 def test_table_never_changes_once_it_is_given_out() -> None:
     """A table in the loop's hands stays as it was; a new one replaces it."""
     residuals = taught(3, 1.0)
     before = residuals.table
-    was = before.stage0(M)
+    was = before.stage0_bias(M)
     residuals.learn(M, 9.0, stage0=5.0, full=5.0, censored=False)
-    assert before.stage0(M) == was
-    assert residuals.table.stage0(M) > was
+    assert before.stage0_bias(M) == was
+    assert residuals.table.stage0_bias(M) > was
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,10 +111,10 @@ def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None
         if step == "learn":
             residuals.learn(of, 5.0 + number, stage0=5.0, full=5.5, censored=number % 5 == 0)
         elif step == "cover":
-            residuals.cover("full", JobClass.HEAVY, (True, False), censored=False, of=of)
+            residuals.move_levels("full", JobClass.HEAVY, (True, False), censored=False, keys=of)
         elif step == "watch":
             for _ in range(20):
-                residuals.watch(of, 1.0, censored=False)
+                residuals.detect_change(of, 1.0, censored=False)
         elif step == "tokens":
             residuals.learn_tokens(f"m-{number}", "t", "latin", 400, 90.0 + number)
         elif step == "forget":
@@ -160,7 +162,7 @@ NAMES = st.text(st.characters(exclude_characters="\x1f"))
 )
 def test_family_is_the_name_up_to_version_or_size(model: str, name: str) -> None:
     """Vendor, version, size and date do not tell families apart."""
-    assert family(model) == name
+    assert model_family(model) == name
 
 
 @given(model=NAMES, tenant=NAMES, template=NAMES, script=NAMES)

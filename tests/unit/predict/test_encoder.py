@@ -41,7 +41,7 @@ def test_encoder_agrees_with_fp32(encoder: Encoder) -> None:
     """Line by line, cosine ≥ 0.99 with the fp32 graph, and codes that go the same way."""
     with np.load(shipped("models") / "encoder_reference.npz") as file:
         texts, fp32, codes = file["texts"], file["fp32"], file["code"].astype(np.float32)
-    said = [encoder.read(str(text)) for text in texts]
+    said = [encoder.encode(str(text)) for text in texts]
     assert len(texts) >= 20
     assert cosines(np.array([one.vector for one in said]), fp32.astype(np.float32)).min() >= AGREE
     own = np.array([one.code for one in said])
@@ -99,7 +99,10 @@ def test_encoder_reads_the_head_of_the_system_prompt_first(encoder: Encoder) -> 
     assert (first, ids[-1], len(ids) <= encoder.max_tokens) == (25, SEP, True)
     assert ids[first + 1 : -1] == encoder.tokens("how are you")[1:-1]
     assert encoder.tokens("how are you", "  ") == encoder.tokens("how are you")
-    plain, told = encoder.read("how are you"), encoder.read("how are you", None, "One word only.")
+    plain, told = (
+        encoder.encode("how are you"),
+        encoder.encode("how are you", None, "One word only."),
+    )
     assert plain.code is not None
     assert told.code is not None
     assert not np.allclose(plain.code, told.code, atol=0.05)
@@ -108,15 +111,15 @@ def test_encoder_reads_the_head_of_the_system_prompt_first(encoder: Encoder) -> 
 def test_encoder_counts_what_is_unknown_of_the_text_alone(encoder: Encoder) -> None:
     """Emojis nobody knows are foreign, whatever the system prompt says before them."""
     system = "You are a helpful assistant that answers questions in English."
-    assert encoder.read("\U0001f9ff \U0001fa90 " * 20, None, system).foreign
-    assert not encoder.read("What is the sea?", None, system).foreign
+    assert encoder.encode("\U0001f9ff \U0001fa90 " * 20, None, system).foreign
+    assert not encoder.encode("What is the sea?", None, system).foreign
 
 
 def test_encoder_without_a_code_is_given_no_system_prompt(tmp_path: Path) -> None:
     """A plain sentence encoder, whose graph has one output, reads the text as ever."""
     plain = Encoder(without_code(tmp_path / "e.onnx"), shipped("models") / "tokenizer.json")
     assert plain.tokens("hello", "a system prompt") == plain.tokens("hello")
-    reading = plain.read("hello", None, "a system prompt")
+    reading = plain.encode("hello", None, "a system prompt")
     assert reading.code is None
     assert reading.vector.shape == (plain.width,)
 
@@ -129,8 +132,8 @@ def test_encoder_answers_a_repeat_from_its_cache() -> None:
     small.vector("two", b"2")
     assert small.vector("not looked at", b"1") is first
     small.vector("three", b"3")  # b"2" leaves
-    assert small.at_hand(b"2") is None
-    assert None not in (small.at_hand(b"1"), small.at_hand(b"3"))
+    assert small.cached(b"2") is None
+    assert None not in (small.cached(b"1"), small.cached(b"3"))
 
 
 def test_pack_keeps_a_vector_within_half_precision() -> None:

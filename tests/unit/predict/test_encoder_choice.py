@@ -12,11 +12,11 @@ from msgspec import structs
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import exported_folder, find_encoder, pack
 from gateway.predict.lesson import Lesson
-from gateway.predict.manifest import ArtefactError, Folder
+from gateway.predict.manifest import ArtefactError, ArtefactFolder
 from gateway.predict.process.wire import ChildSetup, ChildStatus, OpenModels, encoded
 from gateway.predict.process.worker import ModelHost
 from gateway.predict.prompt_view import PromptView
-from gateway.predict.refit.fitting import full_data, stage0_data
+from gateway.predict.refit.fitting import full_rows, stage0_rows
 from gateway.predict.refit.refit import refit
 from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
@@ -100,7 +100,7 @@ def test_an_exported_folder_under_another_name_is_refused(home: Path, tmp_path: 
     moved = exported_folder(tmp_path) / "other"
     moved.symlink_to(exported_folder(home) / "tiny")
     with pytest.raises(ArtefactError, match="is not of the encoder 'other'"):
-        find_encoder(Folder(MODELS), exported_folder(tmp_path), "other")
+        find_encoder(ArtefactFolder(MODELS), exported_folder(tmp_path), "other")
 
 
 def test_foresight_with_an_exported_encoder_learns_neighbours(home: Path, tiny: Artefacts) -> None:
@@ -199,13 +199,13 @@ def test_refit_under_an_exported_encoder_fits_stage0_alone(
 ) -> None:
     """The full model is trained on none of its vectors; the same rows of the shipped one are."""
     rows = rows_of("tiny", 32)
-    assert (len(full_data(rows, tiny)), len(stage0_data(rows, tiny))) == (0, 300)
+    assert (len(full_rows(rows, tiny)), len(stage0_rows(rows, tiny))) == (0, 300)
     report = refit(rows, tiny, tmp_path / "refits")
     assert report.accepted
     assert report.full.fitted_rows == 0
     whole = Artefacts(MODELS, NAME, 64)
-    assert len(full_data(rows, whole)) == 0
-    assert len(full_data(rows_of(NAME, 384), whole)) == 300
+    assert len(full_rows(rows, whole)) == 0
+    assert len(full_rows(rows_of(NAME, 384), whole)) == 300
     adopted = tiny.refitted(tmp_path / "refits" / str(report.version))
     assert (adopted.problems, adopted.version, adopted.full) == ([], 1, None)
 
@@ -228,8 +228,8 @@ def test_resize_keeps_an_encoder_s_cache_where_nothing_changes(tiny: Artefacts) 
     """A cap beyond its positions is that of its positions, and no reason to forget."""
     encoder = tiny.encoder
     assert encoder is not None
-    encoder.read("the sea", b"key")
+    encoder.encode("the sea", b"key")
     encoder.resize(500)
-    assert encoder.at_hand(b"key") is not None
+    assert encoder.cached(b"key") is not None
     encoder.resize(12)
-    assert encoder.at_hand(b"key") is None
+    assert encoder.cached(b"key") is None

@@ -11,11 +11,11 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import Channel, group_keys
 from gateway.predict.forecast import (
     FULL,
-    Money,
-    Odds,
+    Pricing,
+    ShortOdds,
+    apply_levels,
     heuristic_grid,
     job_class_of,
-    levelled,
     pack_floats,
     stage0_grid,
     unpack_floats,
@@ -35,8 +35,8 @@ def test_heuristic_knows_structure_and_limit() -> None:
     """Tools and JSON answers are short, max_tokens cuts."""
     plain, tools = heuristic_grid(view()), heuristic_grid(view(tools=2))
     assert tools[3] < plain[3]
-    money = Money(4.0, {})
-    assert workload_of(view(max_tokens=20), plain, Rung.HEURISTIC, money).p90 <= 20.0001
+    pricing = Pricing(4.0, {})
+    assert workload_of(view(max_tokens=20), plain, Rung.HEURISTIC, pricing).p90 <= 20.0001
 
 
 def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
@@ -52,13 +52,13 @@ def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
 def test_workload_money_counts_cached_and_reasoning_tokens() -> None:
     """Dollars at p50 and p90 take the shares seen lately at their own prices."""
     price = Price(prompt=10.0, output=20.0, cached=1.0, reasoning=40.0)
-    money, of, residuals = Money(4.0, {"m": price}), group_keys("m", "a"), Residuals()
+    pricing, of, residuals = Pricing(4.0, {"m": price}), group_keys("m", "a"), Residuals()
     seen, grid = view("x" * 4000), heuristic_grid(view("x" * 4000))
-    plain = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table, of)
+    plain = workload_of(seen, grid, Rung.HEURISTIC, pricing, residuals.table, of)
     for _ in range(1000):
         residuals.learn_share(of, Channel.CACHED, 1.0)
         residuals.learn_share(of, Channel.REASONING, 0.5)
-    found = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table, of)
+    found = workload_of(seen, grid, Rung.HEURISTIC, pricing, residuals.table, of)
     cached = residuals.table.mean(of, Channel.CACHED)
     thought = residuals.table.mean(of, Channel.REASONING)
     assert 0.95 < cached <= 1.0
@@ -74,11 +74,11 @@ def test_workload_money_counts_cached_and_reasoning_tokens() -> None:
 def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
     """The same prompt costs more units where the provider counts more tokens a byte."""
     residuals, seen = Residuals(), view("word " * 400)
-    grid, money = heuristic_grid(seen), Money(4.0, {})
-    before = workload_of(seen, grid, Rung.HEURISTIC, money)
+    grid, pricing = heuristic_grid(seen), Pricing(4.0, {})
+    before = workload_of(seen, grid, Rung.HEURISTIC, pricing)
     for _ in range(500):
         residuals.learn_tokens("m", "a", "latin", 2000, 1000)
-    after = workload_of(seen, grid, Rung.HEURISTIC, money, residuals.table)
+    after = workload_of(seen, grid, Rung.HEURISTIC, pricing, residuals.table)
     assert before.prompt_tokens == 507
     assert after.prompt_tokens == pytest.approx(1007, rel=0.05)
     assert after.cost_p50 - before.cost_p50 == after.prompt_tokens - before.prompt_tokens
@@ -88,13 +88,13 @@ def test_levelled_grid_uses_the_levels_of_its_class() -> None:
     """Heavy misses widen heavy forecasts; interactive ones stay as they were."""
     residuals, of = Residuals(), group_keys("m", "a")
     for _ in range(60):
-        residuals.cover(FULL, JobClass.HEAVY, (True, True), censored=False, of=of)
+        residuals.move_levels(FULL, JobClass.HEAVY, (True, True), censored=False, keys=of)
     heavy, short = (4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 8.5), (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.2)
     assert (job_class_of(heavy), job_class_of(short)) == (JobClass.HEAVY, JobClass.INTERACTIVE)
-    wide = levelled(heavy, FULL, residuals.table, of)
+    wide = apply_levels(heavy, FULL, residuals.table, of)
     assert wide[5] > heavy[5] + 0.2
     assert wide[3] > heavy[3]
-    assert levelled(short, FULL, residuals.table, of) == short
+    assert apply_levels(short, FULL, residuals.table, of) == short
 
 
 def test_pack_floats_keeps_features_as_half_precision() -> None:
@@ -109,31 +109,37 @@ def test_pack_floats_keeps_features_as_half_precision() -> None:
 def test_odds_average_the_grid_and_the_booster() -> None:
     """P(short) lies between what either says, and follows the grid as it is moved."""
     grid = heuristic_grid(view())
-    by_grid = Odds().of(grid)
-    odds = Odds(logit=2.0, middle=grid[3])
-    assert by_grid < odds.of(grid) < 1 / (1 + np.exp(-2.0))
+    by_grid = ShortOdds().probability(grid)
+    odds = ShortOdds(logit=2.0, middle=grid[3])
+    assert by_grid < odds.probability(grid) < 1 / (1 + np.exp(-2.0))
     moved = tuple(value + 1.0 for value in grid)
-    assert odds.of(moved) < odds.of(grid)
-    assert Odds(logit=2.0, middle=moved[3]).of(moved) > odds.of(moved)
+    assert odds.probability(moved) < odds.probability(grid)
+    assert ShortOdds(logit=2.0, middle=moved[3]).probability(moved) > odds.probability(moved)
 
 
 def test_odds_add_the_correction_and_keep_within_bounds() -> None:
     """What a tenant's answers add is added, within [0, 1]; and it is seen in the class."""
     grid = heuristic_grid(view())
-    assert Odds(correction=0.1).of(grid) == pytest.approx(Odds().of(grid) + 0.1)
-    assert Odds(correction=-1.0).of(grid) == 0.0
-    assert 0.9 < Odds(correction=1.0).of(grid) < 1.0
-    assert Odds(correction=0.1).uncorrected(grid) == Odds().of(grid)
+    assert ShortOdds(correction=0.1).probability(grid) == pytest.approx(
+        ShortOdds().probability(grid) + 0.1
+    )
+    assert ShortOdds(correction=-1.0).probability(grid) == 0.0
+    assert 0.9 < ShortOdds(correction=1.0).probability(grid) < 1.0
+    assert ShortOdds(correction=0.1).uncorrected(grid) == ShortOdds().probability(grid)
     assert job_class_of(grid) is JobClass.HEAVY
-    assert job_class_of(grid, Odds(correction=0.5)) is JobClass.INTERACTIVE
-    found = workload_of(view(), grid, Rung.HEURISTIC, Money(4.0, {}), odds=Odds(correction=0.5))
+    assert job_class_of(grid, ShortOdds(correction=0.5)) is JobClass.INTERACTIVE
+    found = workload_of(
+        view(), grid, Rung.HEURISTIC, Pricing(4.0, {}), odds=ShortOdds(correction=0.5)
+    )
     assert found.job_class is JobClass.INTERACTIVE
 
 
 def test_odds_of_an_answer_cut_short_are_certain() -> None:
     """No opinion stands against max_tokens."""
-    odds, money = Odds(logit=-4.0, middle=5.0, correction=-0.5), Money(4.0, {})
-    cut = workload_of(view(max_tokens=64), heuristic_grid(view()), Rung.HEURISTIC, money, odds=odds)
+    odds, pricing = ShortOdds(logit=-4.0, middle=5.0, correction=-0.5), Pricing(4.0, {})
+    cut = workload_of(
+        view(max_tokens=64), heuristic_grid(view()), Rung.HEURISTIC, pricing, odds=odds
+    )
     assert cut.p_short == 1.0
 
 
@@ -150,10 +156,14 @@ def test_floats_come_back_from_a_row() -> None:
 
 def test_odds_of_an_answer_cut_above_short_are_as_without_the_cut() -> None:
     """A max_tokens of 65 or 100 says nothing of whether the answer ends by 64."""
-    odds, money, grid = Odds(logit=-0.8, middle=5.3), Money(4.0, {}), heuristic_grid(view())
-    whole = workload_of(view(), grid, Rung.HEURISTIC, money, odds=odds)
+    odds, pricing, grid = (
+        ShortOdds(logit=-0.8, middle=5.3),
+        Pricing(4.0, {}),
+        heuristic_grid(view()),
+    )
+    whole = workload_of(view(), grid, Rung.HEURISTIC, pricing, odds=odds)
     for limit in (65, 80, 100, 300):
-        cut = workload_of(view(max_tokens=limit), grid, Rung.HEURISTIC, money, odds=odds)
+        cut = workload_of(view(max_tokens=limit), grid, Rung.HEURISTIC, pricing, odds=odds)
         assert cut.p_short == whole.p_short
         assert cut.job_class is whole.job_class
         assert cut.p90 <= limit + 0.001

@@ -130,7 +130,7 @@ def test_forecast_is_whole_and_within_bounds(forecaster: LearningForecaster) -> 
 
 
 def test_forecast_of_a_model_without_price_has_no_dollars(forecaster: LearningForecaster) -> None:
-    """Money is said only where a price is known."""
+    """Pricing is said only where a price is known."""
     assert forecaster.forecast(view(model="unpriced")).cost_usd_p50 is None
 
 
@@ -142,7 +142,7 @@ def test_learning_calibrates_a_model_the_boosters_do_not_know(
     for i in range(60):
         seen = view(f"Topic number {i}: tell me about the year {1900 + i}", model="verbose")
         forecaster.learn(lesson(seen, 4000))
-    assert forecaster.calibration.stage0(group_keys("verbose", "a")) > 0.5
+    assert forecaster.calibration.stage0_bias(group_keys("verbose", "a")) > 0.5
     assert forecaster.forecast(view("Name three rivers", model="verbose")).p50 > 1.5 * before
 
 

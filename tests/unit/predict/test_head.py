@@ -98,7 +98,7 @@ def test_shipped_head_tells_long_from_short(artefacts: Artefacts) -> None:
     found = []
     for text in ("Write a detailed essay about the sea.", "Is the sea salty? Say yes or no only."):
         view = PromptView.of_prompt(text, tenant="t", model="nobody-knows")
-        code = encoder.read(text).code
+        code = encoder.encode(text).code
         assert code is not None
         found.append(head.grid(code, view.model, tables.features_of(view)))
     assert found[0][3] > found[1][3] + 1.0

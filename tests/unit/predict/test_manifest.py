@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.predict.manifest import ArtefactError, Folder, record, sha256
+from gateway.predict.manifest import ArtefactError, ArtefactFolder, record, sha256
 
 ABOUT: dict[str, Any] = {"origin": "x", "licence": "MIT", "command": 'make "it" — so'}
 
@@ -16,9 +16,9 @@ def test_record_is_read_back(tmp_path: Path) -> None:
     """Quotes, other alphabets, numbers and lists come out as they went in."""
     (tmp_path / "a.bin").write_bytes(b"one")
     record(tmp_path, "a", "a.bin", **ABOUT, name="模型", size=0.5, parts=[1, 2])
-    about = Folder(tmp_path).about("a")
+    about = ArtefactFolder(tmp_path).about("a")
     assert {**ABOUT, "name": "模型", "size": 0.5, "parts": [1, 2]}.items() <= about.items()
-    assert Folder(tmp_path).path("a") == tmp_path / "a.bin"
+    assert ArtefactFolder(tmp_path).path("a") == tmp_path / "a.bin"
     assert about["sha256"] == sha256(tmp_path / "a.bin")
 
 
@@ -28,23 +28,23 @@ def test_record_keeps_figures_while_the_file_is_the_same(tmp_path: Path) -> None
     record(tmp_path, "other", "a.bin", **ABOUT)
     record(tmp_path, "a", "a.bin", **ABOUT, tau=0.5)
     record(tmp_path, "a", "a.bin", **ABOUT)
-    assert Folder(tmp_path).about("a")["tau"] == 0.5
+    assert ArtefactFolder(tmp_path).about("a")["tau"] == 0.5
     (tmp_path / "a.bin").write_bytes(b"two")
     record(tmp_path, "a", "a.bin", **ABOUT)
-    assert "tau" not in Folder(tmp_path).about("a")
-    assert Folder(tmp_path).has("other")
+    assert "tau" not in ArtefactFolder(tmp_path).about("a")
+    assert ArtefactFolder(tmp_path).has("other")
 
 
 def test_an_altered_or_missing_file_is_not_given_out(tmp_path: Path) -> None:
     """Its hash is checked each time; the unaltered one was given out."""
     (tmp_path / "a.bin").write_bytes(b"one")
     record(tmp_path, "a", "a.bin", **ABOUT)
-    assert Folder(tmp_path).path("a").read_bytes() == b"one"
+    assert ArtefactFolder(tmp_path).path("a").read_bytes() == b"one"
     (tmp_path / "a.bin").write_bytes(b"0ne")
     with pytest.raises(ArtefactError, match=r"a.bin: the sha256 is not the manifest's"):
-        Folder(tmp_path).path("a")
+        ArtefactFolder(tmp_path).path("a")
     (tmp_path / "a.bin").unlink()
     with pytest.raises(ArtefactError, match=r"a.bin cannot be read"):
-        Folder(tmp_path).path("a")
+        ArtefactFolder(tmp_path).path("a")
     with pytest.raises(ArtefactError, match="does not describe 'b'"):
-        Folder(tmp_path).about("b")
+        ArtefactFolder(tmp_path).about("b")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.predict.prices import Above, Price, load_prices
+from gateway.predict.prices import LongPromptRates, Price, load_prices
 from gateway.shipped import shipped
 from gateway.types import Usage
 
@@ -45,11 +45,11 @@ def test_price_parts_are_held_within_the_whole() -> None:
     assert price.of(Usage(100, 0, cached_tokens=1000)) == 0.0
 
 
-def test_price_of_a_long_prompt_is_its_tier_s() -> None:
+def test_price_of_a_long_prompt_has_rates_of_its_own() -> None:
     """Past a tier's bound its prices hold for the whole request; at the bound not yet."""
     tiers = [
-        Above(above_prompt_tokens=1000, prompt=2.0, output=20.0),
-        Above(above_prompt_tokens=5000, prompt=4.0, output=40.0),
+        LongPromptRates(above_prompt_tokens=1000, prompt=2.0, output=20.0),
+        LongPromptRates(above_prompt_tokens=5000, prompt=4.0, output=40.0),
     ]
     price = Price(prompt=1.0, output=10.0, tiers=tiers)
     assert [price.of(Usage(n, 0)) * 1e6 for n in (1000, 1001, 6000)] == pytest.approx(

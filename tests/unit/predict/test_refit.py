@@ -16,7 +16,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import group_keys
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import CURRENT, current_version
-from gateway.predict.refit.refit import Report, next_version, refit, write
+from gateway.predict.refit.refit import RefitReport, next_version, refit, write
 from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
@@ -33,7 +33,7 @@ def rows(artefacts: Artefacts) -> list[HistoryRow]:
 @pytest.fixture(scope="module")
 def fitted(
     artefacts: Artefacts, rows: list[HistoryRow], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Report]:
+) -> tuple[Path, RefitReport]:
     out = tmp_path_factory.mktemp("models")
     return out, refit(rows, artefacts, out)
 
@@ -44,7 +44,7 @@ def median(artefacts: Artefacts, text: str) -> float:
 
 
 def test_refit_learns_what_the_shipped_models_do_not_know(
-    artefacts: Artefacts, fitted: tuple[Path, Report]
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport]
 ) -> None:
     """Seven hundred rows of a rule of one's own: both models beat the shipped ones and follow
     it, for a tenant and a model that have no running bias."""
@@ -61,7 +61,7 @@ def test_refit_learns_what_the_shipped_models_do_not_know(
 
 
 def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
-    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
     """Later answers that follow no rule at all change nothing in force."""
     out, _ = fitted
@@ -81,7 +81,7 @@ def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
 
 
 def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
-    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
     """Without answers since the last refit there is nothing to judge on, and no change."""
     out, _ = fitted
@@ -91,7 +91,7 @@ def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
 
 
 def test_refit_of_the_full_model_lets_corrections_begin_anew(
-    artefacts: Artefacts, fitted: tuple[Path, Report], rows: list[HistoryRow]
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
     """What a tenant's answers leaned to over the old models is not added to the new ones,
     which know it."""
@@ -132,7 +132,7 @@ def test_refit_leaves_out_vectors_of_another_encoder(
 
 
 def test_version_of_other_shipped_models_is_left_aside(
-    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
     """After an upgrade of models/ an old refit is said, not used."""
     found = artefacts.refitted(current_version(fitted[0])).refit
@@ -146,7 +146,7 @@ def test_version_of_other_shipped_models_is_left_aside(
 
 @pytest.mark.parametrize("name", ["corrections.json", "manifest.toml"])
 def test_version_that_is_damaged_is_left_aside(
-    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path, name: str
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path, name: str
 ) -> None:
     """One byte changed: the shipped models serve, and the state says why."""
     found = artefacts.refitted(current_version(fitted[0])).refit
@@ -162,7 +162,7 @@ def test_version_that_is_damaged_is_left_aside(
 
 
 def test_versions_are_written_aside_and_old_ones_removed(
-    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
     """Left-overs of a killed refit go, three versions stay, `current` names the last."""
     found = artefacts.refitted(current_version(fitted[0])).refit
@@ -176,7 +176,7 @@ def test_versions_are_written_aside_and_old_ones_removed(
 
 
 def test_tail_gives_the_calibration_a_start(
-    artefacts: Artefacts, fitted: tuple[Path, Report]
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport]
 ) -> None:
     """Adopting a refit drops the old residuals and takes those of its last rows."""
     new = artefacts.refitted(current_version(fitted[0]))
@@ -187,7 +187,7 @@ def test_tail_gives_the_calibration_a_start(
 
 
 def test_killed_refit_leaves_a_whole_version_in_force(
-    artefacts: Artefacts, fitted: tuple[Path, Report], tmp_path: Path
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
     """kill -9 at ten moments of writing: `current` names a version that loads, none younger
     than what was said to be done is missing."""

@@ -28,18 +28,18 @@ def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
     residuals, other = taught(100, 2.0), group_keys("gpt-5.4-mini", "b")
     for _ in range(100):
         residuals.learn_tokens("gpt-5.4-mini", "a", "latin", 100, 9000)
-        residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+        residuals.move_levels("full", JobClass.HEAVY, (True, True), censored=False, keys=M)
     table, fresh = residuals.table, Residuals().table
-    assert table.stage0(M) > 1.0
+    assert table.stage0_bias(M) > 1.0
     for seen in (table, fresh):
-        assert (seen.stage0(other), seen.full(other)) == (0.0, 0.0)
+        assert (seen.stage0_bias(other), seen.full_bias(other)) == (0.0, 0.0)
         assert seen.tokens_per_byte("gpt-5.4-mini", "b", "latin") == 0.25
-        assert seen.level("full", JobClass.HEAVY, other).high == 0.1
+        assert seen.levels_of("full", JobClass.HEAVY, other).high == 0.1
 
 
 def test_residuals_approach_the_true_bias() -> None:
     """Few answers move the bias a little, many move it there."""
-    few, many = taught(2, 0.7).table.stage0(M), taught(2000, 0.7).table.stage0(M)
+    few, many = taught(2, 0.7).table.stage0_bias(M), taught(2000, 0.7).table.stage0_bias(M)
     assert 0.0 < few < 0.3
     assert many == pytest.approx(0.7, rel=0.06)
 
@@ -49,37 +49,37 @@ def test_residuals_forget_an_old_bias() -> None:
     residuals = taught(1000, 1.0)
     for _ in range(600):
         residuals.learn(M, 4.0, stage0=5.0, full=5.0, censored=False)
-    assert residuals.table.stage0(M) < -0.8
+    assert residuals.table.stage0_bias(M) < -0.8
 
 
 def test_residuals_take_a_cut_answer_as_a_lower_bound() -> None:
     """Cut below the forecast it says nothing; cut above it says too short."""
-    assert taught(50, -1.0, censored=True).table.stage0(M) == 0.0
-    assert taught(50, +1.0, censored=True).table.stage0(M) > 0.5
+    assert taught(50, -1.0, censored=True).table.stage0_bias(M) == 0.0
+    assert taught(50, +1.0, censored=True).table.stage0_bias(M) > 0.5
 
 
 def test_a_cut_answer_never_lowers_a_raised_bias() -> None:
     """Above the boosters but below the corrected forecast, a bound is no evidence."""
     residuals = taught(200, 1.5)
-    before = residuals.table.stage0(M)
+    before = residuals.table.stage0_bias(M)
     for _ in range(50):
         residuals.learn(M, 5.5, stage0=5.0, full=5.0, censored=True)
-    assert residuals.table.stage0(M) == before
+    assert residuals.table.stage0_bias(M) == before
     residuals.learn(M, 5.5, stage0=5.0, full=5.0, censored=False)
-    assert residuals.table.stage0(M) < before
+    assert residuals.table.stage0_bias(M) < before
 
 
 def test_residuals_bound_one_answer() -> None:
     """One absurd length moves the bias no more than the largest residual allows."""
-    assert taught(1, 99.0).table.stage0(M) == taught(1, LARGEST).table.stage0(M) < 0.6
+    assert taught(1, 99.0).table.stage0_bias(M) == taught(1, LARGEST).table.stage0_bias(M) < 0.6
 
 
 def test_residuals_keep_the_two_forecasts_apart() -> None:
     """Stage 0 and the full model each have their own bias; no full forecast, no lesson."""
     residuals = Residuals()
     residuals.learn(M, 6.0, stage0=5.0, full=None, censored=False)
-    assert residuals.table.stage0(M) > 0
-    assert residuals.table.full(M) == 0.0
+    assert residuals.table.stage0_bias(M) > 0
+    assert residuals.table.full_bias(M) == 0.0
 
 
 def test_tokens_per_byte_are_learned_by_model_and_script() -> None:
@@ -111,10 +111,10 @@ def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
     residuals, rng = Residuals(), random.Random(1)
     missed = []
     for _ in range(4000):
-        levels = residuals.table.level("full", JobClass.HEAVY, M)
+        levels = residuals.table.levels_of("full", JobClass.HEAVY, M)
         y = rng.gauss(0.3, scatter)
         miss = (y > levels.z[0], y > levels.z[1])
-        residuals.cover("full", JobClass.HEAVY, miss, censored=False, of=M)
+        residuals.move_levels("full", JobClass.HEAVY, miss, censored=False, keys=M)
         missed.append(miss)
     late = missed[1000:]
     assert sum(m for m, _ in late) / len(late) == pytest.approx(0.5, abs=0.03)
@@ -124,17 +124,17 @@ def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
 def test_levels_take_a_bound_below_the_quantile_as_no_evidence() -> None:
     """A cut answer under p90 does not narrow it; one above widens it."""
     residuals = Residuals()
-    residuals.cover("full", JobClass.HEAVY, (False, False), censored=True, of=M)
-    assert residuals.table.level("full", JobClass.HEAVY, M).high == 0.1
-    residuals.cover("full", JobClass.HEAVY, (True, True), censored=True, of=M)
-    assert residuals.table.level("full", JobClass.HEAVY, M).high < 0.1
+    residuals.move_levels("full", JobClass.HEAVY, (False, False), censored=True, keys=M)
+    assert residuals.table.levels_of("full", JobClass.HEAVY, M).high == 0.1
+    residuals.move_levels("full", JobClass.HEAVY, (True, True), censored=True, keys=M)
+    assert residuals.table.levels_of("full", JobClass.HEAVY, M).high < 0.1
 
 
 def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
     """Answers that lie high again and again are an alarm within some twenty; noise is none."""
     residuals, rng = taught(1000, 0.0), random.Random(3)
-    assert not any(residuals.watch(M, rng.random(), censored=False) for _ in range(5000))
-    alarms = [residuals.watch(M, 0.97, censored=False) for _ in range(25)]
+    assert not any(residuals.detect_change(M, rng.random(), censored=False) for _ in range(5000))
+    alarms = [residuals.detect_change(M, 0.97, censored=False) for _ in range(25)]
     assert any(alarms)
     assert residuals.drifts == sum(alarms)
     for _ in range(20):
@@ -142,7 +142,7 @@ def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
     slow = taught(1000, 0.0)
     for _ in range(20):
         slow.learn(M, 6.0, stage0=5.0, full=5.0, censored=False)
-    assert residuals.table.stage0(M) > 1.5 * slow.table.stage0(M)
+    assert residuals.table.stage0_bias(M) > 1.5 * slow.table.stage0_bias(M)
 
 
 def test_scopes_are_bounded() -> None:
@@ -166,7 +166,7 @@ def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
     of = group_keys("m-1", "a", "template")
     for _ in range(50):
         residuals.learn(of, 6.0, stage0=5.0, full=5.0, censored=False)
-    before = residuals.table.stage0(of)
+    before = residuals.table.stage0_bias(of)
     for i in range(2 * TEMPLATES):
         flood = group_keys("m-1", "b", f"template {i}")
         residuals.learn(flood, 2.0, stage0=5.0, full=5.0, censored=False)
@@ -177,14 +177,14 @@ def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
     assert again.restore(residuals.table.dump())
     for table in (residuals.table, mirror.table, again.table):
         assert len(table.templates) == TEMPLATES
-        assert table.stage0(of) == before
+        assert table.stage0_bias(of) == before
 
 
 def test_state_comes_back_as_it_was_kept() -> None:
     """What `dump` gave is restored whole; anything else changes nothing."""
     residuals = taught(30, 1.0)
     residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
-    residuals.cover("full", JobClass.HEAVY, (True, True), censored=False, of=M)
+    residuals.move_levels("full", JobClass.HEAVY, (True, True), censored=False, keys=M)
     other = Residuals()
     assert other.restore(residuals.table.dump())
     assert other.table == residuals.table
@@ -200,7 +200,7 @@ def test_other_models_begin_with_no_residual_and_keep_the_rest() -> None:
     before = residuals.table
     residuals.forget_models()
     after = residuals.table
-    assert (after.stage0(M), after.full(M)) == (0.0, 0.0)
+    assert (after.stage0_bias(M), after.full_bias(M)) == (0.0, 0.0)
     assert after.running(M)[0] == before.running(M)[0]
     assert after.tokens_per_byte("gpt-5", "a", "cjk") == before.tokens_per_byte("gpt-5", "a", "cjk")
 

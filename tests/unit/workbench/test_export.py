@@ -14,7 +14,7 @@ import pytest
 
 from gateway.errors import SettingsError
 from gateway.predict.encoder import Encoder, exported_folder, find_encoder, load_encoder
-from gateway.predict.manifest import Folder
+from gateway.predict.manifest import ArtefactFolder
 from gateway.shipped import shipped
 from gateway.workbench.encoders.export import export
 from tests.kit.tiny_bert import Shape, Weights, forward, write_bert, write_safetensors
@@ -31,11 +31,11 @@ TEXTS = (
 
 
 def made(tmp_path: Path, *, fp32: bool = True, **how: object) -> tuple[Encoder, Weights]:
-    """A tiny BERT, exported and loaded as the gateway does; and its weights."""
+    """A tiny BERT_IDS, exported and loaded as the gateway does; and its weights."""
     weights = write_bert(tmp_path / "tiny", **how)  # type: ignore[arg-type]
     found = export(tmp_path / "tiny", tmp_path / "out", "", MODELS, fp32=fp32)
     assert (found.folder, found.name) == (tmp_path / "out" / "tiny", "tiny")
-    return load_encoder(find_encoder(Folder(MODELS), tmp_path / "out", "tiny"), 64), weights
+    return load_encoder(find_encoder(ArtefactFolder(MODELS), tmp_path / "out", "tiny"), 64), weights
 
 
 def cosines(
@@ -103,8 +103,8 @@ def test_exported_encoder_knows_what_its_vocabulary_lacks(tmp_path: Path) -> Non
     """Texts of unknown words are foreign by this tokenizer's own mark, others are not."""
     for vocabulary in ("wordpiece", "unigram"):
         encoder, _ = made(tmp_path / vocabulary, vocabulary=vocabulary)
-        assert encoder.read("字 字 字").foreign
-        assert not encoder.read("what is the sea").foreign
+        assert encoder.encode("字 字 字").foreign
+        assert not encoder.encode("what is the sea").foreign
 
 
 def test_export_says_in_the_manifest_what_it_made(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_command_exports_where_the_settings_look(tmp_path: Path) -> None:
     done = run(tmp_path, "tiny", "--name", "mine")
     assert done.returncode == 0, done.stderr
     assert "EMBEDDING_MODEL_NAME=mine" in done.stdout
-    found = find_encoder(Folder(MODELS), exported_folder(tmp_path / "var/models"), "mine")
+    found = find_encoder(ArtefactFolder(MODELS), exported_folder(tmp_path / "var/models"), "mine")
     assert load_encoder(found, 64).width == 32
 
 

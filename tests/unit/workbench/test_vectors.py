@@ -37,7 +37,7 @@ def test_vectors_are_the_encoders(tmp_path: Path) -> None:
     recalled = RecordedEncoder(vectors, encoder.width, 64, encoder)
     for prompt in (*PROMPTS, WITH_SYSTEM):
         result, fresh = (
-            each.read(prompt.text, None, prompt.system) for each in (recalled, encoder)
+            each.encode(prompt.text, None, prompt.system) for each in (recalled, encoder)
         )
         assert np.allclose(result.vector, fresh.vector, atol=1e-6)
         assert result.code is not None
