@@ -36,6 +36,7 @@ BAND = {  # of the window over the knee, after warm-up
     "usl": (0.7, 1.3),
 }
 SHARE = {"linear": 0.83, "saturating": 0.95, "power": 0.94, "quadratic": 0.95, "usl": 0.95}
+MEAN_SHARE = {"linear": 0.92, "saturating": 0.98, "power": 0.955, "quadratic": 0.97, "usl": 0.97}
 
 
 @cache
@@ -51,18 +52,19 @@ def middle(trace: list[float]) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_window_finds_the_knee_of_every_shape(shape: str) -> None:
     """Under a lasting backlog the window is within its band of the knee and has 0.95 of the best
-    static window's throughput (0.94 past a power, 0.83 on a straight line) in 9 of 10 seeds."""
-    near, good = [], []
+    static window's throughput (0.94 past a power, 0.83 on a straight line) in 9 of 10 seeds; the
+    mean share of all seeds has a bound of its own, which no choice of seeds moves far."""
+    near, shares = [], []
     for seed in SEEDS:
         made, knee = provider(shape, seed)
         gate, result = found(shape, seed)
         low, high = BAND[shape]
         at = middle(gate.trace[REQUESTS // 2 :])
         near.append(low * knee - 1 <= at <= min(high * knee + 1, 256))
-        share = result.throughput(REQUESTS // 2) / best_window(made.slowdown)[1]
-        good.append(share >= SHARE[shape])
+        shares.append(result.throughput(REQUESTS // 2) / best_window(made.slowdown)[1])
     assert sum(near) >= 9, near
-    assert sum(good) >= 9, good
+    assert sum(share >= SHARE[shape] for share in shares) >= 9, shares
+    assert sum(shares) / len(shares) >= MEAN_SHARE[shape], shares
 
 
 def test_window_that_is_not_found_fails_that_test() -> None:
