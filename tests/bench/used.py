@@ -1,9 +1,9 @@
-"""How good the forecasts are that decide something, at a given rate on one core.
+"""Quality of the forecasts that decide something, at given rates on one core.
 
 Gateway and predictor share one core; load generator and provider the other. Requests come at
 Poisson times, more than the provider serves, so that jobs wait and forecasts have an order to
 decide: at every rate by so much that, first come, first served, the last would wait 4 s (half
-the run where it is shorter than 8 s). What each job was told, and when, is read from the
+the run where it is shorter than 8 s). The forecasts of each job and their times are read from the
 gateway's journal afterwards (`GET /events`), so nothing watches while it is measured.
 
 - *used*: the last forecast before a job's first dispatch: what its place in the queue and its
@@ -47,7 +47,7 @@ from tests.bench.cores import check_load, on_core
 from tests.bench.full_window import artefacts, wait_full
 from tests.bench.overhead import ROOT, children
 from tests.bench.prompts import Prompt, models
-from tests.bench.used_figures import Used, taus, told
+from tests.bench.used_figures import Used, job_forecasts, taus
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 
 RATES = (50, 200, 500)
@@ -237,7 +237,7 @@ def _judged(
     load_share = report["own_share"] + provider + own
     check_load(load_share, f"{rate} requests/s")
     asked = {job: one for job, one in zip(report["ids"], prompts, strict=True) if job}
-    full, jobs = unhurried(events, asked, whole, history), told(events)
+    full, jobs = unhurried(events, asked, whole, history), job_forecasts(events)
     known = [j for j, one in asked.items() if not one.censored and j in jobs and jobs[j].ok]
     late = [j for j in known if (jobs[j].queue_s or 0.0) > WAITED_S]
     waits = [jobs[j].queue_s or 0.0 for j in known] or [float("nan")]

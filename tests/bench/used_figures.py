@@ -1,7 +1,5 @@
-"""Which forecast a job was dispatched by, and how well a run's forecasts order the truth. Pure.
-
-used.py says what the words mean.
-"""
+"""The forecast by which each job was dispatched, and τ of a run's forecasts against the truth.
+Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ TAUS = ("used", "stage 0", "at the end", "full")
 FEWEST = 30  # jobs whose order says something
 
 
-class Told(Struct):
-    """What one job was told, as p50 in output tokens."""
+class JobForecasts(Struct):
+    """The forecasts of one job, as p50 in output tokens."""
 
     stage0: float
     used: float
@@ -31,7 +29,7 @@ class Told(Struct):
 
 
 class Used(Struct, frozen=True):
-    """One rate."""
+    """Figures of the run at one rate."""
 
     rate: int
     order: str
@@ -53,14 +51,14 @@ class Used(Struct, frozen=True):
         return taus["used"] / taus["full"] if taus["full"] > 0 else float("nan")
 
 
-def told(events: Iterable[Mapping[str, Any]]) -> dict[str, Told]:
-    """By job, from the journal's events in their order."""
-    jobs: dict[str, Told] = {}
+def job_forecasts(events: Iterable[Mapping[str, Any]]) -> dict[str, JobForecasts]:
+    """The forecasts of each job, from the journal's events in their order."""
+    jobs: dict[str, JobForecasts] = {}
     for event in events:
         kind, detail = event["event"], event.get("detail", {})
         if kind == "submitted":
             p50 = detail["p50"]
-            jobs[event["job"]] = Told(p50, p50, p50, detail["rung"])
+            jobs[event["job"]] = JobForecasts(p50, p50, p50, detail["rung"])
             continue
         job = jobs.get(event.get("job") or "")
         if job is None:
@@ -78,7 +76,7 @@ def told(events: Iterable[Mapping[str, Any]]) -> dict[str, Told]:
 
 def taus(
     which: Sequence[str],
-    jobs: Mapping[str, Told],
+    jobs: Mapping[str, JobForecasts],
     full: Mapping[str, float],
     asked: Mapping[str, Prompt],
 ) -> dict[str, float]:

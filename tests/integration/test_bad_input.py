@@ -1,4 +1,4 @@
-"""Whatever comes in, what goes out is OpenAI's error object with the right status."""
+"""Every faulty request is answered with OpenAI's error object and the right status."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check(response: httpx.Response, status: int, code: str | None, param: str | 
 def test_malformed_body_is_named(
     shared: Shared, content: bytes, status: int, code: str, param: str | None
 ) -> None:
-    """Malformed JSON, wrong types, missing members: 400 and where it is."""
+    """Malformed JSON, wrong types and missing members give a 400 that names the place."""
     headers = {**KEY, "content-type": "application/json"}
     response = httpx.post(shared.gateway.url(CHAT), content=content, headers=headers)
     check(response, status, code, param)
@@ -79,13 +79,13 @@ def test_malformed_body_is_named(
 def test_wrong_value_is_named(
     shared: Shared, more: dict[str, Any], status: int, code: str, param: str
 ) -> None:
-    """A value out of its range is told by its name, an unknown model is 404."""
+    """A value out of its range is a 400 that names the member; an unknown model is a 404."""
     response = httpx.post(shared.gateway.url(CHAT), json={**GOOD, **more}, headers=KEY)
     check(response, status, code, param)
 
 
 def test_good_request_passes(shared: Shared) -> None:
-    """The twin: the request the others were made from is answered."""
+    """The twin: the valid request from which the faulty ones were made is answered."""
     response = httpx.post(shared.gateway.url(CHAT), json=GOOD, headers=KEY)
     assert response.status_code == 200
     assert response.headers["x-request-id"].startswith("req_")
@@ -132,7 +132,7 @@ def test_compressed_body_is_415(shared: Shared) -> None:
 def test_unknown_url_or_method_is_openai_shaped(
     shared: Shared, method: str, path: str, status: int, code: str
 ) -> None:
-    """Also what the framework refuses looks like OpenAI's."""
+    """An error of the framework (unknown URL or method) has OpenAI's form, too."""
     with RawClient.to(shared.gateway.url()) as client:
         client.request(method, path, json=GOOD if method == "POST" else None, headers=KEY)
         response = client.read_response()
@@ -141,7 +141,7 @@ def test_unknown_url_or_method_is_openai_shaped(
 
 
 def test_wrong_key_is_401(shared: Shared) -> None:
-    """No key and a wrong key are told apart in words, not in status."""
+    """A missing key and a wrong key both give 401, with different messages."""
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic x"}):
         response = httpx.post(shared.gateway.url(CHAT), json=GOOD, headers=headers)
         check(response, 401, "invalid_api_key", None)
@@ -155,7 +155,7 @@ def test_azure_style_key_header_is_accepted(shared: Shared) -> None:
 
 
 def test_garbage_instead_of_http_is_answered(shared: Shared) -> None:
-    """Bytes that are no HTTP: 400 in OpenAI's shape, and the connection closes."""
+    """Bytes that are no HTTP get a 400 in OpenAI's form, and the connection closes."""
     with RawClient.to(shared.gateway.url()) as client:
         client.send(b"\x00\x01\x02 nonsense\r\n\r\n")
         response = client.read_response()
@@ -173,7 +173,7 @@ def test_endless_header_is_431(shared: Shared) -> None:
 
 
 def test_slow_body_is_408(shared: Shared) -> None:
-    """A body that does not arrive within body_timeout_s: 408."""
+    """A body that does not arrive within body_timeout_s is refused with 408."""
     with RawClient.to(shared.gateway.url()) as client:
         client.send(
             f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TENANT_KEY}\r\n"
@@ -185,7 +185,7 @@ def test_slow_body_is_408(shared: Shared) -> None:
 
 
 def test_refused_requests_are_counted(shared: Shared) -> None:
-    """What never became a job is still in the metrics, under its outcome."""
+    """A request refused before it became a job is in the metrics, under its outcome."""
     httpx.post(shared.gateway.url(CHAT), json={**GOOD, "n": 0}, headers=KEY)
     text = httpx.get(shared.gateway.url("/metrics")).text
     assert 'outcome="client_error"' in text
@@ -193,7 +193,7 @@ def test_refused_requests_are_counted(shared: Shared) -> None:
 
 @pytest.mark.parametrize("path", ["/predict", "/ingest", "/submit"])
 def test_control_plane_bounds_bodies_too(shared: Shared, path: str) -> None:
-    """The same bound on every route that reads a body."""
+    """Every control-plane route that reads a body has the same bound on it."""
     body = {"prompt": "a" * 300_000, "output_tokens": 1}
     response = httpx.post(shared.gateway.url(path), json=body, headers=KEY)
     check(response, 413, "request_too_large", None)

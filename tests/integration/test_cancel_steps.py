@@ -238,7 +238,7 @@ def charged(house: House) -> float:
     ],
 )
 def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: float) -> None:
-    """A tenant's share pays for the tokens that came, not for those that were forecast."""
+    """A tenant's share is charged the tokens that came, not those that were forecast."""
 
     async def main() -> None:
         house = House(True, [])
@@ -259,9 +259,10 @@ def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: fl
 
 
 @pytest.mark.parametrize("statuses", [[], [500] * 9, [400]])
-def test_body_is_let_go_of_with_the_end_of_its_request(statuses: list[int]) -> None:
-    """An answered and a refused request both drop their body. The scheduler may keep a refusal's
-    error for minutes; its traceback must not keep the body, which is counted no more."""
+def test_body_is_freed_with_the_end_of_its_request(statuses: list[int]) -> None:
+    """An answered and a refused request both free their body. (The scheduler may keep a refusal's
+    error for minutes; the traceback in it must not keep the body alive, whose bytes are no longer
+    counted.)"""
 
     async def main() -> None:
         house = House(False, list(statuses))
@@ -279,8 +280,8 @@ def test_body_is_let_go_of_with_the_end_of_its_request(statuses: list[int]) -> N
 
 
 def test_stream_that_stalls_teaches_no_pace() -> None:
-    """A stalled stream's time was its client's, not the provider's: it teaches no pace, and the
-    tenant that held the slot pays what was forecast."""
+    """A stream stalled by its client does not count for the provider's pace, and its tenant, which
+    held the slot, is charged the forecast."""
 
     async def main() -> None:
         house = House(True, [])

@@ -144,7 +144,8 @@ def made(directory: Path, provider: ScriptedProvider) -> GatewayProcess:
 def test_gateway_killed_under_load_keeps_what_it_acknowledged(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
-    """Thirty kills: acknowledged ⊆ stored, the next index equals the usable history."""
+    """After each of the kills every acknowledged row is stored, and the next index equals the
+    usable history."""
 
     def lane(number: int) -> int:
         gateway, told = made(tmp_path / str(number), provider), set[int]()
@@ -161,7 +162,7 @@ def test_gateway_killed_under_load_keeps_what_it_acknowledged(
 def test_gateway_that_lost_an_acknowledged_row_is_caught(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
-    """The twin: a row taken away is missed, by its id and in the index."""
+    """The twin: a row removed on purpose is found missing, by its id and in the index."""
     gateway, told = made(tmp_path / "twin", provider), set[int]()
     live_and_die(gateway, told, random.Random())
     path = gateway.directory / "sagesched.db"
@@ -181,8 +182,8 @@ def test_gateway_that_lost_an_acknowledged_row_is_caught(
 def test_full_disk_refuses_what_must_be_stored_and_relays_on(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """/ingest and /submit say 503 and why, requests are answered, /health tells; with room
-    again everything is as before."""
+    """On a full disk /ingest and /submit answer 503 with the reason, requests are relayed, and
+    /health shows the fault; with room again everything works as before."""
     gateway = start_gateway(provider, predict=PREDICT)
     ready(gateway)
     lesson = {"prompt": "hi", "output_tokens": 3, "prompt_tokens": 1}

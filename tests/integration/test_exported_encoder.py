@@ -54,8 +54,9 @@ def uses_it(gateway: GatewayProcess) -> bool:
 def test_exported_encoder_serves_forecasts_by_its_name(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    """Exported by the command, chosen by EMBEDDING_MODEL_NAME, a chat relayed and learned:
-    the same prompt is then forecast from the tenant's own neighbours, and was not before."""
+    """An encoder exported by the command and chosen by EMBEDDING_MODEL_NAME serves: after one
+    relayed chat the same prompt is forecast from the tenant's own neighbours, and was not before.
+    """
     gateway = with_tiny_encoder(start_gateway, provider, tmp_path)
     before = forecast(gateway)
     assert before["fallback_level"] == "model_only"
@@ -72,8 +73,9 @@ def test_exported_encoder_serves_forecasts_by_its_name(
 def test_models_path_of_a_reload_waits_for_a_restart_of_the_gateway_not_of_the_child(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    """The child begun again after a crash has the encoder whose vectors history is searched by;
-    the twin: after a restart of the gateway the new folder, which lacks it, is what counts."""
+    """After a reload with another models folder, a child replaced after a crash still has the
+    encoder whose vectors are in history. The twin: a restarted gateway uses the new folder, which
+    lacks that encoder."""
     gateway = with_tiny_encoder(start_gateway, provider, tmp_path)
     gateway.edit(predict={"models_path": str(tmp_path / "elsewhere")})
     gateway.signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""A core that raises costs nobody a request: it is rebuilt from the ledger, with an alarm."""
+"""A core that raises fails no request: it is rebuilt from the ledger, with an alarm."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def wait_jobs(gateway: GatewayProcess, count: int) -> None:
 def test_core_that_raised_once_is_rebuilt_and_nobody_notices(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
-    """Two run and two wait when the fifth makes the core raise: there are five answers, in order
-    of arrival, never more in flight than the limit, one alarm, the story in the log, and no
-    permit left."""
+    """With two jobs running and two waiting, the fifth makes the core raise: all five are answered
+    in order of arrival, never more in flight than the limit, with one alarm, the story in the log,
+    and no permit left."""
     for _ in range(5):
         provider.enqueue([Wait("go"), *answer()])
     with ThreadPoolExecutor(5) as pool:
@@ -103,7 +103,7 @@ def test_job_that_breaks_every_core_is_dispatched_without_one(
 def test_core_that_always_raises_is_left_out(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
-    """With no core nothing is scheduled and everything is answered."""
+    """While every core raises, nothing is scheduled and every request is answered."""
     assert ask(gateway, "always-m") == 200
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: ask(gateway, "kit-model"), range(40))) == {200}

@@ -1,4 +1,5 @@
-"""Forecasts through the front door: who is worth a second one, and what a running answer tells."""
+"""Forecasts through the front door: a second forecast for jobs that wait, and learning from a
+running answer."""
 
 from __future__ import annotations
 
@@ -43,11 +44,8 @@ def reforecast(gateway: GatewayProcess) -> list[str]:
 def test_refinement_is_asked_for_only_by_jobs_that_wait(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A job that starts at once asks nothing; one that finds no place is forecast again.
-
-    The predictor answers in order: once the second job's forecast is here, the first job's
-    would be, too.
-    """
+    """A job that starts at once gets no second forecast; a job that waits gets one. (The predictor
+    answers in order: when the second job's forecast has come, the first job's would have, too.)"""
     one = account(provider, initial_concurrency=1, max_concurrency=1)
     gateway = start_gateway(accounts=[one], predict={"enabled": True})
     until_ready(gateway)
@@ -70,7 +68,8 @@ def test_refinement_is_asked_for_only_by_jobs_that_wait(
 def test_answer_still_running_past_its_forecast_teaches(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """While an answer that is far too long still runs, its like is forecast longer."""
+    """While an answer far longer than its forecast still runs, similar requests are forecast
+    longer."""
     gateway = start_gateway(provider, predict={"enabled": True})
     until_ready(gateway)
 

@@ -114,7 +114,8 @@ def test_pipelined_request_is_dropped_and_the_connection_closes(
 def test_idle_connection_is_closed(
     start_gateway: Start, provider: ScriptedProvider, sent: bytes
 ) -> None:
-    """Whoever connects and asks nothing is gone after keepalive_s (a half head a little later)."""
+    """A connection without a request is closed after keepalive_s, one with half a header a little
+    later."""
     gateway = start_gateway(provider, server={"keepalive_s": 1.0})
     with RawClient.to(gateway.url(), timeout_s=25) as client:
         client.send(sent)
@@ -124,7 +125,8 @@ def test_idle_connection_is_closed(
 def test_rest_of_a_refused_body_does_not_keep_the_connection(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A 401 before the body came, then a byte of it now: still closed after keepalive_s."""
+    """A connection refused with 401 before its body came is closed after keepalive_s, although
+    bytes of the body still arrive."""
     gateway = start_gateway(provider, server={"keepalive_s": 1.0})
     with RawClient.to(gateway.url(), timeout_s=10) as client:
         client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n".encode())
@@ -136,7 +138,8 @@ def test_rest_of_a_refused_body_does_not_keep_the_connection(
 def test_stale_provider_connection_is_nobodys_fault(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A kept-alive connection the provider has closed: sent once more, on a fresh one."""
+    """A request on a kept-alive connection that the provider has closed is sent once more, on a
+    fresh one, and counts as no failure."""
     gateway = start_gateway(provider)
     assert post(gateway).status_code == 200
     provider.enqueue([Cut(rst=True)])  # on the reused connection, before any byte
@@ -151,7 +154,7 @@ def test_stale_provider_connection_is_nobodys_fault(
 def test_fresh_provider_connection_that_is_cut_counts(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """The twin: cut on its first request, it is the account's failure."""
+    """The twin: a fresh connection cut on its first request is the account's failure."""
     provider.enqueue([Cut(rst=True)])
     gateway = start_gateway(accounts=[account(provider)], retry={"attempts": 1})
     assert post(gateway).status_code == 502
@@ -171,7 +174,7 @@ def test_fresh_provider_connection_that_is_cut_counts(
 def test_late_refusal_is_tried_elsewhere(
     start_gateway: Start, provider: ScriptedProvider, script: Any
 ) -> None:
-    """What looks like a beginning but holds no answer commits nothing."""
+    """A 200 that starts with an error, or has nothing of an answer, is tried on another account."""
     with ScriptedProvider() as other:
         provider.enqueue(script)
         gateway = start_gateway(provider, other)
@@ -184,7 +187,8 @@ def test_late_refusal_is_tried_elsewhere(
 def test_responses_stream_without_its_terminal_event_is_cut(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A clean end without response.completed is an error event; with it, it is not."""
+    """A responses stream that closes cleanly without response.completed ends in an error event; one
+    with it does not."""
     delta = {"type": "response.output_text.delta", "delta": "a"}
     ended = {"type": "response.completed", "response": {"status": "completed"}}
     provider.enqueue([Stream([delta])], [Stream([delta, ended])])
@@ -197,7 +201,7 @@ def test_responses_stream_without_its_terminal_event_is_cut(
 def test_stream_with_an_unfinished_choice_is_cut(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Two choices, one finish reason, no [DONE]: truncated."""
+    """A stream of two choices with one finish reason and no [DONE] counts as truncated."""
     provider.enqueue([Stream([chunk({"content": "a"}), chunk({}, "stop")])])
     gateway = start_gateway(provider)
     assert "upstream_broken" in post(gateway, stream=True, n=2).text
@@ -226,7 +230,7 @@ def test_control_character_in_a_provider_header_is_dropped(
 
 
 def test_refusal_that_hangs_is_cut_short(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """A 400 whose body never ends costs seconds, not the idle time-out."""
+    """A 400 whose body never ends is given up after seconds, not after the idle time-out."""
     provider.enqueue([Head(400, headers=JSON, length=1000), Send(b'{"error":'), Hang()])
     gateway = start_gateway(provider)
     began = time.monotonic()
@@ -249,7 +253,7 @@ def test_long_answer_still_counts_its_usage(
 def test_stopping_does_not_wait_for_a_client_that_takes_nothing(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """drain_timeout_s holds, whatever the client's buffer."""
+    """A drain ends after drain_timeout_s, although a client has not read its buffer."""
     one = event(chunk({"content": "x" * 10_000}))
     provider.enqueue([Head(headers=EVENTS), *[Send(one) for _ in range(1000)], Hang()])
     gateway = start_gateway(
@@ -278,7 +282,7 @@ def test_model_names_with_slashes_and_wide_characters(
 def test_route_without_a_model_uses_the_tenants_own(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """A tenant with a list of models is never told another's name."""
+    """A request that names no model is routed by the first model of its tenant's own list."""
     gateway = start_gateway(
         accounts=[account(provider, models=["first", "mine"])],
         tenants=[tenant(models=["mine"])],
@@ -314,7 +318,8 @@ def test_hostile_form_does_not_hold_up_the_loop(
 def test_overly_complex_body_is_refused_quickly(
     start_gateway: Start, provider: ScriptedProvider, content: bytes
 ) -> None:
-    """A body within its size bound but with millions of members: 413, and no memory."""
+    """A body within its size bound but with millions of members is refused with 413, without being
+    decoded."""
     gateway = start_gateway(provider)
     headers = {**KEY, "content-type": "application/json"}
     response = httpx.post(gateway.url(CHAT), content=content, headers=headers, timeout=20)
@@ -323,7 +328,8 @@ def test_overly_complex_body_is_refused_quickly(
 
 
 def test_first_event_is_not_delayed(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """TCP_NODELAY on both sides: no 40 ms between the provider's first byte and the client's."""
+    """TCP_NODELAY is set on both sides: the client gets the provider's first byte without a 40 ms
+    delay."""
     gateway = start_gateway(provider)
     waits = []
     for number in range(10):

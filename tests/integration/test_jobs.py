@@ -60,7 +60,7 @@ def cancel(gateway: GatewayProcess, job: str, key: str = TENANT_KEY) -> httpx.Re
 
 
 def test_status_tells_place_and_forecast(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """A job that waits says where it stands; every job says what is expected of it."""
+    """The status of a waiting job has its place in the queue; every status has the forecast."""
     provider.enqueue([Wait("go"), *steps.answer()])
     gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
     running = submit(gateway)
@@ -83,8 +83,8 @@ def test_status_tells_place_and_forecast(start_gateway: Start, provider: Scripte
 def test_cancelled_job_ends_at_the_provider_and_stays_cancelled(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Running: the provider's connection closes. Waiting: it is never sent. Both are failed as
-    `cancelled`, for good: a crash right after the answer does not run them again."""
+    """Cancelling a running job closes the provider's connection; a waiting one is never sent. Both
+    have failed as `cancelled` for good: a crash right after the answer does not run them again."""
     provider.enqueue([Hang()])
     gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
     running = submit(gateway)
@@ -102,10 +102,10 @@ def test_cancelled_job_ends_at_the_provider_and_stays_cancelled(
         assert cancel(gateway, job).status_code == 200  # again: nothing changes
 
 
-def test_cancelling_what_is_not_to_be_cancelled(
+def test_cancelling_a_job_that_is_ended_or_foreign_is_refused(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Ended: 409. Unknown or another tenant's: 404, alike."""
+    """Cancelling an ended job gives 409; an unknown job and another tenant's give the same 404."""
     other = "kit-other-key"
     gateway = start_gateway(
         accounts=[account(provider)], tenants=[tenant(), tenant("other", other)]
@@ -121,7 +121,7 @@ def test_cancelling_what_is_not_to_be_cancelled(
 
 
 def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """What the provider refused is a failed job with its words."""
+    """A job that the provider refused has failed, with the provider's message."""
     provider.error(400, code="context_length_exceeded", message="too long")
     gateway = start_gateway(provider)
     failed = ended(gateway, submit(gateway))
@@ -131,7 +131,7 @@ def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProv
 
 @pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": []}, {"prompt": "a", "x": 1}])
 def test_bad_submission_is_refused(shared: Any, body: dict[str, Any]) -> None:
-    """Neither prompt nor messages, both, or an unknown member: 400."""
+    """Neither prompt nor messages, both of them, or an unknown member in a submission is a 400."""
     response = httpx.post(shared.gateway.url("/submit"), json=body, headers=KEY)
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -147,8 +147,8 @@ def again(gateway: GatewayProcess) -> None:
 def test_crash_keeps_results_resumes_queued_and_fails_running_jobs(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """After kill -9: done stays readable, queued runs, running has failed as interrupted, a
-    retry_safe one runs again."""
+    """After kill -9 a finished job stays readable, a queued one runs, a running one has failed as
+    interrupted, and a retry_safe one runs again."""
     provider.enqueue(steps.answer("kept"), [Hang()], [Hang()])
     one = account(provider, initial_concurrency=2, max_concurrency=2)
     gateway = start_gateway(accounts=[one])
@@ -175,8 +175,8 @@ def drained(gateway: GatewayProcess) -> None:
 def test_drain_leaves_queued_jobs_to_the_next_process(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """What runs may finish; the room it leaves is not taken by what waits, which the next
-    process runs, once."""
+    """During a drain running jobs finish, and queued ones do not start in their place; the next
+    process runs them, once."""
     provider.enqueue([Wait("go"), *steps.answer("finished")])
     gateway = start_gateway(accounts=[account(provider, initial_concurrency=1, max_concurrency=1)])
     running = submit(gateway)
@@ -196,7 +196,8 @@ def test_drain_leaves_queued_jobs_to_the_next_process(
 def test_drain_that_runs_out_of_time_leaves_retry_safe_jobs_to_the_next_process(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Cut while it ran: a job that may run again does, another has failed as interrupted."""
+    """Of jobs that a drain cuts off, a retry_safe one runs again; any other has failed as
+    interrupted."""
     provider.enqueue([Hang()], [Hang()])
     one = account(provider, initial_concurrency=2, max_concurrency=2)
     gateway = start_gateway(accounts=[one], server={"drain_timeout_s": 0.3})
@@ -217,7 +218,7 @@ def test_drain_that_runs_out_of_time_leaves_retry_safe_jobs_to_the_next_process(
 def test_result_is_gone_after_its_ttl(
     start_gateway: Start, provider: ScriptedProvider, tmp_path: Path
 ) -> None:
-    """Past job_ttl_s its owner hears 410, which is not 404."""
+    """After job_ttl_s the owner of a result gets 410, not 404."""
     gateway = start_gateway(accounts=[account(provider)], store={"job_ttl_s": 0.2})
     job = submit(gateway)
     ended(gateway, job)

@@ -68,9 +68,9 @@ def counted(priced: Priced, name: str) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
-def test_cost_of_a_request_is_told_everywhere(priced: Priced) -> None:
-    """Cached tokens at their own price, the rest at theirs: 600 × 0.25 + 400 × 0.025 +
-    200 × 2 millionths of a dollar."""
+def test_cost_of_a_request_is_the_same_everywhere(priced: Priced) -> None:
+    """Cost has cached tokens at their own price: 600 × 0.25 + 400 × 0.025 + 200 × 2 millionths of a
+    dollar; record, metrics, log, journal and /stats agree."""
     gateway, _ = priced
     httpx.post(gateway.url("/reset"), json={"scope": "stats"}, headers=gateway.admin_headers)
     usage = Usage(prompt_tokens=1000, output_tokens=200, cached_tokens=400, reasoning_tokens=50)
@@ -96,7 +96,8 @@ def test_cost_of_a_request_is_told_everywhere(priced: Priced) -> None:
 
 
 def test_cost_of_a_model_without_price_is_none(priced: Priced) -> None:
-    """No price, no money: not zero in the log, no series, and told apart in /stats."""
+    """A request without a price has no cost: none in the log, no series, and a count of its own in
+    /stats."""
     gateway, _ = priced
     before = cost_stats(priced)
     asked = ask(priced, UNPRICED)
@@ -148,7 +149,8 @@ PROMPT = "Write a short poem about the sea at night, and of the ships on it."
 def test_predicted_cost_of_a_batch_is_that_of_all_its_answers(
     priced: Priced, body: dict[str, Any], times: int
 ) -> None:
-    """Reserve and money are each answer's, n or best_of for every prompt; each prompt once."""
+    """Reserve and predicted cost count each answer (n or best_of for every prompt), and each prompt
+    once."""
     one = sent(priced, "completions", prompt=PROMPT)
     many = sent(priced, "completions", **body)
     assert many["predicted_p50"] == one["predicted_p50"], "of one answer"
@@ -164,7 +166,8 @@ def test_predicted_cost_of_a_batch_is_that_of_all_its_answers(
 def test_predicted_cost_of_embeddings_is_that_of_all_their_inputs(
     priced: Priced, given: str
 ) -> None:
-    """They generate nothing: each input's tokens at the prompt's price."""
+    """Embeddings generate nothing: their predicted cost is every input's tokens at the prompt's
+    price."""
     inputs: list[Any] = [PROMPT] * 50 if given == "texts" else [list(range(20))] * 50
     one = sent(priced, "embeddings", input=inputs[0])
     many = sent(priced, "embeddings", input=inputs)

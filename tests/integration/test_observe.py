@@ -48,8 +48,8 @@ def rows(gateway: GatewayProcess) -> list[ObservedRow]:
 def test_observing_relays_at_once_and_records_what_would_have_been(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """One would have started, the others would have waited for the account, one after the
-    other; their forecasts and lengths are stored, no text is."""
+    """Of three observed requests one would have started and two would have waited for the account,
+    one after the other; forecasts and lengths are stored, no text is."""
     gateway = start_gateway(accounts=[account(provider, **ONE)], schedule={"mode": "observe"})
     three_at_once(gateway, provider)
     recorded = rows(gateway)
@@ -66,7 +66,7 @@ def test_observing_relays_at_once_and_records_what_would_have_been(
 
 
 def test_scheduling_notes_nothing(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """The twin: the same three in mode "schedule" run one after the other, unobserved."""
+    """The twin: in mode "schedule" the same three run one after the other, unrecorded."""
     gateway = start_gateway(accounts=[account(provider, **ONE)])
     provider.default = [Wait("go"), *steps.answer()]
     with ThreadPoolExecutor(3) as pool:

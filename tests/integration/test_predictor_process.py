@@ -30,7 +30,8 @@ def ingest(gateway: GatewayProcess, count: int) -> None:
 
 
 def test_predictor_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
-    """Requests are answered throughout; the new one knows all that was stored."""
+    """Requests are answered while the process is replaced; the new one has learned all that was
+    stored."""
     with (
         ScriptedProvider() as provider,
         GatewayProcess(
@@ -56,7 +57,7 @@ def test_predictor_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
 
 
 def test_predictor_process_ends_with_a_killed_gateway(tmp_path: Path) -> None:
-    """Nobody is left behind by kill -9 of the gateway alone."""
+    """After kill -9 of the gateway alone its predictor's process ends, too."""
     with (
         ScriptedProvider() as provider,
         GatewayProcess(
@@ -76,7 +77,8 @@ def test_predictor_process_ends_with_a_killed_gateway(tmp_path: Path) -> None:
 
 
 def test_predictor_process_ends_when_prediction_is_switched_off(tmp_path: Path) -> None:
-    """By a reload, with a request under way; on again, another has read what is stored."""
+    """A reload that switches prediction off ends the process, with a request under way; switched on
+    again, a new process has read the stored history."""
     with (
         ScriptedProvider() as provider,
         GatewayProcess(

@@ -44,8 +44,8 @@ def shown(gateway: GatewayProcess) -> dict[str, dict[tuple[str, str, str], float
 def test_what_headers_say_is_left_is_shown_by_account_and_model(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """On /metrics and /_stats, once a header said it: limit, what is left less what was sent
-    since, when it is reset. The twin: an answer without such headers shows nothing."""
+    """/metrics and /_stats show the limit of a header, the rest less what was sent since, and the
+    time of its reset. The twin: an answer without such headers shows nothing."""
     gateway = start_gateway(accounts=[account(provider, name="a")])
     assert ask(gateway) == 200
     assert shown(gateway) == {}

@@ -51,8 +51,8 @@ def cut_by_a_429(start_gateway: Start, provider: ScriptedProvider) -> GatewayPro
 def test_limits_are_restored_after_a_restart(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Cut to 20 of 40 before, the next process begins below that (at 0.7 of what was saved),
-    not at its settings' 40."""
+    """A limit cut from 40 to 20 starts in the next process at 0.7 of what was saved, not at the
+    settings' 40."""
     gateway = cut_by_a_429(start_gateway, provider)
     before = limit(gateway)
     gateway.stop()
@@ -67,7 +67,8 @@ def test_limits_are_restored_after_a_restart(
 def test_what_is_old_or_damaged_is_not_restored(
     start_gateway: Start, provider: ScriptedProvider, fault: str
 ) -> None:
-    """Older than an hour, or not readable: the settings' own limit, and the gateway runs."""
+    """State older than an hour, or unreadable, is ignored: the gateway starts with the settings'
+    own limit."""
     gateway = cut_by_a_429(start_gateway, provider)
     gateway.stop()
     wall_s, state = saved(gateway)

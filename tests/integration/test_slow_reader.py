@@ -1,4 +1,4 @@
-"""A client that reads slowly, or not at all, holds its own buffer and nobody's slot."""
+"""A client that reads slowly, or not at all, fills its own buffer and holds no provider slot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_sleeping_client_does_not_hold_the_slot(
 
 
 def test_stalled_client_is_cut_off(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """A client that takes nothing for write_timeout_s, of more than the buffer holds, has its
+    """A client that takes nothing for write_timeout_s, of an answer larger than the buffer, has its
     stream cancelled upstream, and the slot is free."""
     provider.enqueue(long_stream(2000, "x" * 10_000))
     one = account(provider, initial_concurrency=1, max_concurrency=1)

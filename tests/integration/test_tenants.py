@@ -51,7 +51,8 @@ def test_submitted_job_is_readable_by_its_tenant_alone(shared: Shared) -> None:
     ],
 )
 def test_operator_route_wants_the_admin_token(shared: Shared, method: str, path: str) -> None:
-    """401 without the token and with a tenant's key; not 401 with it."""
+    """An operator's route answers 401 without the token and with a tenant's key, and not with the
+    token."""
     for headers in ({}, MINE):
         response = httpx.request(method, shared.gateway.url(path), headers=headers, json={})
         assert response.status_code == 401
@@ -72,7 +73,7 @@ def test_models_lists_what_the_caller_may_use(shared: Shared) -> None:
 
 
 def test_events_tell_a_request_from_submitted_to_finished(shared: Shared) -> None:
-    """The journal holds one request's life in order, and no prompt."""
+    """The journal has one request's events in order, from submitted to finished, and no prompt."""
     headers = {**MINE, "content-type": "application/json"}
     content = '{"model":"kit-model","messages":[{"role":"user","content":"secret-prompt"}]}'
     response = httpx.post(

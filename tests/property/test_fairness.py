@@ -188,8 +188,8 @@ def test_scheduler_starts_nothing_while_another_class_has_waited_longer_than_the
 
 
 def test_scheduler_shares_work_between_classes_by_their_weights() -> None:
-    """Both have work for ever: tokens as 1 : 1 when free, as 2 : 1 under pressure, whatever the
-    sizes; the background gets its small part."""
+    """Two classes that always have work get tokens as 1 : 1 when free and as 2 : 1 under pressure,
+    whatever the sizes; the background gets its small part."""
     world = one_slot(
         judged=False,
         max_overtake_s=3600.0,
@@ -221,8 +221,8 @@ def test_scheduler_shares_work_between_classes_by_their_weights() -> None:
 
 
 def test_scheduler_flood_of_one_tenant_is_not_felt_by_another() -> None:
-    """One sends a thousand at once, the other one a second: it waits for a slot, not for the
-    thousand. The twin in which both are one tenant does."""
+    """While one tenant sends a thousand jobs at once, another that sends one a second waits for a
+    slot, not for the thousand. In the twin both are one tenant, which does wait."""
 
     def waits(flooder: str) -> list[float]:
         world = World(
@@ -242,7 +242,8 @@ def test_scheduler_flood_of_one_tenant_is_not_felt_by_another() -> None:
 
 
 def test_scheduler_divides_a_class_between_tenants_by_their_weights() -> None:
-    """Two flood: tokens as 3 : 1, though the lighter one's jobs are smaller."""
+    """Two flooding tenants of weights 3 and 1 get tokens as 3 : 1, though the lighter one's jobs
+    are smaller."""
     world = World(
         settings(
             {"a": {"initial_concurrency": 1}},
@@ -296,8 +297,8 @@ def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
 def test_scheduler_starts_only_within_its_budgets(
     steps: list[tuple[str, int]], interactive: int, heavy: int, borrow: bool
 ) -> None:
-    """2: by a count of its own: each start finds its class below its budget, or (borrowing)
-    the pool below both; so what is in flight is that and at most one job more."""
+    """2: each start, counted here independently, finds its class below its budget, or (borrowing)
+    the pool below both; so the tokens in flight exceed that by one job at most."""
     limits = {JobClass.INTERACTIVE: interactive, JobClass.HEAVY: heavy}
     world = World(
         settings(
@@ -358,7 +359,7 @@ def test_scheduler_full_pool_adds_nothing_to_another(steps: list[tuple[str, int]
 
 
 def test_models_that_share_an_account_do_wait_for_each_other() -> None:
-    """The twin of the test above: joined by one account, the neighbour is felt."""
+    """The twin of the test above: two models on one account do delay each other."""
     quiet, loud = (
         World(settings({"a": {"models": ["m", "k"], "initial_concurrency": 1}})) for _ in range(2)
     )

@@ -620,8 +620,8 @@ class Forgiving(Accounts):
     ids=["2", "4", "10", "5", "6 up", "6 down"],
 )
 def test_machine_sees_a_scheduler_that_breaks_a_property(broken: dict[str, Any]) -> None:
-    """The twin: each broken in turn is found (those of 3, and 2 to the token, by
-    tests/unit/schedule/test_judge.py: they need a state that is rarely met)."""
+    """The twin: a fault against each property is found. (Faults against 3, and against 2 to the
+    token, need a rare state: tests/unit/schedule/test_judge.py finds those.)"""
     machine = type("Broken", (SchedulerMachine,), broken)
     found = hypothesis_settings(
         max_examples=400,

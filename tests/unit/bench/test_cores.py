@@ -13,6 +13,6 @@ def test_load_up_to_the_bound_is_believed() -> None:
 
 
 def test_load_over_the_bound_is_given_up_and_named() -> None:
-    """Whoever reads it learns when, how much, and what to do."""
+    """The error of a load over the bound says when, by how much, and what to do."""
     with pytest.raises(Unfit, match=r"200 requests/s: .* used 71% of their core"):
         check_load(MOST + 0.01, "200 requests/s")

@@ -46,7 +46,8 @@ def test_goal_is_met_at_its_target() -> None:
 
 
 def test_missed_goal_names_its_limit() -> None:
-    """The forecast where true lengths reach it, physics where not even being alone does."""
+    """A missed goal names the forecast where true lengths reach it, and physics where not even a
+    request alone does."""
     naive, ours = played(), played(short_p95_s=0.9)
     for true, limit in ((0.4, "forecast"), (0.8, "policy or physics")):
         found = group(naive=naive, ours=ours, true=played(short_p95_s=true))
@@ -65,7 +66,7 @@ def test_lost_request_misses_completion() -> None:
 
 
 def test_figure_that_naive_has_none_of_must_stay_zero() -> None:
-    """There is no ratio to 0, and anything above 0 misses the goal all the same."""
+    """Where naive has 0 there is no ratio: any figure above 0 misses the goal."""
     naive = played(deadline_misses=0.0)
     for own, met in ((0.0, True), (0.1, False)):
         found = goal(group(naive=naive, ours=played(deadline_misses=own)), "deadline misses")
@@ -97,7 +98,7 @@ def test_checks_bound_the_quiet_side() -> None:
 
 
 def test_markdown_lists_first_what_is_not_met() -> None:
-    """A miss stands there with its limit; without one the text says so."""
+    """The text begins with the missed goals and their limits; without any it says so."""
     text = markdown([group(naive=played(), ours=played(), true=played())])
     assert "ours: short P95 +0.0% (+0% … +0%), wanted ≤ -50%; limit: policy" in text
     assert "| goal (ours) |" in text

@@ -11,7 +11,7 @@ EQUAL = Survivor("schedule/pace", "Pace.sure", "a\nb", "c", "Nobody can tell.")
 
 
 def test_wilson_is_the_textbooks_interval() -> None:
-    """Inside 0 to 1 also where all or none hit; everything where nothing was tried."""
+    """The interval stays inside 0 to 1, also where all or none hit; without trials it is 0 to 1."""
     assert wilson(8, 10) == pytest.approx((0.490, 0.943), abs=5e-4)
     assert wilson(0, 10) == pytest.approx((0.0, 0.278), abs=5e-4)
     assert wilson(10, 10) == pytest.approx((0.722, 1.0), abs=5e-4)
@@ -38,7 +38,7 @@ def test_report_counts_survivors_with_and_without_the_equivalent() -> None:
 
 
 def test_report_lists_every_survivor_and_why() -> None:
-    """Gaps first; of the equivalent the reason, on the next line."""
+    """Gaps in the tests come first; an equivalent mutant has its reason on the next line."""
     text = report([File("schedule/pace", 100, 10, 0, [EQUAL, GAP])])
     gaps, equal = text.split("## Gaps")[1].split("## Equivalent")
     assert gaps.strip() == "- `schedule/pace` Pace.started: `a < b` → `a <= b`"
@@ -47,13 +47,13 @@ def test_report_lists_every_survivor_and_why() -> None:
 
 
 def test_report_weighs_files_by_their_mutants() -> None:
-    """Samples are alike, files are not."""
+    """The total weighs each file by its number of mutants, since samples are of equal size."""
     text = report([File("schedule/a", 300, 10, 0, []), File("schedule/b", 100, 10, 0, [GAP] * 4)])
     assert "schedule 90.0%" in text
 
 
 def test_judgements_are_found_by_file_function_and_lines(tmp_path: Path) -> None:
-    """None where there is no such file yet."""
+    """A judgement is found by file, function and lines; there are none without the file."""
     path = tmp_path / "judged.toml"
     assert judgements(path) == {}
     path.write_text(

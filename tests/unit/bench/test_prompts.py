@@ -1,4 +1,4 @@
-"""The truth that travels with a request is seen by the provider and by no forecast."""
+"""The true length that travels with a request is read by the provider and by no forecast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_truth_in_the_text_would_be_in_the_view() -> None:
 
 
 def test_truth_reads_back_as_it_was_put_in() -> None:
-    """Tokens and whether they are the limit."""
+    """The provider reads the tokens, and whether they are the limit, as they were written."""
     assert truth(prompt("m", ASKED, 237, censored=True).body) == (237, True)
 
 
@@ -36,7 +36,7 @@ def test_truth_is_not_taken_from_a_clients_text() -> None:
 
 
 def test_generated_prompts_are_the_same_each_time() -> None:
-    """Runs on different days ask the same."""
+    """Two runs generate the same prompts."""
     assert generated(20) == generated(20)
 
 

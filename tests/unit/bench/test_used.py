@@ -14,7 +14,7 @@ def of_lengths(*lengths: int) -> list[Prompt]:
 
 @pytest.mark.parametrize("lengths", [(100, 300), (5, 10, 20, 100_000)])
 def test_token_time_makes_the_mean_answer_take_the_mean_time(lengths: tuple[int, ...]) -> None:
-    """With the longest cut at the cap."""
+    """The mean is over answers cut at the cap."""
     each = token_s(of_lengths(*lengths))
     times = [min(tokens * each, CAP_S) for tokens in lengths]
     assert sum(times) / len(times) == pytest.approx(MEAN_S, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Which forecast counts as used, and what τ is made of."""
+"""The forecast that counts as used, and the τ of used forecasts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bench.prompts import Prompt
-from tests.bench.used_figures import FEWEST, TAUS, Told, taus, told
+from tests.bench.used_figures import FEWEST, TAUS, JobForecasts, job_forecasts, taus
 
 Event = dict[str, Any]
 
@@ -28,36 +28,38 @@ def life(*between: Event) -> list[Event]:
 
 
 def test_used_forecast_is_the_last_before_dispatch() -> None:
-    """What comes after dispatch is the last forecast, not the used one."""
-    found = told(life(BEFORE, DISPATCHED, AFTER))["a"]
-    assert found == Told(10.0, 20.0, 30.0, "model_only", 0.5, True)
+    """A forecast that comes after the dispatch is the job's last one, but not the used one."""
+    found = job_forecasts(life(BEFORE, DISPATCHED, AFTER))["a"]
+    assert found == JobForecasts(10.0, 20.0, 30.0, "model_only", 0.5, True)
 
 
 def test_used_forecast_of_a_job_that_starts_at_once_is_stage_0() -> None:
     """The twin: the same forecasts after dispatch leave the first in use."""
-    found = told(life(DISPATCHED, BEFORE, AFTER))["a"]
-    assert found == Told(10.0, 10.0, 30.0, "heuristic", 0.5, True)
+    found = job_forecasts(life(DISPATCHED, BEFORE, AFTER))["a"]
+    assert found == JobForecasts(10.0, 10.0, 30.0, "heuristic", 0.5, True)
 
 
-def test_told_counts_the_first_dispatch_alone() -> None:
+def test_job_forecasts_count_the_first_dispatch_alone() -> None:
     """A retry's dispatch changes neither the wait nor what was used."""
     again = event("dispatched", queue_s=9.0)
-    found = told(life(DISPATCHED, AFTER, again))["a"]
+    found = job_forecasts(life(DISPATCHED, AFTER, again))["a"]
     assert (found.queue_s, found.used) == (0.5, 10.0)
 
 
-def test_told_ignores_what_is_no_job_of_ours() -> None:
+def test_job_forecasts_ignore_what_is_no_job_of_ours() -> None:
     """Events without a job, or of one submitted before the journal began, say nothing."""
     strange = {"event": "mode", "wall_s": 0.0}
-    assert told([strange, event("finished", "b", outcome="ok")]) == {}
+    assert job_forecasts([strange, event("finished", "b", outcome="ok")]) == {}
 
 
-def made(count: int) -> tuple[list[str], dict[str, Told], dict[str, Prompt]]:
+def made(count: int) -> tuple[list[str], dict[str, JobForecasts], dict[str, Prompt]]:
     """Jobs whose used forecast is the truth and whose stage 0 is its opposite."""
     names = [f"job {i}" for i in range(count)]
     lengths = [10 * (i + 1) for i in range(count)]
-    jobs = {n: Told(-tokens, tokens, 1.0, "") for n, tokens in zip(names, lengths, strict=True)}
-    asked = {n: Prompt(b"", "m", tokens, False) for n, tokens in zip(names, lengths, strict=True)}
+    jobs = {
+        n: JobForecasts(-tokens, tokens, 1.0, "") for n, tokens in zip(names, lengths, strict=True)
+    }
+    asked = {name: Prompt(b"", "m", tokens, False) for name, tokens in pairs}
     return names, jobs, asked
 
 
@@ -69,7 +71,7 @@ def test_taus_compare_each_forecast_with_the_truth() -> None:
 
 
 def test_taus_of_a_few_jobs_are_none() -> None:
-    """An order of a handful says nothing, and is not shown as if it did."""
+    """τ of a handful of jobs is None, since it means nothing."""
     names, jobs, asked = made(FEWEST - 1)
     found = taus(names, jobs, dict.fromkeys(names, nan), asked)
     assert all(isnan(found[name]) for name in TAUS)

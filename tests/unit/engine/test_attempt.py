@@ -1,4 +1,4 @@
-"""One attempt: what a client is sent of a failed one, and how long each wait for bytes may be."""
+"""One attempt: the client's error for a failed one, and the time limits of its body."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from tests.unit.schedule.build import job
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_exchange_lets_go_of_a_body_that_is_counted(counted: bool) -> None:
-    """A body that nobody counts, as in a stored job, stays."""
+def test_exchange_frees_a_body_that_is_counted(counted: bool) -> None:
+    """A counted body is freed and given back; one without `release`, as in a stored job, stays."""
     released: list[bool] = []
     release = (lambda: released.append(True)) if counted else None
     exchange = Exchange(job("one"), "r", "POST", "/x", b"", [], b"body", release=release)

@@ -1,4 +1,4 @@
-"""A core that raised: what goes on without it, and the story that the log holds of it."""
+"""Relaying without a core that raised, and the story of the fault in the log."""
 
 from __future__ import annotations
 
@@ -130,7 +130,8 @@ def test_story_holds_no_text_and_no_settings(caplog: pytest.LogCaptureFixture) -
 
 
 def test_story_is_bounded_and_begins_anew_with_each_core(caplog: pytest.LogCaptureFixture) -> None:
-    """The last `STORY` events, `STORY_PART` a line; after a rebuild, what the new core was fed."""
+    """The story has the last `STORY` events, `STORY_PART` to a line; after a rebuild it has those
+    fed to the new core."""
 
     class Once(Scheduler):
         def handle(self, event: Event, now: float) -> list[Action]:

@@ -42,8 +42,8 @@ def trust_after(covered: float, **more: object) -> tuple[float, list[float]]:
     ("covered", "low", "high"), [(0.9, 1.0, 1.0), (0.7, 0.3, 0.7), (0.4, 0.0, 0.0), (1.0, 0.8, 1.0)]
 )
 def test_trust_falls_with_coverage(covered: float, low: float, high: float) -> None:
-    """The trust is full at nine of ten and none where hardly any holds; each step is reported
-    once."""
+    """The trust is full at a coverage of 0.9 and none where hardly any forecast holds; each step is
+    reported once."""
     value, reported = trust_after(covered)
     assert low <= value <= high
     assert len(reported) < 40

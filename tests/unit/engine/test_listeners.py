@@ -1,4 +1,4 @@
-"""A listener that raises costs nobody anything."""
+"""A listener that raises stops neither the engine nor the other listeners."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ def alarms_of(p90: float, n: int, tokens: range) -> list[int]:
 
 
 def test_length_alarm_reports_the_p90_and_each_doubling() -> None:
-    """It reports the first length past the p90, twice and four times as much, none between."""
+    """The alarm reports the first length past the p90, past twice and past four times it, and none
+    between."""
     assert alarms_of(100.0, 1, range(101)) == []
     assert alarms_of(100.0, 1, range(801)) == [101, 201, 401]
 

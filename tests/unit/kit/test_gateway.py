@@ -1,4 +1,4 @@
-"""The process kit: what it writes is valid TOML, what it hears it hears in order."""
+"""The process kit: it writes valid TOML and reads the process's output in order."""
 
 from __future__ import annotations
 

@@ -69,6 +69,6 @@ def test_bodiless_answers_have_no_body() -> None:
 
 @pytest.mark.parametrize("wire", [b"zz\r\nab", b"-\r\n"])
 def test_unchunk_refuses_what_is_no_size(wire: bytes) -> None:
-    """A broken chunk size is told, not read as an end."""
+    """A broken chunk size is an error, not an end of the body."""
     with pytest.raises(Malformed):
         unchunk(wire)

@@ -79,7 +79,7 @@ def scripted(body: str) -> list[str]:
 
 
 async def test_child_answers_as_its_models_do_here(start: Start) -> None:
-    """Every question comes to the same in a process of its own: forecasts, rows, calibration."""
+    """The child's forecasts, rows and calibration equal those of the same models in this process."""
     children = await start(), InlineChild()
     mirrors = [Mirror(), Mirror()]
 
@@ -110,7 +110,7 @@ async def test_child_answers_as_its_models_do_here(start: Start) -> None:
 
 
 async def test_second_child_goes_on_from_history_and_calibration(start: Start) -> None:
-    """Given the rows and the calibration of a first, it forecasts as the first did."""
+    """A child given a first one's rows and calibration forecasts as the first did."""
     first, mirror = await start(), Mirror()
     rows: list[HistoryRow] = []
     questions: list[Question] = [OpenModels(SETUP), *[LearnLessons([lesson(2500)])] * 8]
@@ -136,7 +136,8 @@ async def test_second_child_goes_on_from_history_and_calibration(start: Start) -
 
 
 async def test_child_survives_a_question_that_fails(start: Start) -> None:
-    """The answer is an error with its place and none of the prompt; the next is answered."""
+    """A failed question is answered with an error that shows its place and no prompt; the next one
+    is answered."""
     client = await opened(start)
     broken = lesson("many", "my secret")  # type: ignore[arg-type]
     answer = await ask(client, LearnLessons([broken]))
@@ -147,7 +148,7 @@ async def test_child_survives_a_question_that_fails(start: Start) -> None:
 
 
 async def test_child_that_is_killed_is_gone(start: Start) -> None:
-    """Every question after its end says so."""
+    """Every question after the child's end raises ChildGone."""
     client = await opened(start)
     os.kill(client.pid, signal.SIGKILL)
     for _ in range(2):
@@ -156,7 +157,8 @@ async def test_child_that_is_killed_is_gone(start: Start) -> None:
 
 
 async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
-    """A late answer would be taken for the next question's, so no other question is asked."""
+    """No question is asked after one without an answer, whose late answer would be taken for the
+    next one's."""
     client = await opened(start)
     os.kill(client.pid, signal.SIGSTOP)
     with pytest.raises(ChildGone, match="no answer in time"):
@@ -170,7 +172,7 @@ async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
 
 
 async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
-    """Closing waits for its last words, and no longer; the loop goes on meanwhile."""
+    """Closing waits for LAST_WORDS_S and then kills the child; the loop goes on meanwhile."""
     client = await start(scripted("time.sleep(600)"))
     turns = 0
     closing = asyncio.create_task(client.close())
@@ -183,7 +185,8 @@ async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
 
 
 async def test_question_given_up_by_its_caller_ends_the_conversation(start: Start) -> None:
-    """A caller that is cancelled leaves an answer owed, which nobody may take for another's."""
+    """When a caller is cancelled the child is given up, since the answer still to come would be
+    taken for another question's."""
     client = await start(scripted("read(); time.sleep(600)"))
     waiting = asyncio.create_task(ask(client, ForgetLearned()))
     await asyncio.sleep(0)
@@ -195,7 +198,8 @@ async def test_question_given_up_by_its_caller_ends_the_conversation(start: Star
 
 
 async def test_child_that_does_not_read_holds_up_nothing(start: Start) -> None:
-    """A question larger than the socket takes waits its time; the loop goes on meanwhile."""
+    """A question larger than the socket's buffer waits for the child to read; the loop goes on
+    meanwhile."""
     client = await start(scripted("time.sleep(600)"))
     question = MakeForecast(view("x" * 10_000_000))
     turns, asking = 0, asyncio.create_task(ask(client, question, 0.5))
@@ -208,7 +212,7 @@ async def test_child_that_does_not_read_holds_up_nothing(start: Start) -> None:
 
 
 async def test_answer_may_come_in_any_pieces(start: Start) -> None:
-    """Byte by byte, and two megabytes at once."""
+    """An answer is read byte by byte, and two megabytes at once."""
     client = await start(
         scripted(
             "import msgspec\n"
@@ -236,7 +240,7 @@ async def test_answer_may_come_in_any_pieces(start: Start) -> None:
     ],
 )
 async def test_child_that_breaks_the_protocol_is_gone(start: Start, body: str, why: str) -> None:
-    """An answer cut short, garbage, a length beyond reason, or an end before any question."""
+    """A cut answer, garbage, an absurd length, or an end before any question raises ChildGone."""
     client = await start(scripted(body))
     with pytest.raises(ChildGone, match=why):
         await ask(client, ForgetLearned())
@@ -251,7 +255,8 @@ async def test_child_ignores_the_terminal_s_signals(start: Start) -> None:
 
 
 async def test_child_is_nice_and_sees_no_keys(start: Start) -> None:
-    """Lower priority, first to go where memory runs out, none of the gateway's secrets."""
+    """The child has a lower priority, is the first to be killed where memory runs out, and sees
+    none of the gateway's secrets."""
     secrets = {"SAGESCHED_ADMIN_TOKEN": "hidden", "OPENAI_API_KEY": "hidden"}
     client = await start(environ={**own_environ(), **secrets})
     await ask(client, OpenModels(SETUP), 120.0)
@@ -276,6 +281,6 @@ async def test_child_computes_with_the_same_kernels(start: Start) -> None:
 
 
 async def test_command_that_does_not_start_is_gone() -> None:
-    """A missing program is no different from a dead child."""
+    """A command that cannot be started raises ChildGone, as a dead child does."""
     with pytest.raises(ChildGone, match="cannot be started"):
         await start_child(["/nonexistent/program"])

@@ -1,4 +1,4 @@
-"""The event loop beside a predictor that has all it can do."""
+"""The event loop's lateness beside a predictor at full load."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def least_lateness_s(ask: Ask) -> float:
 
 @pytest.mark.anyio
 async def test_loop_is_on_time_under_full_prediction_load() -> None:
-    """Twice as many forecasts as there is room for, stage 0's on the loop, and as many lessons:
-    it keeps its time."""
+    """The loop keeps its time with twice as many forecasts as there is room for, stage 0's on the
+    loop, and as many lessons."""
     predictor = Predictor(Predict(), shipped("models"), key=b"key", connect=real_child)
     predictor.start()
     await refined(predictor, view())

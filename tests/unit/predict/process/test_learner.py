@@ -1,4 +1,4 @@
-"""What becomes of a lesson: learned at once, or drafted, stored and then learned."""
+"""The ways of a lesson: learned at once, or drafted, stored and then learned."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ async def test_predictor_follows_at_once_what_it_learned(make: Make) -> None:
 
 
 async def test_prompt_learned_twice_has_its_forecast_ready(make: Make) -> None:
-    """Nobody asked for it: the second lesson puts it into stage 0's cache, the first does not."""
+    """The second lesson of a prompt puts its forecast into stage 0's cache, unasked; the first does
+    not."""
     predictor = make()
     for hits in (0, 1):
         await learned(predictor, 2500)
@@ -68,7 +69,7 @@ async def test_prompt_learned_twice_has_its_forecast_ready(make: Make) -> None:
 
 
 async def test_answer_still_running_is_not_counted_as_ended(make: Make) -> None:
-    """It stores no calibration and prepares no repeat."""
+    """A running answer stores no calibration and prepares no repeat."""
     kept: list[bytes] = []
     predictor = make(keep=kept.append)
     for _ in range(20):
@@ -91,7 +92,7 @@ async def test_observed_answers_are_not_stored_or_indexed(make: Make) -> None:
 
 
 async def test_predictor_loses_nothing_in_a_flood_it_can_learn_briefly(make: Make) -> None:
-    """Past half the queue lessons are learned without the encoder, and all of them are."""
+    """While the queue is over half full lessons are learned without the encoder, and none is lost."""
     children, rows = Children(), Mailbox()
     predictor = make(Predict(learn_items=100), connect=children)
     await refined(predictor, view())
@@ -117,7 +118,7 @@ async def test_lesson_that_fails_is_reported(make: Make) -> None:
 
 
 async def test_predictor_keeps_its_calibration_between_runs(make: Make) -> None:
-    """Stored now and then and at the stop; the next process begins with it."""
+    """The calibration is stored now and then and at the stop; the next process begins with it."""
     kept: list[bytes] = []
     predictor = make(keep=kept.append)
     for _ in range(KEEP_EVERY + 1):
@@ -163,7 +164,8 @@ def promised(predictor: Predictor, shelf: Shelf) -> asyncio.Task[HistoryRow]:
 
 
 async def test_promised_row_is_learned_once_it_is_stored(make: Make) -> None:
-    """Until then nobody hears of it and nothing is learned; then both."""
+    """Before the row is stored nothing is learned and the caller gets nothing; afterwards both
+    happen."""
     predictor, shelf = make(), Shelf()
     before = await refined(predictor, view())
     promise = promised(predictor, shelf)
@@ -180,7 +182,7 @@ async def test_promised_row_is_learned_once_it_is_stored(make: Make) -> None:
 async def test_promised_row_that_is_not_stored_is_never_learned(
     make: Make, error: Exception
 ) -> None:
-    """A full disk, or no room in the queue: raised, and the forecast is as it was."""
+    """A full disk, or no room in the store's queue, is raised, and forecasts stay as they were."""
     predictor, shelf = make(), Shelf()
     before = await refined(predictor, view())
     promise = promised(predictor, shelf)
@@ -193,8 +195,8 @@ async def test_promised_row_that_is_not_stored_is_never_learned(
 
 
 async def test_promise_passes_a_full_queue_and_has_a_bound_of_its_own(make: Make) -> None:
-    """Lessons nobody waits for keep it out as little as it keeps them; beyond its bound it is
-    refused."""
+    """A lesson whose caller waits is taken although the other queue is full; beyond its own queue's
+    bound it is refused."""
     children, shelf = Children(), Shelf()
     predictor = make(Predict(learn_items=2), connect=children)
     await refined(predictor, view())
@@ -211,7 +213,7 @@ async def test_promise_passes_a_full_queue_and_has_a_bound_of_its_own(make: Make
 
 
 async def test_promise_whose_caller_leaves_before_the_store_is_not_stored(make: Make) -> None:
-    """It was told no, and will ask again: a row would stand there twice."""
+    """A cancelled caller will send the row again, so storing it now would leave it there twice."""
     children, shelf = Children(), Shelf()
     predictor = make(connect=children)
     await refined(predictor, view())
@@ -246,7 +248,7 @@ async def test_promise_whose_draft_fails_is_not_stored(make: Make) -> None:
 
 
 async def test_promised_row_stored_while_its_child_went_is_in_the_index_once(make: Make) -> None:
-    """The next child reads it from history; it is not learned a second time."""
+    """The next child reads the row from history, and it is not learned a second time."""
     shelf = Shelf()
     predictor = make(history=lambda _: [shelf.rows], connect=Children(FragileChild))
     promise = promised(predictor, shelf)
@@ -303,8 +305,8 @@ class Blocked:
 async def test_child_that_dies_of_a_lesson_beside_a_draft_costs_the_lesson_alone(
     make: Make, connect: Connect
 ) -> None:
-    """The row somebody is promised is stored, returned and in the index once; the lesson is
-    lost once; stage 0 forecasts meanwhile, and what waits is answered by the next child."""
+    """The drafted row is stored, returned and in the index once; the lesson is lost once; stage 0
+    forecasts meanwhile, and the next child answers what waits."""
     shelf, blocked = Shelf(), Blocked(connect)
     predictor = make(history=lambda _: [shelf.rows], connect=blocked)
     lost, later = Mailbox(), Mailbox()
@@ -326,7 +328,7 @@ async def test_child_that_dies_of_a_lesson_beside_a_draft_costs_the_lesson_alone
 
 
 async def test_promised_row_is_returned_whatever_becomes_of_the_lesson(make: Make) -> None:
-    """Its child dies of it: the row is in history, which is what was promised."""
+    """A stored row is returned although the child dies while learning it: it is in history."""
 
     class Forgetful(InlineChild):
         async def ask(self, question: Question, timeout_s: float) -> ChildAnswer:
@@ -347,7 +349,7 @@ async def test_promised_row_is_returned_whatever_becomes_of_the_lesson(make: Mak
 async def test_promised_row_stored_without_a_predictor_is_returned(
     make: Make, stopped: bool
 ) -> None:
-    """Switched off, or stopped: nobody learns it now, and the next child reads it."""
+    """A row stored while prediction is off or stopped is returned; the next child reads it."""
     children, shelf = Children(), Shelf()
     predictor = make(connect=children)
     promise = promised(predictor, shelf)
@@ -362,7 +364,7 @@ async def test_promised_row_stored_without_a_predictor_is_returned(
 
 
 async def test_promise_waiting_when_the_predictor_stops_is_refused(make: Make) -> None:
-    """Nobody drafts it any more, and nothing is stored."""
+    """A draft that still waits at the stop is refused, and nothing is stored."""
     children, shelf = Children(), Shelf()
     predictor = make(connect=children)
     await refined(predictor, view())

@@ -52,7 +52,8 @@ def test_pending_queues_are_bounded_each() -> None:
 
 
 def test_pending_lesson_that_is_put_back_passes_a_full_queue() -> None:
-    """It was taken once, so its number is no matter; only the end refuses it."""
+    """A lesson that is put back was taken before, so no bound applies; only a closed queue refuses
+    it."""
     work = waiting(urgent=1, room=1)
     assert work.put_back(URGENT)
     assert batch(work) == [URGENT, URGENT]
@@ -73,7 +74,7 @@ def test_pending_is_empty_when_neither_kind_waits() -> None:
 
 
 def test_pending_that_is_closed_hands_out_lessons_and_takes_nothing() -> None:
-    """Forecasts are dropped, lessons come at once without lingering, nothing more goes in."""
+    """Closing drops forecasts, hands out lessons without delay, and takes nothing more."""
     work = waiting(1)
     work.add_forecast(FORECAST, 5)
     work.close()
@@ -84,7 +85,7 @@ def test_pending_that_is_closed_hands_out_lessons_and_takes_nothing() -> None:
 
 
 def test_pending_abandoned_gives_out_every_lesson() -> None:
-    """What nobody will learn is handed over whole, urgent ones first; forecasts are dropped."""
+    """All lessons are handed over, urgent ones first, and forecasts are dropped."""
     work = waiting(2 * BATCH, urgent=1)
     work.add_forecast(FORECAST, 5)
     assert work.abandon() == [URGENT, *[LESSON] * 2 * BATCH]
@@ -103,7 +104,7 @@ def test_pending_lessons_linger_to_become_a_batch() -> None:
 
 
 def test_pending_urgent_lesson_takes_the_others_along() -> None:
-    """It does not linger, and those that do go with it."""
+    """An urgent lesson is due at once, and lessons that linger go with it."""
     work = waiting(1, urgent=1)
     assert work.due_s() == 0.0
     assert batch(work) == [URGENT, LESSON]
@@ -118,7 +119,8 @@ def test_pending_urgent_lessons_pass_a_full_queue() -> None:
 
 
 def test_pending_hands_out_more_at_once_in_a_flood() -> None:
-    """Over half full, until it is half full again; never beside what somebody waits for."""
+    """Batches are larger from a queue over half full until it is half full again, and never beside
+    an urgent lesson."""
     work = waiting(200, room=200)
     sizes = []
     while work.lessons > BATCH:

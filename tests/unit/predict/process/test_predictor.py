@@ -1,4 +1,4 @@
-"""The predictor's face: stage 0 at once, the rest asked of a child."""
+"""The predictor's public methods: stage 0 at once, the rest by the child."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_stage0_answers_a_repeat_from_the_cache(make: Make) -> None:
 
 
 async def test_forecast_asked_for_before_a_reset_is_not_cached(make: Make) -> None:
-    """It was made with what is forgotten since."""
+    """A forecast made with what a reset has since forgotten is not cached."""
     children = Children()
     predictor = make(connect=children)
     await refined(predictor, view("barrier"))

@@ -1,4 +1,4 @@
-"""The predictor's task: in which order it works, how it rests, fails and ends."""
+"""The predictor's task: its order of work, its rests, its faults and its end."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_predictor_learns_what_waits_before_it_stops(make: Make) -> None:
 
 
 async def test_predictor_stops_in_time_beside_a_child_that_hangs(make: Make) -> None:
-    """Lessons for which there is no time are lost, counted, and reported to who waits."""
+    """Lessons for which the stop has no time are lost, counted, and reported to their callers."""
     children, kept, lost = Children(), list[bytes](), Mailbox()
     predictor = make(connect=children, keep=kept.append)
     await learned(predictor, 3000)
@@ -171,7 +171,7 @@ async def test_predictor_stops_at_once_while_a_child_is_being_opened(make: Make)
 
 
 async def test_predictor_switched_off_ends_its_child_and_on_again_opens_one(make: Make) -> None:
-    """Off, nothing is left of it but the calibration and history; on, it is as it was."""
+    """Off, it keeps only calibration and history; switched on again, it works as before."""
     children, history = Children(), list[HistoryRow]()
     predictor = make(Predict(enabled=False), connect=children, history=lambda _: [history])
     for _ in range(2):

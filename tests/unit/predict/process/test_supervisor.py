@@ -1,4 +1,4 @@
-"""One child at a time, what the next one begins with, and what outlives them all."""
+"""The child's supervisor: one child at a time, and the state that outlives each."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ async def test_predictor_tries_again_when_history_cannot_be_read(make: Make) -> 
 
 @pytest.mark.anyio
 async def test_predictor_replaces_a_child_that_has_gone(make: Make) -> None:
-    """History fills the new one, the calibration goes on, what waits is answered, the lesson
-    that it died of is reported; meanwhile stage 0 forecasts."""
+    """The new child is filled from history and continues the calibration; requests that wait are
+    answered, the lesson that killed the old one is reported, and stage 0 forecasts meanwhile."""
     stored: list[HistoryRow] = []
     predictor = make(history=lambda _: [stored], connect=Children(FragileChild))
     for _ in range(8):
@@ -118,7 +118,7 @@ async def test_predictor_replaces_a_child_that_has_gone(make: Make) -> None:
 
 @pytest.mark.anyio
 async def test_predictor_keeps_its_calibration_when_its_child_has_gone(make: Make) -> None:
-    """Stage 0 forecasts the same before and after; so would the next start."""
+    """Stage 0 forecasts the same before and after the child's end, and so would the next start."""
     kept: list[bytes] = []
     predictor = make(connect=Children(FragileChild), keep=kept.append)
     for _ in range(20):
@@ -144,7 +144,7 @@ async def test_predictor_begins_anew_with_a_state_of_another_kind(make: Make) ->
 
 @pytest.mark.anyio
 async def test_encoder_that_is_not_shipped_is_named_in_the_state(make: Make) -> None:
-    """Without an artefact of that name it is degraded, with the reason, and forecasts go on."""
+    """Without an encoder of that name the state is degraded, with the reason; forecasts go on."""
     predictor = make(settings=Predict(embedding_model_name="another"))
     assert (await refined(predictor, view())).rung is Rung.MODEL_ONLY
     assert "no artefact for the encoder 'another'" in predictor.snapshot().state
@@ -172,8 +172,8 @@ async def test_predictor_degrades_with_a_bad_artefact(
 
 
 def test_reset_learned_needs_no_task() -> None:
-    """Off since the start there is nobody to follow the order: what is kept is overwritten all
-    the same, so that no restart brings it back."""
+    """Where the predictor has been off since the start, a reset still overwrites the stored state,
+    so that no restart brings it back."""
     kept: list[bytes] = []
     predictor = Predictor(
         Predict(enabled=False),
@@ -212,7 +212,7 @@ async def test_reset_learned_outlives_a_child_that_goes_with_it(make: Make) -> N
 
 @pytest.mark.anyio
 async def test_reset_learned_just_before_the_stop_is_kept(make: Make) -> None:
-    """An order that the task does not come to is followed at its end."""
+    """A reset that the task had no time for is carried out at its end."""
     children, kept = Children(), list[bytes]()
     predictor = make(connect=children, keep=kept.append)
     await learned(predictor, 3000)
@@ -259,7 +259,8 @@ async def test_predictor_takes_a_refit_into_force(
 
 
 def test_calibration_store_has_the_bytes_put_last() -> None:
-    """At first those it was given; then the same bytes here and in the store."""
+    """At first the store has the bytes it was given; later those of the last `put`, here and
+    stored."""
     stored: list[bytes] = []
     kept = CalibrationStore(b"before", stored.append, FaultLog())
     assert kept.state == b"before"
@@ -268,7 +269,8 @@ def test_calibration_store_has_the_bytes_put_last() -> None:
 
 
 def test_calibration_store_goes_on_where_the_store_fails() -> None:
-    """The next child of this process begins with it all the same; the fault is counted."""
+    """After a failed write the next child of this process still begins with the bytes; the fault is
+    counted."""
 
     def full(_: bytes) -> None:
         raise OSError("the disk is full")
@@ -280,7 +282,7 @@ def test_calibration_store_goes_on_where_the_store_fails() -> None:
 
 
 def test_calibration_store_needs_no_store() -> None:
-    """Without one the bytes are kept for the next child alone."""
+    """Without a store the bytes are kept for the next child alone."""
     faults = FaultLog()
     kept = CalibrationStore(None, None, faults)
     kept.put(b"after")

@@ -1,4 +1,4 @@
-"""Models that change, and an index that is filled anew, while requests flow."""
+"""Changes of models, and rebuilding of the index, while requests flow."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ async def test_models_are_swapped_under_load(make: Make, versions: Path) -> None
 
 
 async def test_forecast_at_the_moment_of_a_swap_is_of_one_model(make: Make, versions: Path) -> None:
-    """Residuals of the old model are never applied to the new one's trees: asked for around the
-    child's own change, stage 0 forecasts as the old model does or as the new one."""
+    """A forecast around the child's change equals the old model's or the new one's: residuals of
+    one are never applied to the other's trees."""
     between: list[tuple[float, ...]] = []
 
     class Peeked(InlineChild):
@@ -179,7 +179,7 @@ async def test_index_is_rebuilt_under_load(make: Make) -> None:
 
 
 async def test_index_is_resized_under_load(make: Make) -> None:
-    """A window made smaller and larger while requests flow: no answer fails."""
+    """No request fails while the window is made smaller and larger."""
     predictor = make(connect=real_child)
     for i in range(20):
         await learned(predictor, 100, f"number {i}")

@@ -1,4 +1,4 @@
-"""What a finished request teaches."""
+"""The lesson of a finished request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_complete_answer_teaches_its_length() -> None:
 
 @pytest.mark.parametrize("reason", ["length", "max_tokens", "incomplete", "max_output_tokens"])
 def test_answer_cut_at_a_bound_teaches_a_lower_bound(reason: str) -> None:
-    """In every dialect's word for it; the answer succeeded."""
+    """A cut answer succeeded and teaches a lower bound, by every dialect's finish reason."""
     lesson = lesson_of(VIEW, record(finish_reason=reason))
     assert lesson is not None
     assert (lesson.censored, lesson.success) == (True, True)
@@ -45,7 +45,8 @@ def test_answer_cut_at_a_bound_teaches_a_lower_bound(reason: str) -> None:
 
 @pytest.mark.parametrize("outcome", sorted(TEACHING_OUTCOMES - {Outcome.OK}))
 def test_answer_that_ended_early_teaches_a_lower_bound(outcome: Outcome) -> None:
-    """Cancelled, broken, stalled or shut down: what came is the least it would have been."""
+    """A cancelled, broken, stalled or shut-down answer would have been at least as long as what
+    came."""
     lesson = lesson_of(VIEW, record(outcome=outcome, finish_reason=None))
     assert lesson is not None
     assert (lesson.output_tokens, lesson.censored, lesson.success) == (90, True, False)
@@ -53,7 +54,7 @@ def test_answer_that_ended_early_teaches_a_lower_bound(outcome: Outcome) -> None
 
 @pytest.mark.parametrize("outcome", sorted(set(Outcome) - TEACHING_OUTCOMES))
 def test_request_without_an_answer_teaches_nothing(outcome: Outcome) -> None:
-    """Refused, shed, timed out, failed: there is no length."""
+    """A refused, shed, timed-out or failed request has no length."""
     assert lesson_of(VIEW, record(outcome=outcome)) is None
 
 

@@ -23,7 +23,7 @@ from gateway.predict.prompt_view import PromptView
 
 @given(st.lists(st.binary(max_size=3000), max_size=4))
 def test_frames_are_read_as_they_were_written(payloads: list[bytes]) -> None:
-    """Of any size, none included, in order, and then the end."""
+    """Frames of any size, 0 included, are read in order, and then the end."""
     stream = BytesIO(b"".join(map(framed, payloads)))
     assert [read_frame(stream) for _ in payloads] == payloads
     assert read_frame(stream) is None

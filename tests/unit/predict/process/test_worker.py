@@ -50,7 +50,7 @@ def test_host_answers_what_it_cannot_read(payload: bytes) -> None:
 
 
 def test_host_begins_work_once_and_not_by_opening() -> None:
-    """Opening and filling are no work yet; the first forecast, lesson or draft is."""
+    """`begins_work` is called at the first forecast, lesson or draft, not by opening or filling."""
     for question in (MakeForecast(view()), LearnLessons([lesson(9)]), DraftRows([lesson(9)])):
         host = Host()
         host(OpenModels(SETUP))
@@ -62,7 +62,7 @@ def test_host_begins_work_once_and_not_by_opening() -> None:
 
 
 def test_host_reports_what_moved_and_only_that() -> None:
-    """All of the calibration at first, then nothing until a lesson moves it."""
+    """The first status has all of the calibration, later ones only what a lesson changed."""
     host = Host()
     opened = host(OpenModels(SETUP)).changes
     assert opened is not None
@@ -87,7 +87,7 @@ def test_host_passes_over_rows_of_no_use() -> None:
 
 
 def test_host_reports_a_calibration_that_is_not_usable() -> None:
-    """Garbage in its place begins anew, and the status says so."""
+    """An unreadable calibration is replaced by an empty one, and the status says so."""
     garbage = ChildSetup(Predict(), SETUP.folder, b"key", {}, frozenset(), calibration=b"\xff")
     assert not Host()(OpenModels(garbage)).status.restored
     assert Host()(OpenModels(SETUP)).status.restored
