@@ -1,4 +1,4 @@
-"""What prediction adds to latency and memory, with a full window, and what a refit adds to that.
+"""Latency and memory that prediction adds, with a full window, and what a refit adds to that.
 
 Gateways (prediction off, prediction on) and all their children share one core; load generator
 and provider the other. Targets take turns, times of all turns are pooled (overhead.py); the
@@ -86,7 +86,7 @@ def _sizes(pid: int) -> dict[str, float]:
 
 @contextmanager
 def largest(pid: int) -> Iterator[list[Memory]]:
-    """What is in the list afterwards is the largest seen in between."""
+    """Samples inside the block; afterwards the list holds the largest value seen."""
     seen: list[Memory] = [memory(pid)]
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What one event costs the scheduler and its accounts, and how that grows with the queue.
+"""Cost of one event for the scheduler and its accounts, and its growth with the queue.
 
     python -m tests.bench.core [--queued 100,1000,10000,100000] [--tenants 1,20,500]
                                [--models 1,20] [--window off] [--turns 15]
@@ -138,7 +138,7 @@ class Bench:
         return [Answered(job_id, LIMITS) for job_id in self.random.sample(self.running, few)]
 
     def reforecasts(self) -> Sequence[Event]:
-        """Of jobs that wait and have not moved yet."""
+        """Re-forecasts of jobs that wait and have not moved yet."""
         events = []
         for job_id in self._waiting(Rung.GLOBAL_NEIGHBORS):
             tokens = self.random.lognormvariate(4.8, 1.2)

@@ -1,4 +1,4 @@
-"""Who runs on which core, and whether the load still measures something.
+"""The cores of the processes of a bench, and a check that the load does not measure itself.
 
 Gateway and predictor share one core, load generator, provider and whoever reads the gateway's
 log another: so "on one core" means what it says, and what the load costs is not the gateway's.

@@ -54,7 +54,7 @@ def stored(path: Path, history: Sequence[HistoryRow]) -> Path:
 
 
 def wait_full(gateway: GatewayProcess) -> None:
-    """Until its predictor is ready and its window full. Raises AssertionError."""
+    """Wait until the predictor is ready and its window full. Raises AssertionError."""
     until, wanted, seen = time.monotonic() + READY_S, Predict().history_window_size, {}
     while time.monotonic() < until:
         stats = httpx.get(gateway.url("/stats"), headers=gateway.admin_headers).json()

@@ -204,7 +204,7 @@ def checks(group: Mapping[str, Any]) -> list[Check]:
 
 
 def markdown(groups: Sequence[Mapping[str, Any]]) -> str:
-    """What is not met first, then the tables of every group."""
+    """The missed goals first, then the tables of every group."""
     missed = [line for group in groups for line in _missed(group)]
     parts = ["## Not met", "\n".join(missed) or "Nothing: all goals are."]
     for group in groups:

@@ -1,4 +1,4 @@
-"""How large the code is, how its files hang together, and how far one request travels in it.
+"""Size of the code, the links between its files, and the path of one request through it.
 
     python -m tests.bench.house [--no-trace] [--root FOLDER]
 

@@ -1,4 +1,4 @@
-"""How many faults, put into the pure rooms one at a time, their unit tests notice.
+"""Number of faults, put into the pure rooms one at a time, that their unit tests notice.
 
     make mutants                                    # or, in the environment it makes:
     .venv-mutants/bin/python -m tests.bench.mutants [--sample 40] [--seed 0] [--out FILE]
@@ -51,7 +51,7 @@ class Sampled:
         self.names = sorted(Random(f"{seed} {path}").sample(names, min(size, len(names))))
 
     def verdicts(self) -> dict[str, str]:
-        """Of those drawn; read anew from mutmut's folder."""
+        """Verdicts of the mutants drawn, read anew from mutmut's folder."""
         data = SourceFileMutationData(path=self.path)
         data.load()
         codes = data.exit_code_by_key

@@ -1,4 +1,4 @@
-"""What mutants.py found, as a report: shares with their intervals, and every survivor."""
+"""The findings of mutants.py as a report: shares with their intervals, and every survivor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway costs: a mock upstream that answers at once, asked directly and through it.
+"""Cost of the gateway: a mock upstream that answers at once, asked directly and through it.
 
     python tests/bench/overhead.py [--seconds 3] [--repeat 8] [--quick] [--out FILE.md]
 
@@ -98,7 +98,7 @@ class Row:
 
     @property
     def timing(self) -> str:
-        """What a cell is about: streams by their first bytes, others by the whole."""
+        """Name of the cell's time: `first_ms` (first byte) for streams, `total_ms` for others."""
         return "first_ms" if "stream" in self.cell else "total_ms"
 
     def added_ms(self, quantile: str) -> float:
@@ -304,7 +304,7 @@ def commit() -> str:
 
 
 def children(pid: int) -> list[int]:
-    """Its child processes now, whichever thread began them: a gateway's is its predictor."""
+    """Ids of a process's children now, whichever thread began them: a gateway has its predictor."""
     found: list[int] = []
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):  # it has ended since

@@ -52,7 +52,7 @@ MOST_PROMPTS = 4000  # as many as the encoder remembers: the reference reads eac
 
 
 class Plan(Struct, frozen=True):
-    """How much of everything."""
+    """Sizes of all parts of the run."""
 
     seconds: float = 3.0  # of one turn
     repeat: int = 8  # turns of each target at each rate
@@ -95,7 +95,7 @@ class Section(Struct, frozen=True):
 
 
 class Data(Struct, frozen=True):
-    """What every part begins with."""
+    """Inputs of every part."""
 
     file: Path | None
     store: Path

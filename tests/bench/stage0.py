@@ -44,7 +44,7 @@ Pairs = Sequence[tuple[Prompt, PromptView]]
 
 
 class Times:
-    """Of one call after another."""
+    """Times of one call after another."""
 
     def __init__(self) -> None:
         self._wall_s: list[float] = []
@@ -161,7 +161,7 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def wait_ready(predictor: Predictor) -> None:
-    """Until its child is open."""
+    """Wait until the predictor's child is open."""
     async with asyncio.timeout(READY_S):
         while not predictor.snapshot().ready:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.1)

@@ -136,7 +136,7 @@ def token_s(prompts: Sequence[Prompt]) -> float:
 
 
 class Journal(Struct, frozen=True):
-    """What is left of one run."""
+    """The journal and the counts that one run leaves."""
 
     events: list[dict[str, Any]]
     report: dict[str, Any]  # the generator's

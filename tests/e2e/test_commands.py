@@ -141,7 +141,7 @@ def test_ask_names_what_went_wrong(tmp_path: Path) -> None:
 
 
 def test_healthcheck_follows_the_settings(tmp_path: Path) -> None:
-    """It exits with 0 when the gateway of this file is ready, and with 1 when none answers."""
+    """`healthcheck` exits with 0 when the gateway of this file is ready, with 1 when none answers."""
     with _shipped(tmp_path) as process:
         file = tmp_path / "other.toml"
         file.write_text(SHIPPED.replace("port = 3000 ", f"port = {process.port} "))
@@ -182,7 +182,8 @@ def test_taken_port_is_named(tmp_path: Path) -> None:
 
 
 def test_demo_provider_runs_alone_with_the_settings_given(tmp_path: Path) -> None:
-    """It reads [demo] of the file, with `--set` over it; a wrong key or value is a sentence."""
+    """`demo-provider` reads [demo] of the file, with `--set` over it; a wrong key or value is one
+    sentence."""
     file = tmp_path / "gateway.toml"
     file.write_text(SHIPPED.replace("port = 4010", "port = 0"))
     command = [sys.executable, "-m", "gateway", "demo-provider", "--config", str(file)]

@@ -224,7 +224,7 @@ def test_leaving_at_any_step_leaves_nothing(stream: bool, statuses: list[int], h
 
 
 def charged(house: House) -> float:
-    """What the one tenant owes for its work, in tokens."""
+    """Tokens charged to the one tenant for its work."""
     core = house.engine.core
     (pool,) = core.pools.values()
     return sum(share.counter for share in pool.shares_of(core.tenant("t")))

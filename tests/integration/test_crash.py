@@ -103,12 +103,13 @@ def ready(gateway: GatewayProcess) -> dict[str, Any]:
     return shown
 
 
-def faults(gateway: GatewayProcess, told: set[int]) -> list[str]:
-    """What is wrong with the memory of a gateway that has just started."""
+def faults(gateway: GatewayProcess, acknowledged: set[int]) -> list[str]:
+    """Faults of a gateway that has just started: acknowledged rows that are lost, and counts of
+    index or store that differ from the file."""
     path, shown = gateway.directory / "sagesched.db", ready(gateway)
     every, searchable = stored(path), stored(path, SEARCHABLE)
     found = []
-    if lost := told - {id for _, id in every}:
+    if lost := acknowledged - {id for _, id in every}:
         found.append(f"acknowledged and lost: {sorted(lost)[:5]}")
     if shown["predictor"]["index_rows"] != len(searchable):
         found.append(f"index {shown['predictor']['index_rows']}, history {len(searchable)}")

@@ -131,7 +131,7 @@ def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProv
 
 @pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": []}, {"prompt": "a", "x": 1}])
 def test_bad_submission_is_refused(shared: Any, body: dict[str, Any]) -> None:
-    """Neither prompt nor messages, both of them, or an unknown member in a submission is a 400."""
+    """A submission without a prompt or messages, with both, or with an unknown member is a 400."""
     response = httpx.post(shared.gateway.url("/submit"), json=body, headers=KEY)
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}

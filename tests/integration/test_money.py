@@ -1,4 +1,4 @@
-"""What a request cost, through the front door: record, metrics, log, journal, /stats."""
+"""The cost of a request, through the front door: record, metrics, log, journal, /stats."""
 
 from __future__ import annotations
 

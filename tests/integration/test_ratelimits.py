@@ -1,4 +1,4 @@
-"""What a provider's rate-limit headers say is to be seen from outside."""
+"""A provider's rate-limit headers, as shown on /metrics and /_stats."""
 
 from __future__ import annotations
 

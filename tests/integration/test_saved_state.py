@@ -1,4 +1,4 @@
-"""What the accounts learn outlives the process, for an hour."""
+"""The accounts' learned state outlives the process, for an hour."""
 
 from __future__ import annotations
 

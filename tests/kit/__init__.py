@@ -1,1 +1,1 @@
-"""What tests stand on: a scripted provider, the real process, a raw socket. No patching."""
+"""The kit of the tests: a scripted provider, the real process, a raw socket. No patching."""

@@ -243,7 +243,7 @@ class GatewayProcess:
 
     @property
     def headers(self) -> dict[str, str]:
-        """Of the kit's own tenant."""
+        """Headers with the key of the kit's own tenant."""
         return {"authorization": f"Bearer {TENANT_KEY}"}
 
 

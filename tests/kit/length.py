@@ -1,4 +1,4 @@
-"""How much a test does: a short form in `make test`, a long one in `make test-long`.
+"""The amount of work of a test: a short form in `make test`, a long one in `make test-long`.
 
 The short form proves the same rule with fewer repetitions, examples or seeds.
 """

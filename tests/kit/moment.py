@@ -31,7 +31,7 @@ class Moment:
         return self.at is not None
 
     def mark(self) -> None:
-        """It happens now; marking twice keeps the first time."""
+        """Set the moment to now; marking twice keeps the first time."""
         with self._lock:
             if self.at is not None:
                 return

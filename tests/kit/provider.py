@@ -77,7 +77,7 @@ class ScriptedProvider:
         self.enqueue(steps.error(status, **how))
 
     def gate(self, name: str) -> Moment:
-        """What `Wait(name)` waits for; open it by `.mark()`."""
+        """The moment that `Wait(name)` waits for; open it by `.mark()`."""
         with self._lock:
             return self._gates.setdefault(name, Moment(f"gate {name}"))
 

@@ -1,8 +1,4 @@
-"""A client that says exactly the bytes it is told, and can misbehave on purpose.
-
-For what polite clients never do: half a request, a reader that stops reading, leaving by
-RST in the middle of an answer. Blocking socket, every read has a time-out.
-"""
+"""A client that sends exactly the bytes it is given, and can misbehave on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scripted provider does with one request: a list of steps, written as values.
+"""The acts of a scripted provider on one request: a list of steps, written as values.
 
 A script is a list of steps, or a function from the request to one. The ready-made
 scripts (`answer`, `stream`, `error`) speak OpenAI's chat format; anything else is built

@@ -56,9 +56,8 @@ def made(count: int) -> tuple[list[str], dict[str, JobForecasts], dict[str, Prom
     """Jobs whose used forecast is the truth and whose stage 0 is its opposite."""
     names = [f"job {i}" for i in range(count)]
     lengths = [10 * (i + 1) for i in range(count)]
-    jobs = {
-        n: JobForecasts(-tokens, tokens, 1.0, "") for n, tokens in zip(names, lengths, strict=True)
-    }
+    pairs = list(zip(names, lengths, strict=True))
+    jobs = {name: JobForecasts(-tokens, tokens, 1.0, "") for name, tokens in pairs}
     asked = {name: Prompt(b"", "m", tokens, False) for name, tokens in pairs}
     return names, jobs, asked
 

@@ -74,7 +74,7 @@ def test_trust_is_full_at_a_cold_start() -> None:
 
 
 def test_trust_comes_back() -> None:
-    """It returns to full once forecasts hold again."""
+    """The trust returns to full once forecasts hold again."""
     reported: list[float] = []
     trust = ForecastTrust(reported.append)
     for _ in range(200):

@@ -58,7 +58,8 @@ def test_answer_headers_hold_the_length_or_forbid_buffering() -> None:
 
 
 def test_permit_headers_describe_the_gateways_work() -> None:
-    """They hold the class, the latest forecast, the wait, and the account while there is one."""
+    """The headers hold the class, the latest forecast, the wait, and the account while there is
+    one."""
     one = permit(class_override=JobClass.HEAVY)
     assert dict(permit_headers(one)) == {
         b"x-request-id": b"req_1",

@@ -101,7 +101,7 @@ class Judge:
         return self._owns[cls]
 
     def has_places(self, live: LiveJob) -> bool:
-        """Under its tenant's cap and under its size's, as the settings and the mode have them."""
+        """True where the job is under its tenant's cap and its size's, in the present mode."""
         mine = self._state.settings.tenants
         most = next((t.max_inflight for t in mine if t.name == live.tenant.name), 0)
         cap = tier_cap(self._settings, live.bucket, self._pool.mode)

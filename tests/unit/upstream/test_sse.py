@@ -127,7 +127,7 @@ def test_data_of_reads_the_data_lines_alone(event: bytes, data: bytes | None) ->
 
 
 def test_event_of_is_read_back() -> None:
-    """What the gateway writes is one whole event that reads as what was put in."""
+    """An event that the gateway writes is one whole event and reads as the data put in."""
     (event,) = split(event_of(b'{"a":1}'))
     assert data_of(event) == b'{"a":1}'
 

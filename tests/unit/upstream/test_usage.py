@@ -1,4 +1,4 @@
-"""What the meter reads of a stream, and what it takes out of one."""
+"""The usage that the meter reads from a stream, and the parts it removes from one."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_answer_usage_gives_a_cut_answer_a_cut_finish_reason(answer: dict[str, A
 
 
 def test_answer_usage_reads_cached_and_reasoning_tokens() -> None:
-    """They have prices of their own; both families of names are read."""
+    """Cached and reasoning tokens, which have prices of their own, are read under both families of
+    names."""
     old = {
         **COUNTS,
         "prompt_tokens_details": {"cached_tokens": 5, "audio_tokens": 0},
@@ -118,7 +119,7 @@ SAID = {"reasoning_tokens": 1, "audio_tokens": 2}
     ids=["chat", "responses", "transcriptions"],
 )
 def test_answer_usage_reads_audio_tokens(counts: dict[str, Any]) -> None:
-    """Heard and spoken tokens, under each route's names, whole or streamed."""
+    """Audio tokens in and out are read under each route's names, in whole and streamed answers."""
     spoken = Usage(
         7, 3, cached_tokens=1, reasoning_tokens=1, audio_prompt_tokens=4, audio_output_tokens=2
     )
@@ -127,7 +128,7 @@ def test_answer_usage_reads_audio_tokens(counts: dict[str, Any]) -> None:
 
 
 def test_answer_usage_prices_audio_tokens() -> None:
-    """What was read of an answer costs audio prices where the model has them."""
+    """Audio tokens read from an answer cost audio prices where the model has them."""
     body = {"usage": {**COUNTS, "prompt_tokens_details": SPOKEN, "completion_tokens_details": SAID}}
     usage, _ = answer_usage(json.dumps(body).encode())
     assert usage is not None
@@ -151,7 +152,7 @@ def test_answer_usage_reads_past_an_odd_member() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'"x"', b"null", b"[" * 100_000, b"\xff"])
 def test_answer_usage_of_anything_else_is_unknown(body: bytes) -> None:
-    """What is no JSON object has no usage, and raises nothing."""
+    """An answer that is no JSON object has no usage, and raises nothing."""
     assert answer_usage(body) == (None, None)
 
 
@@ -231,7 +232,7 @@ def test_meter_takes_done_without_a_blank_line() -> None:
     "text", ["[DONE]", "data: [DONE]\n\n", '"usage":{"completion_tokens":9}', '"error":{"x":1}']
 )
 def test_meter_is_not_fooled_by_content(text: str) -> None:
-    """What a model says is content, also when it says what the protocol says."""
+    """Content that looks like the protocol is counted as content."""
     said = event(chunk(text))
     meter, out = metered(said, hide=True)
     assert (meter.done, meter.usage, meter.error, out) == (False, None, None, said)

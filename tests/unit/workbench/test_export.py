@@ -81,7 +81,8 @@ def test_exported_encoder_may_have_any_sizes(tmp_path: Path, shape: Shape) -> No
 
 @pytest.mark.parametrize("pooling", ["cls_token", "max_tokens", "mean_sqrt_len_tokens", None])
 def test_exported_encoder_pools_as_its_folder_says(tmp_path: Path, pooling: str | None) -> None:
-    """It takes the first token, the maximum or the mean, and the mean where none is named."""
+    """The encoder pools by the first token, the maximum or the mean, and by the mean where none is
+    named."""
     encoder, weights = made(tmp_path, pooling=pooling)
     assert min(cosines(encoder, weights, pooling=pooling or "mean_tokens")) >= 0.9999
     otherwise = "cls_token" if pooling == "max_tokens" else "max_tokens"

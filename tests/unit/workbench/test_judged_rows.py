@@ -1,4 +1,4 @@
-"""Which rows are judged: none the models saw, in order, each known as new or repeated."""
+"""The choice of the rows to judge: none the models saw, in order, each known as new or repeated."""
 
 from __future__ import annotations
 

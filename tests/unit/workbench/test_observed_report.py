@@ -86,7 +86,7 @@ def test_report_knows_which_names_are_one_model() -> None:
 
 
 def test_report_does_not_promise_where_nothing_was_crowded() -> None:
-    """Of a provider that was never near its knee no window is named, and the text says so."""
+    """No window is named of a provider that was never near its knee, and the text says so."""
     rows = observed(ProviderTraits(shape="knee", knee=64), 0.05, count=300)
     found = observed_report.tree(rows, None)
     assert found["accounts"]["a"]["best_window"] is None

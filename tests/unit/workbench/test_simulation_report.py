@@ -60,7 +60,7 @@ def test_refusals_are_counted_by_code() -> None:
 
 
 def test_workload_is_described() -> None:
-    """It names rows, shares of sizes, and the quality of each kind of forecast."""
+    """The report names rows, shares of sizes, and the quality of each kind of forecast."""
     found = workload(plan().rows)
     assert found["rows"] == 300
     assert sum(found["shares"].values()) == pytest.approx(1)

@@ -79,7 +79,7 @@ def scripted(body: str) -> list[str]:
 
 
 async def test_child_answers_as_its_models_do_here(start: Start) -> None:
-    """The child's forecasts, rows and calibration equal those of the same models in this process."""
+    """The child's forecasts, rows and calibration equal those of the same models in the test."""
     children = await start(), InlineChild()
     mirrors = [Mirror(), Mirror()]
 

@@ -29,7 +29,7 @@ Ask = Callable[[PromptView], object]
 
 
 async def lateness_s(ask: Ask) -> float:
-    """How late the loop typically was for a timer, while forecasts were asked for on it."""
+    """Typical lateness of the loop for a timer, in seconds, while forecasts are asked for on it."""
     late, due_s = [], time.perf_counter()
     for _ in range(ROUNDS):
         due_s += PERIOD_S

@@ -92,7 +92,7 @@ async def test_observed_answers_are_not_stored_or_indexed(make: Make) -> None:
 
 
 async def test_predictor_loses_nothing_in_a_flood_it_can_learn_briefly(make: Make) -> None:
-    """While the queue is over half full lessons are learned without the encoder, and none is lost."""
+    """Lessons are learned without the encoder while the queue is over half full; none is lost."""
     children, rows = Children(), Mailbox()
     predictor = make(Predict(learn_items=100), connect=children)
     await refined(predictor, view())
@@ -151,7 +151,7 @@ class Shelf:
             raise error
 
     async def wait(self) -> None:
-        """Until a row is here to be stored."""
+        """Wait until a row is here to be stored."""
         await asyncio.wait_for(self.came.wait(), WAIT_S)
 
     def report(self, error: Exception | None) -> None:

@@ -188,7 +188,8 @@ def test_reset_learned_needs_no_task() -> None:
 
 @pytest.mark.anyio
 async def test_reset_learned_outlives_a_child_that_goes_with_it(make: Make) -> None:
-    """What was forgotten does not come back with the next child."""
+    """A reset during which the child ends holds: the next child does not restore what was
+    forgotten."""
 
     class Forgetful(InlineChild):
         async def ask(self, question: Question, timeout_s: float) -> ChildAnswer:

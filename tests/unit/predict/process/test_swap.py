@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Switched(Refits):
-    """Whatever version is named in the folder is in force at the next look; makes none."""
+    """Refits that never begin; the version named in the folder is taken at the next look."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
