@@ -141,7 +141,7 @@ def test_ask_names_what_went_wrong(tmp_path: Path) -> None:
 
 
 def test_healthcheck_follows_the_settings(tmp_path: Path) -> None:
-    """`healthcheck` exits with 0 when the gateway of this file is ready, with 1 when none answers."""
+    """`healthcheck` exits with 0 when the gateway of this file is ready, else with 1."""
     with _shipped(tmp_path) as process:
         file = tmp_path / "other.toml"
         file.write_text(SHIPPED.replace("port = 3000 ", f"port = {process.port} "))

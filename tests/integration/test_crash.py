@@ -52,10 +52,10 @@ class Load:
         """After the kill: everything that was acknowledged."""
         for thread in self._threads:
             thread.join(20)
-        told = set()
+        confirmed = set()
         while not self.acknowledged.empty():
-            told.add(self.acknowledged.get())
-        return told
+            confirmed.add(self.acknowledged.get())
+        return confirmed
 
     def _until_gone(self, id: int) -> None:
         with httpx.Client(headers=self._gateway.headers, timeout=20) as client:
@@ -103,13 +103,13 @@ def ready(gateway: GatewayProcess) -> dict[str, Any]:
     return shown
 
 
-def faults(gateway: GatewayProcess, acknowledged: set[int]) -> list[str]:
+def faults(gateway: GatewayProcess, confirmed: set[int]) -> list[str]:
     """Faults of a gateway that has just started: acknowledged rows that are lost, and counts of
     index or store that differ from the file."""
     path, shown = gateway.directory / "sagesched.db", ready(gateway)
     every, searchable = stored(path), stored(path, SEARCHABLE)
     found = []
-    if lost := acknowledged - {id for _, id in every}:
+    if lost := confirmed - {id for _, id in every}:
         found.append(f"acknowledged and lost: {sorted(lost)[:5]}")
     if shown["predictor"]["index_rows"] != len(searchable):
         found.append(f"index {shown['predictor']['index_rows']}, history {len(searchable)}")
@@ -120,18 +120,18 @@ def faults(gateway: GatewayProcess, acknowledged: set[int]) -> list[str]:
     return found
 
 
-def live_and_die(gateway: GatewayProcess, told: set[int], chance: random.Random) -> None:
+def live_and_die(gateway: GatewayProcess, confirmed: set[int], chance: random.Random) -> None:
     """One life: start, look back, work, and be killed in the midst of it."""
     gateway.start()
     try:
-        assert faults(gateway, told) == []
-        load = Load(gateway, max(told, default=FIRST_ID) + 1000)
+        assert faults(gateway, confirmed) == []
+        load = Load(gateway, max(confirmed, default=FIRST_ID) + 1000)
         try:
             first = [load.acknowledged.get(timeout=20) for _ in range(chance.randint(1, 12))]
         finally:
             gateway.kill()
-            told |= load.join()
-        told |= set(first)
+            confirmed |= load.join()
+        confirmed |= set(first)
     finally:
         gateway.kill()
 
@@ -149,12 +149,12 @@ def test_gateway_killed_under_load_keeps_what_it_acknowledged(
     usable history."""
 
     def lane(number: int) -> int:
-        gateway, told = made(tmp_path / str(number), provider), set[int]()
+        gateway, confirmed = made(tmp_path / str(number), provider), set[int]()
         for _ in range(KILLS):
-            live_and_die(gateway, told, random.Random())
+            live_and_die(gateway, confirmed, random.Random())
         with gateway:
-            assert faults(gateway, told) == []
-        return len(told)
+            assert faults(gateway, confirmed) == []
+        return len(confirmed)
 
     with ThreadPoolExecutor(LANES) as pool:
         assert min(pool.map(lane, range(LANES))) >= KILLS
@@ -164,16 +164,16 @@ def test_gateway_that_lost_an_acknowledged_row_is_caught(
     tmp_path: Path, provider: ScriptedProvider
 ) -> None:
     """The twin: a row removed on purpose is found missing, by its id and in the index."""
-    gateway, told = made(tmp_path / "twin", provider), set[int]()
-    live_and_die(gateway, told, random.Random())
+    gateway, confirmed = made(tmp_path / "twin", provider), set[int]()
+    live_and_die(gateway, confirmed, random.Random())
     path = gateway.directory / "sagesched.db"
     with gateway:
-        assert faults(gateway, told) == []
-        some = next(id for id in told if id % 7)
+        assert faults(gateway, confirmed) == []
+        some = next(id for id in confirmed if id % 7)
         with sqlite3.connect(path) as connection:
             connection.execute("DELETE FROM history WHERE prompt_tokens = ?", (some,))
         connection.close()
-        lost, index, rows = faults(gateway, told)
+        lost, index, rows = faults(gateway, confirmed)
         assert str(some) in lost
         assert index.startswith("index ")
         assert rows.startswith("rows said ")
