@@ -46,7 +46,7 @@ class PoolSnapshot(Struct, frozen=True):
     classes: dict[JobClass, ClassSnapshot]
     retrying: int
     waiting_bytes: int
-    severity: float = 0.0  # of overload: from defer_above on the dearest are deferred
+    severity: float = 0.0  # of overload: from defer_above on expensive jobs are deferred
     clear_s: float = 0.0  # predicted time to serve what waits; 0 where it is not known
 
 

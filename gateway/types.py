@@ -329,7 +329,7 @@ class ObservedRow(Struct, frozen=True, gc=False):
     status: int
     n: int
     prompt_tokens: int
-    output_tokens: int  # of all choices; 0: nobody counted
+    output_tokens: int  # of all choices; 0: not counted
     first: bytes  # the forecast at arrival, a Workload as msgpack; b"": none
     last: bytes  # the last one
     queue_s: float

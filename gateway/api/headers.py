@@ -48,7 +48,7 @@ def header(headers: Headers, name: bytes) -> bytes | None:
 
 def class_header(headers: Headers) -> JobClass | None:
     """The class the client asks for; None without the header. Raises InvalidRequest for an
-    unknown one: ignoring it would serve the request in a class nobody asked for."""
+    unknown one: ignoring it would serve the request in a class not asked for."""
     value = header(headers, b"x-sagesched-class")
     if value is None:
         return None

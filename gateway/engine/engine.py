@@ -122,7 +122,7 @@ class Permit:
     def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
         """Settle: reserve and lease go back, the account learns. Only the first call counts.
 
-        `usage` is None where nobody counted.
+        `usage` is None where tokens were not counted.
         """
         if self.outcome is not None:
             return

@@ -142,5 +142,5 @@ class Exchange:
 
 
 def _cost(price: Price | None, usage: Usage | None) -> float | None:
-    """US dollars; None without a price, and where nobody counted: an estimate is not a bill."""
+    """US dollars; None without a price or a count: an estimate is not billed."""
     return None if price is None or usage is None or usage.estimated else price.of(usage)

@@ -169,7 +169,7 @@ class Failsafe:
     # -- a fault -------------------------------------------------------------------------------
 
     def _feed(self, core: Scheduler, event: Event, now: float) -> list[Action]:
-        """Hand an event to a core, noted for the story of a fault. May raise."""
+        """Hand an event to a core, and note it for the log of a fault. May raise."""
         failed = isinstance(event, AttemptFailed)  # its error's traceback holds whole frames
         self._story.append((now, replace(event, error=_NO_ERROR) if failed else event))
         return core.handle(event, now)
@@ -303,7 +303,7 @@ class Failsafe:
         return event
 
     def _fresh(self) -> Scheduler:
-        """Another core, first come, first served; its story begins. May raise."""
+        """Another core, first come, first served; the list of its events begins. May raise."""
         fresh = self._build(self._fcfs_settings(), self.core)
         self._story.clear()
         return fresh

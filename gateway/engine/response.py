@@ -84,7 +84,7 @@ class ClientResponse:
         return self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def last(self, body: bytes) -> None:
-        """Send the end of the body. From here on the client may leave as it likes."""
+        """Send the end of the body. From here on a client that leaves cancels nothing."""
         self._exchange.bytes_out += len(body)
         self._exchange.complete = True
         self._watch.close()

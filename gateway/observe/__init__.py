@@ -1,1 +1,1 @@
-"""Metrics, journal and logs, for people. Everything comes from listeners and snapshots."""
+"""Metrics, journal and logs. Everything comes from listeners and snapshots."""

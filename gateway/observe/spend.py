@@ -45,7 +45,7 @@ class Spend(Listener):
         self._tenants[_bounded(self._tenants, record.tenant)] += usd
 
     def report(self) -> dict[str, Any]:
-        """Sums for people; `unpriced` counts requests that used tokens without a price."""
+        """Sums for display; `unpriced` counts requests that used tokens without a price."""
         return {
             "total": _rounded(self._total),
             "predicted": _rounded(self._predicted),

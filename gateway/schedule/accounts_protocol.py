@@ -59,7 +59,7 @@ class AccountsProtocol(Protocol):
         """Give the slot back with what the attempt taught; once per lease.
 
         Args:
-            tokens: used by the attempt, prompt and output; None where nobody counted.
+            tokens: used by the attempt, prompt and output; None where not counted.
             output_tokens: the output's part of these.
 
         Returns:

@@ -8,7 +8,7 @@
 4. The accounts, each of which names the first of `health` or `account_backoff`, `window`,
    `account_limit`, `pacer`; the account that is nearest to taking a job gives the reason of all.
 
-`overload` is a label, not a check. The ladder (overload.py) defers the dearest jobs, which then
+`overload` is a label, not a check. The ladder (overload.py) defers expensive jobs, which then
 go last in each round; where any check fails for a deferred job, its reason is `overload`.
 
 The next job is the first by three orders, one inside the other: its class's turn (rounds.py), its
@@ -89,7 +89,7 @@ class Chooser:
 
     def fits(self, pool: Pool, live: LiveJob, now: float) -> Fit | Blocked:
         """`may_start` of a job that waits or is between two attempts. A retry holds its reserve
-        and its places under the caps, so it asks the accounts alone. For people and tests."""
+        and its places under the caps, so it asks the accounts alone. For display and tests."""
         queue, ask = pool.queue_of(live), self.placements.ask_anew
         if live.stage is Stage.RETRYING:
             return ask(pool, queue, False, now)

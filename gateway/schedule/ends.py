@@ -105,7 +105,7 @@ def end_attempt(
 
     Args:
         retry_after_s: the provider's Retry-After.
-        used: output and prompt tokens; None where nobody counted.
+        used: output and prompt tokens; None where not counted.
         unserved: the provider turned the request down, and counts no tokens of it.
     """
     output_tokens, tokens = None, 0.0 if unserved else None

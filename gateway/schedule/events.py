@@ -74,7 +74,7 @@ class AttemptFailed(Struct, frozen=True):
 
 class Finished(Struct, frozen=True):
     """The job ended. `output_tokens`: over all choices; `prompt_tokens`: as the provider counted
-    them. None where nobody counted."""
+    them. None where not counted."""
 
     job_id: str
     outcome: Outcome

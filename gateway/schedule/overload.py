@@ -6,12 +6,12 @@ Severity is the worst of three ratios, 1 where overload begins:
     drops      attempts the provider refused for its load / DROP_RATIO
     slowdown   (wait + service) / service of what finished lately / SLOWDOWN
 
-1. From `defer_above` on the dearest jobs are deferred, half-way to `reject_above` the next
-   dearest: they take their turn as if they were background work. Nothing is lost, nothing idles,
+1. From `defer_above` on the most expensive jobs are deferred, half-way to `reject_above` the
+   next ones: they take their turn as if they were background work. Nothing is lost, nothing idles,
    and a job that waits alone starts at once.
 2. Drops and slowdown defer but never reject: they show a slow provider, which a queue can absorb.
    Only a backlog that is too long to wait for rejects, from `reject_above` on, jobs that could
-   not start at once: the dearest first, and never a short one, which costs less than the
+   not start at once: the most expensive first, and never a short one, which costs less than the
    response that rejects it.
 3. Background work is not rejected here: nobody waits for it with a connection open.
 4. Each step is left only at (1 − HYSTERESIS) × its entry.

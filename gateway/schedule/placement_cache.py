@@ -63,7 +63,7 @@ class PlacementCache:
     def ask_anew(
         self, pool: Pool, queue: AccountsQueue, express: bool, now: float
     ) -> Fit | Blocked:
-        """`ask`, with nothing remembered and nothing kept: for people and tests."""
+        """`ask` without reading or writing the cache: for display and tests."""
         choose = self._accounts.choose
         answer = choose(queue.model, queue.accounts, now, queue.avoid)
         if express and self.leads_above(answer):

@@ -78,7 +78,7 @@ class Scheduler(SchedulerState):
     def fits(self, job_id: str, now: float) -> Fit | Blocked | None:
         """The predicate's answer to a job that waits; None for any other.
 
-        For people and tests: nothing that waits fits once `handle` has returned.
+        For display and tests: nothing that waits fits once `handle` has returned.
         """
         live = self.jobs.get(job_id)
         if live is None or live.stage not in (Stage.WAITING, Stage.RETRYING):

@@ -1,4 +1,4 @@
-"""The scheduler as people and scrapes see it: linear in pools, queues and accounts, not in jobs."""
+"""The scheduler's state for display and metrics: linear in pools, queues and accounts, not jobs."""
 
 from __future__ import annotations
 

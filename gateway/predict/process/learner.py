@@ -55,7 +55,7 @@ class Learner:
         """
         drafts = [pending for pending in batch if pending.draft]
         lessons = [pending for pending in batch if not pending.draft]
-        drafted = await self._draft(drafts)  # first: somebody waits for it
+        drafted = await self._draft(drafts)  # first: a caller waits for it
         for row in drafted + await self._learn(lessons, brief=len(batch) > BATCH):
             if isinstance(row, ChildGone):
                 raise row
@@ -132,7 +132,7 @@ class Learner:
 
     async def _prepare_repeat(self, generation: object, view: PromptView) -> None:
         """Have the forecast of a prompt that is learned for the second time ready in stage 0's
-        cache. For one that came once this would be the dearest part of learning it."""
+        cache. For one that came once this would be the most expensive part of learning it."""
         key = self._stage0.cache_key(view)
         if key in self._recent:
             workload = (await self._child.ask(MakeForecast(view))).workload

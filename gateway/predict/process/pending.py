@@ -19,7 +19,7 @@ from gateway.types import HistoryRow, Workload
 
 BATCH = 8  # lessons at once: some 50 ms of work, for which a forecast may have to wait
 FLOOD_BATCH = 64  # in a flood: as long, if each is learned briefly
-SPARED = 2  # of a batch, for the lessons nobody waits for
+SPARED = 2  # of a batch, for lessons without a waiting caller
 LINGER_S = 0.1
 
 Learned = Callable[[HistoryRow | Exception], None]
@@ -38,7 +38,7 @@ class PendingLesson(Struct, frozen=True):
 
     lesson: Lesson
     done: Learned | None  # gets the row, or the error that kept it from being made
-    urgent: bool = False  # somebody waits for it
+    urgent: bool = False  # a caller waits for it
     draft: bool = False
 
 

@@ -219,7 +219,7 @@ class Predictor:
             wanted: asked just before the work; False skips it.
 
         Returns:
-            False when the queue is full or nobody works on it.
+            False when the queue is full or the task does not run.
         """
         settings = self._settings
         taken = self._works and self._pending.add_forecast(
@@ -241,7 +241,7 @@ class Predictor:
                 from being.
 
         Returns:
-            False when the queue is full or nobody works on it: the lesson is lost.
+            False when the queue is full or the task does not run: the lesson is lost.
         """
         return self._add(PendingLesson(lesson, done))
 
@@ -249,7 +249,7 @@ class Predictor:
         self, lesson: Lesson, store: Callable[[HistoryRow], Awaitable[object]]
     ) -> HistoryRow:
         """Store a lesson's row, then learn it; the row, whatever came of the learning, since
-        the next child reads it from history. The lesson passes those nobody waits for.
+        the next child reads it from history. The lesson goes before those without a waiting caller.
 
         A caller that is cancelled before the row is handed to `store` leaves nothing stored;
         after that, the row is stored and learned all the same.
@@ -312,7 +312,7 @@ class Predictor:
         }
 
     def snapshot(self) -> PredictorSnapshot:
-        """State and counts, for people."""
+        """State and counts, for display and metrics."""
         child, learner = self._child, self._learner
         return PredictorSnapshot(
             ready=self._works and child.opened,

@@ -70,7 +70,7 @@ def run() -> int:
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the questions end. Raises OSError where nobody takes the answers."""
+    """Answer until the questions end. Raises OSError where the answers cannot be written."""
     host = ModelHost(_lower_priority)
     while (payload := read_frame(questions)) is not None:
         answers.write(framed(message_encoder.encode(host.answer(payload))))
