@@ -1,4 +1,4 @@
-"""Start of a command, the same for every entry point of the program: threads, errors, exit codes."""
+"""Start of a command, the same for all entry points: threads, errors, exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of requests for the load tools: real conversations that no model was fitted on, or generated ones."""
+"""Texts of requests for the load tools: conversations no model was fitted on, or generated ones."""
 
 from __future__ import annotations
 
