@@ -1,7 +1,7 @@
 """Children of a predictor that work in the test's own process, and how it is asked and taught.
 
 `InlineChild` has the real child's models, and its questions and answers go through the real
-messages; the process and the socket alone are left out (test_client.py has those).
+messages; the process and the socket alone are left out (test_child_client.py has those).
 """
 
 from __future__ import annotations
