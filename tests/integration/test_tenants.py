@@ -22,7 +22,7 @@ def finished(shared: Shared, job: str) -> dict[str, object]:
 
 
 def test_submitted_job_is_readable_by_its_tenant_alone(shared: Shared) -> None:
-    """Unknown and foreign ids are both 404, word for word."""
+    """An unknown id and another tenant's give the same 404, word for word."""
     response = httpx.post(shared.gateway.url("/submit"), json={"prompt": "hi"}, headers=MINE)
     assert response.status_code == 200
     job = response.json()["request_id"]
@@ -64,7 +64,7 @@ def test_operator_route_wants_the_admin_token(shared: Shared, method: str, path:
 
 
 def test_models_lists_what_the_caller_may_use(shared: Shared) -> None:
-    """GET /v1/models in OpenAI's shape, GET /models with profiles."""
+    """GET /v1/models lists the caller's models in OpenAI's form, GET /models with profiles."""
     listed = httpx.get(shared.gateway.url("/v1/models"), headers=MINE).json()
     assert [m["id"] for m in listed["data"]] == ["kit-model"]
     profiles = httpx.get(shared.gateway.url("/models"), headers=MINE).json()["models"]
@@ -88,7 +88,7 @@ def test_events_tell_a_request_from_submitted_to_finished(shared: Shared) -> Non
 
 
 def test_tick_is_harmless(shared: Shared) -> None:
-    """A round by hand starts nothing: rounds run by themselves."""
+    """A round by hand starts nothing, since rounds run by themselves."""
     response = httpx.post(shared.gateway.url("/tick"), headers=shared.gateway.admin_headers)
     assert response.json() == {"started": 0}
 

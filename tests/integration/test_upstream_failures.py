@@ -228,7 +228,8 @@ def test_stream_that_falls_silent_ends_with_an_error_event(
 def test_half_a_large_answer_breaks_the_connection(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """An answer already on its way cannot be taken back: the connection ends short of it."""
+    """When the provider breaks off an answer already sent in part, the client's connection is cut
+    short."""
     provider.enqueue([Head(headers=JSON, length=4_000_000), Send(b"x" * 2_000_000), Cut()])
     gateway = start_gateway(provider)
     with RawClient.to(gateway.url()) as client:

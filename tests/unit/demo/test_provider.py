@@ -64,7 +64,7 @@ async def events(client: httpx.AsyncClient, path: str, **body: Any) -> list[Any]
 
 
 async def test_chat_answers_with_its_usage(client: httpx.AsyncClient) -> None:
-    """A plain answer: text, stop, usage, and OpenAI's headers."""
+    """A plain answer has text, finish_reason stop, usage, and OpenAI's headers."""
     body = {"model": "m", "messages": HELLO}
     answer = await client.post("/v1/chat/completions", json=body)
     tree = answer.json()
@@ -114,7 +114,7 @@ async def test_chat_repeats_where_the_request_fixes_chance(
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 async def test_chat_honours_the_token_limit(client: httpx.AsyncClient, field: str) -> None:
-    """Cut at the limit with finish_reason length; an answer that fits says stop."""
+    """An answer beyond the limit is cut with finish_reason length; one that fits has stop."""
     cut = await chat(client, messages=ESSAY, **{field: 5})
     assert cut["choices"][0]["finish_reason"] == "length"
     assert cut["usage"]["completion_tokens"] == 5
@@ -178,7 +178,8 @@ async def test_chat_answers_in_json_when_asked(client: httpx.AsyncClient) -> Non
 
 
 async def test_completions_answer_every_prompt(client: httpx.AsyncClient) -> None:
-    """Two prompts, two choices each, 16 tokens by default; streaming ends with [DONE]."""
+    """Two prompts with two choices each get four answers of 16 tokens by default; a stream ends
+    with [DONE]."""
     body = {"model": "m", "prompt": ["Explain tea", "Explain rain"], "n": 2}
     tree = (await client.post("/v1/completions", json=body)).json()
     assert [c["index"] for c in tree["choices"]] == [0, 1, 2, 3]
@@ -188,7 +189,8 @@ async def test_completions_answer_every_prompt(client: httpx.AsyncClient) -> Non
 
 
 async def test_responses_stream_in_numbered_events(client: httpx.AsyncClient) -> None:
-    """The Responses API: deltas make the text, numbers rise by one, the last holds usage."""
+    """In the Responses API deltas make the text, numbers rise by one, and the last event has the
+    usage."""
     got = await events(client, "/v1/responses", input="briefly: tea", seed=3)
     assert [e["sequence_number"] for e in got] == list(range(len(got)))
     assert (got[0]["type"], got[-1]["type"]) == ("response.created", "response.completed")
@@ -202,7 +204,7 @@ async def test_responses_stream_in_numbered_events(client: httpx.AsyncClient) ->
 
 
 async def test_responses_cut_short_are_incomplete(client: httpx.AsyncClient) -> None:
-    """max_output_tokens ends with response.incomplete and the reason."""
+    """An answer cut by max_output_tokens ends with response.incomplete and the reason."""
     got = await events(
         client, "/v1/responses", input="Write an essay about tea", max_output_tokens=16
     )
@@ -213,7 +215,7 @@ async def test_responses_cut_short_are_incomplete(client: httpx.AsyncClient) -> 
 async def test_embeddings_are_unit_vectors_by_shared_words(
     client: httpx.AsyncClient,
 ) -> None:
-    """Deterministic, of length 1, nearer to texts that share words."""
+    """Embeddings are deterministic, of length 1, and nearer for texts that share words."""
     texts = ["red apple pie", "green apple pie", "fast grey train"]
     body = {"model": "m", "input": texts, "dimensions": 64}
     data = (await client.post("/v1/embeddings", json=body)).json()["data"]
@@ -251,7 +253,7 @@ async def test_embeddings_are_unit_vectors_by_shared_words(
 async def test_errors_are_openais(
     client: httpx.AsyncClient, method: str, path: str, body: bytes, status: int, param: str | None
 ) -> None:
-    """Wrong input is told with OpenAI's status, body and param."""
+    """A faulty request gets OpenAI's status, body and param."""
     answer = await client.request(method, path, content=body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -260,13 +262,13 @@ async def test_errors_are_openais(
 
 
 async def test_a_prompt_beyond_the_context_is_refused(client: httpx.AsyncClient) -> None:
-    """context_length_exceeded, as the real ones say."""
+    """A prompt beyond the context gets context_length_exceeded, as from a real provider."""
     tree = await chat(client, messages=[{"role": "user", "content": "x" * 600_000}])
     assert tree["error"]["code"] == "context_length_exceeded"
 
 
 async def test_unknown_keys_are_refused_where_keys_are_given() -> None:
-    """401 for a key that is not on the list; with no list anybody is served."""
+    """A key that is not on the list gets 401; without a list every key is accepted."""
     closed = demo(["good"])
     for key, status in (("bad", 401), ("", 401), ("good", 200)):
         async with http(closed, key) as client:
@@ -332,7 +334,7 @@ async def test_generation_stops_when_the_client_leaves(stream: bool) -> None:
 
 
 async def test_generation_goes_on_while_the_client_stays() -> None:
-    """Twin: a client that stays is not taken for gone."""
+    """The twin: the stream of a client that stays goes on."""
     provider = demo(token_latency_s=1.0)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):

@@ -180,7 +180,7 @@ def test_core_that_cannot_drain_is_left_out() -> None:
 
 
 def test_story_keeps_no_error_alive() -> None:
-    """An error that was raised holds its frames, and with them the request's body."""
+    """The story holds no error object, whose frames would keep the request's body alive."""
 
     class Forgetful(Scheduler):
         def handle(self, event: Event, now: float) -> list[Action]:

@@ -106,7 +106,8 @@ def test_feed_arms_the_timer_when_a_listener_raises() -> None:
 
 
 def test_listener_that_raises_is_counted_and_alarmed_and_the_next_is_called() -> None:
-    """The alarm names the listener, its method and the fault."""
+    """The fault is counted, the alarm names the listener, its method and the error, and the next
+    listener is called."""
     noting = Noting()
     listeners = Listeners(lambda: 0.0, (Raising(), noting))
     listeners.ended(record())

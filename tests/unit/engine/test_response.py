@@ -34,7 +34,8 @@ def sent(
 
 
 def test_answer_headers_pass_on_only_the_allowed() -> None:
-    """An account's limits and cookies stay here; the provider's request id gets another name."""
+    """An account's limits and cookies are not passed on; the provider's request id gets another
+    name."""
     assert sent(
         (b"content-type", b"text/plain"),
         (b"set-cookie", b"a=b"),

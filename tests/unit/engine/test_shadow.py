@@ -22,7 +22,7 @@ def record(job_id: str, tokens: int) -> JobRecord:
 
 @pytest.mark.parametrize(("trust", "first"), [(1.0, "small"), (0.0, "large")])
 def test_shadow_orders_by_the_trust_in_forecasts(trust: float, first: str) -> None:
-    """At full trust the smaller job would go first, at none the one that came first."""
+    """At full trust the smaller job would go first, at no trust the one that came first."""
 
     def build(given: Settings) -> Scheduler:
         return Scheduler(given, Accounts(given.accounts, given.balance))

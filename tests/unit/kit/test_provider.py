@@ -129,7 +129,7 @@ def test_provider_cuts_mid_body(provider: ScriptedProvider, rst: bool) -> None:
 
 
 def test_provider_hangs_before_headers(provider: ScriptedProvider) -> None:
-    """Hang as the first step sends nothing at all."""
+    """A script that starts with Hang sends nothing at all."""
     provider.enqueue([Hang()])
     with begin(provider) as raw:
         exchange = provider.wait_request(0)
@@ -139,7 +139,7 @@ def test_provider_hangs_before_headers(provider: ScriptedProvider) -> None:
 
 
 def test_provider_drips_and_sends_raw_bytes(provider: ScriptedProvider) -> None:
-    """Drip sends every byte, piece by piece; Raw stands on the wire as it is."""
+    """Drip sends every byte, piece by piece; Raw is sent as it is, without framing."""
     provider.enqueue([Drip(b"abcdef", size=2, every_s=0.001)], [Raw(b"no http\r\n\r\n"), Cut()])
     with begin(provider) as raw:
         assert raw.read_response().body == b"abcdef"

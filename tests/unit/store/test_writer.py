@@ -1,4 +1,4 @@
-"""The writer thread: groups, whom an error reaches, and an end that loses nothing."""
+"""The writer thread: its groups, the reach of an error, and an end that loses nothing."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def record(**more: Any) -> JobRecord:
 
 
 def test_complete_answer_teaches_its_length() -> None:
-    """All counts are the provider's, and the length is the natural one."""
+    """The lesson has the provider's counts, and the length as a natural one."""
     lesson = lesson_of(VIEW, record())
     assert lesson is not None
     assert (lesson.view, lesson.output_tokens, lesson.prompt_tokens) == (VIEW, 90, 20)
@@ -60,7 +60,7 @@ def test_request_without_an_answer_teaches_nothing(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("usage", [None, structs.replace(USAGE, output_tokens=0)])
 def test_answer_without_tokens_teaches_nothing(usage: Usage | None) -> None:
-    """No usage, or none of it output."""
+    """An answer without usage, or without output tokens, teaches nothing."""
     assert lesson_of(VIEW, record(usage=usage)) is None
 
 

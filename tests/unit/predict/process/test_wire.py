@@ -38,7 +38,7 @@ def test_frame_that_is_cut_is_the_end(payload: bytes, data: st.DataObject) -> No
 
 
 def test_frame_beyond_reason_is_refused() -> None:
-    """A length that no message has is not waited for."""
+    """A frame longer than any message is refused, not waited for."""
     assert payload_size(MAX_BYTES.to_bytes(4, "big")) == MAX_BYTES
     with pytest.raises(ChildGone, match="no frame"):
         payload_size((MAX_BYTES + 1).to_bytes(4, "big"))
