@@ -8,6 +8,7 @@ learned (`Predictor.learn_stored`), so a row that the store refuses is never lea
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from msgspec import structs
@@ -28,6 +29,7 @@ from gateway.types import HistoryRow
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
 REPEATS = 4096  # prompts learned lately, to notice one that comes again
+_STOPPED = "the predictor has stopped"
 
 
 class Learner:
@@ -48,14 +50,18 @@ class Learner:
         self.lost = 0  # lessons of which nothing was learned
 
     async def take_in(self, batch: Sequence[PendingLesson]) -> None:
-        """Learn a batch, or draft its rows.
+        """Learn a batch, or draft its rows. Cancelled, it gives up what it has not reported.
 
         Raises:
             ChildGone: after it was passed to every caller that waits, too.
         """
         drafts = [pending for pending in batch if pending.draft]
         lessons = [pending for pending in batch if not pending.draft]
-        drafted = await self._draft(drafts)  # first: a caller waits for it
+        try:
+            drafted = await self._draft(drafts)  # first: a caller waits for it
+        except asyncio.CancelledError:
+            self.give_up(lessons, ChildGone(_STOPPED))
+            raise
         for row in drafted + await self._learn(lessons, brief=len(batch) > BATCH):
             if isinstance(row, ChildGone):
                 raise row
@@ -74,7 +80,7 @@ class Learner:
     ) -> list[HistoryRow | Exception]:
         generation = self._stage0.generation
         lessons = [self._cut(pending, brief=brief) for pending in batch]
-        rows = await self._rows_of(LearnLessons(lessons))
+        rows = await self._rows_of(LearnLessons(lessons), batch)
         self.learned_briefly += brief * len(batch)
         for pending, row in zip(batch, rows, strict=True):
             self._finish(pending, row)
@@ -84,7 +90,7 @@ class Learner:
         return rows
 
     async def _draft(self, batch: list[PendingLesson]) -> list[HistoryRow | Exception]:
-        rows = await self._rows_of(DraftRows([self._cut(pending) for pending in batch]))
+        rows = await self._rows_of(DraftRows([self._cut(pending) for pending in batch]), batch)
         for pending, row in zip(batch, rows, strict=True):
             self._finish(pending, row)
         return rows
@@ -93,13 +99,18 @@ class Learner:
         lesson = pending.lesson
         return structs.replace(lesson, view=self._stage0.cut(lesson.view), brief=brief)
 
-    async def _rows_of(self, question: LearnLessons | DraftRows) -> list[HistoryRow | Exception]:
+    async def _rows_of(
+        self, question: LearnLessons | DraftRows, batch: Sequence[PendingLesson]
+    ) -> list[HistoryRow | Exception]:
         """The row of each lesson, or its error; what fails for all is the error of each."""
         if not question.lessons:
             return []
         try:
             rows = (await self._child.ask(question)).rows
             return [ChildError(row) if isinstance(row, str) else row for row in rows]
+        except asyncio.CancelledError:
+            self.give_up(batch, ChildGone(_STOPPED))
+            raise
         except Exception as error:
             return [error] * len(question.lessons)
 

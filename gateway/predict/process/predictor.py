@@ -381,10 +381,14 @@ class Predictor:
             self._death = f"degraded: the predictor died: {type(error).__name__}"
             logger.exception("the predictor died")
         finally:
-            await self._child.close()
-            if self._forget_due:
-                self._child.forget_stored()
-            self._child.stop_refit()
+            try:
+                await self._child.close()
+            finally:  # `stop` cancels the close when its time is up
+                if self._forget_due:
+                    self._child.forget_stored()
+                self._pending.close()
+                self._learner.give_up(self._pending.abandon(), ChildGone("the predictor has ended"))
+                await self._child.stop_refit()
 
     async def _work(self) -> None:
         """Work until closing or switched off, and until what was taken before that is done."""

@@ -206,9 +206,11 @@ class ChildSupervisor:
     async def close(self) -> None:
         """End the child, and keep its calibration; nothing where none is open."""
         opened, self.opened = self.opened, False
-        if opened:
-            await self.keep_calibration()
-        await self._end()
+        try:
+            if opened:
+                await self.keep_calibration()
+        finally:
+            await self._end()
 
     async def lose(self, error: Exception) -> None:
         """Give up a child that is gone or of no use, and its index with it."""
@@ -228,13 +230,14 @@ class ChildSupervisor:
         self.rows, self._drifts_before, self.encoder = 0, self.drifts, ""
         self.state = "starting"  # as the next one will be; before this one has ended
         await self.close()
-        self.stop_refit()
+        await self.stop_refit()
         logger.info("the predictor is switched off")
 
-    def stop_refit(self) -> None:
-        """End the process that refits, where there is one."""
+    async def stop_refit(self) -> None:
+        """End the process that refits, where there is one. It may take 0.1 s to give its memory
+        back: waited for on a worker thread."""
         if self._refits is not None:
-            self._refits.stop()
+            await asyncio.to_thread(self._refits.stop)
 
     # --- questions ------------------------------------------------------------------------
 
@@ -252,6 +255,7 @@ class ChildSupervisor:
 
     async def forget(self) -> None:
         """Empty index and calibration, and return to the shipped models."""
+        await self.stop_refit()
         self.forget_stored()
         if not self.opened:
             await self._adopt(None)

@@ -76,11 +76,12 @@ class Refits:
         (self._folder / CURRENT).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """End a running refit, and wait for its process; nothing of it comes into force."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
+        """End a running refit, and wait for its process, some 0.1 s; nothing of it comes into
+        force. May be called on a worker thread."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
             self.state = "waiting"
 
     def _due(self, settings: Predict, lessons: int, drifts: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -87,6 +88,18 @@ async def test_predictor_outlives_its_task(make: Make, tmp_path: Path) -> None:
     assert not predictor.refine(view(), lambda _: None, always)
 
 
+async def test_lesson_taken_by_a_task_that_dies_is_given_up(make: Make, tmp_path: Path) -> None:
+    """Its caller gets an error, and does not wait for ever."""
+
+    class Broken(Refits):
+        def current(self) -> Path | None:
+            raise LookupError
+
+    predictor, gone = make(refits=Broken(tmp_path)), Mailbox()
+    assert predictor.learn(lesson(9), gone)
+    assert [type(x) for x in await gone.wait()] == [ChildGone]
+
+
 async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> None:
     """The state says why, and stopping does not wait for the pause to pass."""
     started = 0
@@ -150,6 +163,58 @@ async def test_predictor_stops_in_time_beside_a_child_that_hangs(make: Make) -> 
     assert children.last.closed.is_set()
     assert kept != [Calibration().dump()]  # what was learned before is kept
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize("draft", [True, False])
+async def test_lessons_at_the_child_when_time_is_up_are_given_up(make: Make, draft: bool) -> None:
+    """Each caller gets an error, and each lesson is counted as lost: those that the child was
+    asked about, and those of the same batch."""
+
+    async def store(row: HistoryRow) -> None:
+        raise AssertionError("nothing was drafted")
+
+    async def promised() -> None:
+        with pytest.raises(ChildGone):
+            await predictor.learn_stored(lesson(8), store)
+
+    children, gone = Children(), Mailbox()
+    predictor = make(connect=children)
+    await refined(predictor, view())
+    children.last.hold()
+    assert predictor.learn(lesson(9), gone)
+    promises = [asyncio.create_task(promised()) for _ in range(draft)]
+    await asyncio.wait_for(children.last.held.wait(), WAIT_S)
+    await predictor.stop(0.05)
+    assert [type(x) for x in gone.items] == [ChildGone]
+    assert predictor.snapshot().learn_lost == 1 + draft
+    for promise in promises:
+        await asyncio.wait_for(promise, WAIT_S)
+
+
+async def test_refit_ends_though_the_time_is_up_while_the_child_ends(
+    make: Make, tmp_path: Path
+) -> None:
+    """Stopping ends child and refit whatever it interrupts; a refit is not waited for on the
+    loop, which its memory would hold up."""
+
+    class Slow(InlineChild):
+        async def close(self) -> None:
+            self.closed.set()
+            await asyncio.sleep(WAIT_S)
+
+    class Noted(Refits):
+        threads: list[threading.Thread] = []  # noqa: RUF012 - one instance
+
+        def stop(self) -> None:
+            self.threads.append(threading.current_thread())
+
+    children, refits = Children(Slow), Noted(tmp_path)
+    predictor = make(connect=children, refits=refits)
+    await refined(predictor, view())
+    await predictor.stop(0.1)
+    assert children.last.closed.is_set()
+    assert len(refits.threads) == 1
+    assert threading.current_thread() not in refits.threads
 
 
 async def test_predictor_stops_at_once_while_a_child_is_being_opened(make: Make) -> None:
