@@ -237,7 +237,7 @@ def charged(house: House) -> float:
         (False, 2 + PROMPT_RATIO * WORKLOAD.prompt_tokens),  # the twin: the forecast was 50
     ],
 )
-def test_stream_that_is_left_is_charged_for_what_was_made(leaves: bool, owed: float) -> None:
+def test_abandoned_stream_is_charged_for_the_tokens_that_came(leaves: bool, owed: float) -> None:
     """A tenant's share is charged the tokens that came, not those that were forecast."""
 
     async def main() -> None:
@@ -364,7 +364,7 @@ def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("end", ["served", "refused there", "refused here"])
-def test_request_leaves_nothing_to_the_collector(stream: bool, end: str) -> None:
+def test_request_is_freed_without_the_garbage_collector(stream: bool, end: str) -> None:
     """The memory of a request, of a refused one too, is freed at its end without the garbage
     collector, which runs seldom in service."""
     assert circles(20, stream, end, spoiled=False) < 20

@@ -160,9 +160,7 @@ def test_gateway_killed_under_load_keeps_what_it_acknowledged(
         assert min(pool.map(lane, range(LANES))) >= KILLS
 
 
-def test_gateway_that_lost_an_acknowledged_row_is_caught(
-    tmp_path: Path, provider: ScriptedProvider
-) -> None:
+def test_lost_acknowledged_row_is_found(tmp_path: Path, provider: ScriptedProvider) -> None:
     """The twin: a row removed on purpose is found missing, by its id and in the index."""
     gateway, confirmed = made(tmp_path / "twin", provider), set[int]()
     live_and_die(gateway, confirmed, random.Random())

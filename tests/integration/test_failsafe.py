@@ -55,7 +55,7 @@ def wait_jobs(gateway: GatewayProcess, count: int) -> None:
     raise AssertionError(f"{jobs(gateway)} run and wait, {count} expected")
 
 
-def test_core_that_raised_once_is_rebuilt_and_nobody_notices(
+def test_core_that_raised_once_is_rebuilt_without_a_failed_request(
     gateway: GatewayProcess, provider: ScriptedProvider
 ) -> None:
     """With two jobs running and two waiting, the fifth makes the core raise: all five are answered

@@ -135,7 +135,7 @@ def test_rest_of_a_refused_body_does_not_keep_the_connection(
         client.read_to_end()
 
 
-def test_stale_provider_connection_is_nobodys_fault(
+def test_stale_provider_connection_is_no_failure(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
     """A request on a kept-alive connection that the provider has closed is sent once more, on a

@@ -65,7 +65,7 @@ def test_observing_relays_at_once_and_records_what_would_have_been(
     assert b"hi" not in b"".join(row.first + row.last for row in recorded)
 
 
-def test_scheduling_notes_nothing(start_gateway: Start, provider: ScriptedProvider) -> None:
+def test_scheduling_records_nothing(start_gateway: Start, provider: ScriptedProvider) -> None:
     """The twin: in mode "schedule" the same three run one after the other, unrecorded."""
     gateway = start_gateway(accounts=[account(provider, **ONE)])
     provider.default = [Wait("go"), *steps.answer()]

@@ -41,7 +41,7 @@ def shown(gateway: GatewayProcess) -> dict[str, dict[tuple[str, str, str], float
     return found
 
 
-def test_what_headers_say_is_left_is_shown_by_account_and_model(
+def test_rate_limit_headers_are_shown_by_account_and_model(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
     """/metrics and /_stats show the limit of a header, the rest less what was sent since, and the

@@ -64,7 +64,7 @@ def test_limits_are_restored_after_a_restart(
 
 
 @pytest.mark.parametrize("fault", ["old", "damaged"])
-def test_what_is_old_or_damaged_is_not_restored(
+def test_old_or_damaged_state_is_not_restored(
     start_gateway: Start, provider: ScriptedProvider, fault: str
 ) -> None:
     """State older than an hour, or unreadable, is ignored: the gateway starts with the settings'

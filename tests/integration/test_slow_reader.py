@@ -35,7 +35,7 @@ def sleeper(gateway: GatewayProcess) -> RawClient:
     return client
 
 
-def test_sleeping_client_does_not_hold_the_slot(
+def test_slow_reader_does_not_hold_the_slot(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
     """The provider's stream ends into the buffer; the only slot serves the next request

@@ -427,7 +427,7 @@ def test_accounts_restore_what_is_at_most_an_hour_old() -> None:
     assert accounts(b={}).restore(stored, 1.0) == 0
 
 
-def test_accounts_of_a_failed_core_lend_their_lease_numbers_on() -> None:
+def test_accounts_lease_numbers_go_on_after_a_failed_core() -> None:
     """Lease numbers continue after a failed core, so "older than the last cut" keeps its
     meaning."""
     old = accounts(a={})

@@ -131,7 +131,7 @@ def test_evidence_of_an_unsteady_number_in_flight_counts_less() -> None:
         (16.5, -3.5, False, False),
     ],
 )
-def test_evidence_goes_where_it_is_contradicted(
+def test_evidence_is_dropped_where_latencies_contradict_it(
     n: float, errors: float, surprised: bool, better: bool
 ) -> None:
     """Evidence is dropped at four standard errors, and at three where latencies above the window
@@ -227,7 +227,7 @@ def test_evidence_comes_back_from_storage() -> None:
         {"weights": (1.0,)},
     ],
 )
-def test_evidence_refuses_what_is_none(broken: dict[str, object]) -> None:
+def test_evidence_refuses_damaged_state(broken: dict[str, object]) -> None:
     """Damaged evidence raises and changes nothing."""
     stored: SavedWindow = taught(8).to_save("m", 12.0)
     it = Evidence()
@@ -292,7 +292,7 @@ def test_unloaded_restored_is_soon_overruled() -> None:
     assert float(it.of(np.array([[1.0, 200.0, 200.0]]))[0]) == pytest.approx(4.5, rel=0.2)
 
 
-def test_unloaded_of_an_empty_request_is_never_nothing() -> None:
+def test_unloaded_latency_of_an_empty_request_is_above_zero() -> None:
     """The base stays above 0 even if all time is in the output tokens."""
     it = UnloadedLatency()
     for sizes, latency_s in batches(20, (0.0, 0.0, 0.1), noise=0.0):

@@ -197,7 +197,7 @@ def test_header_limit_an_invented_limit_costs_at_most_the_cap_for_each_request()
 @pytest.mark.parametrize(
     ("limit", "reset_s", "hold_s"), [(None, None, 4.0), (None, 1.0, 1.0), (60, 60.0, 1.0)]
 )
-def test_header_limit_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_time(
+def test_header_limit_that_alternates_costs_a_hold_for_two_requests(
     limit: int | None, reset_s: float | None, hold_s: float
 ) -> None:
     """A header that alternates is never contradicted; it costs a hold per two requests one at a
@@ -211,7 +211,7 @@ def test_header_limit_50_and_0_in_turn_costs_a_hold_for_two_requests_one_at_a_ti
     assert several.served > 0.9 * 16 * 60.0 / 0.01
 
 
-def test_header_limit_50_several_times_lengthens_the_hold_of_a_0_to_its_bound() -> None:
+def test_header_limit_hold_grows_with_answers_that_leave_something() -> None:
     """Each answer that says that something is left doubles the cap, up to MAX_HOLD_S."""
     alone = Provider(None, None, 0.01, says=(50, 50, 50, 50, 50, 0))
     alone.run(600.0, window=1)

@@ -119,7 +119,7 @@ def test_limit_has_room_for_whole_requests_only() -> None:
     assert not it.has_room(1)
 
 
-def test_limit_carries_a_whole_round_at_each_mark() -> None:
+def test_limit_holds_for_a_round_before_it_becomes_the_ceiling() -> None:
     """Each new ceiling needs as many successes at the end of the probe as the limit is wide."""
     it = limit(40, high=1000)
     it.on_drop(1, 2)

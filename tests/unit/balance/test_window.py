@@ -328,7 +328,7 @@ def test_window_is_bounded_in_memory() -> None:
         assert len(it._batch) <= 64
 
 
-def test_window_of_no_time_at_all_teaches_nothing() -> None:
+def test_window_learns_nothing_from_an_answer_without_duration() -> None:
     """An answer at the time of its request teaches nothing, as it would divide by zero."""
     it: Window = window()
     for lease in range(20):

@@ -118,7 +118,7 @@ def test_background_work_is_no_backlog_to_others() -> None:
     assert pool.clear_s == pytest.approx(200.0)
 
 
-def test_queue_keeps_half_of_its_room_for_those_who_wait() -> None:
+def test_queue_gives_background_jobs_half_of_its_room_at_most() -> None:
     """Background jobs fill one half; others may fill all of it."""
     it = paced(max_queue_items=4, shed=False)
     it.submit("run", 100)
@@ -128,7 +128,7 @@ def test_queue_keeps_half_of_its_room_for_those_who_wait() -> None:
     assert refused(it.submit("h2", 100)) == {"h2": ("queue_full", Outcome.REJECTED)}
 
 
-def test_ladder_does_not_turn_away_who_stands_beside_a_flood() -> None:
+def test_ladder_rejects_the_flooding_tenant_alone() -> None:
     """A job's backlog is its own tenant's share of the queue; the flooding tenant is sent away."""
     it = paced(clear_s=30.0)
     it.submit("run", 100)
@@ -165,7 +165,7 @@ def test_ladder_defers_the_dear_and_starts_them_when_nothing_else_waits() -> Non
     assert order.index("huge") >= 5
 
 
-def test_ladder_leaves_a_job_that_waits_alone_in_peace() -> None:
+def test_ladder_starts_a_deferred_job_that_waits_alone() -> None:
     """A deferred job starts as soon as a slot is free that nobody else wants."""
     it = paced(clear_s=10.0, reject_above=100.0)
     it.submit("run", 100)
@@ -221,7 +221,7 @@ def test_deadline_is_predicted_by_the_share_of_ones_class() -> None:
     assert refused(it.submit("well", 100, deadline_s=it.now + wait_s + 11.0)) == {}
 
 
-def test_those_whose_wait_is_over_are_not_told_to_come_back_together() -> None:
+def test_retry_after_of_jobs_whose_wait_is_over_is_jittered() -> None:
     """The Retry-After of each refused job is jittered, before the queue and in it."""
     it = paced(shed=False)
     it.submit("run", 100)

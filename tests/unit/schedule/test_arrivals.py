@@ -80,7 +80,7 @@ def test_adopted_job_on_an_account_that_is_gone_stays_outside() -> None:
     assert it.finish("j1") == []
 
 
-def test_adopted_job_that_is_known_is_not_taken_twice() -> None:
+def test_job_is_adopted_once() -> None:
     """A job is adopted once and holds one lease."""
     it = World(settings({"a": {}}))
     adopt(it, "j1")

@@ -46,7 +46,7 @@ def test_budget_counts_what_is_taken_corrected_and_given_back() -> None:
     assert not any(it.buckets.values())
 
 
-def test_budget_lends_by_its_policy_unless_told() -> None:
+def test_budget_lends_by_its_policy_unless_set() -> None:
     """By default `adaptive` lends without a bound of its own, and `dual_budget` not at all."""
     assert budget("adaptive", None).lends
     assert not budget("dual_budget", None).lends

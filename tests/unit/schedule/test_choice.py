@@ -54,8 +54,8 @@ def answers(it: World, live: LiveJob, of_accounts: Fit | Blocked) -> tuple[Fit |
 
 
 def test_may_start_asks_in_the_order_that_the_module_states() -> None:
-    """The first no is the reason; each that is lifted shows the next one of the module's head,
-    and the accounts are asked once all others have said yes."""
+    """The first check that fails gives the reason; when it is lifted the next one of the module's
+    head does, and the accounts are asked once all others pass."""
     it, live = blocked_by_all()
     no = Blocked(Reason.PACER, 7.0)
     found = [answers(it, live, no)]
@@ -71,8 +71,9 @@ def test_may_start_asks_in_the_order_that_the_module_states() -> None:
     assert answers(it, live, Fit("a")) == (Fit("a"), 1)
 
 
-def test_may_start_calls_any_no_to_a_deferred_job_overload() -> None:
-    """The ladder says no to nobody: it names the reason, keeps the time, and lets a yes stand."""
+def test_may_start_calls_any_refusal_of_a_deferred_job_overload() -> None:
+    """A deferred job is refused with `overload` in place of the reason, and the same time; a Fit
+    stands."""
     it, live = blocked_by_all()
     it.scheduler.pools["m"].deferred = Grade.LONG
     for lift in (lift_tenant_cap, lift_class_budget, lift_tier_cap):
@@ -233,7 +234,7 @@ def test_class_of_the_background_gets_what_the_others_leave() -> None:
     assert started(it.submit("alone", 100, class_override=JobClass.BACKGROUND)) == ["alone"]
 
 
-def test_class_that_owes_room_for_a_giant_is_not_starved_by_one_that_owns_some() -> None:
+def test_class_over_its_budget_is_not_starved_by_one_below_it() -> None:
     """While a giant runs far beyond the heavy budget and short jobs come for ever, the next heavy
     job still starts within max_overtake_s. Where budgets are hard, it waits for its class's own
     giant."""
@@ -370,7 +371,7 @@ def test_turn_that_started_nothing_for_long_is_next() -> None:
         assert len(order) == (20 if expected else 29)
 
 
-def test_turn_that_had_nothing_to_start_has_not_been_kept_waiting() -> None:
+def test_turn_counts_its_wait_from_when_it_had_a_job() -> None:
     """A turn's time runs from when it began to wait, not from its last start long ago, and runs on
     while others of its class join."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=20.0, shed=False)

@@ -56,7 +56,7 @@ def end(it: World, job_id: str) -> list[str]:
     return started(it.scheduler.handle(done, it.now))
 
 
-def test_end_is_no_news_to_models_that_wait_for_windows_of_their_own() -> None:
+def test_end_asks_for_its_own_model_alone_where_windows_are_full() -> None:
     """Where all ten models wait for windows, the accounts are asked for the model that ended
     alone."""
     it, accounts = crowded("auto", limit=256.0)
@@ -69,7 +69,7 @@ def test_end_is_no_news_to_models_that_wait_for_windows_of_their_own() -> None:
     it.scheduler.check(it.now)
 
 
-def test_end_is_news_to_all_models_of_a_full_account() -> None:
+def test_end_on_a_full_account_starts_the_next_job_of_any_model() -> None:
     """A full account's freed slot goes to the next job of whatever model; no model is asked for in
     vain."""
     it, accounts = crowded("off", limit=4.0)

@@ -85,7 +85,7 @@ def test_pool_is_full_at_its_bounds_and_not_before() -> None:
     assert refused(it.submit("w", 5000)) == {}
 
 
-def test_pool_keeps_half_of_its_tokens_for_those_who_wait() -> None:
+def test_pool_gives_background_jobs_half_of_its_tokens_at_most() -> None:
     """Background work may fill one half of the tokens only."""
     it = World(
         settings(

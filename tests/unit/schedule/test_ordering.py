@@ -153,7 +153,7 @@ def test_boost_turns_tokens_into_seconds_by_the_pools_speed() -> None:
     assert spread(slow, 20) == pytest.approx(2 * spread(fast, 20))
 
 
-def test_boost_bears_any_size() -> None:
+def test_boost_is_finite_for_any_size() -> None:
     """No size overflows or gives what is not a number."""
     order = Order("boost", 250.0)
     assert key(order, job("j", 1e9)) > key(order, job("j", 1000))
@@ -248,7 +248,7 @@ def test_order_is_near_within_a_factor_of_two_both_ways() -> None:
         assert not order.near(4000.0, 200.0, token_s, streams, 1.0), "deadlines hang on a stream's"
 
 
-def test_order_leaves_small_changes_of_trust() -> None:
+def test_order_ignores_small_changes_of_trust() -> None:
     """A tenth of trust is a change, less is none, unless trust is gone or whole."""
     order = Order("sjf", trust=0.5)
     near = [order.near(1.0, 1.0, 1.0, 1.0, trust) for trust in (0.41, 0.5, 0.59, 0.61, 0.39)]

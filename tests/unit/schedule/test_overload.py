@@ -152,7 +152,7 @@ def test_refusal_says_what_why_and_when_to_come_again(
     assert error.should_retry is None
 
 
-def test_no_account_tells_a_time_that_sdks_listen_to() -> None:
+def test_no_account_gives_a_retry_after_that_sdks_heed() -> None:
     """The time is one second to a minute; for ever is not a time."""
     assert [no_account(s).retry_after_s for s in (0.0, 0.5, 59.0, 3600.0)] == [1.0, 1.0, 59.0, 60.0]
     never = no_account(float("inf"))

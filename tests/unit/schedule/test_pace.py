@@ -127,7 +127,7 @@ def test_pace_doubts_itself_by_refusals_and_believes_again_by_completions() -> N
     assert it.hopeful_token_s == pytest.approx(0.1), "in full again, and not more"
 
 
-def test_pace_has_no_hope_before_it_knows_anything() -> None:
+def test_pace_ignores_doubts_before_it_has_measured() -> None:
     """A doubt of an unknown pace changes nothing."""
     it = Pace()
     it.doubted()

@@ -44,7 +44,7 @@ def windowed(**schedule: Any) -> World:
     return it
 
 
-def test_express_lets_what_may_be_short_start_above_the_window() -> None:
+def test_express_jobs_start_above_the_window() -> None:
     """A job is express by its forecast, not by a class that was asked for; and no more start than
     there are slots."""
     it = windowed()
@@ -74,9 +74,9 @@ def ask(it: World, event: Event) -> tuple[list[str], list[bool]]:
     return names, list(it.accounts.questions)
 
 
-def test_accounts_that_said_no_are_not_asked_again_until_they_change() -> None:
-    """However many jobs come, a no is kept; an end asks once for the next job, and once more that
-    finds no place."""
+def test_refusals_of_accounts_are_cached_until_an_account_changes() -> None:
+    """However many jobs come, a refusal is cached; an end asks once for the next job, and once more
+    for one that finds no place."""
     it = windowed()
     it.submit("run", 300)
     assert ask(it, Submitted(job("h0", 300))) == ([], [False])
@@ -86,8 +86,8 @@ def test_accounts_that_said_no_are_not_asked_again_until_they_change() -> None:
     assert ask(it, end) == (["h0"], [False, False])
 
 
-def test_accounts_are_asked_for_slots_above_the_window_by_the_express_alone() -> None:
-    """The slots above are asked for once the window is full, and a no is kept."""
+def test_slots_above_the_window_are_for_express_jobs_alone() -> None:
+    """Express jobs alone ask for the slots above, once the window is full, and a refusal is cached."""
     it = windowed()
     assert ask(it, Submitted(job("h1", 300))) == (["h1"], [False])
     assert ask(it, Submitted(job("h2", 300))) == ([], [False])

@@ -34,7 +34,7 @@ def test_retry_goes_to_another_account_at_once(verdict: Verdict) -> None:
     assert it.fail("j1", verdict) == [Dispatch("j1", "b", 2, 100)]
 
 
-def test_retry_holds_its_reserve_and_its_place() -> None:
+def test_retry_keeps_its_reserve_and_its_place() -> None:
     """The reserve is the job's, not the attempt's."""
     it = world()
     it.submit("j1", 100, accounts=AB)

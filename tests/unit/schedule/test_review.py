@@ -10,7 +10,7 @@ from gateway.types import Fit, JobClass, Outcome, RateLimits, Reason, Verdict
 from tests.unit.schedule.build import World, job, refused, settings, started
 
 
-def test_deadline_that_was_too_near_during_an_incident_is_not_too_near_for_ever() -> None:
+def test_deadline_refused_during_an_incident_is_accepted_after_it() -> None:
     """A deadline of 20 s is refused while answers take 25 s; once they take 5 s again the door
     opens by itself, although no refused job can show it."""
     it = World(settings({"a": {"initial_concurrency": 8}}))
@@ -58,7 +58,7 @@ def test_request_that_was_turned_down_is_no_spent_token() -> None:
         it.feed(Finished(f"bad{n}", Outcome.CLIENT_ERROR, Verdict.IGNORED))
 
 
-def test_what_generates_nothing_teaches_no_pace() -> None:
+def test_request_that_generates_nothing_teaches_no_pace() -> None:
     """An image of 30 s is not one token of 30 s."""
     it = World(settings({"a": {"initial_concurrency": 4}}))
     for n in range(30):
