@@ -87,7 +87,7 @@ def test_refusals_of_accounts_are_cached_until_an_account_changes() -> None:
 
 
 def test_slots_above_the_window_are_for_express_jobs_alone() -> None:
-    """Express jobs alone ask for the slots above, once the window is full, and a refusal is cached."""
+    """Only express jobs ask for the slots above, once the window is full; a refusal is cached."""
     it = windowed()
     assert ask(it, Submitted(job("h1", 300))) == (["h1"], [False])
     assert ask(it, Submitted(job("h2", 300))) == ([], [False])
