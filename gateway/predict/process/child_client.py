@@ -57,8 +57,9 @@ Connect = Callable[[], Awaitable[ChildLink]]
 class ChildClient(asyncio.Protocol):
     """A running child process and the socket to it; made by `start_child`."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], last_words_s: float) -> None:
         self._process = process
+        self._last_words_s = last_words_s
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._payload: asyncio.Future[bytes] | None = None  # of the answer that is owed
@@ -97,10 +98,10 @@ class ChildClient(asyncio.Protocol):
 
     async def close(self) -> None:
         """End the child's input, which ends it; kill it where it takes longer than
-        `LAST_WORDS_S`."""
+        `last_words_s`."""
         if self._transport is not None:
             self._transport.abort()
-        await asyncio.to_thread(_reap, self._process)
+        await asyncio.to_thread(_reap, self._process, self._last_words_s)
 
     # --- asyncio.Protocol -----------------------------------------------------------------
 
@@ -131,13 +132,16 @@ class ChildClient(asyncio.Protocol):
 
 
 async def start_child(
-    command: Sequence[str], environ: Mapping[str, str] = os.environ
+    command: Sequence[str],
+    environ: Mapping[str, str] = os.environ,
+    last_words_s: float = LAST_WORDS_S,
 ) -> ChildClient:
     """Start the child process.
 
     Args:
         command: runs `run` of worker.py.
         environ: the child gets what `ENVIRONMENT` names of it.
+        last_words_s: time that it has to end by itself when it is closed.
 
     Raises:
         ChildGone: it cannot be started.
@@ -150,13 +154,13 @@ async def start_child(
         except OSError as error:
             ours.close()
             raise ChildGone(f"it cannot be started: {error.strerror}") from None
-    client = ChildClient(process)
+    client = ChildClient(process, last_words_s)
     try:
         await asyncio.get_running_loop().create_unix_connection(lambda: client, sock=ours)
         return client
     except BaseException:
         ours.close()
-        await asyncio.to_thread(_reap, process)
+        await asyncio.to_thread(_reap, process, last_words_s)
         raise
 
 
@@ -167,9 +171,9 @@ def _spawn(
     return subprocess.Popen(command, stdin=end.fileno(), stdout=end.fileno(), env=allowed)
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
+def _reap(process: subprocess.Popen[bytes], last_words_s: float) -> None:
     try:
-        process.wait(LAST_WORDS_S)
+        process.wait(last_words_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -79,6 +79,7 @@ class Predictor:
         state: the calibration as `keep` was last given it.
         keep: stores the calibration; must not block.
         refits: where refitted models are and who makes them; None: shipped models only.
+        pause_s: before a child that has gone is replaced; doubled at each one that soon follows.
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class Predictor:
         state: bytes | None = None,
         keep: Callable[[bytes], object] | None = None,
         refits: Refits | None = None,
+        pause_s: float = PAUSE_S,
     ) -> None:
         key = key or os.urandom(16)
         self._settings = settings
+        self._pause_s = pause_s
         self._private = frozenset(private)
         self._prices: Mapping[str, Price] = prices or {}
         self._faults = faults = FaultLog()
@@ -356,7 +359,7 @@ class Predictor:
     # --- the task -------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        pause_s = PAUSE_S
+        pause_s = self._pause_s
         try:
             await self._child.begin(self._settings)
             while not self._closing.is_set():
@@ -374,7 +377,7 @@ class Predictor:
                     continue
                 except Exception as error:
                     await self._child.lose(error)
-                pause_s = PAUSE_S if monotonic() - opened_s > WELL_S else pause_s
+                pause_s = self._pause_s if monotonic() - opened_s > WELL_S else pause_s
                 await _within(pause_s, self._closing)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         except Exception as error:  # stage 0 goes on alone

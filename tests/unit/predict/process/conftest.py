@@ -16,13 +16,14 @@ from tests.unit.predict.process.inline_child import Children, Make
 
 @pytest.fixture
 async def make(anyio_backend: str) -> AsyncIterator[Make]:
-    """Starts predictors, of inline children by default, and stops them after the test."""
+    """Starts predictors, of inline children by default, and stops them after the test. A child
+    that has gone is replaced almost at once."""
     made: list[Predictor] = []
 
     def build(
         settings: Predict | None = None, folder: Path | None = None, **more: Any
     ) -> Predictor:
-        more.setdefault("connect", Children())
+        more = {"connect": Children(), "pause_s": 0.02, **more}
         predictor = Predictor(
             settings or Predict(), folder or shipped("models"), key=b"key", **more
         )

@@ -7,7 +7,7 @@ messages; the process and the socket alone are left out (test_child_client.py ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -31,17 +31,18 @@ from gateway.shipped import own_command, own_environ
 from gateway.types import HistoryRow, Workload
 
 WAIT_S = 30.0
+POEM = "Write a short poem about the sea"
 Make = Callable[..., Predictor]
 """Starts a predictor that is stopped after the test (conftest.py)."""
 
 real_child = partial(start_child, own_command("predictor"), own_environ())
 
 
-def view(text: str = "Write a short poem about the sea", **more: Any) -> PromptView:
+def view(text: str = POEM, **more: Any) -> PromptView:
     return PromptView.of_prompt(text, tenant=more.pop("tenant", "a"), model="m", **more)
 
 
-def lesson(tokens: int, text: str = "Write a short poem about the sea", **more: Any) -> Lesson:
+def lesson(tokens: int, text: str = POEM, **more: Any) -> Lesson:
     values = {"prompt_tokens": None, "censored": False, "success": True, "wall_s": 1.0}
     seen = more.pop("view", None) or view(text)
     return Lesson(view=seen, output_tokens=tokens, **(values | more))
@@ -156,6 +157,14 @@ async def learned(predictor: Predictor, tokens: int, text: str = "", **more: Any
     assert predictor.learn(taught, done=mailbox)
     row: HistoryRow = (await mailbox.wait())[0]
     return row
+
+
+async def all_learned(predictor: Predictor, tokens: int, texts: Iterable[str]) -> list[HistoryRow]:
+    """Rows of answers of one length, learned in batches: a lone lesson lingers for others."""
+    mailbox, count = Mailbox(), 0
+    for count, text in enumerate(texts, 1):  # noqa: B007 - counts them
+        assert predictor.learn(lesson(tokens, text), done=mailbox)
+    return await mailbox.wait(count)
 
 
 async def holding(predictor: Predictor, child: InlineChild) -> None:

@@ -10,9 +10,11 @@ from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import Rung
 from tests.unit.predict.process.inline_child import (
+    POEM,
     Children,
     Mailbox,
     Make,
+    all_learned,
     always,
     holding,
     learned,
@@ -109,8 +111,7 @@ async def test_reset_learned_forgets_everything_learned(make: Make) -> None:
     """Index, calibration and cache are empty; the forecast is the untaught one."""
     predictor = make()
     before = await refined(predictor, view())
-    for _ in range(3):
-        await learned(predictor, 3000)
+    await all_learned(predictor, 3000, [POEM] * 3)
     predictor.reset_learned()
     assert predictor.forecast(view()).rung is Rung.MODEL_ONLY
     assert predictor.forecast(view()).p50 < 1000

@@ -24,6 +24,7 @@ from tests.unit.predict.process.inline_child import (
     InlineChild,
     Mailbox,
     Make,
+    all_learned,
     always,
     holding,
     learned,
@@ -111,7 +112,7 @@ async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> Non
             raise ChildGone("no more memory")
         return FragileChild()
 
-    predictor = make(connect=once)
+    predictor = make(connect=once, pause_s=0.5)
     await refined(predictor, view())
     lost, gone = Mailbox(), Mailbox()
     assert predictor.refine(view("fatal"), lost, always)
@@ -319,8 +320,7 @@ async def test_reconfigure_takes_effect_in_the_child(make: Make) -> None:
     """A smaller window keeps the newest rows; another encoder needs a restart, and is not
     tried."""
     predictor = make()
-    for i in range(4):
-        await learned(predictor, 100, f"Tell me about the number {i}")
+    await all_learned(predictor, 100, (f"Tell me about the number {i}" for i in range(4)))
     predictor.reconfigure(Predict(history_window_size=2))
     await refined(predictor, view())
     assert predictor.snapshot().index_rows == 2

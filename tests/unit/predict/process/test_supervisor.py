@@ -20,11 +20,13 @@ from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung
 from tests.unit.predict.conftest import Damage, flip, replace
 from tests.unit.predict.process.inline_child import (
+    POEM,
     Children,
     FragileChild,
     InlineChild,
     Mailbox,
     Make,
+    all_learned,
     always,
     learned,
     lesson,
@@ -102,8 +104,7 @@ async def test_predictor_replaces_a_child_that_has_gone(make: Make) -> None:
     answered, the lesson that killed the old one is reported, and stage 0 forecasts meanwhile."""
     stored: list[HistoryRow] = []
     predictor = make(history=lambda _: [stored], connect=Children(FragileChild))
-    for _ in range(8):
-        stored.append(await learned(predictor, 2500))
+    stored += await all_learned(predictor, 2500, [POEM] * 8)
     before = await refined(predictor, view())
     mailbox = Mailbox()
     assert predictor.learn(lesson(5, "fatal"), done=mailbox)
@@ -121,8 +122,7 @@ async def test_predictor_keeps_its_calibration_when_its_child_has_gone(make: Mak
     """Stage 0 forecasts the same before and after the child's end, and so would the next start."""
     kept: list[bytes] = []
     predictor = make(connect=Children(FragileChild), keep=kept.append)
-    for _ in range(20):
-        await learned(predictor, 2500)
+    await all_learned(predictor, 2500, [POEM] * 20)
     before = predictor.forecast(view(LATER))
     assert predictor.refine(view("fatal"), lambda _: None, always)
     await refined(predictor, view())
@@ -201,8 +201,7 @@ async def test_reset_learned_outlives_a_child_that_goes_with_it(make: Make) -> N
     predictor = make(connect=Children(Forgetful), keep=kept.append)
     await refined(predictor, view("barrier"))
     untaught = predictor.forecast(view(LATER))
-    for _ in range(5):
-        await learned(predictor, 3000)
+    await all_learned(predictor, 3000, [POEM] * 5)
     assert predictor.forecast(view(LATER)) != untaught
     predictor.reset_learned()
     await refined(predictor, view())
@@ -237,8 +236,7 @@ async def test_predictor_takes_a_refit_into_force(
     predictor = make(settings, refits=Refits(tmp_path, fitting))
     seen, other = view("8461 992 7731 5528 9936 1288"), view("7461 993 7735 5528 9936 1289")
     before = (await refined(predictor, seen)).p50
-    for i in range(20):
-        await learned(predictor, 100, f"one {i}")
+    await all_learned(predictor, 100, (f"one {i}" for i in range(20)))
     shipped_p50 = predictor.forecast(other).p50
 
     def in_force() -> bool:

@@ -24,6 +24,7 @@ from tests.unit.predict.process.inline_child import (
     Children,
     InlineChild,
     Make,
+    all_learned,
     always,
     learned,
     real_child,
@@ -137,8 +138,8 @@ async def test_forecast_at_the_moment_of_a_swap_is_of_one_model(make: Make, vers
 
     refits, swapped = Switched(versions), list[bool]()
     predictor = make(connect=Children(Peeked), refits=refits)
-    for i in range(40):
-        await learned(predictor, 3000, f"{i} 992 7731 5528")  # a bias of the shipped models
+    texts = (f"{i} 992 7731 5528" for i in range(40))
+    await all_learned(predictor, 3000, texts)  # a bias of the shipped models
     old = predictor.forecast(unseen(1)).grid
     between.clear()
     refits.use("1")
@@ -181,8 +182,7 @@ async def test_index_is_rebuilt_under_load(make: Make) -> None:
 async def test_index_is_resized_under_load(make: Make) -> None:
     """No request fails while the window is made smaller and larger."""
     predictor = make(connect=real_child)
-    for i in range(20):
-        await learned(predictor, 100, f"number {i}")
+    await all_learned(predictor, 100, (f"number {i}" for i in range(20)))
     async with loaded(predictor):
         for window, left in ((15, 15), (1000, 15), (9, 9)):
             predictor.reconfigure(Predict(history_window_size=window))
