@@ -94,6 +94,7 @@ def run(
     out: Path,
     encoder: str,
     say: Callable[[str], object] = print,
+    nice: int = NICE,
 ) -> int:
     """The command: lower the priority, refit, print the report as JSON.
 
@@ -102,11 +103,12 @@ def run(
         models: folder of the shipped artefacts.
         out: folder of the versions.
         encoder: `predict.embedding_model_name`.
+        nice: how much lower this process's priority becomes.
 
     Returns:
         the exit status: 0 a new version is in force, 3 the old models stay.
     """
-    os.nice(NICE)
+    os.nice(nice)
     report = refit(rows, Artefacts(models, encoder, 64, exported=exported_folder(out)), out)
     say(json.dumps(msgspec.to_builtins(report)))
     return ACCEPTED if report.accepted else KEPT

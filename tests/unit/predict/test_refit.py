@@ -16,10 +16,13 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import group_keys
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import CURRENT, current_version
-from gateway.predict.refit.refit import RefitReport, next_version, refit, write
+from gateway.predict.refit.refit import RefitReport, next_version, refit, run, write
 from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
+from gateway.shipped import shipped
 from gateway.types import HistoryRow
+from tests.kit.length import short_or_long
+from tests.unit.predict.conftest import NAME
 from tests.unit.predict.rows import ruled_rows
 
 LEDGER = "tell me what stands in this part of the ledger please"
@@ -189,12 +192,12 @@ def test_tail_gives_the_calibration_a_start(
 def test_killed_refit_leaves_a_whole_version_in_force(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
-    """kill -9 at ten moments of writing: `current` names a version that loads, none younger
+    """kill -9 at several moments of writing: `current` names a version that loads, none younger
     than what was said to be done is missing."""
     found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     write(structs.replace(found, version=1), artefacts.base, tmp_path)
-    for looks in range(10):
+    for looks in short_or_long((0, 3, 9), range(10)):
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.unit.predict.writing", str(tmp_path)],
             stdout=subprocess.PIPE,
@@ -212,25 +215,26 @@ def test_killed_refit_leaves_a_whole_version_in_force(
         assert said <= new.version < next_version(tmp_path)
 
 
-def test_refit_command_says_what_it_did(
-    artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path
+def test_refit_run_reports_as_json_and_by_its_exit_status(
+    rows: list[HistoryRow], tmp_path: Path
 ) -> None:
-    """In a process of its own: a report as JSON, exit status 0 for a new version, 3 for none;
-    the lowest priority."""
+    """The report is a line of JSON; the exit status is 0 for a new version and 3 for none."""
+    lines: list[str] = []
+    codes = [run(rows[-400:], shipped("models"), tmp_path, NAME, lines.append, 0) for _ in "12"]
+    reports = [json.loads(line) for line in lines]
+    assert [(it["accepted"], it["version"]) for it in reports] == [(True, 1), (False, 1)]
+    assert codes == [0, 3]
+
+
+def test_refit_run_lowers_the_priority_of_its_process(tmp_path: Path) -> None:
+    """A process that refits has the lowest priority."""
     script = (
-        "import os, sys; from pathlib import Path;"
-        "from gateway.predict.artefacts import Artefacts;"
-        "from gateway.predict.refit.refit import run; from gateway.shipped import shipped;"
-        "from tests.unit.predict.conftest import NAME;"
-        "from tests.unit.predict.rows import ruled_rows;"
-        "rows = ruled_rows(Artefacts(shipped('models'), NAME, 64), 400);"
-        "code = run(rows, shipped('models'), Path(sys.argv[1]), NAME);"
+        "import os, sys; from pathlib import Path; from gateway.shipped import shipped;"
+        "from gateway.predict.refit.refit import run;"
+        f"code = run([], shipped('models'), Path(sys.argv[1]), {NAME!r});"
         "print(os.nice(0)); sys.exit(code)"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    report, nice = first.stdout.splitlines()
-    assert first.returncode == 0
-    assert (json.loads(report)["accepted"], json.loads(report)["version"]) == (True, 1)
-    assert int(nice) == 19
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 3
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    report, nice = done.stdout.splitlines()
+    assert (json.loads(report)["accepted"], int(nice), done.returncode) == (False, 19, 3)
