@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from gateway.balance.account import CUTS
 from gateway.balance.accounts import Accounts
 from gateway.types import Fit, RateLimits, Reason, Verdict
+from tests.kit.length import short_or_long
 from tests.unit.schedule.build import settings
 
-QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
+QUICK = hypothesis_settings(max_examples=short_or_long(75, 150), deadline=None, database=None)
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["take", "take", "end", "end", "pass", "told"]),

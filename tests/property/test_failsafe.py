@@ -26,9 +26,10 @@ from gateway.schedule.events import (
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.types import Job, Outcome, Verdict, Workload
+from tests.kit.length import short_or_long
 from tests.unit.schedule.build import job, settings, started, workload
 
-QUICK = hypothesis_settings(max_examples=150, deadline=None, database=None)
+QUICK = hypothesis_settings(max_examples=short_or_long(75, 150), deadline=None, database=None)
 
 
 class Live(Struct):

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from gateway.schedule.events import Action, Dispatch, Event, Finished, Submitted
 from gateway.schedule.ordering import reserve_tokens
 from gateway.types import Job, JobClass, Outcome, Verdict
+from tests.kit.length import short_or_long
 from tests.unit.schedule.build import World, job, settings
 
 QUICK = hypothesis_settings(max_examples=60, deadline=None, database=None)
 OVERTAKE_S = 10.0
+ENDLESS = short_or_long(150, 500)  # jobs of a stream that outlasts what is measured
 ORDERINGS = ["boost", "gittins", "sjf", "fcfs", "slowdown"]
 TOKENS = st.sampled_from([1, 20, 64, 100, 300, 1000, 5000])
 
@@ -90,7 +92,9 @@ def test_scheduler_long_job_waits_a_bounded_time_under_endless_small_ones(orderi
     """3: small ones of its own class come faster than they can be served, for ever; the long
     one gets its turn after those of its first max_overtake_s. The twin without a bound waits
     far longer."""
-    small = [job(f"s{n}", 10, at=0.5 + n * 0.8, class_override=JobClass.HEAVY) for n in range(500)]
+    small = [
+        job(f"s{n}", 10, at=0.5 + n * 0.8, class_override=JobClass.HEAVY) for n in range(ENDLESS)
+    ]
     long = job("long", 5000, at=0.5)
     first = job("first", 10, at=0.0)
     bound_s = OVERTAKE_S / 0.8 + 2.0
@@ -103,7 +107,7 @@ def test_scheduler_long_job_waits_a_bounded_time_under_endless_small_ones(orderi
 def test_scheduler_heavy_job_waits_a_bounded_time_under_endless_shorts() -> None:
     """3: across classes: a turn that has started nothing for max_overtake_s is next, though its
     head costs as many tokens as a thousand shorts. The twin without it waits for those."""
-    shorts = [job(f"s{n}", 10, at=0.5 + n * 0.8) for n in range(500)]
+    shorts = [job(f"s{n}", 10, at=0.5 + n * 0.8) for n in range(ENDLESS)]
     heavy = job("heavy", 5000, at=0.5)
     first = job("first", 10, at=0.0)
     assert serve(one_slot(), [first, heavy, *shorts], 1.0)["heavy"] <= OVERTAKE_S + 2.0
@@ -232,8 +236,9 @@ def test_scheduler_flood_of_one_tenant_is_not_felt_by_another() -> None:
                 schedule={"shed": False, "max_wait_s": 86_400.0},
             )
         )
-        flood = [job(f"f{n}", 400, at=0.0, tenant=flooder) for n in range(1000)]
-        calm = [job(f"c{n}", 400, at=10.0 + n, tenant="t") for n in range(50)]
+        many, few = short_or_long((300, 20), (1000, 50))
+        flood = [job(f"f{n}", 400, at=0.0, tenant=flooder) for n in range(many)]
+        calm = [job(f"c{n}", 400, at=10.0 + n, tenant="t") for n in range(few)]
         starts = serve(world, [*flood, *calm], service_s=2.0, check=False)
         return [starts[it.id] - it.arrived_s for it in calm]
 
@@ -251,19 +256,20 @@ def test_scheduler_divides_a_class_between_tenants_by_their_weights() -> None:
             schedule={"shed": False, "max_wait_s": 86_400.0},
         )
     )
-    jobs = {f"t{n}": job(f"t{n}", 800) for n in range(300)}
-    jobs |= {f"u{n}": job(f"u{n}", 100, tenant="u") for n in range(1000)}
+    ends = short_or_long(250, 600)
+    jobs = {f"t{n}": job(f"t{n}", 800) for n in range(ends // 2)}
+    jobs |= {f"u{n}": job(f"u{n}", 100, tenant="u") for n in range(ends)}
     running: list[str] = []
     for it in jobs.values():
         running += [a.job_id for a in world.scheduler.handle(Submitted(it), 0.0)]
     work = {"t": 0.0, "u": 0.0}
-    for n in range(600):
+    for n in range(ends):
         end = Finished(running.pop(), Outcome.OK, Verdict.SUCCESS)
         for action in world.scheduler.handle(end, float(n)):
             it = jobs[action.job_id]
             work[it.tenant] += it.workload.p50
             running.append(it.id)
-    world.scheduler.check(600.0)
+    world.scheduler.check(float(ends))
     assert work["t"] / work["u"] == pytest.approx(3.0, rel=0.1)
 
 
@@ -281,8 +287,9 @@ def test_scheduler_heavy_class_keeps_its_share_under_endless_shorts() -> None:
         ),
         judged=False,
     )
-    shorts = [job(f"s{n}", 50, at=n * 0.1) for n in range(1500)]
-    heavies = [job(f"h{n}", 300, at=10.0 * n) for n in range(10)]
+    lasts_s = short_or_long(50, 150)
+    shorts = [job(f"s{n}", 50, at=n * 0.1) for n in range(10 * lasts_s)]
+    heavies = [job(f"h{n}", 300, at=10.0 * n) for n in range(lasts_s // 10 - 1)]
     starts = serve(world, [*shorts, *heavies], service_s=2.0)
     assert max(starts[h.id] - h.arrived_s for h in heavies) <= OVERTAKE_S + 2.0
 

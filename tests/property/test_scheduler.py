@@ -54,10 +54,11 @@ from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
 from gateway.snapshots import AccountSnapshot
 from gateway.types import Blocked, Fit, Job, JobClass, Outcome, RateLimits, Rung, Verdict
+from tests.kit.length import short_or_long
 from tests.unit.schedule.build import Judged, job, settings, workload
 from tests.unit.schedule.judge import judge_rest
 
-EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES") or short_or_long(75, 150))
 STEPS_EACH = 50 if EXAMPLES <= 150 else 120
 QUICK = hypothesis_settings(
     max_examples=EXAMPLES, stateful_step_count=STEPS_EACH, deadline=None, database=None

@@ -15,6 +15,7 @@ from gateway.predict.process.worker import ModelHost
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
+from tests.kit.length import short_or_long
 from tests.unit.predict.process.inline_child import always, lesson, real_child, refined, view
 
 PERIOD_S = 0.01
@@ -22,7 +23,8 @@ ROUNDS = 30
 EACH = 4  # forecasts a round: four hundred a second, more than a core does
 WORDS = "why is it larger than what came before, and what does that say of the next one? " * 4
 LATE_S = 0.012  # a third of what four forecasts take, and more than a busy machine's own
-TRIES = 3
+TRIES = 10  # for the rule; a loop that is on time takes one
+TWIN_TRIES = short_or_long(1, 3)
 NUMBERS = count()
 
 Ask = Callable[[PromptView], object]
@@ -41,10 +43,10 @@ async def lateness_s(ask: Ask) -> float:
     return sorted(late)[ROUNDS // 2]
 
 
-async def least_lateness_s(ask: Ask) -> float:
+async def least_lateness_s(ask: Ask, tries: int = TRIES) -> float:
     """Of a few tries, as soon as one is within the bound: others' work makes a loop late, too."""
     least_s = float("inf")
-    for _ in range(TRIES):
+    for _ in range(tries):
         least_s = min(least_s, await lateness_s(ask))
         if least_s < LATE_S:
             break
@@ -79,5 +81,7 @@ async def test_loop_that_runs_the_encoder_itself_is_late() -> None:
     host = ModelHost(lambda: None)
     setup = ChildSetup(Predict(), str(shipped("models")), b"key", {}, frozenset())
     host.answer(encoded(OpenModels(setup)))
-    late_s = await least_lateness_s(lambda seen: host.answer(encoded(MakeForecast(seen))))
+    late_s = await least_lateness_s(
+        lambda seen: host.answer(encoded(MakeForecast(seen))), TWIN_TRIES
+    )
     assert late_s > LATE_S
