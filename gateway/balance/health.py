@@ -31,6 +31,8 @@ MIN_BACKOFF_S = 0.05
 
 
 class HealthState(StrEnum):
+    """State of an account; the head of this file has the transitions."""
+
     OPEN = "open"
     BACKOFF = "backoff"
     EJECTED = "ejected"
@@ -43,6 +45,8 @@ OPEN = HealthState.OPEN
 
 
 class HealthSignal(StrEnum):
+    """Cause of a transition between two states."""
+
     SUCCEEDED = "succeeded"  # of the probe
     RESTED = "rested"  # 429, 503
     FAILED = "failed"  # eject_after failures in a row, or one of the probe

@@ -23,6 +23,8 @@ PROMPT_RATIO = 0.25
 
 
 class Stage(Enum):
+    """Stage of a live job."""
+
     WAITING = auto()
     RUNNING = auto()
     RETRYING = auto()  # between two attempts: in flight, but on no account

@@ -23,6 +23,8 @@ from gateway.types import JobClass, Mode
 
 
 class Pool:
+    """The models that share accounts: waiting jobs, work in flight, turns, and measured load."""
+
     __slots__ = (
         "accounts", "armed_s", "budget", "clear_s", "closed_s", "deferred", "drains", "due", "mode",
         "models", "name", "order", "pace", "queued", "queues", "queues_on", "rejected", "retried",
