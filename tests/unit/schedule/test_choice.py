@@ -355,8 +355,9 @@ def test_retries_go_by_arrival_over_all_accounts() -> None:
 
 
 def test_turn_that_started_nothing_for_long_is_next() -> None:
-    """A turn goes after max_overtake_s whatever its head costs; before that it saves up for it."""
-    for bound, expected in ((3600.0, False), (20.0, True)):
+    """A turn goes after max_overtake_s whatever its head costs; before that, and where the bound is
+    0, it saves up for it."""
+    for bound, expected in ((3600.0, False), (0.0, False), (20.0, True)):
         it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=bound, shed=False)
         it.submit("i0", 30)
         it.submit("heavy", 50_000)
@@ -384,3 +385,18 @@ def test_turn_counts_its_wait_from_when_it_had_a_job() -> None:
         it.submit(f"h{n}", 50_000, at=1011.0 + n)
     assert started(it.finish("i1", 30, at=1019.0)) == ["i2"]
     assert started(it.finish("i2", 30, at=1021.0)) == ["h0"]
+
+
+def test_best_that_is_remembered_is_dropped_when_its_tenant_is_capped() -> None:
+    """The cap may fill in another pool, which moves nothing in this one."""
+    it = world({"a": {"initial_concurrency": 1}, "b": {"models": ["k"]}}, ordering="fcfs")
+    it.submit("run")
+    it.submit("first")
+    it.submit("capped", tenant="small")
+    it.submit("last")
+    handle = it.scheduler.handle  # `feed` also checks, which looks at every queue anew
+    assert started(handle(Finished("run", Outcome.OK, Verdict.SUCCESS), 0.0)) == ["first"]
+    other = job("other", model="k", accounts=("b",), tenant="small")
+    assert started(handle(Submitted(other), 0.0)) == ["other"]
+    assert started(handle(Finished("first", Outcome.OK, Verdict.SUCCESS), 0.0)) == ["last"]
+    assert started(it.finish("other") + it.finish("last")) == ["capped"]
