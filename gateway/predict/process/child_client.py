@@ -109,7 +109,12 @@ class ChildClient(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is of no common class
 
     def data_received(self, data: bytes) -> None:
-        """Collect an answer, which may come in any pieces."""
+        """Collect an answer, which may come in any pieces. Unasked for, nothing is collected."""
+        if self._payload is None or self._payload.done():
+            self._give_up("it wrote without a question")
+            if self._transport is not None:
+                self._transport.abort()
+            return
         self._received += data
         if len(self._received) < HEAD_BYTES:
             return
@@ -118,7 +123,7 @@ class ChildClient(asyncio.Protocol):
         except ChildGone as error:
             self._give_up(str(error))
             return
-        if len(self._received) >= end and self._payload is not None and not self._payload.done():
+        if len(self._received) >= end:
             self._payload.set_result(bytes(self._received[HEAD_BYTES:end]))
             self._received.clear()
 

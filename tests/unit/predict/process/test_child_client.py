@@ -248,6 +248,16 @@ async def test_child_that_breaks_the_protocol_is_gone(start: Start, body: str, w
         await ask(client, ForgetLearned())
 
 
+async def test_child_that_writes_without_a_question_is_gone(start: Start) -> None:
+    """What it writes is not collected: the child ends of a broken pipe."""
+    client = await start(scripted("while True: write(bytes(65536))"))
+    async with asyncio.timeout(10):
+        while "gone=''" in repr(client):  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.005)
+    with pytest.raises(ChildGone, match="without a question"):
+        await ask(client, ForgetLearned())
+
+
 async def test_child_ignores_the_terminal_s_signals(start: Start) -> None:
     """Ctrl-C and a service manager's SIGTERM reach the whole group: draining is the gateway's."""
     client = await opened(start)
