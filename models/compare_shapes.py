@@ -1,5 +1,5 @@
-"""Which form of a distribution is worth its cost? Judged on one fold of five that neither the
-boosters nor the fine-tuned network have seen; the held-out side is not looked at.
+"""Compares forms of a distribution by loss and cost, on one fold of five that neither the boosters
+nor the fine-tuned network have seen; the held-out side is not looked at.
 
     .venv-models/bin/python models/compare_shapes.py CONVERSATIONS.jsonl.gz
 
@@ -61,7 +61,7 @@ SHARES = (0.0, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6)
 
 
 def microseconds(boosters: list[lgb.Booster], x: Array) -> float:
-    """Of one forecast, as the gateway runs them."""
+    """Microseconds of one forecast, as the gateway runs the boosters."""
     loaded = [
         Booster(b.model_to_string().split("\nparameters:")[0] + "\n", x.shape[1]) for b in boosters
     ]
@@ -74,11 +74,11 @@ def microseconds(boosters: list[lgb.Booster], x: Array) -> float:
 
 
 def mixed(own: Array, head: Array, share: float) -> Array:
-    """As gateway/predict/lengths.py does: the median's average, the shapes' average."""
+    """The average of two grids, as gateway/predict/lengths.py makes it."""
     return np.sort((1 - share) * own + share * head, axis=1)
 
 
-def say(name: str, grid: Array, y: Array, sources: list[str], more: str = "") -> None:
+def show(name: str, grid: Array, y: Array, sources: list[str], more: str = "") -> None:
     found = judge(grid, y, sources)
     inside = found["kendall_tau_mean_source"]
     print(
@@ -117,17 +117,17 @@ def main() -> None:
     x = np.concatenate([x[:, : RUNNING.start], projected(projection, old), nn], axis=1)
 
     known = means([view.model for view in views_a], y[a])
-    whole = cheap(views_b, known, {})
+    cheap_b = cheap(views_b, known, {})
     head = Head.load(HERE / "head.npz")
-    said = np.array(
+    head_grids = np.array(
         [
             head.grid(tuned.encode(view.text, None, view.system).code, view.model, row)
-            for view, row in zip(views_b, whole.tolist(), strict=True)
+            for view, row in zip(views_b, cheap_b.tolist(), strict=True)
         ]
     )
     warm = neighbour_matrix((new[a], views_a, y[a]), new[b], views_b)
     cold = np.full((len(b), len(NEIGHBOUR_NAMES)), np.nan)
-    plain, pca = whole[:, : RUNNING.start], projected(projection, new[b])
+    plain, pca = cheap_b[:, : RUNNING.start], projected(projection, new[b])
 
     shipped = Model(x, y[a], folds[a], FULL)
     table = residual_table(out_of_fold(x, y[a], folds[a], FULL), y[a])
@@ -144,14 +144,14 @@ def main() -> None:
             ),
         }
         for name, (grid, boosters) in forms.items():
-            say(f"{name}, {history}", grid, y[b], sources, f"{microseconds(boosters, m):.0f} us")
+            show(f"{name}, {history}", grid, y[b], sources, f"{microseconds(boosters, m):.0f} us")
         own = forms["location + scale + table"][0]
         for share in SHARES:
-            grid = mixed(own, said, share)
-            say(f"  and {share} of the head", grid, y[b], sources)
+            grid = mixed(own, head_grids, share)
+            show(f"  and {share} of the head", grid, y[b], sources)
             zh = [source for source, yes in zip(sources, chinese, strict=True) if yes]
-            say("    in Chinese", grid[chinese], y[b][chinese], zh)
-    say("the head alone", said, y[b], sources)
+            show("    in Chinese", grid[chinese], y[b][chinese], zh)
+    show("the head alone", head_grids, y[b], sources)
     print(f"{len(a)} rows fitted, {len(b)} judged")
 
 

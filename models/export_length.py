@@ -120,9 +120,9 @@ def main() -> None:
 
 
 def reference(path: Path, fp32: Encode, lines: Sequence[str], tok: Tokenizer) -> None:
-    """What the fp32 graph makes of our own lines, for a test to compare with."""
-    said = [both_outputs(fp32, token_ids(tok, line, "", MAX_TOKENS)) for line in lines]
-    vectors, codes = (np.array(part, np.float16) for part in zip(*said, strict=True))
+    """Outputs of the fp32 graph for our own lines, for a test to compare with."""
+    outputs = [both_outputs(fp32, token_ids(tok, line, "", MAX_TOKENS)) for line in lines]
+    vectors, codes = (np.array(part, np.float16) for part in zip(*outputs, strict=True))
     np.savez_compressed(path, texts=np.array(lines), fp32=vectors, code=codes)
 
 

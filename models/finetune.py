@@ -131,8 +131,8 @@ def corpus(args: argparse.Namespace, tokenizer: Tokenizer) -> tuple[Corpus, dict
     for i, view in enumerate(views):
         rows_of[tuple(tokens(view, tokenizer))].append(i)
     with np.load(args.vectors) as file:
-        known = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
-    old = np.array([known[views[own[0]].text] for own in rows_of.values()], np.float32)
+        vectors_by_text = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
+    old = np.array([vectors_by_text[views[own[0]].text] for own in rows_of.values()], np.float32)
     facts = {
         "models": numbered,
         "model_means": means([view.model for view in views], y),
@@ -203,7 +203,7 @@ def network(data: Corpus, facts: dict[str, Any], weights: dict[str, np.ndarray])
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Of the full rate: a line up, a line down to 0."""
+    """Share of the full learning rate: a line up, then a line down to 0."""
     rise = max(1, int(WARM_UP * steps))
     return min((step + 1) / rise, (steps - step) / max(1, steps - rise))
 

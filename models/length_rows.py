@@ -1,7 +1,7 @@
-"""What the length network reads of a request: token ids, twelve side features, the model.
+"""The length network's inputs: token ids, twelve side features, the model.
 
 The tokens and the list of side features are the gateway's own (predict/encoder.py,
-predict/head.py): what is trained is what is served. No torch here. The text is the system
+predict/head.py), so training and serving read the same. No torch here. The text is the system
 prompt's head and the last user text's head and tail, because the first sets the form of the
 answer and the second its task; everything else of a conversation comes as a number beside them.
 """
@@ -26,7 +26,7 @@ SIDE_COLUMNS = [NAMES.index(name) for name in SIDES]
 
 
 def tokens(view: PromptView, tokenizer: Tokenizer, cap: int = MAX_TOKENS) -> list[int]:
-    """What the encoder is given of a request, at most `cap`."""
+    """The encoder's tokens of a request, at most `cap`."""
     return token_ids(tokenizer, view.text, view.system, cap)
 
 
@@ -101,6 +101,6 @@ def padded(rows: Sequence[Sequence[int]]) -> tuple[Array, Array]:
 
 
 def censored(rows: Sequence[Mapping[str, Any]]) -> Array:
-    """Whether the length is a lower bound only."""
+    """True for each row whose length is only a lower bound."""
     limits = [row.get("max_tokens") or np.inf for row in rows]
     return np.array([row["output_tokens"] >= n for row, n in zip(rows, limits, strict=True)])

@@ -13,8 +13,8 @@ Both models are a location (mean of log length), a scale (log of the residual's 
 out of fold) and a table of residual quantiles in units of the scale, by location. Features
 that a live gateway may lack are hidden at random while fitting, so the trees know what to do
 without them: the model's mean (10 % of rows), the task type (60 %), neighbours (35 %).
-Running means of what was learned are left out but with `--running`: they told sources apart,
-and cost order inside them (MODELCARD.md).
+Running means of learned lengths are left out, except with `--running`: they separate sources and
+cost order inside them (MODELCARD.md).
 
 The full model is fitted on the vectors of the encoder as it was before it was fine-tuned for
 length, and served those of the fine-tuned one, which was held near the old ones. The
@@ -167,7 +167,7 @@ def judge(grid: Array, y: Array, sources: Sequence[str]) -> dict[str, Any]:
 def matrices(
     views: Sequence[PromptView], sources: Sequence[str], y: Array, folds: Array, vectors: Array
 ) -> tuple[Array, Array]:
-    """Cheap features and neighbours' features; of each row's own fold nothing is known."""
+    """Cheap features and neighbours' features; each row knows nothing of its own fold."""
     x = np.empty((len(views), len(NAMES)))
     nn = np.empty((len(views), len(q.NEIGHBOUR_NAMES)))
     for fold in np.unique(folds):

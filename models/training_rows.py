@@ -1,5 +1,5 @@
-"""From a file of conversations to what the length models are fitted on: views, vectors,
-features and neighbours, each as serving makes them."""
+"""Inputs of the length models from a file of conversations: views, vectors, features and
+neighbours, each made as in serving."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ def log_lengths(rows: Sequence[dict[str, Any]]) -> Array:
 
 
 def vectors_of(views: Sequence[PromptView], encoder: Encoder, stored: Path | None) -> Array:
-    """One vector a prompt (some 15 ms each), kept in `stored` between runs where given."""
-    known: dict[str, Array] = {}
+    """One vector for each prompt (some 15 ms each), stored in the file `stored` where given."""
+    vectors: dict[str, Array] = {}
     if stored and stored.exists():
         with np.load(stored) as file:
-            known = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
+            vectors = dict(zip(file["texts"].tolist(), file["vectors"], strict=True))
     names = [_name(view, encoder) for view in views]
-    missing = {name: view for name, view in zip(names, views, strict=True) if name not in known}
+    missing = {name: view for name, view in zip(names, views, strict=True) if name not in vectors}
     for i, (name, view) in enumerate(missing.items()):
-        known[name] = encoder.vector(view.text, None, view.system).astype(np.float16)
+        vectors[name] = encoder.vector(view.text, None, view.system).astype(np.float16)
         if i % 1000 == 0:
             print(f"\rvectors {i} of {len(missing)}", end="", flush=True)
     if stored and missing:
-        np.savez(stored, texts=np.array(list(known)), vectors=np.array(list(known.values())))
-    return np.array([known[name] for name in names], np.float32)
+        np.savez(stored, texts=np.array(list(vectors)), vectors=np.array(list(vectors.values())))
+    return np.array([vectors[name] for name in names], np.float32)
 
 
 def _name(view: PromptView, encoder: Encoder) -> str:
@@ -95,18 +95,18 @@ def cheap(views: Sequence[PromptView], model: dict[str, float], task: dict[str, 
 
 
 def running(views: Sequence[PromptView], tenants: Sequence[str], y: Array) -> Array:
-    """Running means as serving has them: of the rows before, in order, never of the row."""
-    known, out = Residuals(), np.empty((len(views), len(UNKNOWN_RUNNING)))
+    """Running means as in serving: in order, of the rows before each row."""
+    residuals, out = Residuals(), np.empty((len(views), len(UNKNOWN_RUNNING)))
     for i, (view, tenant) in enumerate(zip(views, tenants, strict=True)):
-        of = group_keys(view.model, tenant, template_key(view, b""))
-        out[i] = known.table.running(of)
-        known.learn(of, float(y[i]), stage0=float(y[i]), full=None, censored=False)
+        keys = group_keys(view.model, tenant, template_key(view, b""))
+        out[i] = residuals.table.running(keys)
+        residuals.learn(keys, float(y[i]), stage0=float(y[i]), full=None, censored=False)
     return out
 
 
 def mixed_running(views: Sequence[PromptView], sources: Sequence[str], y: Array) -> Array:
-    """Half of the rows see a tenant that sends one source's requests, half a tenant that
-    sends all; some see nothing learned yet."""
+    """Running means of a mixture: half of the rows come from a tenant that sends one source's
+    requests, half from one that sends all; for some nothing was learned yet."""
     random = np.random.default_rng(4)
     alone, together = running(views, sources, y), running(views, [""] * len(views), y)
     out = np.where(random.random(len(views))[:, None] < 0.5, alone, together)

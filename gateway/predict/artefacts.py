@@ -132,8 +132,7 @@ def load_refit(folder: Path, shipped: ArtefactFolder) -> Refit:
 
 
 class Artefacts:
-    """The loaded artefacts of a folder; those that cannot be loaded are None, and `problems` says
-    why.
+    """The loaded artefacts of a folder. One that cannot be loaded is None; `problems` has why.
 
     Args:
         folder: models/.

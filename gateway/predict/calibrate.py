@@ -92,13 +92,13 @@ def model_family(model: str) -> str:
     """A model's name up to its version or size: "gpt" of "openai/gpt-5.4-mini"."""
     name = model.rsplit("/", 1)[-1].lower()
     parts = re.split(r"[-_:. ]", name)
-    kept: list[str] = []
+    words: list[str] = []
     for part in parts:
         if any(c.isdigit() for c in part):
-            kept += [] if kept else [re.split(r"\d", part)[0]]
+            words += [] if words else [re.split(r"\d", part)[0]]
             break
-        kept.append(part)
-    return "-".join(part for part in kept if part) or name
+        words.append(part)
+    return "-".join(part for part in words if part) or name
 
 
 PRIOR = 12.0  # answers' worth of the group above, before the first answer
@@ -240,12 +240,12 @@ class Changes(Struct, frozen=True):
     models: dict[str, Entry | None]
     templates: dict[str, Entry | None]
     levels: dict[str, Levels | None]
-    whole: bool = False  # these are all entries: drop the others
+    complete: bool = False  # these are all entries: drop the others
 
 
 class Mirror:
     """A copy of a `Calibration`, brought up to date by its `Changes`. Its table changes in
-    place, but for `Changes.whole`, after which it is another one."""
+    place, but for `Changes.complete`, after which it is another one."""
 
     def __init__(self) -> None:
         self._models: dict[str, Entry] = {}
@@ -255,12 +255,12 @@ class Mirror:
 
     def apply(self, changes: Changes) -> None:
         """Take over what changed."""
-        if changes.whole:
+        if changes.complete:
             self._models, self._templates, self._levels = {}, {}, {}
         _merge(self._models, changes.models)
         _merge(self._templates, changes.templates)
         _merge(self._levels, changes.levels)
-        if changes.whole:
+        if changes.complete:
             self.table = Calibration(self._models, self._templates, self._levels)
 
 

@@ -188,8 +188,8 @@ def special_ids_of(tokenizer: Any) -> SpecialIds:
     """The special ids of a tokenizer. Raises ValueError where it puts no start and end around a
     text."""
     start, end = tokenizer.encode("").ids
-    known = (tokenizer.token_to_id(word) for word in UNKNOWN_WORDS)
-    unknown = next((found for found in known if found is not None), -1)
+    ids = (tokenizer.token_to_id(word) for word in UNKNOWN_WORDS)
+    unknown = next((found for found in ids if found is not None), -1)
     space = tokenizer.token_to_id(SPACE)
     return SpecialIds(start, end, unknown, -1 if space is None else space)
 
@@ -288,8 +288,8 @@ def find_encoder(models: ArtefactFolder, exported: Path | None, name: str) -> Ar
         if found.about("encoder").get("name") != name:
             raise ArtefactError(f"{exported / name} is not of the encoder {name!r}")
         return found
-    known = ", ".join(repr(one) for one in encoder_names(models, exported))
-    raise ArtefactError(f"no artefact for the encoder {name!r} (there is {known})")
+    names = ", ".join(repr(one) for one in encoder_names(models, exported))
+    raise ArtefactError(f"no artefact for the encoder {name!r} (there is {names})")
 
 
 def encoder_names(models: ArtefactFolder, exported: Path | None) -> list[str]:

@@ -149,9 +149,9 @@ def _of_characters(raw: bytes) -> tuple[float, ...]:
 def _of_words(view: PromptView, read: str, words: list[str]) -> list[float]:
     """Features of the words. `read`: the part of the text that they are of."""
     first = FIRST_WORDS.get(words[0].strip(",.:!?")) if words else None
-    known = set(words)
+    distinct = set(words)
     row = [_asked_size(read), nan if first is None else first]
-    row += [len(known & group) for _, group in WORD_GROUPS]
+    row += [len(distinct & group) for _, group in WORD_GROUPS]
     if view.wide_ratio > 0.1:
         row += [word in read for word in CHINESE]
     else:

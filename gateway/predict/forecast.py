@@ -1,4 +1,4 @@
-"""From a grid of quantiles to the forecast that other rooms see, and the grid of stage 0.
+"""The forecast that other rooms see, made from a grid of quantiles; and stage 0's grid.
 
 Pure functions: the event loop calls them for stage 0, the child process for the rest.
 """

@@ -15,7 +15,7 @@ One search answers for both pools: the tenant may see the shared rows and its ow
 the tenant that can matter, unless fewer than k of them are its own and the last one is still
 above the threshold: only then is the tenant searched alone.
 
-FAISS keeps a thread pool per calling thread, so it is told to use one thread (0.3 ms for 10,000
+FAISS keeps a thread pool per calling thread, so it is set to use one thread (0.3 ms for 10,000
 rows of 384). Similarities are on one scale for all encoders (encoder.py).
 """
 

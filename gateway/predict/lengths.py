@@ -185,7 +185,7 @@ class ColumnBooster:
 
 
 class LengthModel:
-    """From features to a grid. Belongs to one thread.
+    """Boosters and table that make a grid of features. Belongs to one thread.
 
     Args:
         location, scale: boosters; the scale's output is a logarithm.

@@ -118,7 +118,7 @@ LARGEST = 2.5  # one residual counts for at most this: a factor of 12
 MODELS = 4000  # groups of tenants, their families, models, scripts
 TEMPLATES = 4000
 SOURCES = 4000  # watched for change; and as many levels
-MOST_CHANGES = 1000  # changed entries handed over singly; beyond, the whole table is
+MOST_CHANGES = 1000  # changed entries handed over singly; beyond, all entries are
 RATE = 0.004  # η
 ALPHA = ((0.2, 0.8), (-0.15, 0.45))  # bounds of the two levels
 SLACK, ALARM = 0.12, 5.0  # CUSUM of u − 0.5, u uniform while nothing changes
@@ -158,7 +158,7 @@ class Residuals:
         changed, self._changed = self._changed, (set(), set(), set())
         if changed is None:
             return Changes(
-                dict(self._models), dict(self._templates), dict(self._levels), whole=True
+                dict(self._models), dict(self._templates), dict(self._levels), complete=True
             )
         models, templates, levels = changed
         return Changes(

@@ -200,14 +200,14 @@ class LearningForecaster(Forecaster):
 
 
 def _is_informative(lesson: Lesson, estimate: Estimate) -> bool:
-    """Whether the answer deserves a place in the window. A lower bound below the forecast median
-    says nothing, and would take the place of a known length."""
+    """True where the answer deserves a place in the window. A lower bound below the forecast
+    median says nothing, and would take the place of an exact length."""
     if lesson.running:
         return False
     return not lesson.censored or log1p(lesson.output_tokens) > estimate.grid[3]
 
 
 def _is_length(output_tokens: int, success: bool, censored: bool) -> bool:
-    """Whether the tokens counted are a length, or a lower bound of one. Those of a failed
-    answer are neither, unless it is marked as censored."""
+    """True where the tokens are a length, or a lower bound of one. Those of a failed answer are
+    neither, unless it is marked as censored."""
     return output_tokens > 0 and (success or censored)

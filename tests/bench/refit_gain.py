@@ -34,7 +34,7 @@ from gateway.shipped import shipped
 from gateway.types import HistoryRow
 from gateway.workbench import figures
 from gateway.workbench.evaluate.judged_rows import Case, choose, fit_keys, read
-from gateway.workbench.evaluate.vectors import Prompt, Recalled, vectors_of
+from gateway.workbench.evaluate.vectors import Prompt, RecordedEncoder, vectors_of
 
 SHOWN = ("kendall_tau", "pinball", "auc_short", "coverage_p90")
 
@@ -48,17 +48,17 @@ class Play:
         chosen = choose(read(args.data), fit_keys(models), limit=args.limit)
         self.first, self.later = np.split(np.array(chosen.cases, object), [args.fit_rows])
         name, cap = self.settings.embedding_model_name, self.settings.max_encoder_tokens
-        self.whole = Artefacts(models, name, cap)
-        assert self.whole.encoder is not None
+        self.artefacts = Artefacts(models, name, cap)
+        assert self.artefacts.encoder is not None
         views = [case.view for case in chosen.cases if case.view.text.strip()]
         prompts = [Prompt(cut(v.text, self.settings.max_chars), v.system) for v in views]
-        known = vectors_of(prompts, models, self.settings, args.vectors, workers=2)
-        width, reader = self.whole.encoder.width, self.whole.encoder
-        self.whole.encoder = Recalled(known, width, cap, reader=reader)
+        vectors = vectors_of(prompts, models, self.settings, args.vectors, workers=2)
+        width, reader = self.artefacts.encoder.width, self.artefacts.encoder
+        self.artefacts.encoder = RecordedEncoder(vectors, width, cap, reader=reader)
 
     def history(self) -> tuple[LearningForecaster, list[HistoryRow]]:
         """A forecaster that learned the first rows, and these as history keeps them."""
-        forecaster = LearningForecaster(self.settings, self.whole, b"bench", {})
+        forecaster = LearningForecaster(self.settings, self.artefacts, b"bench", {})
         return forecaster, [forecaster.learn(self.lesson(case)) for case in self.first]
 
     def figures(self, adopted: Artefacts | None) -> dict[str, Any]:
@@ -112,7 +112,9 @@ def line(name: str, found: dict[str, Any], note: str = "") -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--vectors", type=Path, required=True, help="kept here between runs")
+    parser.add_argument(
+        "--vectors", type=Path, required=True, help="file for them, made where missing"
+    )
     parser.add_argument("--fit-rows", type=int, required=True)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--by-source", action="store_true", help="each source is a tenant")
@@ -129,8 +131,9 @@ def main() -> None:
         refits[f"refitted without {args.hide}"] = blinded(rows, args.hide)
     for name, own in refits.items():
         with TemporaryDirectory() as folder:
-            done = refit(own, play.whole, Path(folder))
-            adopted = play.whole.refitted(current_version(Path(folder)))
+            done = refit(own, play.artefacts, Path(folder))
+            version = current_version(Path(folder))
+            adopted = None if version is None else play.artefacts.refitted(version)
             note = ", ".join(f"{j.old} → {j.new}" for j in (done.stage0, done.full))
             print(line(name, play.figures(adopted), note))
 

@@ -114,7 +114,7 @@ class ModelHost:
             return answer
         residuals = forecaster.residuals
         changes = residuals.changes()
-        moved = changes.whole or changes.models or changes.templates or changes.levels
+        moved = changes.complete or changes.models or changes.templates or changes.levels
         status = ChildStatus(
             artefacts.encoder_name,
             forecaster.rows,

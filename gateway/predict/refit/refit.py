@@ -50,7 +50,7 @@ JUDGED_SHARE = 0.2
 JUDGED_ROWS = 50  # fewer cannot judge
 GAIN = 0.002  # of pinball loss that a change is worth
 TAIL_ROWS = 500
-VERSIONS = 3  # kept on disk
+VERSIONS = 3  # on disk
 NICE = 19
 _LEVELS = np.array(QUANTILE_LEVELS)
 
@@ -93,7 +93,7 @@ def run(
     models: Path,
     out: Path,
     encoder: str,
-    say: Callable[[str], object] = print,
+    show: Callable[[str], object] = print,
     nice: int = NICE,
 ) -> int:
     """The command: lower the priority, refit, print the report as JSON.
@@ -103,14 +103,14 @@ def run(
         models: folder of the shipped artefacts.
         out: folder of the versions.
         encoder: `predict.embedding_model_name`.
-        nice: how much lower this process's priority becomes.
+        nice: increase of this process's niceness.
 
     Returns:
         the exit status: 0 a new version is in force, 3 the old models stay.
     """
     os.nice(nice)
     report = refit(rows, Artefacts(models, encoder, 64, exported=exported_folder(out)), out)
-    say(json.dumps(msgspec.to_builtins(report)))
+    show(json.dumps(msgspec.to_builtins(report)))
     return ACCEPTED if report.accepted else KEPT
 
 
@@ -124,16 +124,16 @@ def refit(rows: Sequence[HistoryRow], shipped: Artefacts, out: Path) -> RefitRep
     if tables is None or shipped.tables is None:
         raise ValueError("there are no shipped models to correct: " + "; ".join(shipped.problems))
     until_s = 0.0 if old is None else old.until_wall_s
-    cheap, whole = stage0_rows(rows, shipped), full_rows(rows, shipped)
+    cheap, full = stage0_rows(rows, shipped), full_rows(rows, shipped)
     base0, base1 = shipped.tables.stage0, shipped.tables.full
     current0 = ("" if old is None else old.stage0, base0 if old is None else tables.stage0)
     current1 = ("" if old is None else old.full, base1 if old is None else tables.full)
     judged0 = judge(cheap, current0, base0, Channel.STAGE0, until_s)
-    judged1 = judge(whole, current1, base1, Channel.FULL, until_s)
+    judged1 = judge(full, current1, base1, Channel.FULL, until_s)
     accepted, version = judged0.better or judged1.better, now.version
     if accepted:
         fit0 = _fitted(cheap, base0) if judged0.better else _unchanged(cheap, current0)
-        fit1 = _fitted(whole, base1) if judged1.better else _unchanged(whole, current1)
+        fit1 = _fitted(full, base1) if judged1.better else _unchanged(full, current1)
         new = Refit(
             version=next_version(out),
             tables=msgspec.structs.replace(tables, stage0=fit0.table, full=fit1.table),

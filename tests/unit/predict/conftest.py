@@ -1,4 +1,4 @@
-"""Folders of artefacts, whole and broken, for the predictor's tests."""
+"""Folders of artefacts, complete and damaged, for the predictor's tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.prices import Price
+from gateway.predict.teaching import LearningForecaster
+from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 
 NAME = "minilm-l6-length-1"
@@ -22,8 +25,14 @@ def artefacts() -> Artefacts:
 
 
 @pytest.fixture
+def forecaster(artefacts: Artefacts) -> LearningForecaster:
+    """A forecaster that learned nothing yet, with a price for the model "m"."""
+    return LearningForecaster(Predict(), artefacts, b"key", {"m": Price(prompt=1.0, output=10.0)})
+
+
+@pytest.fixture
 def damaged(tmp_path: Path) -> Callable[[Damage], Path]:
-    """A copy of models/ (by links) with something done to it."""
+    """A function that copies models/ (by links) and damages the copy."""
 
     def make(damage: Damage) -> Path:
         folder = tmp_path / "models"
@@ -38,7 +47,7 @@ def damaged(tmp_path: Path) -> Callable[[Damage], Path]:
 
 
 def replace(name: str, content: bytes | None) -> Damage:
-    """Put other content in the place of a file; None takes it away."""
+    """Replace a file's content; None removes the file."""
 
     def damage(folder: Path) -> None:
         (folder / name).unlink()

@@ -1,5 +1,8 @@
-"""The shipped encoder as a plain sentence encoder: its ONNX file with the output `code` taken
-out. A walk over protobuf fields, since the library that writes ONNX is no dependency."""
+"""The shipped encoder as a plain sentence encoder, without the output `code`.
+
+The ONNX file is edited by a walk over its protobuf fields: the library that writes ONNX is no
+dependency.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ GRAPH, OUTPUT, BYTES = 7, 12, 2  # fields of ModelProto and GraphProto; a wire t
 
 
 def without_code(target: Path) -> Path:
-    """Write it; its path."""
+    """Write the ONNX file without the output `code`; its path."""
     data = (shipped("models") / "encoder.onnx").read_bytes()
     model = bytearray()
     for number, raw, content in fields(data):
         if number == GRAPH:
-            kept = b"".join(
+            rest = b"".join(
                 inner
                 for field, inner, of in fields(content)
                 if not (field == OUTPUT and CODE in of)
             )
-            raw = varint(GRAPH << 3 | BYTES) + varint(len(kept)) + kept
+            raw = varint(GRAPH << 3 | BYTES) + varint(len(rest)) + rest
         model += raw
     target.write_bytes(model)
     return target
@@ -32,7 +35,7 @@ CODE = b"\x04code"  # a name of four letters, with its length
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Number, whole encoding, and content where it has a length, of each field."""
+    """Number, encoding, and content where it has a length, of each field."""
     at = 0
     while at < len(data):
         start = at

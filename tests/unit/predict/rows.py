@@ -1,4 +1,4 @@
-"""History rows whose lengths follow a rule the shipped models do not know."""
+"""History rows whose lengths follow a rule that the shipped models do not know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ruled_rows(
 ) -> list[HistoryRow]:
     """Prompts of digits get 1,500 tokens, others 15: the opposite of what anybody would guess.
 
-    No encoder is asked: vectors are random, neighbours unknown. `noise`: of log length.
+    No encoder is used: vectors are random, neighbours unknown. `noise`: of log length.
     """
     assert artefacts.tables is not None
     rng, numbers = random.Random(seed), np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Shipped artefacts: checked, loaded, or said to be missing."""
+"""Artefacts are checked, loaded, or reported as missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[[Damage], Path]
 
 
 def test_artefacts_shipped_load_without_a_problem(artefacts: Artefacts) -> None:
-    """The repository's own artefacts are whole and fit the code."""
+    """The repository's own artefacts load completely and fit the code."""
     assert artefacts.problems == []
     assert artefacts.encoder is not None
     assert artefacts.full is not None
@@ -48,17 +48,17 @@ def test_manifest_names_every_artefact_with_origin_and_licence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "reason"),
     [
         (flip("encoder.onnx"), "encoder.onnx: the sha256 is not the manifest's"),
         (flip("tokenizer.json"), "tokenizer.json: the sha256 is not the manifest's"),
         (replace("encoder.onnx", None), "encoder.onnx cannot be read"),
     ],
 )
-def test_artefacts_without_encoder_keep_stage0(damaged: Make, damage: Damage, said: str) -> None:
+def test_artefacts_without_encoder_keep_stage0(damaged: Make, damage: Damage, reason: str) -> None:
     """A bad encoder costs neighbours and the full model, not stage 0."""
     found = Artefacts(damaged(damage), NAME, 64)
-    assert [said in problem for problem in found.problems] == [True]
+    assert [reason in problem for problem in found.problems] == [True]
     assert (found.encoder, found.full, found.encoder_name) == (None, None, "")
     assert found.stage0() is not None
 
@@ -77,27 +77,27 @@ def test_artefacts_without_full_model_keep_the_rest(damaged: Make, name: str) ->
 def test_artefacts_without_booster_of_short_answers_keep_the_rest(
     damaged: Make, damage: Damage
 ) -> None:
-    """A bad booster of P(short) is said, and the grid speaks alone."""
-    found, whole = Artefacts(damaged(damage), NAME, 64), Artefacts(shipped("models"), NAME, 64)
+    """A bad booster of P(short) is reported, and P(short) comes from the grid alone."""
+    found, complete = Artefacts(damaged(damage), NAME, 64), Artefacts(shipped("models"), NAME, 64)
     assert [problem.startswith("full_short.txt") for problem in found.problems] == [True]
     assert found.full is not None
-    assert whole.full is not None
+    assert complete.full is not None
     assert found.projection is not None
     row = [1.0] * (len(NAMES) + len(found.projection) - 1 + len(NEIGHBOUR_NAMES))
     assert found.full.short(row) is None
-    assert whole.full.short(row) is not None
-    assert found.full.grid(row) == whole.full.grid(row)
+    assert complete.full.short(row) is not None
+    assert found.full.grid(row) == complete.full.grid(row)
 
 
 def test_artefacts_refuse_tables_with_an_unknown_column(damaged: Make) -> None:
-    """A leaning over features this code does not have is said, before anything reads them."""
+    """Tables whose correction reads a feature that this code lacks are reported and not loaded."""
 
     def rename(folder: Path) -> None:
         tables = json.loads((folder / "tables.json").read_text())
         tables["leaning"]["names"][0] = "no such feature"
         (folder / "tables.json").unlink()
         (folder / "tables.json").write_text(json.dumps(tables))
-        name_again(folder, "tables", "tables.json")
+        update_hash(folder, "tables", "tables.json")
 
     found = Artefacts(damaged(rename), NAME, 64)
     assert any(problem.startswith("tables.json: leaning") for problem in found.problems)
@@ -106,7 +106,7 @@ def test_artefacts_refuse_tables_with_an_unknown_column(damaged: Make) -> None:
 
 @pytest.mark.parametrize("damage", [flip("head.npz"), replace("head.npz", None)])
 def test_artefacts_without_head_keep_the_rest(damaged: Make, damage: Damage) -> None:
-    """A bad head is said, and costs the head alone."""
+    """A bad head is reported, and nothing else is lost."""
     found = Artefacts(damaged(damage), NAME, 64)
     assert [problem.startswith("head.npz") for problem in found.problems] == [True]
     assert found.head is None
@@ -114,7 +114,7 @@ def test_artefacts_without_head_keep_the_rest(damaged: Make, damage: Damage) -> 
 
 
 def test_artefacts_leave_aside_a_head_of_another_encoder(damaged: Make) -> None:
-    """A head whose codes are of another width is not used; the right one is."""
+    """A head made for codes of another width is not used; one of the right width is."""
 
     def narrow(folder: Path) -> None:
         with np.load(folder / "head.npz") as file:
@@ -122,29 +122,29 @@ def test_artefacts_leave_aside_a_head_of_another_encoder(damaged: Make) -> None:
         parts["first.weight"] = parts["first.weight"][:, 1:]
         (folder / "head.npz").unlink()
         np.savez(folder / "head.npz", **parts)
-        name_again(folder, "head", "head.npz")
+        update_hash(folder, "head", "head.npz")
 
     found = Artefacts(damaged(narrow), NAME, 64)
     assert found.problems == ["head.npz was made for codes of 63, not 64"]
     assert found.head is None
 
 
-def test_artefacts_of_a_plain_encoder_want_no_head(damaged: Make) -> None:
-    """An encoder without codes needs no head: nothing is missing."""
+def test_artefacts_of_a_plain_encoder_need_no_head(damaged: Make) -> None:
+    """Without codes a head is not looked for, and its absence is no problem."""
 
     def plain(folder: Path) -> None:
         for name in ("encoder.onnx", "head.npz"):
             (folder / name).unlink()
         without_code(folder / "encoder.onnx")
-        name_again(folder, "encoder", "encoder.onnx")
+        update_hash(folder, "encoder", "encoder.onnx")
 
     found = Artefacts(damaged(plain), NAME, 64)
     assert (found.problems, found.head) == ([], None)
     assert found.full is not None
 
 
-def name_again(folder: Path, table: str, file: str) -> None:
-    """Put a file's true hash into the manifest."""
+def update_hash(folder: Path, table: str, file: str) -> None:
+    """Write a file's true hash into the manifest."""
     text = (folder / "manifest.toml").read_text()
     old = tomllib.loads(text)[table]["sha256"]
     new = hashlib.sha256((folder / file).read_bytes()).hexdigest()
@@ -163,25 +163,26 @@ def test_artefacts_without_stage0_keep_the_encoder(damaged: Make, name: str) -> 
 
 @pytest.mark.parametrize("content", [None, b"not toml [", b"\xff\xfe", b"[encoder]\nfile = 'x'\n"])
 def test_artefacts_without_manifest_are_none(damaged: Make, content: bytes | None) -> None:
-    """No usable manifest: nothing is loaded, and the reason is said."""
+    """Without a usable manifest nothing is loaded, and the reason is reported."""
     found = Artefacts(damaged(replace("manifest.toml", content)), NAME, 64)
     assert found.problems
     assert (found.encoder, found.full, found.stage0()) == (None, None, None)
 
 
-def test_artefacts_of_an_encoder_not_shipped_say_so() -> None:
-    """Another encoder's name does not silently get this one's vectors."""
+def test_artefacts_of_an_unknown_encoder_name_it() -> None:
+    """The name of another encoder does not silently get the shipped one's vectors."""
     found = Artefacts(shipped("models"), "paraphrase-multilingual-MiniLM-L12-v2", 64)
     assert found.encoder is None
     assert "paraphrase-multilingual-MiniLM-L12-v2" in found.problems[0]
 
 
 def test_a_model_not_in_the_tables_has_its_family_s_mean(artefacts: Artefacts) -> None:
-    """The mean over the members known of its family; NaN for a family nobody knows."""
+    """An unknown model has the mean of its family's members; NaN where the family is
+    unknown too."""
     tables = artefacts.tables
     assert tables is not None
-    known = [mean for name, mean in tables.models.items() if name.startswith("gpt-4")]
-    assert min(known) < tables.model_mean("gpt-9-giant") < max(tables.models.values())
+    members = [mean for name, mean in tables.models.items() if name.startswith("gpt-4")]
+    assert min(members) < tables.model_mean("gpt-9-giant") < max(tables.models.values())
     assert isnan(tables.model_mean("unheard-of-1b"))
 
 

@@ -1,4 +1,4 @@
-"""The corrections in force, as they are read, beside the learner and away from it."""
+"""The corrections in force, as read beside the learner and away from it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
 
 
 def test_residuals_of_nothing_are_zero() -> None:
-    """What was never seen is not corrected."""
+    """Without answers there is no correction."""
     table = taught(0, 1.0).table
     assert (table.stage0_bias(M), table.full_bias(M)) == (0.0, 0.0)
 
 
 def test_unseen_model_starts_from_its_family() -> None:
-    """A new version of a model that answers long is held to answer long, from the first request."""
+    """A new version of a model with long answers is forecast long from the first request on."""
     table = taught(200, 1.0).table
     assert 0.8 < table.stage0_bias(group_keys("gpt-6", "a")) <= table.stage0_bias(M)
     assert table.stage0_bias(group_keys("gpt-6", "a")) > table.stage0_bias(
@@ -44,8 +44,9 @@ def test_unseen_model_starts_from_its_family() -> None:
     )
 
 
-def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
-    """Two templates of one tenant and model are told apart; a third starts between them."""
+def test_groups_get_a_bias_of_their_own() -> None:
+    """Two templates of one tenant and model get biases of their own; a third starts between
+    them."""
     residuals = Residuals()
     long, short, third = (group_keys("m-1", "a", name) for name in ("long", "short", "third"))
     for _ in range(100):
@@ -57,8 +58,8 @@ def test_scopes_of_their_own_come_to_speak_for_themselves() -> None:
     assert abs(table.stage0_bias(third)) < 0.2
 
 
-def test_running_lengths_are_known_by_scope() -> None:
-    """Means and counts of tenant, model, template; NaN and 0 where none was seen."""
+def test_running_lengths_are_kept_by_group() -> None:
+    """Tenant, model and template have mean and count of their lengths; NaN and 0 without any."""
     residuals = Residuals()
     of = group_keys("m-1", "a", "x")
     for tokens in (100, 100):
@@ -84,7 +85,7 @@ def test_levels_are_kept_by_class_and_stage() -> None:
 
 
 def test_table_never_changes_once_it_is_given_out() -> None:
-    """A table in the loop's hands stays as it was; a new one replaces it."""
+    """A calibration stays as it was; learning makes another one."""
     residuals = taught(3, 1.0)
     before = residuals.table
     was = before.stage0_bias(M)
@@ -103,9 +104,10 @@ def test_table_never_changes_once_it_is_given_out() -> None:
         max_size=60,
     )
 )
-def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None:
-    """Whatever is learned, dropped, forgotten or restored, its changes bring a copy along."""
-    residuals, mirror, kept = Residuals(), Mirror(), Residuals().table.dump()
+def test_mirror_equals_the_table(steps: list[tuple[str, int]]) -> None:
+    """After learning, dropping, forgetting and restoring the changes bring the mirror up to
+    date."""
+    residuals, mirror, dumped = Residuals(), Mirror(), Residuals().table.dump()
     for step, number in steps:
         of = group_keys(f"m-{number}", f"t{number % 3}", "p" * (number % 2))
         if step == "learn":
@@ -120,8 +122,8 @@ def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None
         elif step == "forget":
             residuals.forget_models()
         elif step == "restore":
-            kept = residuals.table.dump() if number % 2 else kept
-            residuals.restore(kept)
+            dumped = residuals.table.dump() if number % 2 else dumped
+            residuals.restore(dumped)
         else:
             mirror.apply(residuals.changes())
             assert mirror.table == residuals.table
@@ -130,7 +132,7 @@ def test_mirror_holds_what_the_table_holds(steps: list[tuple[str, int]]) -> None
 
 
 def test_mirror_follows_tables_that_drop_their_oldest() -> None:
-    """More scopes than are kept, and more changes than are told one by one."""
+    """The mirror is right with more groups than are stored and more changes than are listed."""
     residuals, mirror = Residuals(), Mirror()
     mirror.apply(residuals.changes())
     for i in range(2 * MODELS):
@@ -161,7 +163,7 @@ NAMES = st.text(st.characters(exclude_characters="\x1f"))
     ],
 )
 def test_family_is_the_name_up_to_version_or_size(model: str, name: str) -> None:
-    """Vendor, version, size and date do not tell families apart."""
+    """Models that differ in vendor, version, size or date are of one family."""
     assert model_family(model) == name
 
 
@@ -169,7 +171,8 @@ def test_family_is_the_name_up_to_version_or_size(model: str, name: str) -> None
 def test_tenant_is_read_from_every_key_that_is_made(
     model: str, tenant: str, template: str, script: str
 ) -> None:
-    """Of lengths and of scripts; the kinds are told apart."""
+    """The tenant is read from keys of lengths and of scripts, and the two kinds are
+    distinguished."""
     lengths, scripts = group_keys(model, tenant, template), script_keys(model, tenant, script)
     for keys, kind in ((lengths.models + lengths.templates, False), (scripts.models, True)):
         assert {tenant_of(key) for key in keys} == {tenant}
@@ -177,7 +180,7 @@ def test_tenant_is_read_from_every_key_that_is_made(
 
 
 def test_tenant_is_read_from_every_kind_of_key() -> None:
-    """Tenant, family, model, template; those of scripts have it third."""
+    """Keys of tenant, family, model and template have the tenant second, those of scripts third."""
     for one in ("t\x1fa", "f\x1fa\x1fgpt", "m\x1fa\x1fgpt-5", "p\x1fa\x1fgpt-5\x1fhash"):
         assert tenant_of(one) == "a"
     for one in ("b\x1fgpt\x1fa\x1flatin", "c\x1fgpt-5\x1fa\x1flatin"):

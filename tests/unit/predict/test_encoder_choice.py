@@ -1,4 +1,4 @@
-"""Encoders chosen by name: the shipped one, and what was exported beside it."""
+"""Encoders chosen by name: the shipped one, and those exported beside it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lesson(view: PromptView = VIEW, tokens: int = 40) -> Lesson:
 
 
 def test_an_exported_encoder_is_chosen_by_its_name(home: Path, tiny: Artefacts) -> None:
-    """It loads without a problem; the shipped one is still found by its own."""
+    """An exported encoder loads by its name without a problem, and so does the shipped one."""
     assert (tiny.problems, tiny.encoder_name) == ([], "tiny")
     assert tiny.encoder is not None
     assert tiny.encoder.width == 32
@@ -62,16 +62,16 @@ def test_an_exported_encoder_is_chosen_by_its_name(home: Path, tiny: Artefacts) 
     assert own.full is not None
 
 
-def test_an_exported_encoder_brings_none_of_what_was_fitted_on_the_shipped_one(
+def test_an_exported_encoder_comes_without_models_of_the_shipped_one(
     tiny: Artefacts,
 ) -> None:
-    """No projection, full model, head: only stage 0 reads no vector."""
+    """Projection, full model and head are not loaded; stage 0, which reads no vector, is."""
     assert (tiny.projection, tiny.full, tiny.head) == (None, None, None)
     assert tiny.stage0() is not None
 
 
 @pytest.mark.parametrize("name", ["nobody", "../home/encoders/tiny", "", ".", "tiny/"])
-def test_an_encoder_that_is_not_there_is_said_with_those_that_are(home: Path, name: str) -> None:
+def test_an_unknown_encoder_is_reported_with_those_there_are(home: Path, name: str) -> None:
     """Nothing is loaded in its place, and no name leads out of the folder."""
     found = Artefacts(MODELS, name, 64, exported=exported_folder(home))
     assert (found.encoder, found.encoder_name) == (None, "")
@@ -81,7 +81,7 @@ def test_an_encoder_that_is_not_there_is_said_with_those_that_are(home: Path, na
 
 
 def test_an_exported_encoder_that_was_altered_is_not_loaded(home: Path, tmp_path: Path) -> None:
-    """Its hash is checked as the shipped ones' are; stage 0 stays."""
+    """The hash of an exported encoder is checked like the shipped ones'; stage 0 stays."""
     folder = exported_folder(tmp_path) / "tiny"
     folder.mkdir(parents=True)
     for path in (exported_folder(home) / "tiny").iterdir():
@@ -95,7 +95,7 @@ def test_an_exported_encoder_that_was_altered_is_not_loaded(home: Path, tmp_path
 
 
 def test_an_exported_folder_under_another_name_is_refused(home: Path, tmp_path: Path) -> None:
-    """Renaming a folder must not give its vectors another's name."""
+    """A renamed folder is not loaded: its vectors would get another encoder's name."""
     exported_folder(tmp_path).mkdir()
     moved = exported_folder(tmp_path) / "other"
     moved.symlink_to(exported_folder(home) / "tiny")
@@ -103,8 +103,8 @@ def test_an_exported_folder_under_another_name_is_refused(home: Path, tmp_path: 
         find_encoder(ArtefactFolder(MODELS), exported_folder(tmp_path), "other")
 
 
-def test_foresight_with_an_exported_encoder_learns_neighbours(home: Path, tiny: Artefacts) -> None:
-    """Before any row the boosters without vectors speak; after a repeat, its neighbours."""
+def test_exported_encoder_brings_learned_neighbours(home: Path, tiny: Artefacts) -> None:
+    """Before any row stage 0's boosters forecast; after a repeat its neighbours do."""
     forecaster = LearningForecaster(settings(home), tiny, b"key", {})
     first = forecaster.forecast(VIEW)
     assert first.rung == Rung.MODEL_ONLY
@@ -128,9 +128,8 @@ def altered(home: Path, tmp_path: Path, pattern: str, by: str) -> Path:
     return folder.parent
 
 
-def near_strangers(artefacts: Artefacts, home: Path) -> list[Rung]:
-    """The rungs of a prompt that has nothing in common with twenty learned ones, and of one of
-    them."""
+def rungs_among_unrelated(artefacts: Artefacts, home: Path) -> list[Rung]:
+    """Rungs of a prompt unrelated to twenty learned ones, and of one of these."""
     forecaster = LearningForecaster(settings(home), artefacts, b"key", {})
     learned = [PromptView.of_prompt(text, tenant="t", model="m") for text in STRANGERS]
     for view in learned:
@@ -141,24 +140,24 @@ def near_strangers(artefacts: Artefacts, home: Path) -> list[Rung]:
 STRANGERS = [f"write {word} essay: {word}-{word}" for word in ("a", "xq", "77", "zzzz", "k9") * 4]
 
 
-def test_strangers_are_no_neighbours_of_an_encoder_of_narrow_spread(
+def test_unrelated_prompts_are_no_neighbours_of_a_narrow_encoder(
     home: Path, tiny: Artefacts, tmp_path: Path
 ) -> None:
-    """Its cosines all lie above the threshold, as an e5's do: by the scale in its manifest a
-    repeat is a neighbour and a stranger is not. The twin, a manifest from before: both are."""
-    assert near_strangers(tiny, home) == [Rung.MODEL_ONLY, Rung.TENANT_NEIGHBORS]
+    """The encoder's cosines all lie above the threshold: by the scale in its manifest a repeat is a
+    neighbour and an unrelated prompt is not. The twin, a manifest without scale: both are."""
+    assert rungs_among_unrelated(tiny, home) == [Rung.MODEL_ONLY, Rung.TENANT_NEIGHBORS]
     old = altered(home, tmp_path, r"similarity_scale = .*\n", "")
     before = Artefacts(MODELS, "tiny", 64, exported=old)
     assert before.encoder is not None
     assert before.encoder.similarity_scale == 1.0
-    assert near_strangers(before, home) == [Rung.TENANT_NEIGHBORS] * 2
+    assert rungs_among_unrelated(before, home) == [Rung.TENANT_NEIGHBORS] * 2
 
 
 @pytest.mark.parametrize("scale", ["0.0", "-3.0", "1e9", "nan", '"wide"'])
 def test_an_encoder_with_an_impossible_scale_is_not_loaded(
     home: Path, tmp_path: Path, scale: str
 ) -> None:
-    """Told as any other fault of a manifest."""
+    """A scale out of bounds is reported like any other fault of a manifest."""
     folder = altered(home, tmp_path, r"similarity_scale = .*", f"similarity_scale = {scale}")
     found = Artefacts(MODELS, "tiny", 64, exported=folder)
     assert found.encoder is None
@@ -166,7 +165,7 @@ def test_an_encoder_with_an_impossible_scale_is_not_loaded(
 
 
 def test_rows_of_another_encoder_are_not_searched(home: Path, tiny: Artefacts) -> None:
-    """Even one whose vector is as wide; a row of its own is."""
+    """A row of another encoder is not remembered, even where its vector is as wide."""
     forecaster = LearningForecaster(settings(home), tiny, b"key", {})
     own = forecaster.learn(lesson())
     forecaster.forget()
@@ -177,7 +176,7 @@ def test_rows_of_another_encoder_are_not_searched(home: Path, tiny: Artefacts) -
 
 
 def rows_of(encoder: str, width: int, count: int = 300) -> list[HistoryRow]:
-    """Rows as a gateway with this encoder stores them, their lengths a rule's."""
+    """Rows as a gateway with this encoder stores them, with lengths by a rule."""
     draw = np.random.default_rng(0)
     forecaster = LearningForecaster(Predict(), Artefacts(MODELS, "none", 64), b"key", {})
     rows = []
@@ -197,21 +196,22 @@ def rows_of(encoder: str, width: int, count: int = 300) -> list[HistoryRow]:
 def test_refit_under_an_exported_encoder_fits_stage0_alone(
     home: Path, tiny: Artefacts, tmp_path: Path
 ) -> None:
-    """The full model is trained on none of its vectors; the same rows of the shipped one are."""
+    """The full model is fitted on no vector of an exported encoder; the same rows of the shipped
+    one are used."""
     rows = rows_of("tiny", 32)
     assert (len(full_rows(rows, tiny)), len(stage0_rows(rows, tiny))) == (0, 300)
     report = refit(rows, tiny, tmp_path / "refits")
     assert report.accepted
     assert report.full.fitted_rows == 0
-    whole = Artefacts(MODELS, NAME, 64)
-    assert len(full_rows(rows, whole)) == 0
-    assert len(full_rows(rows_of(NAME, 384), whole)) == 300
+    shipped_artefacts = Artefacts(MODELS, NAME, 64)
+    assert len(full_rows(rows, shipped_artefacts)) == 0
+    assert len(full_rows(rows_of(NAME, 384), shipped_artefacts)) == 300
     adopted = tiny.refitted(tmp_path / "refits" / str(report.version))
     assert (adopted.problems, adopted.version, adopted.full) == ([], 1, None)
 
 
 def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
-    """What the child opens is chosen by the settings alone."""
+    """The child opens the encoder that the settings name."""
 
     def opened(chosen: Predict) -> ChildStatus:
         setup = ChildSetup(chosen, str(MODELS), b"key", {}, frozenset())
@@ -225,7 +225,7 @@ def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
 
 
 def test_resize_keeps_an_encoder_s_cache_where_nothing_changes(tiny: Artefacts) -> None:
-    """A cap beyond its positions is that of its positions, and no reason to forget."""
+    """A cap beyond the encoder's positions is lowered to them, and clears no cache."""
     encoder = tiny.encoder
     assert encoder is not None
     encoder.encode("the sea", b"key")

@@ -1,4 +1,4 @@
-"""From a grid to a workload, and stage 0's grid."""
+"""The workload made from a grid, and stage 0's grid."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def view(text: str = "Write a short poem about the sea", **more: Any) -> PromptV
     return PromptView.of_prompt(text, tenant="a", model="m", **more)
 
 
-def test_heuristic_knows_structure_and_limit() -> None:
-    """Tools and JSON answers are short, max_tokens cuts."""
+def test_heuristic_depends_on_structure_and_limit() -> None:
+    """Requests with tools are forecast shorter, and max_tokens cuts."""
     plain, tools = heuristic_grid(view()), heuristic_grid(view(tools=2))
     assert tools[3] < plain[3]
     pricing = Pricing(4.0, {})
@@ -40,7 +40,7 @@ def test_heuristic_knows_structure_and_limit() -> None:
 
 
 def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
-    """No trees or no tables: the heuristic, under its name."""
+    """Without trees or tables stage 0 is the heuristic, under its name."""
     assert artefacts.tables is not None
     cheap = artefacts.tables.features_of(view())
     for model, row in ((None, cheap), (artefacts.stage0(), [])):
@@ -49,8 +49,8 @@ def test_stage0_without_model_is_the_heuristic(artefacts: Artefacts) -> None:
     assert stage0_grid(view(), artefacts.stage0(), cheap)[1] is Rung.MODEL_ONLY
 
 
-def test_workload_money_counts_cached_and_reasoning_tokens() -> None:
-    """Dollars at p50 and p90 take the shares seen lately at their own prices."""
+def test_workload_prices_cached_and_reasoning_tokens() -> None:
+    """The learned shares of cached and reasoning tokens have their own prices at p50 and p90."""
     price = Price(prompt=10.0, output=20.0, cached=1.0, reasoning=40.0)
     pricing, of, residuals = Pricing(4.0, {"m": price}), group_keys("m", "a"), Residuals()
     seen, grid = view("x" * 4000), heuristic_grid(view("x" * 4000))
@@ -84,8 +84,8 @@ def test_workload_counts_prompt_tokens_by_the_learned_ratio() -> None:
     assert after.cost_p50 - before.cost_p50 == after.prompt_tokens - before.prompt_tokens
 
 
-def test_levelled_grid_uses_the_levels_of_its_class() -> None:
-    """Heavy misses widen heavy forecasts; interactive ones stay as they were."""
+def test_apply_levels_uses_the_levels_of_the_class() -> None:
+    """Misses of heavy jobs widen heavy forecasts; interactive ones stay as they were."""
     residuals, of = Residuals(), group_keys("m", "a")
     for _ in range(60):
         residuals.move_levels(FULL, JobClass.HEAVY, (True, True), censored=False, keys=of)
@@ -98,7 +98,7 @@ def test_levelled_grid_uses_the_levels_of_its_class() -> None:
 
 
 def test_pack_floats_keeps_features_as_half_precision() -> None:
-    """Values come back within a thousandth, NaN as NaN, huge ones held in range."""
+    """Values come back within a thousandth, NaN as NaN, and huge ones clipped."""
     back = np.frombuffer(pack_floats([1.5, 7.123, float("nan"), 1e9]), "<f2")
     assert back[0] == 1.5
     assert back[1] == pytest.approx(7.123, rel=1e-3)
@@ -107,7 +107,7 @@ def test_pack_floats_keeps_features_as_half_precision() -> None:
 
 
 def test_odds_average_the_grid_and_the_booster() -> None:
-    """P(short) lies between what either says, and follows the grid as it is moved."""
+    """P(short) lies between those of grid and booster, and follows the grid when it is moved."""
     grid = heuristic_grid(view())
     by_grid = ShortOdds().probability(grid)
     odds = ShortOdds(logit=2.0, middle=grid[3])
@@ -118,7 +118,7 @@ def test_odds_average_the_grid_and_the_booster() -> None:
 
 
 def test_odds_add_the_correction_and_keep_within_bounds() -> None:
-    """What a tenant's answers add is added, within [0, 1]; and it is seen in the class."""
+    """The tenant's correction is added within [0, 1] and can change the class."""
     grid = heuristic_grid(view())
     assert ShortOdds(correction=0.1).probability(grid) == pytest.approx(
         ShortOdds().probability(grid) + 0.1
@@ -135,7 +135,7 @@ def test_odds_add_the_correction_and_keep_within_bounds() -> None:
 
 
 def test_odds_of_an_answer_cut_short_are_certain() -> None:
-    """No opinion stands against max_tokens."""
+    """An answer limited to 64 tokens is short, whatever the booster says."""
     odds, pricing = ShortOdds(logit=-4.0, middle=5.0, correction=-0.5), Pricing(4.0, {})
     cut = workload_of(
         view(max_tokens=64), heuristic_grid(view()), Rung.HEURISTIC, pricing, odds=odds
@@ -144,7 +144,7 @@ def test_odds_of_an_answer_cut_short_are_certain() -> None:
 
 
 def test_floats_come_back_from_a_row() -> None:
-    """Features as history keeps them, in half precision; a torn row gives what is whole."""
+    """Packed features come back in half precision; of torn bytes the complete values do."""
     packed = pack_floats([1.0, float("nan"), 1e9, 0.1])
     found = unpack_floats(packed)
     assert found[0] == 1.0
@@ -155,15 +155,15 @@ def test_floats_come_back_from_a_row() -> None:
 
 
 def test_odds_of_an_answer_cut_above_short_are_as_without_the_cut() -> None:
-    """A max_tokens of 65 or 100 says nothing of whether the answer ends by 64."""
+    """A max_tokens of 65 or 100 does not change P(output ≤ 64)."""
     odds, pricing, grid = (
         ShortOdds(logit=-0.8, middle=5.3),
         Pricing(4.0, {}),
         heuristic_grid(view()),
     )
-    whole = workload_of(view(), grid, Rung.HEURISTIC, pricing, odds=odds)
+    uncut = workload_of(view(), grid, Rung.HEURISTIC, pricing, odds=odds)
     for limit in (65, 80, 100, 300):
         cut = workload_of(view(max_tokens=limit), grid, Rung.HEURISTIC, pricing, odds=odds)
-        assert cut.p_short == whole.p_short
-        assert cut.job_class is whole.job_class
+        assert cut.p_short == uncut.p_short
+        assert cut.job_class is uncut.job_class
         assert cut.p90 <= limit + 0.001

@@ -1,4 +1,4 @@
-"""The small half of the length network: shipped, it tells long from short; broken, it says so."""
+"""The small half of the length network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CODE, MODEL, HIDDEN = 3, 2, 4
 
 @pytest.fixture
 def parts() -> Parts:
-    """A small head with weights one can follow: its median is the code's sum, gelu of it."""
+    """A small head whose median can be computed by hand: the gelu of the code's sum."""
     width = CODE + MODEL + len(SIDES) + len(MAY_LACK)
     first = np.zeros((HIDDEN, width), np.float32)
     first[0, :CODE] = 1.0
@@ -54,15 +54,15 @@ def median(parts: Parts, code: list[float], model: str = "other", mean: float = 
 
 
 def test_head_computes_the_network(parts: Parts) -> None:
-    """Two layers over gelu(code), the model's numbers and the side features, scaled back."""
+    """The grid is that of two layers over gelu(code), the model's numbers and the side features."""
     hidden = gelu(sum(map(gelu, (1.0, 2.0, -1.0)))) + gelu(1.0)
     assert median(parts, [1.0, 2.0, -1.0]) == pytest.approx(1.0 + 2.0 * hidden, rel=1e-5)
-    known = hidden - gelu(1.0) + gelu(2.0) + gelu(1.5)
-    assert median(parts, [1.0, 2.0, -1.0], "one", 1.5) == pytest.approx(1 + 2 * known, rel=1e-5)
+    expected = hidden - gelu(1.0) + gelu(2.0) + gelu(1.5)
+    assert median(parts, [1.0, 2.0, -1.0], "one", 1.5) == pytest.approx(1 + 2 * expected, rel=1e-5)
 
 
 def test_head_gives_a_grid_that_does_not_cross(parts: Parts) -> None:
-    """Levels the network has in the wrong order come out sorted."""
+    """Levels that the network has in the wrong order come out sorted."""
     parts["last.bias"] = parts["last.bias"][::-1].copy()
     cheap = [0.0] * len(NAMES)
     grid = Head(parts).grid(np.ones(CODE, np.float32), "one", cheap)
@@ -78,9 +78,9 @@ def test_head_holds_side_features_within_bounds(parts: Parts) -> None:
 
 @pytest.mark.parametrize("name", ["models", "side_mean", "last.weight", "first.weight"])
 def test_head_refuses_parts_that_do_not_fit(parts: Parts, name: str) -> None:
-    """A table that lacks a row fits nothing; a missing one neither."""
-    whole = Head(parts)
-    assert whole.width == CODE
+    """A table that lacks a row, or is missing, is an error."""
+    head = Head(parts)
+    assert head.width == CODE
     short = parts | {name: parts[name][:1] if name != "first.weight" else parts[name][:, :5]}
     with pytest.raises(ValueError, match="do not fit"):
         Head(short)
@@ -89,8 +89,8 @@ def test_head_refuses_parts_that_do_not_fit(parts: Parts, name: str) -> None:
         Head(parts)
 
 
-def test_shipped_head_tells_long_from_short(artefacts: Artefacts) -> None:
-    """An essay is longer than a yes or no, by text alone, for a model nobody knows."""
+def test_shipped_head_orders_long_and_short(artefacts: Artefacts) -> None:
+    """An essay is forecast longer than a yes or no, by text alone and for an unknown model."""
     head, encoder, tables = artefacts.head, artefacts.encoder, artefacts.tables
     assert head is not None
     assert encoder is not None
@@ -104,8 +104,8 @@ def test_shipped_head_tells_long_from_short(artefacts: Artefacts) -> None:
     assert found[0][3] > found[1][3] + 1.0
 
 
-def test_shipped_head_is_what_the_encoder_was_trained_with() -> None:
-    """Its width is that of the codes, and it knows the models it was fitted on by name."""
+def test_shipped_head_fits_the_shipped_encoder() -> None:
+    """The head's width is that of the codes, and it has names of the models it was fitted on."""
     head = Head.load(shipped("models") / "head.npz")
     with np.load(shipped("models") / "encoder_reference.npz") as file:
         assert head.width == file["code"].shape[1]

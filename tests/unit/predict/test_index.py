@@ -52,7 +52,7 @@ def test_index_finds_the_row_itself_first() -> None:
 
 
 def test_index_of_one_tenant_overwrites_the_oldest_when_full() -> None:
-    """With one tenant the window is FIFO: the newest rows are found, older ones are gone."""
+    """With one tenant the window is first in, first out: only the newest rows are found."""
     index = filled(10, 37)
     assert len(index) == 10
     found = of_all(index, unit(0), "m", 64)
@@ -64,7 +64,8 @@ def test_index_of_one_tenant_overwrites_the_oldest_when_full() -> None:
 
 
 def test_index_keeps_the_rows_of_others_through_a_flood() -> None:
-    """A tenant that sends a thousand rows gives up its own: those below their share stay."""
+    """A tenant that sends a thousand rows gives up its own; tenants below their share keep
+    theirs."""
     index = HistoryIndex(WIDTH, 30)
     for i in range(10):
         index.add(unit(i), "quiet", "m", i, censored=False)
@@ -85,7 +86,7 @@ def test_index_gives_a_newcomer_its_share() -> None:
 
 
 def test_index_tenant_pool_holds_that_tenant_only() -> None:
-    """Another tenant's nearer row is not in the pool; the global pool has it."""
+    """Another tenant's nearer row is in the global pool and not in the tenant's."""
     index = filled(100, 30, tenants=3)
     found = of_tenant(index, unit(4), "t0", "m", 64)
     assert sorted(tokens(found)) == list(range(0, 30, 3))
@@ -124,16 +125,16 @@ def test_index_searches_a_crowded_tenant_alone() -> None:
     assert set(tokens(everyone)) == {1}
 
 
-def test_index_empty_finds_nothing() -> None:
-    """No rows, no neighbours, no error."""
+def test_empty_index_finds_nothing() -> None:
+    """Without rows there are no neighbours and no error."""
     index = HistoryIndex(WIDTH, 5)
     assert len(of_all(index, unit(0), "m", 5)) == 0
     assert len(of_tenant(index, unit(0), "t", "m", 5)) == 0
     assert len(index.resized(3)) == 0
 
 
-def test_index_tells_model_censoring_and_age() -> None:
-    """Each neighbour says whether it is of the same model, whether it was cut, how old it is."""
+def test_index_gives_model_censoring_and_age() -> None:
+    """Each neighbour has flags for the same model and for a cut answer, and its age."""
     index = HistoryIndex(WIDTH, 5)
     index.add(unit(0), "t", "m", 10, censored=True, wall_s=100.0)
     index.add(unit(1), "t", "other", 20, censored=False, wall_s=160.0)
@@ -142,7 +143,7 @@ def test_index_tells_model_censoring_and_age() -> None:
     assert list(found.censored) == [True, False]
     assert list(found.age_s) == [60.0, 0.0]
     assert list(found.recency) == [1, 0]
-    for i in range(2, 5):  # cut answers make no known one older
+    for i in range(2, 5):  # cut answers make no exact one older
         index.add(unit(i), "t", "m", 5, censored=True, wall_s=170.0)
     again = of_all(index, unit(1), "m", 5)
     assert (tokens(again)[0], again.recency[0]) == (20, 0)
@@ -177,7 +178,7 @@ class PlainWindow:
 def test_index_agrees_with_a_plain_list(
     window: int, tenants: list[int], other: int, hidden: set[int]
 ) -> None:
-    """Against a plain list: same rows in every pool, before and after a change of window."""
+    """The index has the same rows as a plain list in every pool, also after a change of window."""
     private = {f"t{i}" for i in hidden}
     index, plain = HistoryIndex(WIDTH, window, private), PlainWindow(window)
     for i, tenant in enumerate(tenants):
@@ -199,9 +200,9 @@ def test_index_agrees_with_a_plain_list(
             assert found.tenant_rows(name) == len(mine)
 
 
-def test_index_tells_similarities_on_the_scale_it_was_given() -> None:
-    """Distances from 1 are stretched: the same rows in the same order, also once resized; own
-    rows above the threshold on that scale are all found."""
+def test_index_scales_similarities() -> None:
+    """Distances from 1 are stretched: the order stays, also once resized, and all own rows above
+    the threshold on that scale are found."""
     plain, scaled = filled(50, 40, tenants=2), HistoryIndex(WIDTH, 60, scale=4.0)
     for i in range(40):
         scaled.add(unit(i), f"t{i % 2}", "m", i, censored=False)

@@ -49,7 +49,7 @@ def tiny() -> str:
 
 
 def test_booster_follows_its_tree() -> None:
-    """Left of the threshold 10, right of it 20; each call stands alone."""
+    """The output is 10 left of the threshold and 20 right of it, whatever was asked before."""
     booster = Booster(tiny(), 2)
     assert [booster.predict(row) for row in ([0, 3.0], [0, 3.1], [9, 1], [9, 9])] == [
         10.0,
@@ -67,7 +67,7 @@ def test_booster_takes_missing_values() -> None:
 
 
 def test_booster_refuses_another_width() -> None:
-    """A model of other features is an error when it is loaded, not when it is used."""
+    """A model of other features is an error at loading, not at the first use."""
     with pytest.raises(BoosterError, match="takes 2 features, the code gives 3"):
         Booster(tiny(), 3)
     with pytest.raises(ValueError):
@@ -76,6 +76,6 @@ def test_booster_refuses_another_width() -> None:
 
 @pytest.mark.parametrize("text", ["", "not a model", "tree\n", "tree\nversion=v4\n"])
 def test_booster_refuses_what_is_no_model(text: str) -> None:
-    """Garbage is a BoosterError."""
+    """Text that is no model is a BoosterError."""
     with pytest.raises(BoosterError):
         Booster(text, 2)

@@ -1,4 +1,4 @@
-"""A manifest says what lies in its folder, and a file that is another is not given out."""
+"""A manifest describes the files of its folder, and an altered file is not given out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ABOUT: dict[str, Any] = {"origin": "x", "licence": "MIT", "command": 'make "it" 
 
 
 def test_record_is_read_back(tmp_path: Path) -> None:
-    """Quotes, other alphabets, numbers and lists come out as they went in."""
+    """Quotes, other alphabets, numbers and lists come back as they were written."""
     (tmp_path / "a.bin").write_bytes(b"one")
     record(tmp_path, "a", "a.bin", **ABOUT, name="模型", size=0.5, parts=[1, 2])
     about = ArtefactFolder(tmp_path).about("a")
@@ -23,7 +23,7 @@ def test_record_is_read_back(tmp_path: Path) -> None:
 
 
 def test_record_keeps_figures_while_the_file_is_the_same(tmp_path: Path) -> None:
-    """Figures belong to bytes; other tables stay whatever happens."""
+    """Figures stay while the file's bytes do; other tables stay in any case."""
     (tmp_path / "a.bin").write_bytes(b"one")
     record(tmp_path, "other", "a.bin", **ABOUT)
     record(tmp_path, "a", "a.bin", **ABOUT, tau=0.5)
@@ -36,7 +36,7 @@ def test_record_keeps_figures_while_the_file_is_the_same(tmp_path: Path) -> None
 
 
 def test_an_altered_or_missing_file_is_not_given_out(tmp_path: Path) -> None:
-    """Its hash is checked each time; the unaltered one was given out."""
+    """The hash is checked at each call: the file is given out until it is altered."""
     (tmp_path / "a.bin").write_bytes(b"one")
     record(tmp_path, "a", "a.bin", **ABOUT)
     assert ArtefactFolder(tmp_path).path("a").read_bytes() == b"one"

@@ -1,4 +1,4 @@
-"""Price profiles."""
+"""Prices of requests and the file they come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.types import Usage
 
 
 def test_shipped_prices_load_and_are_positive() -> None:
-    """The shipped file is readable, prices output above prompt, cached below it."""
+    """The shipped file is readable and prices output above prompt, cached tokens below it."""
     prices = load_prices(shipped("config/prices.toml"))
     assert "gpt-5.4-mini" in prices
     for price in prices.values():
@@ -23,12 +23,12 @@ def test_shipped_prices_load_and_are_positive() -> None:
 
 
 def test_price_is_per_million_tokens() -> None:
-    """A million of each costs the sum of both prices."""
+    """A million tokens of each kind costs the sum of both prices."""
     assert Price(prompt=1.0, output=10.0).usd(1e6, 1e6) == pytest.approx(11.0)
 
 
-def test_price_of_a_part_replaces_the_whole_s_for_it() -> None:
-    """Cached, reasoning and audio tokens at their own price; without one, as the rest."""
+def test_price_of_a_part_replaces_that_of_its_whole() -> None:
+    """Cached, reasoning and audio tokens have their own price, or else that of their whole."""
     price = Price(
         prompt=2.0, output=8.0, cached=0.5, reasoning=16.0, audio_prompt=40.0, audio_output=80.0
     )
@@ -45,8 +45,8 @@ def test_price_parts_are_held_within_the_whole() -> None:
     assert price.of(Usage(100, 0, cached_tokens=1000)) == 0.0
 
 
-def test_price_of_a_long_prompt_has_rates_of_its_own() -> None:
-    """Past a tier's bound its prices hold for the whole request; at the bound not yet."""
+def test_long_prompts_have_rates_of_their_own() -> None:
+    """Beyond the bound its rates hold for the whole request; at the bound not yet."""
     tiers = [
         LongPromptRates(above_prompt_tokens=1000, prompt=2.0, output=20.0),
         LongPromptRates(above_prompt_tokens=5000, prompt=4.0, output=40.0),

@@ -1,4 +1,4 @@
-"""What the predictor reads of a request, whatever is in it."""
+"""The view of a request, for any content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Message(Struct):
 
 
 def test_view_takes_the_last_user_text_and_counts_the_rest() -> None:
-    """Text is the last user message; system, answers and tools are counted."""
+    """The text is the last user message; system prompt, answers and tool results are counted."""
     seen = PromptView.of_chat(
         [
             {"role": "system", "content": "Be brief."},
@@ -47,7 +47,7 @@ def test_view_takes_the_last_user_text_and_counts_the_rest() -> None:
 
 
 def test_view_reads_structs_and_parts_like_dicts_and_strings() -> None:
-    """Decoded structs, dicts, one string or several parts give the same view."""
+    """Structs, dicts, one string and several parts of the same text give the same view."""
     plain = view("one\ntwo")
     parts = [Part(text="one"), Part(type="image_url"), Part(text="two")]
     struct = PromptView.of_chat([Message("user", parts)], tenant="t", model="m")
@@ -80,7 +80,7 @@ def test_view_reads_structs_and_parts_like_dicts_and_strings() -> None:
     ],
 )
 def test_view_of_garbage_is_a_view(messages: object) -> None:
-    """Whatever comes in, a view, its features and its hash come out."""
+    """Any content gives a view, its features and its hash."""
     seen = PromptView.of_chat(messages, tenant="t", model="m", n=0, max_tokens=-3)
     assert len(features(seen)) == len(NAMES)
     assert len(prompt_key(seen, b"k")) == 16
@@ -89,7 +89,7 @@ def test_view_of_garbage_is_a_view(messages: object) -> None:
 
 
 def test_view_of_a_megabyte_costs_what_a_kilobyte_does() -> None:
-    """Nothing after the cut grows with the prompt; its true length is kept."""
+    """After the cut no cost grows with the prompt, and its true length is counted."""
     large = "word " * 200_000
     begin = time.process_time()
     for _ in range(200):
@@ -102,7 +102,7 @@ def test_view_of_a_megabyte_costs_what_a_kilobyte_does() -> None:
 
 
 def test_cut_keeps_head_and_tail() -> None:
-    """Of a long text the beginning and the end remain; a short one is whole."""
+    """A long text keeps its beginning and end, and a short one all of it."""
     text = "a" * 5000 + "z" * 5000
     short = cut(text, 100)
     assert (len(short), short[0], short[-1]) == (100, "a", "z")
@@ -110,7 +110,7 @@ def test_cut_keeps_head_and_tail() -> None:
 
 
 def test_prompt_key_is_blind_to_case_and_space_and_needs_the_key() -> None:
-    """Equal up to case and white space; other for another text, system or key."""
+    """Keys are equal up to case and white space, and differ by text, system prompt and secret."""
     first = prompt_key(view("Hello  World"), b"k")
     assert first == prompt_key(view(" hello world\n"), b"k")
     assert first != prompt_key(view("hello worlds"), b"k")
@@ -123,15 +123,15 @@ def test_prompt_key_is_blind_to_case_and_space_and_needs_the_key() -> None:
     assert first != prompt_key(system, b"k")
 
 
-def test_prompt_key_tells_long_prompts_apart_that_share_both_ends() -> None:
-    """What the cut hides still shows in the true length."""
+def test_prompt_key_differs_for_long_prompts_that_share_both_ends() -> None:
+    """Prompts that differ only within the cut have different keys, by their true length."""
     ends = "a" * 3000, "z" * 3000
     one, two = (prompt_key(view(ends[0] + "m" * n + ends[1]), b"k") for n in (10, 11))
     assert one != two
 
 
 def test_prompt_tokens_estimate_follows_the_script() -> None:
-    """ASCII counts a quarter of its characters, Chinese more than half."""
+    """ASCII counts a quarter of its characters as tokens, Chinese more than half."""
     assert 250 <= view("a" * 1000).prompt_tokens <= 260
     assert 600 <= view("字" * 1000).prompt_tokens <= 800
 
@@ -144,22 +144,23 @@ def test_prompt_tokens_estimate_follows_the_script() -> None:
         ("привет мир", "other", 19),
     ],
 )
-def test_view_knows_script_and_bytes(text: str, script: str, size: int) -> None:
-    """Bytes in UTF-8, and which script most of them are."""
+def test_view_counts_bytes_and_finds_the_script(text: str, script: str, size: int) -> None:
+    """The view has the text's bytes in UTF-8 and the script of most of them."""
     seen = PromptView.of_prompt(text, tenant="t", model="m")
     assert (seen.script, seen.bytes) == (script, size)
     assert seen.tokens_by(0.5) == round(size * 0.5) + 7
 
 
-def test_view_weighs_a_cut_text_in_proportion() -> None:
-    """A long text is counted whole though only its ends are read; tools count too."""
+def test_view_counts_a_cut_text_in_proportion() -> None:
+    """All bytes of a long text count though only its ends are read, and tools count too."""
     seen = PromptView.of_prompt("字" * 100_000, tenant="t", model="m", tools_bytes=500)
     assert seen.bytes == pytest.approx(300_500, rel=0.01)
     assert seen.script == "cjk"
 
 
 def test_template_is_the_application_not_the_question() -> None:
-    """Same system prompt and tools, another question or date: the same template."""
+    """Requests of the same system prompt and tools share a template, whatever their question or
+    date."""
 
     def key(system: str, text: str, **more: Any) -> str:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
@@ -175,8 +176,8 @@ def test_template_is_the_application_not_the_question() -> None:
     assert "mail" not in base
 
 
-def test_keys_of_requests_without_a_shape_are_as_they_were() -> None:
-    """What history was kept under before shapes were read still matches."""
+def test_keys_of_unconstrained_requests_are_as_they_were() -> None:
+    """Keys of stored history from before constraints were read still match."""
     seen = PromptView.of_chat(
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
         tenant="t",

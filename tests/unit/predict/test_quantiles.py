@@ -62,7 +62,7 @@ def near(
 
 @given(logs)
 def test_rearranged_grid_is_non_decreasing_and_bounded(values: list[float]) -> None:
-    """Crossing quantiles are put in order, within [0, log 10⁶]."""
+    """Crossing quantiles are sorted and held within [0, log 10⁶]."""
     grid = rearranged(values)
     assert list(grid) == sorted(grid)
     assert grid[0] >= 0.0
@@ -88,52 +88,52 @@ def test_probability_rises_with_the_value(values: list[float], at: float, step: 
 
 
 def test_probability_at_a_quantile_is_its_level() -> None:
-    """P(X ≤ quantile) is the level, and the other way round."""
+    """P(X ≤ quantile) is the level, and the quantile at a level gives it back."""
     grid = normal(5, 0.8)
     for level, value in zip(QUANTILE_LEVELS, grid, strict=True):
         assert probability_at_most(grid, value) == pytest.approx(level)
         assert value_at(grid, level) == pytest.approx(value)
 
 
-def test_p_short_is_sure_at_the_ends() -> None:
-    """Certainly short, certainly long, and half where the median is 64."""
+def test_p_short_is_certain_at_the_ends() -> None:
+    """P(short) is 1 for short grids, 0 for long ones, and one half where the median is 64."""
     assert p_short(normal(log1p(10), 0.2)) == 1.0
     assert p_short(normal(log1p(2000), 0.2)) == 0.0
     assert p_short(normal(log1p(64), 0.5)) == pytest.approx(0.5)
 
 
 def test_p_short_of_an_answer_cut_at_64_is_one() -> None:
-    """max_tokens 64 makes any answer short."""
+    """An answer limited to 64 tokens is short."""
     assert p_short(truncated(normal(7, 0.5), 64)) == 1.0
 
 
 def test_risk_is_the_chance_of_twice_the_median() -> None:
-    """Wide grids risk more, and one cut at twice its median risks nothing."""
+    """Wider grids have more risk, and one cut at twice its median has none."""
     wide, tight = normal(5, 1.2), normal(5, 0.3)
     assert 0.0 <= risk(tight) < 0.05 < risk(wide) <= 0.5
     assert risk(truncated(wide, int(expm1(5)))) == 0.0
 
 
 def test_confidence_falls_with_the_scatter() -> None:
-    """1 when certain, exp(−σ) otherwise."""
+    """Confidence is 1 for a certain length and exp(−σ) otherwise."""
     assert confidence((5.0,) * 7) == 1.0
     assert confidence(normal(5, 0.7)) == pytest.approx(np.exp(-0.7), rel=1e-3)
 
 
 def test_neighbour_weight_is_one_for_a_repeat_and_none_at_the_threshold() -> None:
-    """1 at similarity 1, 0 at and below the threshold, half for another model."""
+    """The weight is 1 at similarity 1, 0 at and below the threshold, and half for another model."""
     found = near([1.0, 0.9, 0.8, 0.1, 1.0], [1] * 5, same=[True] * 4 + [False])
     assert neighbour_weights(found, 0.8) == pytest.approx([1, 0.25, 0, 0, 0.5], abs=1e-6)
 
 
 def test_neighbour_grid_of_one_row_scatters_around_it() -> None:
-    """One neighbour is no certainty: its length smeared by the usual scatter."""
+    """One neighbour's length is smeared by the usual scatter."""
     grid = neighbour_grid(np.log1p([100.0]), np.array([1.0]))
     assert grid[3] == pytest.approx(log1p(100), abs=0.01)
     assert grid[5] - grid[3] == pytest.approx(SCATTER * Z[5], rel=0.25)
 
 
-def test_neighbour_grid_covers_what_the_neighbours_said() -> None:
+def test_neighbour_grid_has_the_quantiles_of_the_neighbours() -> None:
     """With many neighbours the median and the outer quantiles are theirs."""
     rng = np.random.default_rng(1)
     logs_ = np.sort(rng.normal(5, 1.0, 64_000))[500::1000]  # as regular as a sample can be
@@ -144,7 +144,7 @@ def test_neighbour_grid_covers_what_the_neighbours_said() -> None:
 
 
 def test_neighbours_fade_with_newer_ones_and_with_time() -> None:
-    """The newest counts in full; so many newer ones, or a month, halve."""
+    """The newest neighbour counts in full; each 48 newer ones and each month halve the weight."""
     found = near([1.0] * 3, [1] * 3, age_s=[0.0, 0.0, AGE_S], recency=[0, int(RECENCY_ROWS), 0])
     assert faded(found, np.ones(3)) == pytest.approx([1.0, 0.5, 0.5])
 
@@ -159,31 +159,31 @@ def test_neighbours_fade_with_newer_ones_and_with_time() -> None:
 def test_mixture_is_never_lowered_by_a_bound(
     centre: float,
     spread: float,
-    known: list[tuple[float, float]],
+    exact: list[tuple[float, float]],
     cut: list[tuple[float, float]],
 ) -> None:
-    """Adding cut answers of any length leaves no quantile below what it was without them."""
+    """Adding cut answers of any length leaves no quantile lower than without them."""
     prior = normal(centre, spread)
-    lengths, weights = zip(*known, *cut, strict=True)
-    flags = [False] * len(known) + [True] * len(cut)
+    lengths, weights = zip(*exact, *cut, strict=True)
+    flags = [False] * len(exact) + [True] * len(cut)
     found = near([1.0] * len(flags), list(lengths), censored=flags)
-    few = near([1.0] * len(known), list(lengths[: len(known)]))
-    without = mixture(prior, few, np.array(weights[: len(known)]))
+    few = near([1.0] * len(exact), list(lengths[: len(exact)]))
+    without = mixture(prior, few, np.array(weights[: len(exact)]))
     with_ = mixture(prior, found, np.array(weights))
     assert all(b >= a - 1e-9 for a, b in zip(without, with_, strict=True))
 
 
 def test_mixture_is_raised_by_a_bound_above_it() -> None:
-    """A cut answer beyond the forecast pulls it up, one of the same length known pulls alike."""
+    """A cut answer beyond the forecast raises it as an exact one of that length does."""
     prior = normal(log1p(100), 0.5)
     cut = mixture(prior, near([1.0], [2000], censored=[True]), np.ones(1))
-    known = mixture(prior, near([1.0], [2000]), np.ones(1))
+    exact = mixture(prior, near([1.0], [2000]), np.ones(1))
     assert cut[3] > prior[3] + 0.5
-    assert cut[3] >= known[3]
+    assert cut[3] >= exact[3]
 
 
 def test_relevelled_reads_other_levels_as_p50_and_p90() -> None:
-    """Of a normal grid: the values at the scores given, those between moved along."""
+    """A normal grid gets its values at the two scores as p50 and p90; those between move along."""
     grid = normal(5, 1.0)
     same = relevelled(grid, 0.0, Z[5])
     moved = relevelled(grid, 0.2, 2.0)
@@ -195,7 +195,8 @@ def test_relevelled_reads_other_levels_as_p50_and_p90() -> None:
 
 
 def test_blend_follows_the_effective_neighbours() -> None:
-    """No neighbour: the model's grid. One: a third of the way. Many: theirs."""
+    """The blend is the model's grid without neighbours, a third of the way to them with one, and
+    theirs with many."""
     model, theirs = normal(3, 0.5), normal(6, 0.5)
     assert blended(model, theirs, 0.0) == pytest.approx(model)
     assert blended(model, theirs, 1.0)[3] == pytest.approx(4.0)
@@ -203,7 +204,7 @@ def test_blend_follows_the_effective_neighbours() -> None:
 
 
 def test_neighbour_features_have_their_names() -> None:
-    """As many numbers as names; without neighbours NaN throughout."""
+    """There are as many features as names, all NaN without neighbours."""
     row = neighbour_features(near([0.9, 0.5], [10, 1000], same=[False, True]))
     named = dict(zip(NEIGHBOUR_NAMES, row, strict=True))
     assert named["nn_max"] == pytest.approx(0.9)
@@ -214,11 +215,11 @@ def test_neighbour_features_have_their_names() -> None:
 
 
 def test_neighbour_features_take_no_bound_below_the_middle() -> None:
-    """A cut row counts where it is longer than the known ones' middle, else not at all."""
-    known = near([1.0, 0.9], [200, 300])
+    """A cut row counts only where it is longer than the median of the exact ones."""
+    exact = near([1.0, 0.9], [200, 300])
     short = near([1.0, 1.0, 0.9], [5, 200, 300], censored=[True, False, False])
     long = near([1.0, 1.0, 0.9], [5000, 200, 300], censored=[True, False, False])
     at = NEIGHBOUR_NAMES.index("nn_mean")
-    assert neighbour_features(short) == neighbour_features(known)
-    assert neighbour_features(long)[at] > neighbour_features(known)[at]
+    assert neighbour_features(short) == neighbour_features(exact)
+    assert neighbour_features(long)[at] > neighbour_features(exact)[at]
     assert np.isnan(neighbour_features(near([1.0], [5], censored=[True]))).all()

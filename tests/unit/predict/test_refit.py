@@ -1,4 +1,4 @@
-"""Models fitted anew: better ones come into force whole, worse ones never."""
+"""Models fitted anew: better ones come into force completely, worse ones never."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def median(artefacts: Artefacts, text: str) -> float:
     return forecaster.forecast(PromptView.of_prompt(text, tenant="z", model="other")).p50
 
 
-def test_refit_learns_what_the_shipped_models_do_not_know(
+def test_refit_learns_a_rule_the_shipped_models_lack(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport]
 ) -> None:
-    """Seven hundred rows of a rule of one's own: both models beat the shipped ones and follow
-    it, for a tenant and a model that have no running bias."""
+    """After seven hundred rows of a rule both new models beat the shipped ones and follow it, also
+    for a tenant and a model without a running bias."""
     out, report = fitted
     assert (report.accepted, report.version) == (True, 1)
     for judged in (report.stage0, report.full):
@@ -66,7 +66,7 @@ def test_refit_learns_what_the_shipped_models_do_not_know(
 def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
-    """Later answers that follow no rule at all change nothing in force."""
+    """Later answers that follow no rule change nothing in force."""
     out, _ = fitted
     rng = random.Random(9)
     later = [
@@ -86,7 +86,7 @@ def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
 def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
-    """Without answers since the last refit there is nothing to judge on, and no change."""
+    """Without answers since the last refit nothing is judged, and nothing changes."""
     out, _ = fitted
     report = refit(rows, artefacts, out)
     assert report.stage0.new is None
@@ -96,8 +96,7 @@ def test_refit_judges_on_rows_the_model_in_use_has_not_seen(
 def test_refit_of_the_full_model_lets_corrections_begin_anew(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], rows: list[HistoryRow]
 ) -> None:
-    """What a tenant's answers leaned to over the old models is not added to the new ones,
-    which know it."""
+    """A tenant's correction of the old models is not added to new ones that hold it already."""
     corrected, level = (LearningForecaster(Predict(), artefacts, b"key", {}) for _ in range(2))
     seen = PromptView.of_prompt(LEDGER, tenant="a", model="m-1")
     for row in rows:
@@ -125,7 +124,7 @@ def test_refit_leaves_out_rows_that_may_not_teach(
 def test_refit_leaves_out_vectors_of_another_encoder(
     artefacts: Artefacts, rows: list[HistoryRow], tmp_path: Path
 ) -> None:
-    """Stage 0 needs no vector; the full model is not fitted on foreign ones."""
+    """Rows of another encoder are used for stage 0 and not for the full model."""
     foreign = [structs.replace(row, encoder="another") for row in rows]
     report = refit(foreign, artefacts, tmp_path)
     assert report.stage0.new is not None
@@ -137,7 +136,7 @@ def test_refit_leaves_out_vectors_of_another_encoder(
 def test_version_of_other_shipped_models_is_left_aside(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
-    """After an upgrade of models/ an old refit is said, not used."""
+    """After an upgrade of models/ an old refit is reported and not used."""
     found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     write(found, artefacts.base | {"stage0": "0" * 64}, tmp_path)
@@ -151,7 +150,7 @@ def test_version_of_other_shipped_models_is_left_aside(
 def test_version_that_is_damaged_is_left_aside(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path, name: str
 ) -> None:
-    """One byte changed: the shipped models serve, and the state says why."""
+    """With one byte changed the shipped models serve, and the reason is reported."""
     found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     folder = write(found, artefacts.base, tmp_path)
@@ -167,7 +166,8 @@ def test_version_that_is_damaged_is_left_aside(
 def test_versions_are_written_aside_and_old_ones_removed(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
-    """Left-overs of a killed refit go, three versions stay, `current` names the last."""
+    """Left-overs of a killed refit are removed, three versions stay, and `current` names
+    the last."""
     found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     (tmp_path / ".new-1").mkdir()
@@ -189,11 +189,11 @@ def test_tail_gives_the_calibration_a_start(
     assert group_keys("m-1", "a").source in forecaster.calibration.models
 
 
-def test_killed_refit_leaves_a_whole_version_in_force(
+def test_killed_refit_leaves_a_complete_version_in_force(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
-    """kill -9 at several moments of writing: `current` names a version that loads, none younger
-    than what was said to be done is missing."""
+    """After kill -9 at several moments of writing, `current` names a version that loads and is no
+    older than the last one reported."""
     found = artefacts.refitted(current_version(fitted[0])).refit
     assert found is not None
     write(structs.replace(found, version=1), artefacts.base, tmp_path)
@@ -203,16 +203,16 @@ def test_killed_refit_leaves_a_whole_version_in_force(
             stdout=subprocess.PIPE,
         )
         assert child.stdout is not None
-        said = int(child.stdout.readline())
+        reported = int(child.stdout.readline())
         for _ in range(40 * looks):  # a little further into the next version each time
             os.listdir(tmp_path)
         child.kill()
         child.wait()
-        said = int((child.stdout.read().split() or [said])[-1])
+        reported = int((child.stdout.read().split() or [reported])[-1])
         child.stdout.close()
         new = artefacts.refitted(current_version(tmp_path))
         assert new.problems == []
-        assert said <= new.version < next_version(tmp_path)
+        assert reported <= new.version < next_version(tmp_path)
 
 
 def test_refit_run_reports_as_json_and_by_its_exit_status(

@@ -1,4 +1,4 @@
-"""What answers teach: running means, levels, and what a changed source does."""
+"""Learning from answers: running means, levels, and the alarm for a changed source."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def taught(count: int, residual: float, *, censored: bool = False) -> Residuals:
 
 
 def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
-    """What one reports, true or not, leaves bias, tokens per byte and levels of others alone."""
+    """One tenant's reports, true or not, change no bias, tokens per byte or levels of others."""
     residuals, other = taught(100, 2.0), group_keys("gpt-5.4-mini", "b")
     for _ in range(100):
         residuals.learn_tokens("gpt-5.4-mini", "a", "latin", 100, 9000)
@@ -38,7 +38,7 @@ def test_a_tenant_s_answers_move_no_other_s_forecasts() -> None:
 
 
 def test_residuals_approach_the_true_bias() -> None:
-    """Few answers move the bias a little, many move it there."""
+    """Few answers move the bias a little, and many move it all the way."""
     few, many = taught(2, 0.7).table.stage0_bias(M), taught(2000, 0.7).table.stage0_bias(M)
     assert 0.0 < few < 0.3
     assert many == pytest.approx(0.7, rel=0.06)
@@ -53,13 +53,13 @@ def test_residuals_forget_an_old_bias() -> None:
 
 
 def test_residuals_take_a_cut_answer_as_a_lower_bound() -> None:
-    """Cut below the forecast it says nothing; cut above it says too short."""
+    """An answer cut below the forecast says nothing, and one cut above it raises the bias."""
     assert taught(50, -1.0, censored=True).table.stage0_bias(M) == 0.0
     assert taught(50, +1.0, censored=True).table.stage0_bias(M) > 0.5
 
 
 def test_a_cut_answer_never_lowers_a_raised_bias() -> None:
-    """Above the boosters but below the corrected forecast, a bound is no evidence."""
+    """A bound above the boosters' forecast but below the corrected one is no evidence."""
     residuals = taught(200, 1.5)
     before = residuals.table.stage0_bias(M)
     for _ in range(50):
@@ -75,7 +75,7 @@ def test_residuals_bound_one_answer() -> None:
 
 
 def test_residuals_keep_the_two_forecasts_apart() -> None:
-    """Stage 0 and the full model each have their own bias; no full forecast, no lesson."""
+    """Stage 0 and the full model have a bias each, and a missing full forecast teaches none."""
     residuals = Residuals()
     residuals.learn(M, 6.0, stage0=5.0, full=None, censored=False)
     assert residuals.table.stage0_bias(M) > 0
@@ -83,7 +83,8 @@ def test_residuals_keep_the_two_forecasts_apart() -> None:
 
 
 def test_tokens_per_byte_are_learned_by_model_and_script() -> None:
-    """The provider's counts move the ratio of their model and script; a family is a start."""
+    """A provider's counts move the ratio of their model and script; an unseen model starts from its
+    family."""
     residuals = Residuals()
     before = residuals.table.tokens_per_byte("gpt-5", "a", "cjk")
     for _ in range(100):
@@ -95,8 +96,8 @@ def test_tokens_per_byte_are_learned_by_model_and_script() -> None:
     assert table.tokens_per_byte("glm-4", "a", "cjk") == before
 
 
-def test_shares_start_at_nothing_and_follow_usage() -> None:
-    """Cached and reasoning tokens are expected as they were seen lately."""
+def test_shares_start_at_zero_and_follow_usage() -> None:
+    """Shares of cached and reasoning tokens are 0 at first and then those seen lately."""
     residuals = Residuals()
     assert residuals.table.mean(M, Channel.CACHED) == 0.0
     for _ in range(300):
@@ -107,7 +108,7 @@ def test_shares_start_at_nothing_and_follow_usage() -> None:
 
 @pytest.mark.parametrize("scatter", [0.5, 1.0, 2.0])
 def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
-    """Whatever the true scatter, p90 as read by the levels covers 0.9, the median 0.5."""
+    """Whatever the true scatter, p90 comes to cover 0.9 of the answers and the median 0.5."""
     residuals, rng = Residuals(), random.Random(1)
     missed = []
     for _ in range(4000):
@@ -122,7 +123,7 @@ def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
 
 
 def test_levels_take_a_bound_below_the_quantile_as_no_evidence() -> None:
-    """A cut answer under p90 does not narrow it; one above widens it."""
+    """A cut answer under p90 does not narrow the grid, and one above it widens it."""
     residuals = Residuals()
     residuals.move_levels("full", JobClass.HEAVY, (False, False), censored=True, keys=M)
     assert residuals.table.levels_of("full", JobClass.HEAVY, M).high == 0.1
@@ -130,8 +131,9 @@ def test_levels_take_a_bound_below_the_quantile_as_no_evidence() -> None:
     assert residuals.table.levels_of("full", JobClass.HEAVY, M).high < 0.1
 
 
-def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
-    """Answers that lie high again and again are an alarm within some twenty; noise is none."""
+def test_detect_change_finds_a_changed_source_and_forgets_it() -> None:
+    """Answers that lie high again and again raise an alarm within some twenty; noise raises
+    none."""
     residuals, rng = taught(1000, 0.0), random.Random(3)
     assert not any(residuals.detect_change(M, rng.random(), censored=False) for _ in range(5000))
     alarms = [residuals.detect_change(M, 0.97, censored=False) for _ in range(25)]
@@ -145,8 +147,8 @@ def test_watch_tells_a_changed_source_and_lets_it_forget() -> None:
     assert residuals.table.stage0_bias(M) > 1.5 * slow.table.stage0_bias(M)
 
 
-def test_scopes_are_bounded() -> None:
-    """GroupKeys longest without an answer are forgotten first; templates do not push out models."""
+def test_groups_are_bounded() -> None:
+    """The groups longest without an answer are dropped first, and templates push out no models."""
     residuals = taught(1, 1.0)
     for i in range(TEMPLATES + 1):
         of = group_keys("gpt-5.4-mini", "b", f"template {i}")
@@ -160,7 +162,7 @@ def test_scopes_are_bounded() -> None:
 
 
 def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
-    """A schema made per request, for ever: the other tenant's template is corrected as before,
+    """With a schema made per request by another tenant, a tenant's template is corrected as before,
     also in a mirror and after a restart."""
     residuals, mirror = Residuals(), Mirror()
     of = group_keys("m-1", "a", "template")
@@ -180,8 +182,8 @@ def test_a_tenant_s_templates_without_end_cost_no_other_s() -> None:
         assert table.stage0_bias(of) == before
 
 
-def test_state_comes_back_as_it_was_kept() -> None:
-    """What `dump` gave is restored whole; anything else changes nothing."""
+def test_state_comes_back_as_it_was_dumped() -> None:
+    """A dumped calibration is restored completely, and other bytes change nothing."""
     residuals = taught(30, 1.0)
     residuals.learn_tokens("gpt-5", "a", "cjk", 3000, 450)
     residuals.move_levels("full", JobClass.HEAVY, (True, True), censored=False, keys=M)
@@ -225,7 +227,7 @@ def test_fair_table_lets_a_flood_push_out_its_own() -> None:
 
 
 def test_fair_table_takes_back_what_was_beyond_a_share() -> None:
-    """Alone it may have all of it; who comes later gets as much as it has."""
+    """A tenant alone may use all of the table, and a later one gets an equal share of it."""
     table: FairTable[int] = FairTable(100, owner)
     for number in range(100):
         table.put(key("first", number), number)
@@ -236,7 +238,7 @@ def test_fair_table_takes_back_what_was_beyond_a_share() -> None:
 
 
 def test_fair_table_of_one_entry_each_drops_the_longest_unused() -> None:
-    """With more tenants than room; one used again is not it."""
+    """With more tenants than room the longest unused entry goes; using one again protects it."""
     table: FairTable[int] = FairTable(3, owner)
     for tenant in "abc":
         table.put(key(tenant, 1), 1)
@@ -250,7 +252,8 @@ def test_fair_table_of_one_entry_each_drops_the_longest_unused() -> None:
 def test_fair_table_never_takes_from_a_tenant_within_its_share(
     steps: list[tuple[str, int]],
 ) -> None:
-    """What is dropped is always of a tenant that has the most; the table is full by then."""
+    """A dropped entry is always of a tenant with the most entries, and only once the table
+    is full."""
     table: FairTable[int] = FairTable(12, owner)
     for tenant, number in steps:
         before = dict(table)

@@ -1,4 +1,4 @@
-"""What a tenant's answers teach beyond the shipped models, and what they must not."""
+"""Learning a tenant's correction, and its limits."""
 
 from __future__ import annotations
 
@@ -53,15 +53,14 @@ def taught(
 
 
 def on(corrections: TenantCorrections, value: float, of: GroupKeys = HERE) -> Correction:
-    """What is said of a request with only the second feature."""
+    """The correction of a request with only the second feature."""
     inputs = np.zeros(corrections.width)
     inputs[1] = value
     return corrections.of(of, inputs)
 
 
 def test_correction_finds_the_order_inside_a_source(corrections: TenantCorrections) -> None:
-    """A feature that lengthens a tenant's answers lengthens its forecasts, and makes short
-    ones unlikelier."""
+    """A feature that lengthens a tenant's answers lengthens its forecasts and lowers P(short)."""
     assert on(corrections, 1.0) == NO_CORRECTION
     taught(corrections, 0.6)
     assert on(corrections, 1.0).length == pytest.approx(0.6, abs=0.2)
@@ -69,10 +68,10 @@ def test_correction_finds_the_order_inside_a_source(corrections: TenantCorrectio
     assert on(corrections, 1.0).short < -0.1 < 0.1 < on(corrections, -1.0).short
 
 
-def test_correction_gives_out_nothing_that_has_not_proved_itself(
+def test_correction_of_noise_is_none(
     corrections: TenantCorrections,
 ) -> None:
-    """From noise nothing is learned: the shipped forecast stands, where a rule moves it."""
+    """From noise no correction comes; from a rule one does."""
     taught(corrections, 0.0)
     assert abs(on(corrections, 1.0).length) < 0.05
     ruled = TenantCorrections(COLUMNS)
@@ -81,7 +80,7 @@ def test_correction_gives_out_nothing_that_has_not_proved_itself(
 
 
 def test_correction_is_given_to_the_sources_it_is_true_of(corrections: TenantCorrections) -> None:
-    """A source whose answers do not follow the tenant's rule goes without it."""
+    """A source whose answers do not follow the tenant's rule gets almost no correction."""
     plain = group_keys("another", "a")
     for part in range(8):
         taught(corrections, 0.6, answers=50, seed=part)
@@ -91,20 +90,21 @@ def test_correction_is_given_to_the_sources_it_is_true_of(corrections: TenantCor
 
 
 def test_correction_of_one_tenant_is_not_another_s(corrections: TenantCorrections) -> None:
-    """What a tenant teaches moves no other's forecast."""
+    """One tenant's answers correct no other's forecast."""
     taught(corrections, 0.6)
     assert on(corrections, 1.0, group_keys("m", "b")) == NO_CORRECTION
 
 
 def test_correction_follows_a_rule_that_turns(corrections: TenantCorrections) -> None:
-    """Old answers fade: the opposite rule wins in the end."""
+    """Old answers fade, so the opposite rule wins in the end."""
     taught(corrections, 0.6)
     taught(corrections, -0.6, answers=1500, seed=2)
     assert on(corrections, 1.0).length < -0.3
 
 
-def test_correction_takes_an_unknown_for_no_surprise(corrections: TenantCorrections) -> None:
-    """A bound that decides nothing teaches nothing; one that says "not short" only that."""
+def test_correction_learns_nothing_from_an_undecided_bound(corrections: TenantCorrections) -> None:
+    """A bound that decides nothing teaches nothing, and one that says "not short" teaches only
+    that."""
     rng = np.random.default_rng(3)
     for _ in range(200):
         corrections.learn(HERE, drawn(corrections, rng), None, None)
@@ -120,13 +120,15 @@ def test_correction_is_bounded(corrections: TenantCorrections) -> None:
     """No answer, however odd, takes a correction beyond its bounds."""
     for _ in range(300):
         corrections.learn(HERE, np.full(corrections.width, FAR), 1e6, 1e6)
-    said = corrections.of(HERE, np.full(corrections.width, FAR))
-    assert 0.0 < said.length <= tenant_correction.LARGEST
-    assert 0.0 < said.short <= 1.0
+    correction = corrections.of(HERE, np.full(corrections.width, FAR))
+    assert 0.0 < correction.length <= tenant_correction.LARGEST
+    assert 0.0 < correction.short <= 1.0
 
 
-def test_correction_forgets_the_tenants_longest_unheard_of(corrections: TenantCorrections) -> None:
-    """Memory is bounded: a flood of tenants takes the place of the one heard least lately."""
+def test_correction_forgets_the_tenant_longest_without_an_answer(
+    corrections: TenantCorrections,
+) -> None:
+    """Memory is bounded: in a flood of tenants the one longest without an answer is forgotten."""
     taught(corrections, 0.6)
     for number in range(tenant_correction.TENANTS - 1):
         corrections.learn(group_keys("m", f"t{number}"), np.ones(corrections.width), 0.1, 0.1)
@@ -136,8 +138,8 @@ def test_correction_forgets_the_tenants_longest_unheard_of(corrections: TenantCo
     assert on(corrections, 1.0) == NO_CORRECTION
 
 
-def test_features_are_scaled_held_and_complete(corrections: TenantCorrections) -> None:
-    """Each column by its own scale, within bounds; what is absent is the mean."""
+def test_inputs_are_scaled_clipped_and_complete(corrections: TenantCorrections) -> None:
+    """Each column is scaled by its own deviation and clipped, and a missing value is the mean."""
     cheap = [6.0, *[nan] * 15]
     inputs = corrections.inputs(cheap, [0.5, -0.5, 9.0], NEAR, 5.0, None)
     assert inputs.tolist() == [1.0, 0.0, 1.0, -1.0, FAR, *[0.0] * 7]
@@ -147,7 +149,7 @@ def test_features_are_scaled_held_and_complete(corrections: TenantCorrections) -
 
 
 def test_columns_that_do_not_fit_are_refused() -> None:
-    """Unknown features and lists of different lengths."""
+    """Unknown features and lists of different lengths are errors."""
     with pytest.raises(ValueError):
         TenantCorrections(structs.replace(COLUMNS, names=["no such feature", "text"]))
     with pytest.raises(ValueError):
@@ -155,7 +157,7 @@ def test_columns_that_do_not_fit_are_refused() -> None:
 
 
 def test_shipped_columns_fit(artefacts: Artefacts) -> None:
-    """The shipped tables say what to read, and every scale is usable."""
+    """The shipped tables list the inputs, and every scale is positive."""
     assert artefacts.tables is not None
     columns = artefacts.tables.correction_columns
     assert columns is not None

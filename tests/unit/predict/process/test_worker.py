@@ -66,11 +66,11 @@ def test_host_reports_what_moved_and_only_that() -> None:
     host = Host()
     opened = host(OpenModels(SETUP)).changes
     assert opened is not None
-    assert opened.whole
+    assert opened.complete
     assert host(MakeForecast(view())).changes is None
     moved = host(LearnLessons([lesson(900)])).changes
     assert moved is not None
-    assert not moved.whole
+    assert not moved.complete
     assert moved.models
     assert host(DraftRows([lesson(900)])).changes is None
 
