@@ -65,6 +65,7 @@ NAMES: tuple[str, ...] = (
     *("temperature", "effort", "stop", "n", "model_mean", "task_mean"),
     # Added after the first models, which read only the names above.
     *("thinking", "thinking_budget", "tools_bytes", "cjk_share"),
+    # Read by refits alone, which are worse without them (tests/bench/results/running-features.md).
     *("tenant_run_mean", "tenant_run_count", "model_run_mean", "model_run_count"),
     *("template_run_mean", "template_run_count"),
 )

@@ -184,7 +184,7 @@ class Forecaster:
         keys = group_keys(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(keys))
         base, rung = stage0_grid(view, self._stage0, cheap)
-        encoded = self._read(view, brief)
+        encoded = self._encode(view, brief)
         vector = None if encoded is None or encoded.foreign else encoded.vector
         own, everyone = self._neighbours(view, vector)
         near = neighbour_features(everyone)
@@ -215,7 +215,7 @@ class Forecaster:
         found: list[float] = (projection[1:] @ (vector - projection[0])).tolist()
         return found
 
-    def _read(self, view: PromptView, brief: bool) -> EncodedPrompt | None:
+    def _encode(self, view: PromptView, brief: bool) -> EncodedPrompt | None:
         """The encoder's result; None without an encoder, for a blank prompt, or where `brief`
         asks for a cached one and there is none."""
         encoder = self._artefacts.encoder
