@@ -296,11 +296,12 @@ class SubmittedJobs(Listener):
         except asyncio.CancelledError:
             self._interrupted(job_id, self._active[job_id].status == "running")
             raise
-        except ResultTooLarge:
-            self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
-        except Exception:
-            logger.exception("submitted job failed", extra={"request_id": job_id})
-            self._fail(job_id, "internal_error", "The gateway failed to run this job.")
+        except Exception as error:
+            if isinstance(error.__cause__, ResultTooLarge):  # of the relay's BrokenAnswer
+                self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
+            else:
+                logger.exception("submitted job failed", extra={"request_id": job_id})
+                self._fail(job_id, "internal_error", "The gateway failed to run this job.")
         else:
             self._end(job_id, record, collector)
         finally:

@@ -129,6 +129,16 @@ def test_failed_job_tells_the_error(start_gateway: Start, provider: ScriptedProv
     assert failed["error"]["code"] == "context_length_exceeded"
 
 
+def test_job_whose_answer_cannot_be_stored_says_so(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """An answer beyond 16 MiB fails its job, with a code of its own."""
+    provider.answer("x" * (17 * 2**20))
+    gateway = start_gateway(provider)
+    failed = ended(gateway, submit(gateway))
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "result_too_large")
+
+
 @pytest.mark.parametrize("body", [{}, {"prompt": "a", "messages": []}, {"prompt": "a", "x": 1}])
 def test_bad_submission_is_refused(shared: Any, body: dict[str, Any]) -> None:
     """A submission without a prompt or messages, with both, or with an unknown member is a 400."""
