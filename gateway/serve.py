@@ -130,7 +130,10 @@ class ServingProcess:
         os._exit(128 + number)
 
     async def _drain(self) -> None:
-        await self.gateway.drain()
+        try:
+            await self.gateway.drain()
+        except Exception:
+            logger.exception("the drain failed; the process ends all the same")
         self.server.should_exit = True
 
 
