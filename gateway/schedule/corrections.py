@@ -33,7 +33,8 @@ def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
         live.bound_wait(settings, admission.service_s(pool, live))
         pool.add_waiting(live)
         horizon_s = state.chooser.placements.horizon_s(pool, pool.queue_of(live), now)
-        pool.due |= live.expire_s <= horizon_s  # the new wait may be over
+        if live.expire_s <= horizon_s:  # the new wait is over
+            pool.due = True
         state.touch(pool.name)
 
 

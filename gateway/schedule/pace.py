@@ -46,8 +46,7 @@ class Pace:
         self._wait_s = self._wait_s * KEEP + wait_s
         self._streams = self._streams * KEEP + streams
         self.completions += 1
-        if self._hope < 1.0:
-            self._hope = min(1.0, self._hope * HOPE)
+        self._hope = min(1.0, self._hope * HOPE)
 
     def doubted(self) -> None:
         """Note a job that was refused because its answer alone would take too long. Refused jobs

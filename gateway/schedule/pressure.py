@@ -28,7 +28,7 @@ def assess(
     if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
         pool.saturation = saturation(pool, accounts)
         pool.mode = overload.next_mode(pool.mode, pool.saturation)
-        _resize(pool, accounts, settings)
+        _resize(pool, accounts)
         _severity(pool, settings, now)
         _order(pool, trust)
     if pool.stale:
@@ -42,7 +42,7 @@ def saturation(pool: Pool, accounts: AccountsProtocol) -> float:
     return max(tokens / pool.budget.total_limit, accounts.load(pool.accounts))
 
 
-def _resize(pool: Pool, accounts: AccountsProtocol, settings: Schedule) -> None:
+def _resize(pool: Pool, accounts: AccountsProtocol) -> None:
     pace = pool.pace
     if pace.starts >= SURE_STARTS:
         pressure = overload.pressure(pool.saturation)

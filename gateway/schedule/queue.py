@@ -29,7 +29,7 @@ from gateway.schedule.live_job import LiveJob, QueueKey, Tenant
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import TURN_OF, Turn
 from gateway.schedule.shares import Share
-from gateway.types import Blocked, Fit, Reason
+from gateway.types import Blocked, Fit
 
 NEVER = -inf
 
@@ -178,8 +178,8 @@ class ClassQueue:
         self.size = 0  # jobs
         self.tenant_queues: dict[str, TenantQueue] = {}
         self.best_is_current = False
-        self.best_rank: Rank = (0, 0.0, 0)
-        self._best: TenantQueue | None = None
+        self.best_rank: Rank  # set with `_best`, by the first call of `best`
+        self._best: TenantQueue | None
         self.heap: LazyHeap[tuple[int, float], TenantQueue] = LazyHeap(self._stands_at)
 
     @staticmethod
@@ -236,7 +236,7 @@ class CachedAnswer:
 
     def __init__(self, *, express: bool) -> None:
         self.express = express
-        self.answer: Fit | Blocked = Blocked(Reason.HEALTH)
+        self.answer: Fit | Blocked  # set by the first question
         self.asked_at: tuple[int, float] | None = None
         self.shut_s = NEVER
 
@@ -260,7 +260,7 @@ class AccountsQueue:
         self.class_queues: dict[QueueKey, ClassQueue] = {}
         self.express_queues: list[ClassQueue] = []
         self.best: Best | None = None  # None once a tenant queue here has moved
-        self.best_deferred = Grade.NONE  # grade from which jobs were deferred in `best`
+        self.best_deferred: Grade  # from which jobs were deferred in `best`; set with it
         self.jobs: set[LiveJob] = set()  # retrying ones included
         self.waiting = 0  # jobs in class queues
         self.retrying: LazyHeap[float, LiveJob] = LazyHeap(self._is_here)

@@ -85,18 +85,16 @@ class Rounds:
             charges: what the head costs of each turn whose head can start; not empty.
         """
         credit, quanta = self.credit, self._quanta
-        rounds, chosen = 0, None
+        rounds: dict[Turn, int] = {}  # that each lacks, in the order of `Turn`
         for turn in TURNS:
             if turn in charges:
                 lack = charges[turn] - credit[turn]
                 if lack <= 0.0:
                     return turn
-                mine = ceil(lack / quanta[turn])
-                if chosen is None or mine < rounds:
-                    rounds, chosen = mine, turn
-        assert chosen is not None
+                rounds[turn] = ceil(lack / quanta[turn])
+        chosen = min(rounds, key=rounds.__getitem__)
         for turn in charges:
-            credit[turn] += rounds * quanta[turn]
+            credit[turn] += rounds[chosen] * quanta[turn]
         credit[chosen] = max(credit[chosen], charges[chosen])  # covered in spite of rounding
         return chosen
 

@@ -41,7 +41,7 @@ class SchedulerState:
         self.ended = dict.fromkeys(Outcome, 0)
         self.draining = False
         self.touched: dict[str, float] = {}  # pools to drain → best key that may start there
-        self.out: list[Action] = []  # the answer to the event at hand
+        self.out: list[Action]  # the answer to the event at hand; `handle` begins it
         self.configure(settings)
 
     # ---- parts
@@ -97,9 +97,7 @@ class SchedulerState:
 
     def touch(self, pool: str, key: float = inf) -> None:
         """Mark a pool to be drained. `key`: that of a job which may start there now."""
-        touched = self.touched
-        if key < inf or pool not in touched:
-            touched[pool] = min(key, touched.get(pool, inf))
+        self.touched[pool] = min(key, self.touched.get(pool, inf))
 
     def dispatch(
         self, pool: Pool, live: LiveJob, account: str, turn: Turn | None, now: float
