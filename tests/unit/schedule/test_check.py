@@ -68,3 +68,15 @@ def test_check_sees_damage(damage: Callable[[World], None]) -> None:
     damage(it)
     with pytest.raises(AssertionError):
         it.scheduler.check(it.now)
+
+
+def test_check_needs_no_time_where_an_account_rests() -> None:
+    """Without a time all but work conservation is checked, also while an account rests."""
+    it = World(settings({"a": {}, "b": {}}))
+    it.submit("j")
+    it.submit("rests")
+    it.fail("rests", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    it.scheduler.check()
+    it.scheduler.accounts.give_back(it.scheduler.jobs["j"].lease, Verdict.IGNORED, now=it.now)
+    with pytest.raises(AssertionError):
+        it.scheduler.check()

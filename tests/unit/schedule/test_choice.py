@@ -400,3 +400,14 @@ def test_best_that_is_remembered_is_dropped_when_its_tenant_is_capped() -> None:
     assert started(handle(Submitted(other), 0.0)) == ["other"]
     assert started(handle(Finished("first", Outcome.OK, Verdict.SUCCESS), 0.0)) == ["last"]
     assert started(it.finish("other") + it.finish("last")) == ["capped"]
+
+
+def test_turn_does_not_starve_where_there_is_no_bound() -> None:
+    """With max_overtake_s = 0 the rounds alone decide; any other bound, a second too, makes the
+    turn next that waited so long."""
+    for bound, expected in ((0.0, "i1"), (1.0, "heavy"), (1.5, "i1")):
+        it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=bound, shed=False)
+        it.submit("run", 100, class_override=JobClass.BACKGROUND)
+        it.submit("heavy", 50_000)
+        it.submit("i1", 30, at=0.5)
+        assert started(it.finish("run", 100, at=1.0)) == [expected], bound

@@ -87,3 +87,13 @@ def test_outgrown_answer_holds_what_its_quantile_expects_of_what_is_left() -> No
         it.submit("j", 100)
         it.feed(Outgrown("j", 200.0))
         assert held(it) == pytest.approx(expected), quantile
+
+
+def test_reforecast_ends_a_wait_whose_last_moment_is_now() -> None:
+    """A job found to be of a class whose deadline is this moment is refused at once."""
+    given = {"interactive_deadline_s": 5.0}
+    it = World(settings({"a": {"initial_concurrency": 1}}, schedule=given))
+    it.submit("run", 100)
+    it.submit("j", 100)
+    gone = it.feed(Reforecast("j", workload(20, rung=Rung.GLOBAL_NEIGHBORS)), at=5.0)
+    assert list(refused(gone)) == ["j"]

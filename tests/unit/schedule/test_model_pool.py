@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from gateway.schedule.events import Withdrawn, Woke
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
-from gateway.types import JobClass, Reason, Verdict
+from gateway.types import JobClass, Mode, Reason, Verdict
 from tests.unit.schedule.build import World, refused, settings, started
 
 
@@ -108,3 +112,16 @@ def test_pool_charges_nothing_for_a_job_that_ends_before_it_starts() -> None:
     pool = it.scheduler.pools["m"]
     assert pool.shares[JobClass.HEAVY].of("u", 1.0).counter == 0.0
     assert not any(pool.rounds.credit.values())
+
+
+def test_pool_is_empty_and_open_at_first() -> None:
+    """A new pool holds nothing, is closed at no time, and is looked through at its first drain."""
+    pool = Pool("p", settings().schedule)
+    assert (pool.models, pool.accounts, pool.upstream) == ((), (), {})
+    assert (pool.queues, pool.queues_on, pool.queued, pool.stale) == ({}, {}, {}, [])
+    assert (pool.waiting, pool.waiting_tokens, pool.waiting_bytes) == (0, 0, 0)
+    assert (pool.retrying, pool.retried) == (0, 0)
+    assert (pool.mode, pool.saturation, pool.severity, pool.clear_s) == (Mode.FREE, 0.0, 0.0, 0.0)
+    assert (pool.deferred, pool.rejected) == (Grade.NONE, Grade.NONE)
+    assert (pool.closed_s, pool.wake_s, pool.armed_s) == (-inf, inf, inf)
+    assert pool.due is True

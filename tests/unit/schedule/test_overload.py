@@ -8,7 +8,10 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.schedule import overload
 from gateway.schedule.overload import (
+    CONGESTED_ABOVE,
     DROP_RATIO,
+    HYSTERESIS,
+    MODERATE_ABOVE,
     RETRY_MAX_S,
     RETRY_UNKNOWN_S,
     SLOWDOWN,
@@ -80,6 +83,10 @@ def test_backlog_is_measured_against_the_shortest_patience() -> None:
     assert backlog_severity(30.0, GIVEN) == 0.5
     given = settings(schedule={"heavy_deadline_s": 15.0, "interactive_deadline_s": 0.0}).schedule
     assert backlog_severity(30.0, given) == 2.0
+    given = settings(schedule={"heavy_deadline_s": 15.0, "interactive_deadline_s": 0.5}).schedule
+    assert backlog_severity(30.0, given) == 60.0
+    given = settings(schedule={"heavy_deadline_s": 90.0, "interactive_deadline_s": 90.0}).schedule
+    assert backlog_severity(30.0, given) == 0.5
 
 
 def test_ladder_sheds_the_dearest_first_and_shorts_never() -> None:
@@ -178,3 +185,16 @@ def test_ladder_rejects_in_steps_of_its_first() -> None:
     ]  # fmt: skip
     assert rejected_from(Grade.MEDIUM, 3.45, GIVEN) is Grade.MEDIUM
     assert rejected_from(Grade.MEDIUM, 3.35, GIVEN) is Grade.LONG
+
+
+def test_ladder_stays_at_a_step_to_its_last_level() -> None:
+    """A step is kept at exactly (1 − HYSTERESIS) × its entry, the lowest one included."""
+    stay = 1.0 - HYSTERESIS
+    none, huge, long = Grade.NONE, Grade.HUGE, Grade.LONG
+    assert deferred_from(huge, GIVEN.defer_above * stay, GIVEN) is huge
+    assert deferred_from(none, GIVEN.defer_above * stay, GIVEN) is none
+    assert deferred_from(long, 1.5 * stay, GIVEN) is long
+    assert rejected_from(huge, GIVEN.reject_above * stay, GIVEN) is huge
+    assert rejected_from(long, 1.5 * GIVEN.reject_above * stay, GIVEN) is long
+    assert next_mode(Mode.CONGESTED, CONGESTED_ABOVE * stay) is Mode.CONGESTED
+    assert next_mode(Mode.MODERATE, MODERATE_ABOVE * stay) is Mode.MODERATE

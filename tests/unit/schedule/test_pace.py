@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.schedule.pace import HOPE, MEMORY, SURE, Pace
+from gateway.schedule.pace import HOPE, KEEP, MEMORY, SURE, Pace
 
 
 def test_pace_knows_nothing_before_something_has_finished() -> None:
     """A pace without completions is None."""
     it = Pace()
     assert (it.token_s, it.clear_s(100.0, 3), it.slowdown, it.drop_ratio) == (None, None, 1.0, 0.0)
-    assert (it.mean_reserve, it.starts, it.completions) == (0.0, 0, 0)
+    assert (it.mean_reserve, it.mean_ln_short, it.starts, it.completions) == (0.0, 0.0, 0, 0)
     it.finished(0.0, 1.0, 0.0, 1)
     assert it.token_s is None, "an empty answer says nothing of tokens"
 
@@ -51,6 +51,9 @@ def test_pace_slowdown_is_what_waiting_adds() -> None:
     it = Pace()
     it.finished(10.0, 2.0, 6.0, 1)
     assert it.slowdown == pytest.approx(4.0)
+    it = Pace()
+    it.finished(10.0, 0.5, 1.0, 1)
+    assert it.slowdown == pytest.approx(3.0), "of answers within a second too"
 
 
 def test_pace_counts_what_the_provider_refused_lately() -> None:
@@ -143,3 +146,22 @@ def test_pace_counts_the_streams_of_late_or_of_now() -> None:
         it.finished(100.0, 10.0, 0.0, 6)
     assert it.streams(0) == pytest.approx(6.0)
     assert it.streams(9) == 9.0
+
+
+def test_pace_is_known_of_the_smallest_answer_that_took_time() -> None:
+    """One token in half a second is a pace; tokens in no time are none."""
+    it = Pace()
+    it.finished(1.0, 0.5, 0.0, 1)
+    assert it.token_s == pytest.approx(0.5)
+    it = Pace()
+    it.finished(10.0, 0.0, 0.0, 1)
+    assert it.token_s is None
+
+
+def test_pace_takes_no_credit_for_completions_without_a_doubt() -> None:
+    """Completions take doubts back and save up nothing against the next doubt."""
+    it = Pace()
+    for _ in range(50):
+        it.finished(100.0, 10.0, 0.0, 1)
+    it.doubted()
+    assert it.hopeful_token_s == pytest.approx(0.1 * KEEP)

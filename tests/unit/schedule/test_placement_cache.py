@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from gateway.balance.accounts import Accounts
 from gateway.schedule.events import Event, Finished, Submitted
+from gateway.schedule.live_job import LiveJob, Tenant
+from gateway.schedule.model_pool import Pool
+from gateway.schedule.placement_cache import PlacementCache
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Blocked, Fit, JobClass, Outcome, Reason, Verdict
 from tests.unit.schedule.build import World, job, reason, settings, started
@@ -17,7 +21,7 @@ class Windowed(Accounts):
     """Accounts with one window for all: `window` slots, `above` of them for the express;
     what they were asked."""
 
-    window, cached_above = 1, 1
+    window, slots_above = 1, 1
     questions: list[bool]
 
     def choose(
@@ -31,7 +35,7 @@ class Windowed(Accounts):
     ) -> Fit | Blocked:
         self.questions.append(express)
         inflight = sum(account.inflight for account in self.snapshot(now))
-        if inflight >= self.window + self.cached_above * express:
+        if inflight >= self.window + self.slots_above * express:
             return Blocked(Reason.WINDOW)
         return super().choose(model, accounts, now, avoid)
 
@@ -107,3 +111,85 @@ def test_wake_is_when_an_account_has_rested_or_a_wait_ends() -> None:
     assert it.scheduler.next_wake(1.0) == 7.0
     it.fail("j1", at=2.0)
     assert it.scheduler.next_wake(2.0) == 7.0
+
+
+def test_retry_is_not_offered_the_slots_above_the_window() -> None:
+    """A retry of an express job waits for the window like any other, and `fits` agrees."""
+    it = windowed()
+    assert isinstance(it.accounts, Windowed)
+    it.accounts.window = 2
+    assert started(it.submit("s1", 20) + it.submit("h1", 300)) == ["s1", "h1"]
+    it.accounts.window = 1
+    assert started(it.fail("s1")) == []
+    assert reason(it, "s1") is Reason.WINDOW
+    assert started(it.finish("h1", 300)) == ["s1"]
+
+
+class Recorder(Accounts):
+    """Accounts whose window is full; what they were asked, word for word."""
+
+    def __init__(self) -> None:
+        super().__init__(settings().accounts, settings().balance)
+        self.questions: list[tuple[Any, ...]] = []
+
+    def choose(
+        self,
+        model: str,
+        accounts: tuple[str, ...],
+        now: float,
+        avoid: frozenset[str] = frozenset(),
+        *,
+        express: bool = False,
+    ) -> Fit | Blocked:
+        self.questions.append((model, accounts, now, avoid, express))
+        return Blocked(Reason.WINDOW, 9.0)
+
+
+def test_questions_to_the_accounts_are_of_the_queue_that_is_asked_for() -> None:
+    """Asked through the cache or past it, the accounts hear the queue's model, accounts and those
+    to avoid, first for the window and then for the slots above it."""
+    accounts = Recorder()
+    cache = PlacementCache(accounts, express=True)
+    pool = Pool("p", settings().schedule)
+    queue = pool.queue("m", ("a", "b"), frozenset({"b"}))
+    expected = [("m", ("a", "b"), 2.0, frozenset({"b"}), express) for express in (False, True)]
+    for ask in (cache.ask_anew, cache.ask):
+        accounts.questions.clear()
+        assert ask(pool, queue, True, 2.0) == Blocked(Reason.WINDOW, 9.0)
+        assert accounts.questions == expected
+    accounts.questions.clear()
+    assert cache.ask(pool, queue, True, 8.5) == Blocked(Reason.WINDOW, 9.0)
+    assert accounts.questions == [], "a refusal is kept until its time"
+    assert cache.ask(pool, queue, False, 9.0) == Blocked(Reason.WINDOW, 9.0)
+    assert [asked[2] for asked in accounts.questions] == [9.0], "and not at it"
+
+
+def test_pool_is_closed_until_the_time_that_its_accounts_named() -> None:
+    """All of a pool's accounts are asked for no model at all, once until the answer runs out."""
+    accounts = Recorder()
+    cache = PlacementCache(accounts, express=True)
+    pool = Pool("p", settings().schedule)
+    pool.accounts = ("a", "b")
+    assert [cache.is_closed(pool, now) for now in (2.0, 8.5)] == [True, True]
+    assert accounts.questions == [("", ("a", "b"), 2.0, frozenset(), False)]
+    assert cache.is_closed(pool, 9.0) is False
+
+
+def test_wake_is_the_earliest_of_closed_pool_refusals_and_waits() -> None:
+    """A closed pool wakes when it opens; a queue that holds jobs when a refusal of either kind or
+    a wait runs out; times that are past wake nobody."""
+    pool = Pool("p", settings().schedule)
+    assert PlacementCache.wake_s(pool, 0.0) == inf
+    pool.closed_s = 9.0
+    assert [PlacementCache.wake_s(pool, now) for now in (8.0, 9.0, 10.0)] == [9.0, inf, inf]
+    queue = pool.queue("m", ("a",))
+    queue.cached.shut_s = 5.0
+    assert PlacementCache.wake_s(pool, 0.0) == 9.0, "nothing waits there"
+    live = LiveJob(job("j"), 0, 1, Tenant("t"))
+    live.expire_s = 8.0
+    queue.add_retrying(live)
+    queue.cached_express.shut_s = 3.0
+    found = [PlacementCache.wake_s(pool, now) for now in (0.0, 2.9, 3.0, 4.9, 5.0, 7.0)]
+    assert found == [3.0, 3.0, 5.0, 5.0, 8.0, 8.0]
+    queue.cached.shut_s = queue.cached_express.shut_s = 8.5
+    assert PlacementCache.wake_s(pool, 6.0) == 8.0

@@ -11,7 +11,7 @@ from gateway.schedule.model_pool import Pool
 from gateway.schedule.overload import Grade
 from gateway.schedule.pressure import EVERY, LONG_QUEUE, saturation
 from gateway.schedule.rounds import Turn
-from gateway.types import JobClass, Mode
+from gateway.types import JobClass, Mode, Verdict
 from tests.unit.schedule.build import World, settings, started
 
 
@@ -38,7 +38,7 @@ def test_budgets_follow_the_room_and_the_mean_reserve() -> None:
     it = world(slots=4)
     serve(it, SURE_STARTS - 1, 50)
     assert only(it).budget.total_limit == 10_000
-    serve(it, 2, 50)
+    serve(it, 1, 50)
     assert only(it).budget.total_limit == pytest.approx(4 * 50)
     limits = only(it).budget.limits
     assert limits[JobClass.INTERACTIVE] / limits[JobClass.HEAVY] == pytest.approx(3 / 7)
@@ -125,6 +125,44 @@ def test_order_takes_the_scale_of_what_was_measured() -> None:
     assert 0.5 < only(it).pressing_tokens / order.backlog_tokens < 2.0
     it.feed(Recalibrated(0.5))
     assert only(it).order.trust == 0.5
+
+
+def test_order_takes_the_measured_scale_once_enough_has_started_and_ended() -> None:
+    """The scale is measured from the SURE_STARTS-th start on, if some answer's speed is known."""
+    it = world(shed=False, ordering="boost")
+    serve(it, SURE_STARTS - 1, 400)
+    it.submit("run", 400)
+    it.submit("w", 400)
+    assert only(it).order.typical_tokens == pytest.approx(400.0)
+    it = world(SURE_STARTS, shed=False, ordering="boost")
+    for n in range(SURE_STARTS + 3):
+        it.submit(f"j{n}", 400)
+    assert only(it).waiting == 3
+    assert only(it).order.typical_tokens == 250.0, "no answer has ended"
+
+
+def test_budgets_of_a_single_slot_hold_one_mean_job() -> None:
+    """The room is never taken for less than one job, nor one for more."""
+    it = world(slots=1)
+    serve(it, SURE_STARTS, 50)
+    assert only(it).budget.total_limit == pytest.approx(50.0)
+    it.submit("j", 50)
+    it.fail("j", Verdict.RATE_LIMITED, retry_after_s=9.0)
+    assert only(it).budget.total_limit == pytest.approx(50.0), "nor while the account rests"
+
+
+def test_order_of_a_queue_that_is_not_long_is_renewed_at_once() -> None:
+    """Up to LONG_QUEUE keys are made anew at the event that changes the order."""
+    it = world(shed=False, ordering="sjf", max_overtake_s=3600.0)
+    it.submit("run", 100)
+    for n in range(LONG_QUEUE):
+        it.submit(f"j{n}", 1000 - n)
+    pool = only(it)
+    for _ in range(EVERY):
+        it.feed(Recalibrated(0.0))
+        assert not pool.stale
+    assert pool.order.trust == 0.0
+    assert len({live.key for live in pool.queued}) == 1
 
 
 def test_order_of_a_long_queue_is_renewed_in_slices() -> None:

@@ -205,3 +205,22 @@ def test_lazy_heap_sweeps_by_the_question_it_is_asked_with() -> None:
         found.append(top)
         del alive[float(top[1:])]
     assert found == [f"i{n}" for n in range(100)]
+
+
+def test_lazy_heap_is_swept_when_it_has_doubled() -> None:
+    """The first sweep comes with the 65th item, the next at twice what lived through the last."""
+    alive = set(range(40))
+    heap: LazyHeap[float, int] = LazyHeap(lambda key, seq, item: item in alive)
+    sizes = []
+    for n in range(64 + 1 + 41 + 1):
+        heap.push(float(n), n, n)
+        sizes.append(len(heap))
+    assert sizes[:65] == [*range(1, 65), 40], "64 fit, and 40 of 65 live"
+    assert sizes[65:] == [*range(41, 81), 40, 41], "80 fit: twice 40"
+    alive = set(range(10))
+    heap = LazyHeap(lambda key, seq, item: item in alive)
+    sizes = []
+    for n in range(65 + 55):
+        heap.push(float(n), n, n)
+        sizes.append(len(heap))
+    assert sizes[64:] == [10, *range(11, 65), 10], "64 fit again, however few live"

@@ -161,3 +161,7 @@ def test_rounds_choose_the_one_that_needs_the_fewest() -> None:
     it.reset(INTERACTIVE)
     it.reset(HEAVY)
     assert it.choose({HEAVY: int(each), INTERACTIVE: int(each)}) is INTERACTIVE
+    it.reset(INTERACTIVE)
+    it.reset(HEAVY)
+    assert it.choose({HEAVY: int(each / 2)}) is HEAVY
+    assert it.credit[HEAVY] == pytest.approx(each), "a whole round, and one only"

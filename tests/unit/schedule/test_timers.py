@@ -55,3 +55,33 @@ def test_timers_agree_with_a_look_at_every_pool() -> None:
         timers.set(random.choice(given), random.choice([inf, *range(50)]))
         assert timers.next_s() == min(pool.wake_s for pool in given)
         assert len(timers._heap) <= 100
+
+
+def test_timers_are_swept_when_they_have_doubled() -> None:
+    """The first sweep comes with the 65th entry, the next at twice what was valid at the last."""
+    timers = Timers()
+    given = pools(*(f"p{n}" for n in range(40)))
+    sizes = []
+    for pool in given:
+        timers.set(pool, 1000.0)
+        sizes.append(len(timers._heap))
+    for n in range(25 + 41):
+        timers.set(given[0], 999.0 - n)
+        sizes.append(len(timers._heap))
+    assert sizes[:65] == [*range(1, 65), 40], "64 fit, and 40 of 65 are valid"
+    assert sizes[65:] == [*range(41, 81), 40], "80 fit: twice 40"
+    assert timers.next_s() == 999.0 - 65
+    timers, (pool,) = Timers(), pools("p")
+    sizes = []
+    for n in range(65 + 64):
+        timers.set(pool, 999.0 - n)
+        sizes.append(len(timers._heap))
+    assert sizes == [*range(1, 65), *range(1, 65), 1], "64 fit again, however few are valid"
+
+
+def test_timers_hold_a_time_once_that_is_set_again() -> None:
+    """A pool that is set to the time it has, a time or never, adds nothing."""
+    timers, (pool,) = Timers(), pools("p")
+    for at_s, size in ((inf, 0), (5.0, 1), (5.0, 1), (9.0, 1)):
+        timers.set(pool, at_s)
+        assert len(timers._heap) == size
