@@ -252,10 +252,19 @@ class Gateway:
         self.journal.reloaded(self.live.state.generation, changed=result.changed)
         message = "settings reloaded" if result.changed else "settings unchanged"
         logger.info(message, extra={"generation": self.live.state.generation})
+        if not result.changed:
+            self._retry_refused_keys()
         for sentence in result.ignored:
             logger.warning(sentence)
         for key in result.needs_restart:
             logger.warning("%s changed: it needs a restart", key)
+
+    def _retry_refused_keys(self) -> None:
+        """Have accounts whose key was refused tried at once: a reload of equal settings may mean
+        that the key was mended at the provider."""
+        if any(account.state == "dead_key" for account in self.engine.snapshot().accounts):
+            current = effective(self.live.current)
+            self.engine.feed(events.SettingsChanged(settings=current))
 
     # -- what changes with the settings --------------------------------------------------------
 

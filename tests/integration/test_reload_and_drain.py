@@ -172,6 +172,18 @@ def test_reload_takes_a_new_secret_of_equal_settings(
     assert sent == ["Bearer sk-refused-key", "Bearer sk-another-key"]
 
 
+def test_reload_of_equal_settings_tries_a_refused_key_at_once(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """The operator may have mended the key at the provider: SIGHUP asks again without a wait."""
+    gateway = start_gateway(provider)
+    provider.error(401)
+    assert post(gateway).status_code == 502
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log(lambda x: x.get("msg") == "settings unchanged")
+    assert post(gateway).status_code == 200
+
+
 def test_restart_only_key_is_logged(start_gateway: Start, provider: ScriptedProvider) -> None:
     """A changed port is accepted but not applied, and the log says that it needs a restart."""
     gateway = start_gateway(provider)
