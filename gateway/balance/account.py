@@ -7,7 +7,7 @@ short from long, so the less forecasts are trusted, the more is added to each wi
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 
 from msgspec.structs import replace
 
@@ -234,7 +234,7 @@ class Account:
 
     def restore(self, saved: SavedAccount) -> None:
         """Takes back saved state, with a smaller limit and windows. Unknown models are skipped."""
-        ceiling = saved.ceiling if saved.ceiling < NO_CEILING else float("inf")
+        ceiling = saved.ceiling if saved.ceiling < NO_CEILING else inf
         self.limit.restore(saved.limit * RESTORE_RATIO, ceiling)
         for saved_window in saved.windows:
             if (window := self.windows.get(saved_window.model)) is not None:

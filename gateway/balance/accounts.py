@@ -10,6 +10,7 @@ must guess it. Of equal accounts the one used longest ago is chosen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from msgspec import Struct
 
@@ -117,7 +118,7 @@ class Accounts:
         removed).
         """
         live = [a for name in accounts if (a := self._accounts.get(name)) is not None]
-        return min((a.health.heals_s(now) for a in live), default=float("inf"))
+        return min((a.health.heals_s(now) for a in live), default=inf)
 
     def take(self, account: str, model: str, tokens: float, now: float) -> int:
         """Takes a slot on `account` for `model`, charges `tokens`; the lease."""
@@ -254,7 +255,7 @@ class Accounts:
     ) -> Fit | Blocked:
         live = self._accounts
         found: list[tuple[float, int, float, str]] = []  # load, last lease, speed, name
-        reason, until_s = Reason.HEALTH, float("inf")
+        reason, until_s = Reason.HEALTH, inf
         for name in accounts:
             account = live.get(name)
             if account is None:
@@ -272,7 +273,7 @@ class Accounts:
                 until_s = min(until_s, blocked.until_s)
         if found:
             return Fit(found[0][3] if len(found) == 1 else _least(found))
-        return Blocked(reason, None if until_s == float("inf") else until_s)
+        return Blocked(reason, None if until_s == inf else until_s)
 
 
 def _settle_limits(lease: _Lease, verdict: Verdict, tokens: float | None, now: float) -> None:

@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 
 from gateway.settings.schema import Balance
 from gateway.types import Blocked, Reason, Verdict
@@ -80,6 +81,7 @@ class AccountHealth:
     """State of one account. Times are seconds on the caller's clock.
 
     `state` and `until_s` are as of the last question; time alone may have changed them since.
+    `until_s` is infinite where time does not end the state.
     """
 
     __slots__ = ("_balance", "_ejections", "_entered", "_failures", "_probe", "state", "until_s")
@@ -87,7 +89,7 @@ class AccountHealth:
     def __init__(self, balance: Balance) -> None:
         self._balance = balance
         self.state = HealthState.OPEN
-        self.until_s = 0.0
+        self.until_s = inf
         self._probe: int | None = None
         self._entered = 0  # leases below this number began before the present state
         self._failures = 0  # in a row
@@ -97,7 +99,7 @@ class AccountHealth:
         """Applies reloaded settings; a dead key is probed again."""
         self._balance = balance
         self._failures = min(self._failures, balance.eject_after - 1)
-        self._enter(HealthSignal.RELOADED, 0.0, next_lease)
+        self._enter(HealthSignal.RELOADED, next_lease)
 
     def inherit(self, old: AccountHealth) -> None:
         """Takes over the state of a failed core's account, without its probe."""
@@ -107,7 +109,7 @@ class AccountHealth:
 
     def remove(self) -> None:
         """Drains the account, which is no longer in the settings."""
-        self._enter(HealthSignal.REMOVED, 0.0)
+        self._enter(HealthSignal.REMOVED)
 
     # ---- questions
 
@@ -146,7 +148,7 @@ class AccountHealth:
             case HealthState.BACKOFF | HealthState.EJECTED:
                 return self.until_s
             case HealthState.DEAD_KEY | HealthState.DRAINING:
-                return float("inf")
+                return inf
         return now
 
     def check(self, inflight: int) -> None:
@@ -185,9 +187,9 @@ class AccountHealth:
         elif verdict is Verdict.SUCCESS:
             self._failures = self._ejections = 0
             if self.state is not OPEN:
-                self._enter(HealthSignal.SUCCEEDED, now, next_lease)
+                self._enter(HealthSignal.SUCCEEDED, next_lease)
         elif verdict is Verdict.DEAD_KEY:
-            self._enter(HealthSignal.KEY_REFUSED, now + self._balance.dead_key_s, next_lease)
+            self._enter(HealthSignal.KEY_REFUSED, next_lease, now + self._balance.dead_key_s)
         elif verdict in FAILURES:
             self._fail(probe, next_lease, now)
 
@@ -197,7 +199,7 @@ class AccountHealth:
         if self.state in (HealthState.BACKOFF, HealthState.EJECTED):
             self.until_s = max(self.until_s, until_s)
         else:
-            self._enter(HealthSignal.RESTED, until_s, next_lease)
+            self._enter(HealthSignal.RESTED, next_lease, until_s)
 
     def _fail(self, probe: bool, next_lease: int, now: float) -> None:
         self._failures += 1
@@ -206,13 +208,15 @@ class AccountHealth:
         self._failures = 0
         self._ejections += 1
         wait_s = min(self._balance.eject_s * self._ejections, self._balance.max_eject_s)
-        self._enter(HealthSignal.FAILED, now + wait_s, next_lease)
+        self._enter(HealthSignal.FAILED, next_lease, now + wait_s)
 
     def _elapse(self, now: float) -> None:
         if self.state is not OPEN and now >= self.until_s:
-            self._enter(HealthSignal.ELAPSED, 0.0)
+            self._enter(HealthSignal.ELAPSED)
 
-    def _enter(self, signal: HealthSignal, until_s: float, next_lease: int | None = None) -> None:
+    def _enter(
+        self, signal: HealthSignal, next_lease: int | None = None, until_s: float = inf
+    ) -> None:
         state = TRANSITIONS.get((self.state, signal), self.state)
         if state is self.state:
             return

@@ -19,6 +19,8 @@ All is counted in rounds and successes, never seconds, so slow providers are tre
 
 from __future__ import annotations
 
+from math import inf
+
 QUICKLY = 2.0
 """Growth per success in slow start: three times the limit in a round."""
 PROBE_RATIO = 1.1
@@ -48,7 +50,7 @@ class Limit:
 
     def __init__(self, initial: int, low: int, high: int, cut_ratio: float) -> None:
         self.value = float(initial)
-        self.ceiling = float("inf")  # the limit before the last cut
+        self.ceiling = inf  # the limit before the last cut
         self.cuts = 0
         self._slow_start = True
         self._episode = 0  # leases with a smaller number began before the last cut
@@ -67,7 +69,7 @@ class Limit:
         """Takes back a saved limit; without slow start if a ceiling is known."""
         self.value = min(max(value, self._low), self._high)
         self.ceiling = ceiling
-        self._slow_start = ceiling == float("inf")
+        self._slow_start = ceiling == inf
 
     @property
     def bounds(self) -> tuple[float, float]:
