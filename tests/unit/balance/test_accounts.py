@@ -494,3 +494,22 @@ def test_accounts_pass_over_names_that_are_gone() -> None:
     assert it.choose("m", ("a", "gone"), 0.0) == Fit("a")
     assert it.heals_s(("gone", "a"), 3.0) == 3.0
     assert it.room(("gone", "a")) == it.room(("a",))
+
+
+def test_accounts_are_asked_for_express_slots_in_each_round_of_a_retry() -> None:
+    """The slots above a window are open to an express request with accounts to avoid too: on the
+    others, and on the avoided where no other serves."""
+    size = {"initial_concurrency": 4, "max_concurrency": 9}
+    it = accounts("auto", a=size, b=size)
+    for account in it._accounts.values():
+        account.limit.restore(9.0, float("inf"))
+    for name in "ab":
+        for _ in range(4):
+            it.take(name, "m", 1.0, 0.0)
+    for names, avoid, found in (
+        (("a", "b"), frozenset(), Fit("a")),
+        (("a", "b"), frozenset({"a"}), Fit("b")),
+        (("a",), frozenset({"a"}), Fit("a")),
+    ):
+        assert it.choose("m", names, 0.0, avoid) == Blocked(Reason.WINDOW)
+        assert it.choose("m", names, 0.0, avoid, express=True) == found

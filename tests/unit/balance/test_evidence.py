@@ -348,3 +348,22 @@ def test_unloaded_leaves_out_what_would_be_negative() -> None:
     assert it.theta[1] == 0.0
     assert it.theta[2] == pytest.approx(0.02, rel=0.15)
     assert 1.5 < it.theta[0] < 3.0
+
+
+def test_evidence_begins_anew_after_a_surprise() -> None:
+    """After a surprise of slower answers as many better ones give hope as before it."""
+    it = taught()
+    it.look(expected(it, 20.0, 4.8), WINDOW)
+    it.look(expected(it, 20.0, -2.6), WINDOW)
+    assert it.hopeful
+    it = taught()
+    it.look(expected(it, 20.0, -3.7), WINDOW)
+    it.look(expected(it, 20.0, -1.8), WINDOW)
+    assert not it.hopeful
+
+
+def test_evidence_reports_better_answers_below_worse_ones_above() -> None:
+    """Answers better than expected up to the window count, whatever came above it."""
+    it = taught()
+    batch = expected(it, 8.0, 4 * -5.0) + expected(it, 20.0, 6.0)
+    assert it.look(batch, WINDOW) is True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import pytest
 
 from gateway.balance.health import MIN_BACKOFF_S, TRANSITIONS, HealthSignal, HealthState
@@ -218,3 +220,85 @@ def test_transitions_reach_every_state_and_leave_every_state() -> None:
     for state in HealthState:
         assert any(a is state and b is not state for (a, _), b in TRANSITIONS.items()), state
     assert {signal for _, signal in TRANSITIONS} == set(HealthSignal)
+
+
+def test_account_shows_no_end_of_a_state_that_time_does_not_end() -> None:
+    """Open, half-open and draining accounts have no time at which they change."""
+    it = Driver()
+    assert it.account.health.until_s == inf
+    it.fail(3)
+    it.now = 30.0
+    assert (it.state, it.account.health.until_s) == ("half_open", inf)
+    it.once(Verdict.SUCCESS)
+    assert (it.state, it.account.health.until_s) == ("open", inf)
+    it.account.remove()
+    assert (it.state, it.account.health.until_s) == ("draining", inf)
+
+
+def test_account_success_before_an_ejection_shortens_no_later_one() -> None:
+    """A success from before an ejection does not begin the count of ejections anew."""
+    it = Driver()
+    old = it.take()
+    it.fail(3)
+    it.end(old, Verdict.SUCCESS)
+    it.now = 30.0
+    it.once(Verdict.UNREACHABLE)
+    assert it.account.health.until_s - it.now == 60.0
+
+
+def test_account_failures_before_a_refused_key_lengthen_no_ejection() -> None:
+    """Requests that began before a key was refused and fail after it are not counted."""
+    it = Driver()
+    old = [it.take() for _ in range(3)]
+    it.once(Verdict.DEAD_KEY)
+    for lease in old:
+        it.end(lease, Verdict.SERVER_ERROR)
+    it.now = 300.0
+    it.once(Verdict.UNREACHABLE)
+    assert it.account.health.until_s - it.now == 30.0
+
+
+def test_account_failures_before_a_rest_eject_nobody_after_it() -> None:
+    """Requests that began before a rest and fail after it are not counted."""
+    it = Driver()
+    old = [it.take() for _ in range(3)]
+    it.once(Verdict.RATE_LIMITED, after=7.0)
+    it.now = 8.0
+    for lease in old:
+        it.end(lease, Verdict.SERVER_ERROR)
+    assert it.state == "open"
+    it.fail(2)
+    assert it.state == "open"
+    it.fail(1)
+    assert it.state == "ejected"
+
+
+def test_account_that_its_probe_opens_ignores_requests_older_than_that() -> None:
+    """A request that was taken over while the account was ejected says nothing once it is open."""
+    it = Driver()
+    it.fail(3)
+    over, it.next = it.next, it.next + 1
+    it.account.take(over, 10.0, it.now)
+    it.now = 30.0
+    it.once(Verdict.SUCCESS)
+    it.end(over, Verdict.DEAD_KEY)
+    assert it.state == "open"
+
+
+def test_account_that_a_reload_brings_back_ignores_requests_older_than_that() -> None:
+    """A success from before the reload does not begin the count of ejections anew, also if the
+    account is removed once more."""
+    it = Driver()
+    it.fail(3)
+    it.now = 30.0
+    it.once(Verdict.RATE_LIMITED, after=7.0)
+    it.now = 40.0
+    old = it.take()
+    for _ in range(2):
+        it.account.remove()
+        it.account.configure(it.account.settings, it.balance, it.next)
+    it.account.remove()
+    it.end(old, Verdict.SUCCESS)
+    it.account.configure(it.account.settings, it.balance, it.next)
+    it.once(Verdict.UNREACHABLE)
+    assert it.account.health.until_s - it.now == 60.0

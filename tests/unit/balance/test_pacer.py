@@ -91,3 +91,18 @@ def test_meter_takes_a_level_it_is_given() -> None:
     meter.charge(30.0, 100.0)
     meter.set_level(-5.0, 100.0)
     assert meter.free_s == 130.0
+
+
+def test_meter_takes_levels_below_one_and_none_as_they_are() -> None:
+    """Half a charge may be spent as half of one; a level of 0 lets the next charge through, and
+    none after it; from the smallest level on an earlier debt is forgotten."""
+    for level, free_s in ((0.5, 100.5), (0.0, 101.0), (-5.0, 101.0), (1.0, 100.0)):
+        meter = Meter(60, burst_s=10.0)
+        meter.set_level(level, 100.0)
+        meter.charge(1.0, 100.0)
+        assert meter.free_s == free_s, level
+    for level, free_s in ((0.5, 99.5), (1.0, 99.0), (0.0, 130.0)):
+        meter = Meter(60, burst_s=10.0)
+        meter.charge(40.0, 100.0)
+        meter.set_level(level, 100.0)
+        assert meter.free_s == free_s, level

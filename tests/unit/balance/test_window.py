@@ -14,7 +14,14 @@ from msgspec.structs import replace
 
 from gateway.balance.curve import _LN_N, MAX_WINDOW, Posterior
 from gateway.balance.saved_state import RESTORE_RATIO
-from gateway.balance.window import ANCHOR_AFTER, LEAP, Window, _affordable
+from gateway.balance.window import (
+    ANCHOR_AFTER,
+    COST_EVERY,
+    FREE_EVERY,
+    LEAP,
+    Window,
+    _affordable,
+)
 from tests.unit.balance.fluid import (
     SHAPES,
     Run,
@@ -427,3 +434,47 @@ def test_probe_is_as_wide_as_it_may_cost() -> None:
         some = _affordable(posterior, 20.0, width, 0.2)
         assert 0.12 < abs(math.log(some)) <= 0.21
         assert (some > 1.0) is (width > 1.0)
+
+
+def test_window_has_counted_nothing_at_first() -> None:
+    """A new window starts slowly, knows no answers and no speed, and probes upwards first."""
+    it = Window("m", 16)
+    assert (it.inflight, it.alone_s, it.base, it.value) == (0, 0.0, 16.0, 16.0)
+    assert it.bounds == (1.0, MAX_WINDOW)
+    assert (it._area, it._squares, it._moved_s, it._batch) == (0.0, 0.0, 0.0, [])
+    assert (it._full, it._fresh, it._changed) == (0, 0, 0)
+    assert (it._pressed, it._unprobed, it._unshrunk, it._strained) == (0.0, 0.0, 0.0, 0.0)
+    assert (it._slow_start, it._probing, it._upward, it._counted) == (True, False, False, False)
+
+
+def flat(slope: float) -> Posterior:
+    """A posterior that expects `slope` of log throughput to be lost by an e-fold more than 20."""
+    x = -slope * np.maximum(_LN_N - math.log(20.0), 0.0)
+    return Posterior(_LN_N - x, x, 0.0, 0, 0.0, 0.0)
+
+
+def probed(it: Window, posterior: Posterior, unprobed: float) -> float:
+    """The window's size after the question whether to probe, so many rounds after the last."""
+    it._unprobed, it.value = unprobed, it.base
+    it._probe(posterior, 5)
+    return it.value
+
+
+def test_window_probes_in_turn_wider_and_narrower_where_it_is_free() -> None:
+    """A free probe comes FREE_EVERY rounds after the last, every other time narrower."""
+    it = window(20)
+    assert probed(it, flat(0.0), FREE_EVERY - 0.1) == 20.0
+    assert [probed(it, flat(0.0), FREE_EVERY) for _ in range(3)] == [28.0, 5.0, 28.0]
+    assert (it._unprobed, it._fresh, it._changed, it._probing) == (0.0, 0, 5, True)
+    small = window(4)
+    assert probed(small, flat(0.0), FREE_EVERY) == 5.0, "at least one more"
+
+
+def test_window_probes_at_a_cost_after_long() -> None:
+    """Where no wider window is free it is tried COST_EVERY rounds after the last probe, as wide as
+    the loss allows, and by the least step whatever that costs."""
+    for slope, wide in ((0.3, 28.0), (0.5, 24.0), (9.0, 22.0)):
+        it = window(20)
+        assert probed(it, flat(slope), COST_EVERY - 0.1) == 20.0, slope
+        assert probed(it, flat(slope), COST_EVERY) == wide, slope
+        assert it._upward is True
