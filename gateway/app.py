@@ -57,7 +57,8 @@ from gateway.shipped import own_command, own_environ, shipped
 from gateway.snapshots import ProcessSnapshot, Snapshots
 from gateway.store.store import Store
 from gateway.types import HistoryRow, Job, JobRecord
-from gateway.upstream.http_client import UpstreamClient, open_transport
+from gateway.upstream.connection_pool import ConnectionPool
+from gateway.upstream.http_client import UpstreamClient
 from gateway.upstream.providers import Target, target
 
 logger = logging.getLogger("gateway.app")
@@ -140,7 +141,7 @@ class Gateway:
         self.spend = Spend()
         self._core = core
         self.engine = self._new_engine(settings)
-        self.client = UpstreamClient(open_transport())
+        self.client = UpstreamClient(ConnectionPool())
         self.relay = self._new_relay(settings, prices)
         self.plane = DataPlane(_routing_table(settings), self.engine, self.relay, self.predictor)
         self.plane.learn = self._learn

@@ -182,7 +182,7 @@ class Logs(Listener):
     def _set_level(self) -> None:
         logging.getLogger().setLevel(self._level)
         # At INFO they log each connection.
-        for name in ("httpx", "httpcore", "aiohttp", "asyncio", "faiss"):
+        for name in ("httpx", "httpcore", "asyncio", "faiss"):
             logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
 
     def ended(self, record: JobRecord) -> None:

@@ -12,10 +12,21 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-import aiohttp
+import httpx
 import msgspec
 from msgspec import Struct
 
+from gateway.upstream.connection_pool import (
+    ConnectFailed,
+    ConnectionPool,
+    Origin,
+    OutOfDescriptors,
+)
+from gateway.upstream.provider_connection import (
+    ConnectionBroken,
+    FirstByteTimeout,
+    ProviderConnection,
+)
 from gateway.workbench.figures import NAN
 
 TIMEOUT_S = 1800.0
@@ -68,51 +79,81 @@ async def send_all(
 ) -> LoadRun:
     """Send every request when it is due; `ended` is called as each ends."""
     timings = [RequestTiming(request) for request in requests]
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, headers=headers, trust_env=False
-    ) as session:
+    pool = ConnectionPool()
+    target = _Target(httpx.URL(url), headers, timeout_s)
+    try:
         start_s, cpu_s = time.perf_counter(), time.process_time()
         tasks = []
         for timing in timings:
             pause_s = start_s + timing.planned.at_s - time.perf_counter()
             if pause_s > 0:
                 await asyncio.sleep(pause_s)
-            tasks.append(asyncio.ensure_future(_send(session, url, timing, start_s, ended)))
+            tasks.append(asyncio.ensure_future(_send(pool, target, timing, start_s, ended)))
         await asyncio.gather(*tasks)
         wall_s = time.perf_counter() - start_s
+    finally:
+        await pool.aclose()
     return LoadRun(timings, wall_s, (time.process_time() - cpu_s) / wall_s if wall_s else 0.0)
 
 
+class _Target:
+    """The endpoint, as each request needs it."""
+
+    def __init__(self, url: httpx.URL, headers: dict[str, str], timeout_s: float) -> None:
+        self.origin = Origin.of(url)
+        self.path = url.raw_path
+        self.timeout_s = timeout_s
+        self.headers = [
+            (name.lower().encode("ascii"), value.encode("latin-1"))
+            for name, value in {"content-type": "application/json", **headers}.items()
+        ]
+
+
 async def _send(
-    session: aiohttp.ClientSession,
-    url: str,
+    pool: ConnectionPool,
+    target: _Target,
     timing: RequestTiming,
     start_s: float,
     ended: Callable[[], None],
 ) -> None:
     timing.left_s = time.perf_counter() - start_s
+    connection: ProviderConnection | None = None
     try:
-        async with session.post(url, data=timing.planned.body) as response:
-            timing.status = response.status
-            tail = b""
-            async for chunk in response.content.iter_any():
-                if timing.first_s != timing.first_s:
-                    timing.first_s = time.perf_counter() - start_s
-                tail = (tail + chunk)[-4096:]
-            timing.is_complete = response.status == 200 and _has_end(response, tail)
-            timing.output_tokens = _usage(tail)
-            if not timing.is_complete:
-                timing.error = tail[-200:].decode(errors="replace")
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        async with asyncio.timeout(target.timeout_s):
+            connection = await pool.request(
+                target.origin,
+                "POST",
+                target.path,
+                target.headers,
+                timing.planned.body,
+                connect_timeout_s=target.timeout_s,
+                first_byte_timeout_s=target.timeout_s,
+            )
+            await _read(connection, timing, start_s)
+    except (ConnectFailed, ConnectionBroken, FirstByteTimeout, OutOfDescriptors, OSError) as error:
         timing.error = f"{type(error).__name__}: {error}"[:200]
+        if connection is not None:
+            connection.abort()
     timing.ended_s = time.perf_counter() - start_s
     ended()
 
 
-def _has_end(response: aiohttp.ClientResponse, tail: bytes) -> bool:
-    if response.content_type == "text/event-stream":
+async def _read(connection: ProviderConnection, timing: RequestTiming, start_s: float) -> None:
+    timing.status, headers = connection.status, connection.headers
+    tail = b""
+    while chunk := await connection.read_some():
+        if timing.first_s != timing.first_s:
+            timing.first_s = time.perf_counter() - start_s
+        tail = (tail + chunk)[-4096:]
+    timing.is_complete = timing.status == 200 and _has_end(headers, tail)
+    timing.output_tokens = _usage(tail)
+    if not timing.is_complete:
+        timing.error = tail[-200:].decode(errors="replace")
+
+
+def _has_end(headers: list[tuple[bytes, bytes]], tail: bytes) -> bool:
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    if kind.startswith(b"text/event-stream"):
         return tail.rstrip().endswith(b"data: [DONE]") and b'"error":' not in tail
     return True
 

@@ -48,7 +48,7 @@ from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
 HERE = Path(__file__).resolve().parent
 WARM_UP_S = 6.0
 SETTLE_S = 90.0
-PACKAGES = ("uvicorn", "uvloop", "httptools", "aiohttp", "httpx", "litestar", "msgspec")
+PACKAGES = ("uvicorn", "uvloop", "httptools", "httpx", "litestar", "msgspec")
 
 
 @dataclass(frozen=True)

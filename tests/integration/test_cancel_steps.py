@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -34,9 +33,12 @@ from gateway.schedule.routes import routes
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
 from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
-from gateway.upstream.http_client import Body, UpstreamClient
+from gateway.upstream.connection_pool import ConnectionPool, Origin
+from gateway.upstream.http_client import UpstreamClient
+from gateway.upstream.provider_connection import ProviderConnection
 from gateway.upstream.providers import target
 from tests.kit.steps import chunk, event
+from tests.kit.wire import Wire
 
 SETTINGS = {
     "accounts": [
@@ -57,52 +59,59 @@ PATH = "/v1/chat/completions"
 WHOLE = b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
 
 
-class _Content:
-    """aiohttp's stream reader, scripted: one part a step, then the end."""
+class ScriptedWire(Wire):
+    """A server's end of one connection: a part of the answer at each step of the loop."""
 
-    def __init__(self, parts: list[bytes]) -> None:
-        self._parts = list(parts)
+    def __init__(self, parts: list[bytes], connection: ProviderConnection) -> None:
+        super().__init__()
+        self._parts = parts
+        self._connection = connection
 
-    async def readany(self) -> bytes:
-        await asyncio.sleep(0)
-        return self._parts.pop(0) if self._parts else b""
+    @property
+    def busy(self) -> bool:
+        """A request was sent, and its answer neither read to the end nor given up."""
+        return bool(self.written) and not (self.aborted or self._connection.usable)
 
+    def write(self, data: Any) -> None:
+        super().write(data)
+        asyncio.get_running_loop().call_soon(self._step)
 
-class _Response:
-    """As much of aiohttp's response as `Body` uses."""
-
-    def __init__(self, provider: Provider, kind: bytes, parts: list[bytes]) -> None:
-        self.raw_headers = [(b"Content-Type", kind)]
-        self.content = _Content(parts)
-        self._provider = provider
-        provider.open += 1
-        self._closed = False
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._provider.open -= 1
+    def _step(self) -> None:
+        if self._parts and not self.aborted:
+            self._connection.data_received(self._parts.pop(0))
+            asyncio.get_running_loop().call_soon(self._step)
 
 
-class Provider(httpx.AsyncBaseTransport):
-    """A scripted transport that counts the streams it has open."""
+class Provider:
+    """Dials connections whose other end is a script, behind the real pool and parser."""
 
     def __init__(self, stream: bool, statuses: list[int]) -> None:
-        self.open = 0
         self._stream = stream
         self._statuses = statuses
+        self.wires: list[ScriptedWire] = []
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(0)
+    @property
+    def open(self) -> int:
+        """Answers under way."""
+        return sum(wire.busy for wire in self.wires)
+
+    async def dial(
+        self, origin: Origin, new: Callable[[], ProviderConnection]
+    ) -> ProviderConnection:
         await asyncio.sleep(0)
         status = self._statuses.pop(0) if self._statuses else 200
         if status != 200:
-            body = Body(_Response(self, b"application/json", [b'{"error":{}}']))  # type: ignore[arg-type]
+            kind, parts = b"application/json", [b'{"error":{}}']
         elif self._stream:
-            body = Body(_Response(self, b"text/event-stream", EVENTS))  # type: ignore[arg-type]
+            kind, parts = b"text/event-stream", EVENTS
         else:
-            body = Body(_Response(self, b"application/json", [WHOLE[:20], WHOLE[20:]]))  # type: ignore[arg-type]
-        return httpx.Response(status, stream=body)
+            kind, parts = b"application/json", [WHOLE[:20], WHOLE[20:]]
+        head = b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n\r\n"
+        chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
+        connection = new()
+        self.wires.append(ScriptedWire([head % (status, kind), *chunks, b"0\r\n\r\n"], connection))
+        connection.connection_made(self.wires[-1])
+        return connection
 
 
 class House:
@@ -117,7 +126,7 @@ class House:
         self.engine = Engine(fresh_core(settings, None), fresh_core)
         self.relay = Relay(
             self.engine,
-            UpstreamClient(self.provider),
+            UpstreamClient(ConnectionPool(dial=self.provider.dial)),
             {"a": target(settings.accounts[0], "key")},
             settings.server,
             send_problem,
@@ -309,10 +318,12 @@ def test_lost_stream_would_be_seen() -> None:
 
     async def main() -> None:
         house = House(True, [])
-        response = _Response(house.provider, b"", [])
+        pool = ConnectionPool(dial=house.provider.dial)
+        within = {"connect_timeout_s": 1.0, "first_byte_timeout_s": 1.0}
+        lost = await pool.request(Origin("http", "p", 80), "GET", b"/", [], b"", **within)
         with pytest.raises(AssertionError):
             house.check_empty()
-        response.close()
+        lost.abort()
         house.check_empty()
 
     asyncio.run(main())

@@ -1,0 +1,365 @@
+"""One HTTP/1.1 connection to a provider: a request, its answer, and perhaps the next request.
+
+llhttp parses, asyncio's transport reads and writes. Rules:
+
+1. One exchange at a time. The connection goes back to the pool when the answer's last byte was
+   read, and only if the request was sent whole, the answer allows it and nothing came after it.
+2. At most `HIGH_BYTES` of an answer wait for their reader; then the socket is not read any more.
+3. 1xx answers are skipped, trailers are dropped, a body without a length ends with the connection.
+4. A provider may send `MAX_HEAD_BYTES` without a final head, a body byte or an end, no more: that
+   bounds heads, 1xx answers, trailers and chunk extensions at once.
+5. `abort` is synchronous and wakes the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Final, cast
+
+import httptools
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEADERS: Final = 512
+HIGH_BYTES: Final = 64 * 1024
+PIECE_BYTES: Final = 64 * 1024  # what one read returns at most
+NO_BODY_UPGRADE: Final = 101
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ConnectionBroken(Exception):
+    """The exchange failed; the message says how.
+
+    `untouched`: the provider sent nothing of an answer. `unsent`: not one byte of the request was
+    written. `stale`: the connection had served before and was untouched: it may have been closed
+    before the request came.
+    """
+
+    def __init__(self, reason: str, *, untouched: bool = False, unsent: bool = False) -> None:
+        super().__init__(reason)
+        self.untouched = untouched
+        self.unsent = unsent
+        self.stale = False
+
+
+class FirstByteTimeout(Exception):
+    """No head of an answer came in time."""
+
+
+class ProviderConnection(asyncio.Protocol):
+    """See the head of this file.
+
+    Args:
+        release: takes the connection back once an exchange has ended well.
+        gone: is called when the connection is lost, with the connection.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        release: Callable[[ProviderConnection], None],
+        gone: Callable[[ProviderConnection], None],
+    ) -> None:
+        self._loop = loop
+        self._release = release
+        self._gone = gone
+        self._transport: asyncio.Transport | None = None
+        self._parser = _parser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._chunks: list[bytes] = []
+        self._held = 0  # bytes in `_chunks`
+        self._silent = 0  # bytes since the last that brought something on
+        self._size = 0  # of the request
+        self._paused = False
+        self._head_only = False  # the request was a HEAD
+        self._until_end = False  # the body ends with the connection
+        self._keep = False
+        self._in_exchange = False
+        self._closed = False
+        self._lost = False  # released or dropped: nothing more is told
+        self.error: ConnectionBroken | None = None
+        self.status = 0  # 0 before the final head
+        self.headers: Headers = []
+        self.complete = False  # the answer is here to its last byte
+        self.served = 0  # exchanges begun
+        self.idle_until_s = 0.0  # loop time; while in the pool
+
+    # ---- the pool's and the reader's side
+
+    @property
+    def usable(self) -> bool:
+        """True where a request may be sent: open, and no exchange under way."""
+        transport = self._transport
+        return not (
+            self._closed or self._in_exchange or transport is None or transport.is_closing()
+        )
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 where there is none."""
+        if self._transport is None:
+            return -1
+        sock: socket.socket | None = self._transport.get_extra_info("socket")
+        return -1 if sock is None else sock.fileno()
+
+    def send(self, head: bytes, body: bytes, *, head_only: bool) -> None:
+        """Begin an exchange. `head` ends with the empty line."""
+        transport = self._transport
+        assert transport is not None
+        assert not self._in_exchange
+        self._in_exchange = True
+        self.served += 1
+        self.status = 0
+        self.headers = []
+        self.complete = self._until_end = self._keep = False
+        self._head_only = head_only
+        self._silent = 0
+        self._size = len(head) + len(body)
+        if len(body) <= PIECE_BYTES:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+
+    async def head(self, timeout_s: float) -> None:
+        """Wait for the final head: then `status` and `headers` are set.
+
+        Raises FirstByteTimeout, ConnectionBroken. Cancelled, it drops the connection.
+        """
+        if not self.status and self.error is None:
+            self._timer = self._loop.call_later(timeout_s, self._late)
+            try:
+                await self._wait()
+            except BaseException:
+                self.abort()
+                raise
+            finally:
+                self._timer.cancel()
+                self._timer = None
+        if not self.status:
+            assert self.error is not None
+            raise self.error
+
+    async def read_some(self) -> bytes:
+        """The next bytes of the body, at most `PIECE_BYTES`; b"" at its end.
+
+        Raises ConnectionBroken.
+        """
+        while not self._chunks:
+            if self.complete:
+                self._end()
+                return b""
+            if self.error is not None:
+                raise self.error
+            await self._wait()
+        return self._take()
+
+    def read_whole(self) -> bytes | None:
+        """The rest of the body where it is all here; else None."""
+        if not self.complete:
+            return None
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        self._end()
+        return body
+
+    def abort(self) -> None:
+        """End the exchange now: what was not read is dropped, and with it the connection unless
+        the answer is here to its last byte."""
+        if self.complete:
+            self._chunks.clear()
+            self._held = 0
+            self._end()
+        elif self._in_exchange:
+            self._fail("aborted")
+
+    def close(self) -> None:
+        """Drop a connection whatever it does."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take(self) -> bytes:
+        chunk = self._chunks[0]
+        if len(chunk) > PIECE_BYTES:
+            self._chunks[0] = chunk[PIECE_BYTES:]
+            chunk = chunk[:PIECE_BYTES]
+        else:
+            del self._chunks[0]
+        self._held -= len(chunk)
+        if self._held <= HIGH_BYTES // 2:
+            self._resume()
+        return chunk
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    async def _wait(self) -> None:
+        assert self._waiter is None
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _end(self) -> None:
+        """The reader has it all: to the pool, or away."""
+        if not self._in_exchange:
+            return
+        self._in_exchange = False
+        if self._keep and self.usable:
+            self._resume()
+            self._release(self)
+        else:
+            self.close()
+
+    def _late(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(FirstByteTimeout())
+
+    def _fail(self, reason: str, *, unsent: bool = False) -> None:
+        if self.error is None and not self.complete:
+            untouched = not self.status and not self._silent
+            self.error = ConnectionBroken(reason, untouched=untouched, unsent=unsent)
+        self._in_exchange = False
+        self.close()
+        self._wake()
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+
+    def data_received(self, data: bytes) -> None:
+        if not self._in_exchange or self.complete:
+            # Bytes that nobody asked for, or after the answer: this connection serves no more.
+            self._keep = False
+            if not self._in_exchange:
+                self.close()
+            return
+        self._silent += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("the provider changed to another protocol")
+            return
+        except httptools.HttpParserError as error:
+            if not self.complete:
+                self._fail(f"no valid HTTP: {error.__context__ or error}")
+                return
+            self._keep = False  # the answer is whole; what came after it is not
+        if self._silent > MAX_HEAD_BYTES and not self.complete:
+            self._fail("too many bytes without an answer")
+            return
+        if self._held > HIGH_BYTES and not self._paused and not self.complete:
+            assert self._transport is not None
+            self._paused = True
+            self._transport.pause_reading()
+        if self.status or self.complete:
+            self._wake()
+
+    def eof_received(self) -> bool:
+        self._finish("the provider closed the connection")
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        reason = "the provider closed the connection" if exc is None else _words(exc)
+        self._finish(reason)
+        self._transport = None
+        if not self._lost:
+            self._lost = True
+            self._gone(self)
+
+    def _finish(self, reason: str) -> None:
+        """No byte will come any more."""
+        self._keep = False
+        if not self._in_exchange or self.complete:
+            return
+        if self._until_end and self.status:
+            self.complete = True
+            self._wake()
+            return
+        unsent = False
+        if self._transport is not None:
+            unsent = self._transport.get_write_buffer_size() >= self._size > 0
+        self._fail(reason, unsent=unsent)
+
+    # ---- the parser's side
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise ValueError("bytes after the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.status:
+            return  # a trailer
+        if len(self.headers) >= MAX_HEADERS:
+            raise ValueError("too many headers")
+        self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self.headers = []
+            if status == NO_BODY_UPGRADE:
+                raise ValueError("an upgrade nobody asked for")
+            return
+        self.status = status
+        self._silent = 0
+        if self._head_only:
+            # llhttp cannot be told that no body follows: this parser has done its work.
+            self._keep = self._parser.should_keep_alive()
+            self.complete = True
+            self._parser = _parser(self)
+            return
+        framed = status in (204, 304)
+        for name, value in self.headers:
+            if name == b"content-length" or (
+                name == b"transfer-encoding" and value.lower().endswith(b"chunked")
+            ):
+                framed = True
+        self._until_end = not framed
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
+        self._silent = 0
+        self._chunks.append(body)
+        self._held += len(body)
+
+    def on_message_complete(self) -> None:
+        if not self.status or self.complete:
+            return  # a 1xx answer
+        transport = self._transport
+        assert transport is not None
+        self.complete = True
+        # A provider that answers before it has the request whole does not read the rest.
+        sent = not transport.get_write_buffer_size()
+        self._keep = sent and not self._until_end and self._parser.should_keep_alive()
+
+
+def _parser(connection: ProviderConnection) -> httptools.HttpResponseParser:
+    parser = httptools.HttpResponseParser(connection)
+    # What a client must bear of servers; requests of clients are parsed strictly.
+    parser.set_dangerous_leniencies(
+        lenient_headers=True,
+        lenient_optional_cr_before_lf=True,
+        lenient_spaces_after_chunk_size=True,
+    )
+    return parser
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

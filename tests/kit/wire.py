@@ -1,0 +1,38 @@
+"""A transport without a socket, for connections whose other end is a test."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+
+class Wire(asyncio.Transport):
+    """Keeps what was written; closes and pauses when told.
+
+    `unsent` is what it says is still in its write buffer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.unsent = 0
+        self.paused = False
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
