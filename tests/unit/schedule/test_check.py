@@ -80,3 +80,12 @@ def test_check_needs_no_time_where_an_account_rests() -> None:
     it.scheduler.accounts.give_back(it.scheduler.jobs["j"].lease, Verdict.IGNORED, now=it.now)
     with pytest.raises(AssertionError):
         it.scheduler.check()
+
+
+def test_check_sees_a_wait_that_is_over() -> None:
+    """A job waits no longer than to its last moment, at which it is refused."""
+    it = busy()
+    over_s = it.scheduler.jobs["j1"].expire_s
+    it.scheduler.check(over_s - 0.1)
+    with pytest.raises(AssertionError, match="overdue"):
+        it.scheduler.check(over_s)

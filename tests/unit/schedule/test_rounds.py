@@ -165,3 +165,12 @@ def test_rounds_choose_the_one_that_needs_the_fewest() -> None:
     it.reset(HEAVY)
     assert it.choose({HEAVY: int(each / 2)}) is HEAVY
     assert it.credit[HEAVY] == pytest.approx(each), "a whole round, and one only"
+
+
+def test_rounds_take_a_credit_that_is_just_enough_for_covered() -> None:
+    """The first turn whose credit covers its head goes, to the last token."""
+    it = rounds()
+    it.charge(INTERACTIVE, -10.0)
+    it.charge(HEAVY, -1000.0)
+    assert it.choose({INTERACTIVE: 10, HEAVY: 10}) is INTERACTIVE
+    assert it.choose({INTERACTIVE: 11, HEAVY: 10}) is HEAVY
