@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.demo.provider import MODELS
-from tests.kit.gateway import ROOT, TENANT_KEY, GatewayProcess, account, tenant
+from tests.kit.command import sagesched
+from tests.kit.gateway import TENANT_KEY, GatewayProcess, account, tenant
 from tests.kit.provider import ScriptedProvider
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SAGESCHED_LOAD_KEY": TENANT_KEY},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run(*arguments: str, cwd: Path, forked: bool = True) -> subprocess.CompletedProcess[str]:
+    return sagesched(*arguments, cwd=cwd, forked=forked, SAGESCHED_LOAD_KEY=TENANT_KEY)
 
 
 def test_bench_compares_the_gateway_with_none(tmp_path: Path) -> None:

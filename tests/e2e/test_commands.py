@@ -15,27 +15,15 @@ import httpx
 import pytest
 
 from tests.e2e.test_openai_client import free_port
+from tests.kit.command import sagesched
 from tests.kit.gateway import ROOT, GatewayProcess
 
 SHIPPED = (ROOT / "gateway.toml").read_text()
 
 
-def sagesched(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("PORT", "SAGESCHED_ADMIN_TOKEN")}
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *args],
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT), **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 def test_check_accepts_the_shipped_settings() -> None:
     """The shipped file is valid without any environment."""
-    done = sagesched("check")
+    done = sagesched("check", forked=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 accounts" in done.stdout
 
@@ -90,7 +78,7 @@ def test_seed_environment_names_override_and_one_is_ignored(tmp_path: Path) -> N
         process.wait_log(lambda x: x.get("msg", "").startswith("PREDICTOR_BASE_URL"))
         stats = httpx.get(process.url("/stats"), headers=process.admin_headers).json()
         assert stats["pools"][0]["classes"]["heavy"]["budget_tokens"] == 4321
-    bad = sagesched("check", PORT="many")
+    bad = sagesched("check", forked=False, PORT="many")
     assert bad.returncode == 2
     assert "PORT" in bad.stderr
 
@@ -98,7 +86,8 @@ def test_seed_environment_names_override_and_one_is_ignored(tmp_path: Path) -> N
 def _shipped(directory: Path, env: dict[str, str] | None = None, demo: int = 0) -> GatewayProcess:
     process = GatewayProcess(directory, accounts=[], env=env, forked=True)
     text = SHIPPED.replace("4010", str(demo or free_port())).replace("port = 3000 ", "port = 0 ")
-    process.write(text.replace("base_latency_s = 0.15", "base_latency_s = 0.01"))
+    text = text.replace("base_latency_s = 0.15", "base_latency_s = 0.01")
+    process.write(text.replace("token_latency_s = 0.01", "token_latency_s = 0.001"))
     return process
 
 

@@ -221,7 +221,7 @@ def test_demo_provider_ends_with_the_gateway(tmp_path: Path) -> None:
     """A gateway that is killed ends its child, too."""
     demo = free_port()
     text = (ROOT / "gateway.toml").read_text()
-    process = GatewayProcess(tmp_path, accounts=[])
+    process = GatewayProcess(tmp_path, accounts=[], forked=True)
     process.write(text.replace("4010", str(demo)).replace("port = 3000 ", "port = 0 "))
     process.start()
     url = f"http://127.0.0.1:{demo}/health"

@@ -14,7 +14,8 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,40 @@ _context.set_forkserver_preload(["tests.kit.preloaded", "tests.kit.forked"])
 class ForkedProcess:
     """A forked `python -m MODULE ARGUMENTS`, with the members of `Popen` that the kit uses.
 
+    Args:
+        split: standard error has a pipe of its own, `stderr`; else it goes into `stdout`.
+
     Raises:
         AssertionError: the gateway under test is not this repository's.
     """
 
     def __init__(
-        self, module: str, arguments: Sequence[str], cwd: Path, env: dict[str, str]
+        self,
+        module: str,
+        arguments: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        *,
+        split: bool = False,
     ) -> None:
-        read_fd, write_fd = os.pipe()
+        pipes = [os.pipe() for _ in range(2 if split else 1)]
+        outputs = _Outputs([write_fd for _, write_fd in pipes])
         try:
             self._process = _context.Process(
                 target=_run,
-                args=(_Output(write_fd), module, list(arguments), str(cwd), env),
+                args=(outputs, module, list(arguments), str(cwd), dict(env)),
                 daemon=True,
             )
             self._process.start()
         except BaseException:
-            os.close(read_fd)
+            for read_fd, _ in pipes:
+                os.close(read_fd)
             raise
         finally:
-            os.close(write_fd)
-        self.stdout = open(read_fd, encoding="utf-8", errors="replace")  # noqa: SIM115
+            for fd in outputs.fds:
+                os.close(fd)
+        readers = [open(fd, encoding="utf-8", errors="replace") for fd, _ in pipes]  # noqa: SIM115
+        self.stdout, self.stderr = readers[0], readers[-1]
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -78,26 +92,42 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
 
-class _Output:
-    """A file descriptor on its way into the forked process."""
+def run_forked(
+    module: str, arguments: Sequence[str], cwd: Path, env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as `subprocess.run` with `capture_output` does."""
+    process = ForkedProcess(module, arguments, cwd, env, split=True)
+    with ThreadPoolExecutor(1) as pool, process.stdout, process.stderr:
+        errors = pool.submit(process.stderr.read)
+        output = process.stdout.read()
+    return subprocess.CompletedProcess(
+        [module, *arguments], process.wait(), output, errors.result()
+    )
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+
+class _Outputs:
+    """File descriptors for standard output and error on their way into the forked process."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self.fds = fds
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Output._received, (DupFd(self.fd),)
+        return _Outputs._received, tuple(DupFd(fd) for fd in self.fds)
 
     @staticmethod
-    def _received(sent: Any) -> _Output:
-        return _Output(sent.detach())
+    def _received(*sent: Any) -> _Outputs:
+        return _Outputs([one.detach() for one in sent])
 
 
-def _run(output: _Output, module: str, arguments: list[str], cwd: str, env: dict[str, str]) -> None:
+def _run(
+    outputs: _Outputs, module: str, arguments: list[str], cwd: str, env: dict[str, str]
+) -> None:
     """The forked process: become what `python -m module` would have been."""
     os.setsid()
-    for fd in (1, 2):
-        os.dup2(output.fd, fd)
-    os.close(output.fd)
+    for standard_fd, fd in ((1, outputs.fds[0]), (2, outputs.fds[-1])):
+        os.dup2(fd, standard_fd)
+    for fd in outputs.fds:
+        os.close(fd)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     assert gateway.__file__ is not None
