@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def _make(
         "cosine_min": least,
         "cosine_mean": mean,
         "cosine_strangers": round(unrelated_similarity(vectors), 4),
-        SCALE_KEY: similarity_scale(vectors, _vectors(ArtefactFolder(models), lines)),
+        SCALE_KEY: similarity_scale(vectors, _shipped_vectors(models)),
     }
     _record(bert, source, name, folder, fp32=fp32, **figures)
     return figures
@@ -214,6 +215,14 @@ def _vectors(files: ArtefactFolder, lines: list[str]) -> Any:
 
     encoder = load_encoder(files, TOKENS)
     return np.array([encoder.vector(line) for line in lines], np.float32)
+
+
+@cache
+def _shipped_vectors(models: Path) -> Any:
+    """Vectors of the same lines by the shipped encoder."""
+    from gateway.workbench.encoders.quantise import lines_of
+
+    return _vectors(ArtefactFolder(models), lines_of(models))
 
 
 def _record(
