@@ -15,9 +15,10 @@ from pathlib import Path
 
 from gateway.settings.schema import Store as StoreSettings
 from gateway.store.store import Store
+from tests.kit.length import short_or_long
 from tests.unit.store.rows import WAIT_S
 
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS") or short_or_long(3, 6))
 ROUNDS_A_FILE = 10
 ROOT = Path(__file__).parents[3]
 
