@@ -31,11 +31,12 @@ run: $(VENV)/run-ready ## set up and run the gateway with gateway.toml
 stop: ## drain and end a gateway started by `make run` in this folder
 	@kill -TERM $$(cat var/gateway.pid 2>/dev/null) 2>/dev/null && rm -f var/gateway.pid || echo "no gateway runs"
 
+# Byte code is kept whatever the environment says: each worker would compile everything anew.
 test: $(VENV)/dev-ready ## set up and run the tests
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-long: $(VENV)/dev-ready ## run the tests with all repetitions, examples and seeds
-	@SAGESCHED_LONG_TESTS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	@SAGESCHED_LONG_TESTS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 	@$(BIN)/ruff check .
