@@ -8,6 +8,7 @@ from gateway.engine.engine import Permit
 from gateway.engine.response import answer_headers, permit_headers
 from gateway.types import JobClass
 from gateway.upstream.http_client import ProviderAnswer
+from gateway.upstream.provider_connection import ProviderConnection
 from tests.unit.schedule.build import job
 
 NOBODY: Any = None  # no engine and no body is asked for headers
@@ -26,7 +27,9 @@ def sent(
     closing: bool = False,
 ) -> list[tuple[bytes, bytes]]:
     """The client's headers of an answer with these, without those about the gateway's work."""
-    answer, one = ProviderAnswer(200, list(headers), NOBODY), permit()
+    connection = ProviderConnection(NOBODY, NOBODY, NOBODY)
+    connection.status, connection.headers = 200, list(headers)
+    answer, one = ProviderAnswer(connection), permit()
     own = permit_headers(one)
     headers = answer_headers(answer, one, length, stream=stream, closing=closing)
     assert all(pair in headers for pair in own)
