@@ -153,7 +153,11 @@ class ProviderConnection(asyncio.Protocol):
                 return b""
             if self.error is not None:
                 raise self.error
-            await self._wait()
+            self._waiter = self._loop.create_future()  # not `_wait`: once for each chunk
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         return self._take()
 
     def read_whole(self) -> bytes | None:
