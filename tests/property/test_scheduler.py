@@ -58,7 +58,7 @@ from tests.kit.length import short_or_long
 from tests.unit.schedule.build import Judged, job, settings, workload
 from tests.unit.schedule.judge import judge_rest
 
-EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES") or short_or_long(75, 150))
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES") or short_or_long(150, 500))
 STEPS_EACH = 50 if EXAMPLES <= 150 else 120
 QUICK = hypothesis_settings(
     max_examples=EXAMPLES, stateful_step_count=STEPS_EACH, deadline=None, database=None
@@ -526,6 +526,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         return next(a.model_map for a in self.settings.accounts if a.name == account)
 
 
+@pytest.mark.timeout(900)  # the long form
 def test_scheduler_keeps_its_properties_whatever_happens() -> None:
     """One outcome per job, sums agree, nothing waits that fits, same events same actions."""
     run_state_machine_as_test(SchedulerMachine, settings=QUICK)
