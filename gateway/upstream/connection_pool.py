@@ -25,7 +25,8 @@ import aiohappyeyeballs
 import httpx
 from msgspec import Struct
 
-from gateway.upstream.provider_connection import ConnectionBroken, Headers, ProviderConnection
+from gateway.upstream.provider_connection import ConnectionBroken, ProviderConnection
+from gateway.upstream.providers import Headers
 
 IDLE_S: Final = 20.0
 SWEEP_S: Final = 5.0
@@ -210,9 +211,8 @@ class ConnectionPool:
             reason = f"no connection to {origin.host} within {timeout_s:g} s"
             raise ConnectTimeout(reason) from None
         except socket.gaierror as error:
-            raise ConnectFailed(
-                f"the name {origin.host} cannot be resolved: {error.strerror}"
-            ) from (None)
+            words = f"the name {origin.host} cannot be resolved: {error.strerror}"
+            raise ConnectFailed(words) from None
         except ssl.SSLError as error:
             raise ConnectFailed(_tls_words(error)) from None
         except OSError as error:
@@ -224,15 +224,16 @@ class ConnectionPool:
         if self._closed:
             connection.close()
             raise ConnectFailed("the gateway is stopping")
+        if not connection.usable:  # lost while it was handed over
+            reason = "the provider closed the connection"
+            raise ConnectionBroken(reason, untouched=True, unsent=True)
         self._origins[connection] = origin
         return connection
 
     def _new(self) -> ProviderConnection:
         return ProviderConnection(self._loop, self._release, self._gone)
 
-    async def _open(
-        self, origin: Origin, new: Callable[[], ProviderConnection]
-    ) -> ProviderConnection:
+    async def _open(self, origin: Origin, new: NewConnection) -> ProviderConnection:
         infos = await self._look_up(origin.host, origin.port)
         sock = await aiohappyeyeballs.start_connection(
             infos,

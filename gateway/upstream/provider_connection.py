@@ -20,13 +20,13 @@ from typing import Final, cast
 
 import httptools
 
+from gateway.upstream.providers import Headers
+
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_HEADERS: Final = 512
 HIGH_BYTES: Final = 64 * 1024
 PIECE_BYTES: Final = 64 * 1024  # what one read returns at most
 NO_BODY_UPGRADE: Final = 101
-
-Headers = list[tuple[bytes, bytes]]
 
 
 class ConnectionBroken(Exception):
@@ -79,7 +79,7 @@ class ProviderConnection(asyncio.Protocol):
         self._keep = False
         self._in_exchange = False
         self._closed = False
-        self._lost = False  # released or dropped: nothing more is told
+        self._lost = False  # `gone` was called
         self.error: ConnectionBroken | None = None
         self.status = 0  # 0 before the final head
         self.headers: Headers = []

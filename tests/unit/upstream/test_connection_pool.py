@@ -19,11 +19,17 @@ from gateway.upstream.connection_pool import (
     ConnectFailed,
     ConnectionPool,
     ConnectTimeout,
+    NewConnection,
     Origin,
     OutOfDescriptors,
     request_head,
 )
-from gateway.upstream.provider_connection import ConnectionBroken, FirstByteTimeout
+from gateway.upstream.provider_connection import (
+    ConnectionBroken,
+    FirstByteTimeout,
+    ProviderConnection,
+)
+from tests.kit.wire import Wire
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +212,24 @@ async def test_fresh_connection_that_breaks_is_not_tried_again() -> None:
         with pytest.raises(ConnectionBroken):
             await ask(pool, server.origin, "GET", b"")
         assert len(server.connections) == 1
+
+
+async def test_connection_that_is_lost_before_its_request_is_broken() -> None:
+    """A server that accepts and closes at once is a broken exchange, of which nothing was sent;
+    the pool forgets the connection."""
+
+    async def lost(origin: Origin, new: NewConnection) -> ProviderConnection:
+        connection = new()
+        connection.connection_made(Wire())
+        connection.connection_lost(None)
+        return connection
+
+    pool = ConnectionPool(dial=lost)
+    with pytest.raises(ConnectionBroken) as caught:
+        await ask(pool, Origin("http", "provider.test", 80))
+    assert caught.value.untouched
+    assert caught.value.unsent
+    assert len(pool) == 0
 
 
 async def test_idle_time_of_the_provider_is_heeded() -> None:
@@ -433,7 +457,7 @@ async def test_https_is_spoken_and_kept(authority: trustme.CA) -> None:
 
 
 async def test_https_connection_closed_while_idle_is_not_used(authority: trustme.CA) -> None:
-    """Its end is seen through TLS, too."""
+    """The provider's end is seen through TLS, too."""
 
     async def once(served: Served) -> None:
         await served.request()
