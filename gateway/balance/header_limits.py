@@ -29,7 +29,7 @@ from gateway.snapshots import LimitSnapshot
 from gateway.types import RateLimits
 
 BURST_S = 60.0
-"""How much of a header's limit may be spent at once, in seconds of its rate: all of a minute's."""
+"""Seconds of a header limit's rate that may be spent at once: all of a minute's."""
 LEAST = (10, 1000)
 """Requests and tokens a minute below which a header's limit is ignored."""
 FIRST_HOLD_S = 2.0
@@ -38,7 +38,7 @@ LEAST_HOLD_S = 0.25
 BORNE_OUT = 8.0
 """Factor by which a 429 raises the cap; its own header, read just before, may have halved it."""
 PATIENCE_S = 4.0
-"""How long "nothing left" may come alone before being served contradicts it at any pace."""
+"""Seconds of nothing but "nothing left" after which being served contradicts it at any pace."""
 MOST_PATIENCE_S = 4096.0
 RESET_S = 60.0
 """Time until a limit is full again, where the header does not say."""

@@ -24,7 +24,7 @@ from math import inf
 QUICKLY = 2.0
 """Growth per success in slow start: three times the limit in a round."""
 PROBE_RATIO = 1.1
-"""How far above the ceiling the limit goes before that becomes the ceiling."""
+"""Factor over the ceiling that the limit reaches before that becomes the ceiling."""
 GENTLY = 0.25
 """Growth per success above the ceiling, as a share of the usual growth."""
 

@@ -15,7 +15,7 @@ Limits from a provider's headers are per model: header_limits.py.
 from __future__ import annotations
 
 BURST_S = 1.0
-"""How much of a limit may be spent at once, in seconds of its rate. Some providers enforce a
+"""Seconds of a limit's rate that may be spent at once. Some providers enforce a
 minute's limit in slices of 1 to 10 s."""
 NEVER = float("-inf")
 

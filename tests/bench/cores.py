@@ -35,7 +35,7 @@ def stay_on(core: int) -> None:
 
 @contextmanager
 def on_core(core: int | None) -> Iterator[None]:
-    """What is started inside runs there, for good; None: anywhere. Threads that this process
+    """Processes started inside run there, for good; None: anywhere. Threads that this process
     itself started inside come back with it."""
     before = os.sched_getaffinity(0)
     if core is not None:

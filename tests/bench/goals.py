@@ -158,7 +158,7 @@ def _goal(goal: Goal, shape: str, seeds: Seeds, policy: str) -> GoalResult:
 
 
 def _limit(target: float, alone: RelativeChange | None, true: RelativeChange | None) -> str:
-    """Why a goal was missed, as far as the two bounds show it."""
+    """The reason for a missed goal, as far as the two bounds show it."""
     if alone is not None and alone.value > target:
         return "physics"
     if true is None:

@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def answer(self) -> bytes:
-        """What came of the last request, so far."""
+        """Result of the last request, so far."""
         return self._buffer
 
     def send(self, data: bytes, due_s: float) -> None:

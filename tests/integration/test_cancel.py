@@ -58,7 +58,7 @@ SCRIPTS = {
 def test_leaving_client_closes_the_provider_connection(
     start_gateway: Start, provider: ScriptedProvider, phase: str, how: str
 ) -> None:
-    """Whatever the provider was doing, its socket closes within 100 ms, and no permit or lease is
+    """In each state of the provider its socket closes within 100 ms, and no permit or lease is
     left."""
     script, stream = SCRIPTS[phase]
     if phase == "in mid-stream":

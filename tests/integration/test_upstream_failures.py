@@ -134,7 +134,7 @@ def test_429_keeps_its_account_closed_until_retry_after(
 def test_429_everywhere_waits_instead_of_failing(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Where the only account answers 429 with a short Retry-After, the request waits for it."""
+    """A request waits for a short Retry-After of the only account."""
     provider.error(429, retry_after_ms=300)
     gateway = start_gateway(provider)
     response = post(gateway)
@@ -193,7 +193,7 @@ def test_error_never_shows_the_account_key(
 
 
 def test_unreachable_provider_is_a_502(start_gateway: Start, provider: ScriptedProvider) -> None:
-    """Where nothing listens, the client gets an OpenAI-shaped 502 after the last attempt."""
+    """An account that nothing listens for gives an OpenAI-shaped 502 after the last attempt."""
     provider.refuse_connections()
     gateway = start_gateway(provider)
     response = post(gateway)

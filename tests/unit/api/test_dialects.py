@@ -280,7 +280,7 @@ _json = st.recursive(
 @given(st.dictionaries(st.sampled_from(OPTIONS), _json))
 @hypothesis_settings(max_examples=200, deadline=None, database=None)
 def test_view_of_any_json_is_well_typed(members: dict[str, Any]) -> None:
-    """Whatever JSON stands in an option, the members of the view have their own types."""
+    """For any JSON in an option the members of the view have their own types."""
     view = chat(**members)
     assert view.thinking in (True, False, None)
     assert view.thinking_budget is None or view.thinking_budget >= 0

@@ -476,7 +476,7 @@ def test_accounts_blocked_give_the_earliest_time() -> None:
 
 
 def test_accounts_share_by_their_windows() -> None:
-    """Where the model has windows, requests are shared in proportion to them."""
+    """Requests of a model with windows are shared in proportion to them."""
     it = accounts(
         "auto",
         a={"initial_concurrency": 4, "max_concurrency": 99},

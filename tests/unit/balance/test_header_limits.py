@@ -33,7 +33,7 @@ def counted(one: HeaderLimit, now: float = 0.0) -> HeaderLimit:
 
 
 def test_header_limit_learns_a_limit_and_lets_it_be_spent_at_once() -> None:
-    """What a header says is left may be spent at once, then the limit's pace holds."""
+    """The rest that a header states may be spent at once, then the limit's pace holds."""
     one = header_limit()
     one.charge(1.0, 0.0)
     one.update(60, 59, 1.0, spent=1.0, now=0.1)

@@ -471,7 +471,7 @@ def test_window_probes_in_turn_wider_and_narrower_where_it_is_free() -> None:
 
 
 def test_window_probes_at_a_cost_after_long() -> None:
-    """Where no wider window is free it is tried COST_EVERY rounds after the last probe, as wide as
+    """A wider window that is not free is tried COST_EVERY rounds after the last probe, as wide as
     the loss allows, and by the least step whatever that costs."""
     for slope, wide in ((0.3, 28.0), (0.5, 24.0), (9.0, 22.0)):
         it = window(20)

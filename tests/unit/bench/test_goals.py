@@ -66,7 +66,7 @@ def test_lost_request_misses_completion() -> None:
 
 
 def test_figure_that_naive_has_none_of_must_stay_zero() -> None:
-    """Where naive has 0 there is no ratio: any figure above 0 misses the goal."""
+    """With 0 for naive there is no ratio: any figure above 0 misses the goal."""
     naive = played(deadline_misses=0.0)
     for own, met in ((0.0, True), (0.1, False)):
         found = goal(group(naive=naive, ours=played(deadline_misses=own)), "deadline misses")

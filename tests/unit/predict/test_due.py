@@ -1,4 +1,4 @@
-"""When refits begin, and how their end is heard."""
+"""The beginning of refits, and the report of their end."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_shares_start_at_zero_and_follow_usage() -> None:
 
 @pytest.mark.parametrize("scatter", [0.5, 1.0, 2.0])
 def test_levels_bring_the_share_of_misses_to_the_target(scatter: float) -> None:
-    """Whatever the true scatter, p90 comes to cover 0.9 of the answers and the median 0.5."""
+    """For each true scatter p90 comes to cover 0.9 of the answers and the median 0.5."""
     residuals, rng = Residuals(), random.Random(1)
     missed = []
     for _ in range(4000):

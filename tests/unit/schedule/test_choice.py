@@ -249,7 +249,7 @@ def test_class_over_its_budget_is_not_starved_by_one_below_it() -> None:
 
 
 def test_turns_share_what_was_used_not_what_was_forecast() -> None:
-    """Where heavy answers are three times as long as forecast, their class gets a third of the
+    """If heavy answers are three times as long as forecast, their class gets a third of the
     starts."""
     it = world({"a": {"initial_concurrency": 1}}, max_overtake_s=3600.0, shed=False)
     work = {"h": 0, "b": 0}

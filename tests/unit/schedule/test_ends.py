@@ -57,7 +57,7 @@ def end(it: World, job_id: str) -> list[str]:
 
 
 def test_end_asks_for_its_own_model_alone_where_windows_are_full() -> None:
-    """Where all ten models wait for windows, the accounts are asked for the model that ended
+    """While all ten models wait for windows, the accounts are asked for the model that ended
     alone."""
     it, accounts = crowded("auto", limit=256.0)
     assert len(it.waiting) == 20

@@ -46,7 +46,7 @@ def test_judge_holds_a_class_to_its_budget(policy: str, borrow: bool | None) -> 
 
 
 def test_judge_holds_background_work_to_the_heavy_budget() -> None:
-    """Where there are two budgets, background and heavy work fill the heavy one together."""
+    """With two budgets, background and heavy work fill the heavy one together."""
     it = hard("dual_budget")
     it.submit("j0", 60)
     it.submit("b", 60, class_override=JobClass.BACKGROUND)

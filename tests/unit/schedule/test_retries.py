@@ -96,7 +96,7 @@ def test_retry_of_a_429_costs_a_quarter_of_an_attempt() -> None:
 
 
 def test_retry_does_not_wait_for_an_account_that_rests_too_long() -> None:
-    """Where the backoff ends after the job's deadline, the error goes out at once."""
+    """If the backoff ends after the job's deadline, the error goes out at once."""
     it = world({"a": {}})
     it.submit("j1", deadline_s=20.0)
     gone = refused(it.fail("j1", Verdict.RATE_LIMITED, retry_after_s=60.0))

@@ -37,7 +37,7 @@ async def test_client_streams_and_reuses_the_connection(provider: ScriptedProvid
 
 
 async def test_stream_that_is_cut_is_a_read_error(provider: ScriptedProvider) -> None:
-    """Whatever came before is not taken for the whole."""
+    """The part that came before the cut is not taken for the whole."""
     provider.enqueue([Head(length=10), Send(b"half"), Cut()])
     async with httpx.AsyncClient(transport=PooledTransport(ConnectionPool())) as client:
         with pytest.raises(httpx.ReadError):

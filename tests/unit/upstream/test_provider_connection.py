@@ -48,7 +48,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Read:
-    """What a client read of an answer."""
+    """An answer as a client read it."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -182,7 +182,7 @@ async def test_answer_is_read_as_aiohttp_reads_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_answer_is_the_same_byte_by_byte(name: str) -> None:
-    """Where the socket cuts the bytes changes nothing."""
+    """The places at which the socket cuts the bytes change nothing."""
     data, end = CASES[name]
     pieces = [data[at : at + 1] for at in range(len(data))]
     assert await ours(pieces, end=end) == await ours([data], end=end)
@@ -430,7 +430,7 @@ async def test_first_byte_is_waited_for_no_longer_than_allowed() -> None:
 
 
 async def test_cancelled_wait_drops_the_connection() -> None:
-    """Its answer belongs to nobody."""
+    """A connection whose waiter was cancelled is not kept: no request owns its answer."""
     ends = Ends()
     ends.begin()
     waiting = asyncio.ensure_future(ends.connection.head(5.0))
@@ -449,7 +449,7 @@ async def test_cancelled_wait_drops_the_connection() -> None:
 async def test_broken_exchange_says_what_had_been_done(
     answer: bytes, unsent: int, expected: tuple[bool, bool]
 ) -> None:
-    """Whether a byte came, and whether one of the request went, decides about a second try."""
+    """A broken exchange tells if a byte of an answer came and if one of the request went."""
     ends = Ends()
     ends.begin(body=b"{}")
     ends.wire.unsent = unsent

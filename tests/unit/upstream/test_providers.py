@@ -409,7 +409,7 @@ def test_edited_leaves_what_is_no_object(body: bytes) -> None:
 
 
 def test_edit_for_is_none_where_nothing_changes() -> None:
-    """Where the account takes the body as it is, there is no edit."""
+    """An account that takes the body as it is needs no edit."""
     assert edit_for(to(), "m", inject_usage=False) is None
     assert edit_for(to(stream_usage=False), "m", inject_usage=True) is None
     assert edit_for(to(models={"m": "m"}), "m", inject_usage=False) is None

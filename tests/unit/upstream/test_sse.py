@@ -81,7 +81,7 @@ def test_splitter_marks_the_pieces_of_a_long_event() -> None:
 
 
 def test_splitter_marks_a_long_event_that_comes_at_once() -> None:
-    """What is too long does not depend on the cut: whole or in parts, it is a piece."""
+    """The bound on an event does not depend on the cut: whole or in parts, it is a piece."""
     (event,) = split(b"data: " + b"x" * 200 + b"\n\n", max_bytes=50)
     assert isinstance(event, Piece)
     (event,) = split(b"data: " + b"x" * 42 + b"\n\n", max_bytes=50)

@@ -314,7 +314,7 @@ def test_meter_hides_the_usage_chunk_however_empty_its_choices(choices: bytes) -
 
 
 def test_meter_keeps_a_chunk_without_choices_that_has_no_usage() -> None:
-    """Where every chunk has `"usage": null`, only the one that counts is the usage chunk."""
+    """A chunk with `"usage": null` is no usage chunk, though it has no choices."""
     sent = {"id": "c", "choices": []}
     assert metered(event({**sent, "usage": None}), hide=True)[1] == event(sent)
 
@@ -344,7 +344,7 @@ def test_meter_passes_an_error_beside_usage() -> None:
 
 
 def test_meter_passes_long_events_unread() -> None:
-    """What is too long to hold is relayed in pieces; the stream goes on being read."""
+    """An event too long to hold is relayed in pieces; the stream goes on being read."""
     meter = StreamMeter(hide_usage=True, max_event_bytes=1000)
     long = event(chunk("x" * 5000, usage=COUNTS))
     out = b"".join(meter.feed(long[i : i + 700]) for i in range(0, len(long), 700))

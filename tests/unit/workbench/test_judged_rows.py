@@ -75,7 +75,7 @@ def test_fitted_rows_would_be_judged_without_the_list(tmp_path: Path) -> None:
 
 
 def test_training_file_is_judged_on_its_test_side(tmp_path: Path) -> None:
-    """Where a good part of FILE was fitted, only groups of the other side of the split count."""
+    """Only groups of the split's test side count of a file that was fitted in good part."""
     rows = [row(i) for i in range(400)]
     fit = [r for r in rows if is_fit(min(row_keys(r)))]
     fitted = unpack(pack(fit[: len(fit) // 2]))  # the licence kept the models from the rest

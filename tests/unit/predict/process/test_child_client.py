@@ -249,7 +249,7 @@ async def test_child_that_breaks_the_protocol_is_gone(start: Start, body: str, w
 
 
 async def test_child_that_writes_without_a_question_is_gone(start: Start) -> None:
-    """What it writes is not collected: the child ends of a broken pipe."""
+    """The bytes it writes are not collected: the child ends of a broken pipe."""
     client = await start(scripted("while True: write(bytes(65536))"))
     async with asyncio.timeout(10):
         while "gone=''" in repr(client):  # noqa: ASYNC110 - there is no event to wait for

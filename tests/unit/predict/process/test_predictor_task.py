@@ -90,7 +90,7 @@ async def test_predictor_outlives_its_task(make: Make, tmp_path: Path) -> None:
 
 
 async def test_lesson_taken_by_a_task_that_dies_is_given_up(make: Make, tmp_path: Path) -> None:
-    """Its caller gets an error, and does not wait for ever."""
+    """The caller gets an error, and does not wait for ever."""
 
     class Broken(Refits):
         def current(self) -> Path | None:

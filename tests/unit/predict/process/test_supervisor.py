@@ -172,7 +172,7 @@ async def test_predictor_degrades_with_a_bad_artefact(
 
 
 def test_reset_learned_needs_no_task() -> None:
-    """Where the predictor has been off since the start, a reset still overwrites the stored state,
+    """If the predictor has been off since the start, a reset still overwrites the stored state,
     so that no restart brings it back."""
     kept: list[bytes] = []
     predictor = Predictor(
