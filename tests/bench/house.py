@@ -42,7 +42,21 @@ BUDGETS = {
 }
 HEAD_LINES = 20  # of a module's docstring
 RIDDLES = frozenset(
-    {"who", "whoever", "what", "whatever", "whose", "whom", "how", "whether", "where", "its"}
+    {
+        "who",
+        "whoever",
+        "what",
+        "whatever",
+        "whose",
+        "whom",
+        "how",
+        "whether",
+        "where",
+        "when",
+        "why",
+        "which",
+        "its",
+    }
 )  # first words that leave the reader without a noun or a verb
 TOOLS = ("demo", "workbench")  # the rooms that serve no request
 TRACED = 9  # requests
