@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 MOST = 0.7  # of a core, for generator and provider together
 
@@ -60,3 +61,47 @@ def cpu_s(pid: int) -> float:
     """CPU seconds of a process and all its threads so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Spent(NamedTuple):
+    """CPU seconds of a gateway: its loop's thread, its other threads, its child processes."""
+
+    loop_s: float
+    threads_s: float
+    children_s: float
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(*(a - b for a, b in zip(self, other, strict=True)))
+
+    @property
+    def total_s(self) -> float:
+        return sum(self)
+
+
+def spent(pid: int) -> Spent:
+    """So far. A thread or child that has ended takes its time with it."""
+    loop_s = _thread_s(pid, pid)
+    return Spent(loop_s, process_s(pid) - loop_s, sum(process_s(child) for child in children(pid)))
+
+
+def process_s(pid: int) -> float:
+    """CPU seconds of a process's threads so far, to the nanosecond; 0.0 where it has ended."""
+    with suppress(OSError):
+        return sum(_thread_s(pid, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir())
+    return 0.0
+
+
+def _thread_s(pid: int, thread: int) -> float:
+    with suppress(OSError):  # it has ended
+        return int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0]) / 1e9
+    return 0.0
+
+
+def children(pid: int) -> list[int]:
+    """Ids of a process's children now, whichever thread began them: a gateway has its predictor."""
+    found: list[int] = []
+    with suppress(OSError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # it has ended since
+                found += map(int, (thread / "children").read_text().split())
+    return sorted(found)
