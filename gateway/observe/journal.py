@@ -5,14 +5,15 @@ start of the process. A reader that comes back with its last position learns how
 fell off in between, so nothing is lost silently. For the loop's thread only.
 
 One method per kind of event: those of the engine's listeners, and those of the process itself.
-An event holds ids, names and numbers, never a prompt, key or answer text.
+Most events are never read, so the details of one are made when it is: from jobs and records,
+which do not change. An event holds ids, names and numbers, never a prompt, key or answer text.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 
 from msgspec import Struct
@@ -20,6 +21,9 @@ from msgspec import Struct
 from gateway.types import Job, JobRecord, LifeEvent, Listener, Outcome, Verdict, Workload
 
 Detail = str | float | int | None
+Details = Callable[[], Mapping[str, Detail]]
+_Event = tuple[float, str, str | None, str | None, Details]
+"""Unix time, kind, job, pool, details."""
 
 
 class Tail(Struct, frozen=True):
@@ -38,7 +42,7 @@ class Journal(Listener):
     """A ring of `size` life-cycle records. `wall` gives Unix seconds."""
 
     def __init__(self, size: int, wall: Callable[[], float] = time.time) -> None:
-        self._ring: deque[LifeEvent] = deque(maxlen=size)
+        self._ring: deque[_Event] = deque(maxlen=size)
         self._wall = wall
         self._count = 0  # events ever
 
@@ -67,26 +71,25 @@ class Journal(Listener):
         else:
             since = min(max(since, 0), self._count)
             start, missed = max(first, since), max(0, first - since)
-        events = list(islice(self._ring, start - first, start - first + n))
+        kept = islice(self._ring, start - first, start - first + n)
+        events = [_worded(*event) for event in kept]
         return Tail(events=events, next=start + len(events), dropped=missed)
 
     # — the kinds of events —
 
     def submitted(self, job: Job) -> None:
         """A job was handed to the scheduler, with its first forecast."""
-        forecast = job.workload
         self._of(
             "submitted",
             job,
-            tenant=job.tenant,
-            model=job.model,
-            job_class=job.job_class,
-            p50=forecast.p50,
-            p90=forecast.p90,
-            p_short=forecast.p_short,
-            rung=forecast.rung,
-            prompt_tokens=forecast.prompt_tokens,
-            n=job.n,
+            lambda: {
+                "tenant": job.tenant,
+                "model": job.model,
+                "job_class": job.job_class,
+                **_forecast(job.workload),
+                "prompt_tokens": job.workload.prompt_tokens,
+                "n": job.n,
+            },
         )
 
     def reforecast(self, job: Job, workload: Workload) -> None:
@@ -94,43 +97,48 @@ class Journal(Listener):
         self._of(
             "reforecast",
             job,
-            p50_before=job.workload.p50,
-            p50=workload.p50,
-            p90=workload.p90,
-            p_short=workload.p_short,
-            rung=workload.rung,
-            job_class=job.class_override or workload.job_class,
+            lambda: {
+                "p50_before": job.workload.p50,
+                **_forecast(workload),
+                "job_class": job.class_override or workload.job_class,
+            },
         )
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
         """An attempt on `account` begins."""
-        self._of("dispatched", job, account=account, queue_s=queue_s, attempt=attempt)
+        self._of(
+            "dispatched",
+            job,
+            lambda: {"account": account, "queue_s": queue_s, "attempt": attempt},
+        )
 
     def retried(self, job: Job, account: str, verdict: Verdict) -> None:
         """An attempt on `account` came to `verdict`; another may follow."""
-        self._of("retried", job, account=account, verdict=verdict)
+        self._of("retried", job, lambda: {"account": account, "verdict": verdict})
 
     def refused(self, job: Job, outcome: Outcome, code: str | None) -> None:
         """A job was turned away (`refused`) or removed from its queue (`evicted`)."""
         event = "evicted" if outcome is Outcome.EVICTED else "refused"
-        self._of(event, job, tenant=job.tenant, outcome=outcome, code=code)
+        self._of(event, job, lambda: {"tenant": job.tenant, "outcome": outcome, "code": code})
 
     def ended(self, record: JobRecord) -> None:
         """A request is over (`finished`)."""
-        usage = record.usage
-        self.add(
+        self._keep(
             "finished",
-            job=record.id,
-            outcome=record.outcome,
-            status=record.status,
-            account=record.account,
-            attempts=record.attempts,
-            output_tokens=None if usage is None else usage.output_tokens,
-            queue_s=record.queue_s,
-            ttft_s=record.ttft_s,
-            total_s=record.total_s,
-            cost_usd=record.cost_usd,
-            error_code=record.error_code,
+            record.id,
+            None,
+            lambda: {
+                "outcome": record.outcome,
+                "status": record.status,
+                "account": record.account,
+                "attempts": record.attempts,
+                "output_tokens": None if record.usage is None else record.usage.output_tokens,
+                "queue_s": record.queue_s,
+                "ttft_s": record.ttft_s,
+                "total_s": record.total_s,
+                "cost_usd": record.cost_usd,
+                "error_code": record.error_code,
+            },
         )
 
     def reloaded(self, generation: int, error: str | None = None, *, changed: bool = True) -> None:
@@ -153,13 +161,31 @@ class Journal(Listener):
 
     # — the ring —
 
-    def _of(self, event: str, job: Job, **detail: Detail) -> None:
-        self.add(event, job=job.id, pool=job.pool, **detail)
+    def add(self, event: str, **detail: Detail) -> None:
+        """Append an event that is of no job; details that are None are left out."""
+        self._keep(event, None, None, lambda: detail)
 
-    def add(
-        self, event: str, *, job: str | None = None, pool: str | None = None, **detail: Detail
-    ) -> None:
-        """Append an event; details that are None are left out."""
-        given: dict[str, Detail] = {k: v for k, v in detail.items() if v is not None}
-        self._ring.append(LifeEvent(self._wall(), event, job, pool, given))
+    def _of(self, event: str, job: Job, details: Details) -> None:
+        self._keep(event, job.id, job.pool, details)
+
+    def _keep(self, event: str, job: str | None, pool: str | None, details: Details) -> None:
+        self._ring.append((self._wall(), event, job, pool, details))
         self._count += 1
+
+
+def _forecast(forecast: Workload) -> dict[str, float | str]:
+    return {
+        "p50": forecast.p50,
+        "p90": forecast.p90,
+        "p_short": forecast.p_short,
+        "rung": forecast.rung,
+    }
+
+
+def _worded(
+    wall_s: float, event: str, job: str | None, pool: str | None, details: Details
+) -> LifeEvent:
+    given: dict[str, Detail] = {
+        name: value for name, value in details().items() if value is not None
+    }
+    return LifeEvent(wall_s, event, job, pool, given)
