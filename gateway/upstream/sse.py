@@ -42,18 +42,18 @@ class Splitter:
         self._long = False  # pieces of the event under way were passed on
         self._max_bytes = max_bytes
 
+    def takes_whole(self, chunk: bytes) -> bool:
+        """True where `chunk` is one plain event and nothing is held before it: `feed` would give
+        it back."""
+        return (
+            not self._held and not self._long and len(chunk) <= self._max_bytes and is_plain(chunk)
+        )
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The events that `chunk` completes, each with its terminator, and pieces."""
         data = self._held + chunk if self._held else chunk
-        # The most common case: one write of the provider is one whole event.
-        if (
-            data.find(b"\n\n", self._searched) == len(data) - 2
-            and not self._long
-            and 2 <= len(data) <= self._max_bytes
-            and b"\r" not in data
-        ):
-            self._held, self._searched = b"", 0
-            return [data]
+        if not self._long and len(data) <= self._max_bytes and b"\r" not in data:
+            return self._lf_events(data)
         events: list[bytes] = []
         start = 0
         for match in _END.finditer(data, self._searched):
@@ -72,6 +72,15 @@ class Splitter:
         self._held, self._searched = held, max(len(held) - _TAIL, 0)
         return events
 
+    def _lf_events(self, data: bytes) -> list[bytes]:
+        """`feed` where lines end with LF and no event is too long."""
+        events = []
+        if data.find(b"\n\n", self._searched) >= 0:
+            *whole, data = data.split(b"\n\n")
+            events = [event + b"\n\n" for event in whole]
+        self._held, self._searched = data, max(len(data) - _TAIL, 0)
+        return events
+
     def rest(self) -> bytes:
         """The bytes after the last whole event; the splitter is empty afterwards."""
         held = Piece(self._held) if self._long else self._held
@@ -79,10 +88,13 @@ class Splitter:
         return held
 
 
-def _is_plain(event: bytes) -> bool:
-    """True for one `data: ` line alone, ended by LF LF, as nearly every event is."""
+def is_plain(event: bytes) -> bool:
+    """True of one `data: ` line alone, ended by LF LF, as nearly every event is."""
     return (
-        event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event
+        event.startswith(b"data: ")
+        and event.find(b"\n") == len(event) - 2
+        and event.endswith(b"\n")
+        and b"\r" not in event
     )
 
 
@@ -91,10 +103,11 @@ def data_of(event: bytes) -> bytes | None:
 
     A byte order mark before the first line is skipped.
     """
-    if _is_plain(event):
+    if is_plain(event):
         return event[6:-2]
     lines = []
-    for line in _LINES.split(event.removeprefix(BOM)):
+    body = event.removeprefix(BOM)
+    for line in _LINES.split(body) if b"\r" in body else body.split(b"\n"):
         if line.startswith(b"data:"):
             value = line[5:]
             lines.append(value[1:] if value.startswith(b" ") else value)
@@ -113,7 +126,7 @@ def with_data(event: bytes, data: bytes) -> bytes:
 
     Other lines and line ends are kept.
     """
-    if _is_plain(event):
+    if is_plain(event):
         return event_of(data)
     lines: list[bytes] = []
     written = False

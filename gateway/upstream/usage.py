@@ -1,9 +1,10 @@
 """Usage, finish reason and error from a provider's answer. Pure.
 
-A stream is read on its way to the client: only events that contain certain words are decoded, so
-an event costs a few substring searches. Usage may come on a chunk with choices, on a final one
-without, twice, or never: the last one with a count above 0 is used, and where there is none the
-events with content are counted and the usage is marked as estimated.
+A stream is read on its way to the client. Every event is decoded, but into the few members that
+say something beside content: the parser skips all others, which costs less than a search for
+their names. Usage may come on a chunk with choices, on a final one without, twice, or never: the
+last one with a count above 0 is used, and where there is none the events with content are counted
+and the usage is marked as estimated.
 
 Nothing in an answer may break the stream: one with a malformed member (a number for a text, say)
 is decoded member by member, and one that is no JSON passes unchanged.
@@ -16,7 +17,7 @@ import json
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.types import Usage
 from gateway.upstream.sse import Piece, Splitter, data_of, with_data
@@ -27,6 +28,10 @@ MAX_TOKENS = 10**9
 _NO_ERROR = Raw(b"null")  # a union with Raw would not decode
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TERMINAL = frozenset({"completed", "incomplete", "failed", "cancelled"})
+# An event without choices that names one of these is no content, whatever else it names.
+_NO_CONTENT = (b'"usage"', b'"error"', b'"response"', b'"finish_reason"')
+# The last member of nearly every event, and the brace that ends its data.
+_LAST_NULLS = (b',"usage":null}', b', "usage": null}')
 # Members by which a chunk without choices is more than the usage chunk (Azure's first one).
 _PAYLOAD = ("error", "prompt_filter_results")
 
@@ -75,7 +80,7 @@ class _Inner(Struct):
 
 class _Answer(Struct):
     type: str | None = None
-    usage: _UsageFields | None = None
+    usage: _UsageFields | UnsetType | None = UNSET
     choices: list[_Choice] | None = None
     response: _Inner | None = None
     status: str | None = None
@@ -95,20 +100,25 @@ def _answer(data: bytes) -> _Answer:
     try:
         return _answers.decode(data)
     except msgspec.ValidationError:
-        read: dict[str, Any] = {}
-        for name, raw in _members.decode(data).items():
-            if name in _fields:
-                with contextlib.suppress(*_DECODE_ERRORS):
-                    read[name] = _fields[name].decode(raw)
-        return _Answer(**read)
+        return _odd_answer(data)
+
+
+def _odd_answer(data: bytes) -> _Answer:
+    """An answer with members of other types than ours, which are left out."""
+    members = _members.decode(data)
+    read: dict[str, Any] = {"usage": None} if "usage" in members else {}
+    for name in _fields.keys() & members.keys():
+        with contextlib.suppress(*_DECODE_ERRORS):
+            read[name] = _fields[name].decode(members[name])
+    return _Answer(**read)
 
 
 def _count(value: int | None) -> int:
     return min(max(value or 0, 0), MAX_TOKENS)
 
 
-def _usage(fields: _UsageFields | None) -> Usage | None:
-    if fields is None:
+def _usage(fields: _UsageFields | UnsetType | None) -> Usage | None:
+    if fields is None or fields is UNSET:
         return None
     prompt = fields.prompt_tokens if fields.prompt_tokens is not None else fields.input_tokens
     output = (
@@ -209,10 +219,9 @@ class StreamMeter:
 
     def feed(self, chunk: bytes) -> bytes:
         """The bytes for the client after `chunk`: whole events only."""
-        events = self._splitter.feed(chunk)
-        if len(events) == 1:
-            return self._event(events[0])
-        return b"".join([self._event(event) for event in events])
+        if self._splitter.takes_whole(chunk):  # one write of the provider is one event
+            return self._data(chunk, chunk[6:-2])
+        return b"".join([self._event(event) for event in self._splitter.feed(chunk)])
 
     def rest(self) -> bytes:
         """The bytes for the client at the stream's end, after the last whole event."""
@@ -226,36 +235,38 @@ class StreamMeter:
         if isinstance(event, Piece):
             self.seen_data = True
             return event
-        if not self.seen_data:
-            self.seen_data = data_of(event) is not None
-        if b"[DONE]" in event and (data_of(event) or b"").startswith(b"[DONE]"):
-            self.done = True
-            return event
-        if (
-            b'"finish_reason"' in event  # the most common first
-            or b'"usage"' in event
-            or b'"error"' in event
-            or b'"response"' in event
-        ):
-            return self._read(event)
-        if b"delta" in event or b'"text"' in event:
-            self.content_events += 1
-        return event
-
-    def _read(self, event: bytes) -> bytes:
         data = data_of(event)
-        if data is None:
+        return event if data is None else self._data(event, data)
+
+    def _data(self, event: bytes, data: bytes) -> bytes:
+        """The bytes for the client of an event with these data."""
+        self.seen_data = True
+        if data.startswith(b"[DONE]"):
+            self.done = True
             return event
         try:
             answer = _answer(data)
         except _DECODE_ERRORS:
             return event
-        if answer.choices:
+        choices = answer.choices
+        if choices:
             self.content_events += 1
-            for choice in answer.choices:
+            for choice in choices:
                 if choice.finish_reason:
                     self.finish_reason = choice.finish_reason
                     self._finished.add(choice.index)
+        elif (b"delta" in event or b'"text"' in event) and not any(w in event for w in _NO_CONTENT):
+            self.content_events += 1
+        if answer.usage or answer.response or answer.error is not _NO_ERROR:
+            self._read(answer)
+        if answer.type == "error" and self.error is None:  # the responses API's error event
+            self._remember_error(Raw(data))
+        if self._hide and answer.usage is not UNSET:
+            return self._without_usage(event, data, choices == [])
+        return event
+
+    def _read(self, answer: _Answer) -> None:
+        """Remember what an event says beside its content."""
         inner = answer.response
         usage = _usage(answer.usage) or _usage(inner.usage if inner else None)
         if usage is not None and (self.usage is None or usage.output_tokens or usage.prompt_tokens):
@@ -266,11 +277,6 @@ class StreamMeter:
             self._remember_error(inner.error)
         if answer.error is not _NO_ERROR:
             self._remember_error(answer.error)
-        if answer.type == "error" and self.error is None:  # the responses API's error event
-            self._remember_error(Raw(data))
-        if self._hide and b'"usage"' in data:
-            return self._without_usage(event, data, answer.choices == [])
-        return event
 
     def _remember_error(self, raw: Raw) -> None:
         if bytes(raw) == b"null":
@@ -283,6 +289,9 @@ class StreamMeter:
             self.error = value if isinstance(value, dict) else {"message": str(value)}
 
     def _without_usage(self, event: bytes, data: bytes, no_choices: bool) -> bytes:
+        last = data.rfind(b",")
+        if data[last:] in _LAST_NULLS:
+            return with_data(event, data[:last] + b"}")
         try:
             members = _members.decode(data)
         except _DECODE_ERRORS:
