@@ -21,11 +21,11 @@ from litestar import Litestar, asgi
 
 from gateway.api.admin import AdminRoutes
 from gateway.api.auth import AdminToken, Tenants
+from gateway.api.client_connections import ClientConnections
 from gateway.api.control import ForecastRoutes
 from gateway.api.jobs import SubmittedJobs
 from gateway.api.plane import DataPlane
 from gateway.api.problems import problem_response, send_problem
-from gateway.api.protocol import WriteBuffers
 from gateway.api.routing import RoutingTable
 from gateway.balance.accounts import Accounts
 from gateway.balance.saved_state import SavedState
@@ -135,7 +135,7 @@ class Gateway:
         self._secrets = load.secrets(settings, environ)
         self._admin_token = AdminToken(self._secrets.admin)
         self.predictor = self._new_predictor(settings, prices)
-        self.buffers = WriteBuffers(settings.server)
+        self.connections = ClientConnections(settings.server)
         self.journal = Journal(settings.observe.events)
         self.metrics = Metrics(self._snapshots, LabelNames.of(settings))
         self.spend = Spend()
@@ -281,7 +281,7 @@ class Gateway:
             self._secrets = secrets
             self._admin_token = AdminToken(secrets.admin)
             self.relay.targets = new_targets
-            self.relay.server = self.buffers.server = settings.server
+            self.relay.server = self.connections.server = settings.server
             self.plane.routing = routing
             self.metrics.rename(LabelNames.of(settings))
             self.journal.resize(settings.observe.events)
@@ -376,9 +376,9 @@ class Gateway:
                 config_reload_ok=reload.ok,
                 config_reload_wall_s=reload.success_wall_s,
                 body_bytes=self.plane.memory.held,
-                buffer_bytes=self.buffers.held(),
+                buffer_bytes=self.connections.held(),
                 open_streams=self.relay.open,
-                connections=len(self.buffers),
+                connections=len(self.connections),
                 journal_dropped=self.journal.dropped,
                 log_lines_lost=self.logs.lost,
                 listener_faults=self.engine.listeners.faults,

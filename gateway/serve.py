@@ -149,7 +149,8 @@ def _http_server(gateway: Gateway) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
             gateway.app,
-            http=protocol_for(gateway.buffers),
+            interface="asgi3",
+            http=protocol_for(gateway.connections),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -157,7 +158,6 @@ def _http_server(gateway: Gateway) -> HttpServer:
             server_header=False,
             proxy_headers=False,
             date_header=False,
-            timeout_keep_alive=round(gateway.live.current.server.keepalive_s),
             timeout_graceful_shutdown=2,
         )
     )

@@ -1,17 +1,15 @@
-"""uvicorn's HTTP protocol with the bounds a gateway needs.
+"""One client connection: HTTP/1.1 by llhttp, with the bounds a gateway needs.
 
-uvicorn leaves these open:
-- the bytes between provider and client. The transport's write buffer is raised to about a
-  megabyte a stream, so that a slow reader does not hold a provider's slot, and lowered for
-  every connection as connections grow, so that all of them together stay within a bound;
-- a client that takes nothing. `TCP_USER_TIMEOUT` ends it even after the answer is complete;
-- a client that sends its header drop by drop, or connects and sends nothing;
+uvicorn's server makes the connections and ends them; request_cycle.py writes the answers. Here:
+- a client that takes nothing: `TCP_USER_TIMEOUT` ends it even after the answer is complete;
+- a client that sends its header drop by drop, or connects and sends nothing: the sweep of
+  client_connections.py ends it;
 - a client that sends its next request before this one is answered (HTTP pipelining). Reading
   would have to stop, and then a client that leaves goes unnoticed. So the answer under way is
   finished, later bytes are dropped, and the connection closes (RFC 9112 §9.3.2 allows it);
 - an Upgrade to another protocol (clients that offer h2c). The parser takes the body for that
   protocol's first bytes, so a second parser that knows the framing reads it as the body;
-- error texts of the server itself, which are to have OpenAI's form.
+- errors of the server itself have OpenAI's form.
 """
 
 from __future__ import annotations
@@ -19,81 +17,69 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Any
+from math import inf
+from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.config import Config
+from uvicorn.server import ServerState
 
+from gateway.api.client_connections import ClientConnections
+from gateway.api.client_flow import ClientFlow
 from gateway.api.problems import problem
+from gateway.api.request_cycle import RequestCycle
 from gateway.errors import GatewayError, InvalidRequest, Unavailable
-from gateway.settings.schema import Server
 
 HEADER_TIMEOUT_S = 20.0
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
-MIN_BUFFER_BYTES = 16 * 1024
 KERNEL_BUFFER_BYTES = 128 * 1024
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
-class WriteBuffers:
-    """The write-buffer limit of every connection, such that all limits together stay bounded."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self._open: set[asyncio.Transport] = set()
-        self._limit = server.stream_buffer_bytes
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def __repr__(self) -> str:
-        return f"<WriteBuffers {len(self)} connections of {self._limit} bytes>"
-
-    def add(self, transport: asyncio.Transport) -> None:
-        """Count a new connection and set its limit."""
-        self._open.add(transport)
-        if not self._adjust():
-            transport.set_write_buffer_limits(high=self._limit)
-
-    def remove(self, transport: asyncio.Transport) -> None:
-        """Forget a closed connection."""
-        self._open.discard(transport)
-        self._adjust()
-
-    def held(self) -> int:
-        """Bytes that wait for slow clients at this moment."""
-        return sum(t.get_write_buffer_size() for t in self._open)
-
-    def _adjust(self) -> bool:
-        """Halve the limit until those of all connections fit the bound. True where it changed."""
-        share = self.server.buffer_memory_bytes // max(len(self._open), 1)
-        limit = self.server.stream_buffer_bytes
-        while limit > share and limit > MIN_BUFFER_BYTES:
-            limit //= 2
-        if limit == self._limit:
-            return False
-        self._limit = limit
-        for transport in self._open:
-            transport.set_write_buffer_limits(high=limit)
-        return True
-
-
-class GatewayProtocol(HttpToolsProtocol):
+class GatewayProtocol(asyncio.Protocol):
     """One client connection; the head of this file has its rules.
 
-    `protocol_for` sets `buffers` on a subclass, since uvicorn makes the instances.
+    `protocol_for` sets `connections` on a subclass, since uvicorn makes the instances.
     """
 
-    buffers: WriteBuffers
-    _header_timer: asyncio.TimerHandle | None = None
-    _header_bytes = 0
-    _pipelined = False  # nothing more is read of a client that pipelined
+    connections: ClientConnections
+    transport: asyncio.Transport
+    flow: ClientFlow
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        server = self.buffers.server
-        self.buffers.add(transport)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._application = config.loaded_app
+        self._state = server_state
+        self._loop = _loop or asyncio.get_running_loop()
+        self._parser = _parser(self)
+        self._addresses: tuple[Any, Any] = (None, None)  # client's, ours
+        self._cycle: RequestCycle | None = None  # the present request's, or the last one's
+        self._pipelined = False  # nothing more is read of a client that pipelined
+        self.due_s = inf
+        # The request that is being read.
+        self._in_header = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._header_bytes = 0
+        self._expects_continue = False
+
+    # -- the transport's side --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self.flow = ClientFlow(self.transport)
+        self._state.connections.add(cast(Any, self))
+        self.connections.add(self)
+        server = self.connections.server
+        self._addresses = (_address(transport, "peername"), _address(transport, "sockname"))
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError, AttributeError):
@@ -104,77 +90,150 @@ class GatewayProtocol(HttpToolsProtocol):
                 sock.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(server.write_timeout_s * 1000)
                 )
-        if len(self.buffers) > server.max_connections:
+        if len(self.connections) > server.max_connections:
             self._refuse(Unavailable("Too many connections.", code="too_many_connections"))
             return
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.buffers.remove(self.transport)
-        self._stop_header_timer()
-        super().connection_lost(exc)
+        self.due_s = self._loop.time() + server.keepalive_s
 
     def data_received(self, data: bytes) -> None:
         if self._pipelined:
             return
         try:
-            self.parser.feed_data(data)
+            self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             if not self._pipelined:
-                self.send_400_response("")
+                self._refuse_unreadable()
+
+    def eof_received(self) -> None:
+        """A client that ends its side has left: the transport closes."""
+
+    def pause_writing(self) -> None:
+        self.flow.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.flow.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(cast(Any, self))
+        self.connections.remove(self)
+        if self._cycle is not None:
+            self._cycle.lose()
+        self.flow.resume_writing()
+        del self._parser  # it holds the callbacks of this connection: else a reference cycle
+
+    # -- the server's side -----------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Close once the answer under way is complete."""
+        if self._cycle is None or self._cycle.complete:
+            self.transport.close()
+        else:
+            self._cycle.keep_alive = False
+
+    def overdue(self) -> None:
+        """End a connection whose client did not send its request in time."""
+        self.due_s = inf
+        if self._pipelined:
+            return
+        if not self._in_header:
+            self.transport.close()
+            return
+        error = InvalidRequest("The request header did not arrive in time.", code="request_timeout")
+        error.status = 408
+        self._refuse(error)
+
+    def _answered(self) -> None:
+        """Await the next request: the answer to this one is complete."""
+        self._state.total_requests += 1
+        self.due_s = self._loop.time() + self.connections.server.keepalive_s
+
+    # -- the parser's side -----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
+        if self._cycle is not None and not self._cycle.complete:
+            self._cycle.keep_alive = False
             self._pipelined = True
             return
-        # Only a request ends the keep-alive timer: a stray line break, or the rest of a refused
-        # body, must not leave a connection without a timer.
-        self._unset_keepalive_if_required()
-        super().on_message_begin()
+        # Only a request ends the wait for one: a stray line break, or the rest of a refused
+        # body, must not leave a connection without an end.
+        within_s = min(HEADER_TIMEOUT_S, self.connections.server.keepalive_s)
+        self.due_s = self._loop.time() + within_s
+        self._in_header = True
+        self._url = b""
+        self._headers = []
         self._header_bytes = 0
-        self.scope["state"]["connection"] = self
-        within_s = min(HEADER_TIMEOUT_S, self.buffers.server.keepalive_s)
-        self._header_timer = self.loop.call_later(within_s, self._header_timeout)
+        self._expects_continue = False
 
     def on_url(self, url: bytes) -> None:
         if not self._pipelined:
             self._count(len(url))
-            super().on_url(url)
+            self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._pipelined:
-            self._count(len(name) + len(value))
-            super().on_header(name, value)
+        if self._pipelined or not self._in_header:  # a trailer
+            return
+        self._count(len(name) + len(value))
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self._expects_continue = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._pipelined:
             return
-        self._stop_header_timer()
-        super().on_headers_complete()
+        self._in_header = False
+        self.due_s = inf
+        parser = self._parser
+        version = parser.get_http_version()
+        state: dict[str, Any] = {}
+        path, query = _split(self._url)
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self._addresses[1],
+            "client": self._addresses[0],
+            "scheme": "http",
+            "method": parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
+            "raw_path": path,
+            "query_string": query,
+            "headers": self._headers,
+            "state": state,
+        }
+        cycle = self._cycle = RequestCycle(
+            scope,
+            self.flow,
+            self._answered,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            expects_continue=self._expects_continue,
+        )
+        state["connection"] = cycle
+        task = self._loop.create_task(cycle.run(self._application))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
 
     def on_body(self, body: bytes) -> None:
-        if not self._pipelined:
-            super().on_body(body)
+        if not self._pipelined and self._cycle is not None:
+            self._cycle.feed(body)
 
     def on_message_complete(self) -> None:
         # At an upgrade only the head is complete, and its body follows.
-        if not self._pipelined and not self.parser.should_upgrade():
-            super().on_message_complete()
+        if not self._pipelined and self._cycle is not None and not self._parser.should_upgrade():
+            self._cycle.feed_end()
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Continue with a parser that has this request's framing and no Upgrade header."""
         after = _UpgradeCallbacks(self)
-        self.parser = httptools.HttpRequestParser(after)
-        framing = [b"%s: %s\r\n" % (k, v) for k, v in self.headers if k in _FRAMING]
+        self._parser = _parser(after)
+        framing = [b"%s: %s\r\n" % (k, v) for k, v in self._headers if k in _FRAMING]
         try:
-            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(framing))
         except httptools.HttpParserError:
-            self.send_400_response("")
+            self._refuse_unreadable()
             return
         after.replaying = False
         if after.complete:  # a request without a body
@@ -184,25 +243,12 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
+        if self._header_bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
             raise ValueError("request header too large")
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _header_timeout(self) -> None:
-        if self._pipelined:
-            return
-        error = InvalidRequest("The request header did not arrive in time.", code="request_timeout")
-        error.status = 408
-        self._refuse(error)
-
-    def send_400_response(self, msg: str) -> None:
-        """Refuse a request that the parser cannot read, or one with too large a header; `msg` is
-        uvicorn's and not sent."""
-        if self._header_bytes > MAX_HEADER_BYTES or len(self.headers or ()) > MAX_HEADERS:
+    def _refuse_unreadable(self) -> None:
+        """Refuse a request that the parser cannot read, or one with too large a header."""
+        if self._header_bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
             error = InvalidRequest("The request header is too large.", code="headers_too_large")
             error.status = 431
         else:
@@ -215,10 +261,6 @@ class GatewayProtocol(HttpToolsProtocol):
         lines += [name + b": " + value + b"\r\n" for name, value in headers]
         self.transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
         self.transport.close()
-
-    def abort(self) -> None:
-        """Drop the connection with the bytes that the client has not taken."""
-        self.transport.abort()
 
 
 class _UpgradeCallbacks:
@@ -258,6 +300,29 @@ class _UpgradeCallbacks:
             self._protocol.on_message_complete()
 
 
-def protocol_for(buffers: WriteBuffers) -> type[Any]:
-    """The protocol class for uvicorn, bound to one set of buffers."""
-    return type("BoundGatewayProtocol", (GatewayProtocol,), {"buffers": buffers})
+def _parser(callbacks: GatewayProtocol | _UpgradeCallbacks) -> httptools.HttpRequestParser:
+    parser = httptools.HttpRequestParser(callbacks)
+    # So that what follows a request with `connection: close` is no error.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
+
+
+def _split(url: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a request's target."""
+    if url.startswith(b"/v1/") and b"?" not in url and b"#" not in url:
+        return url, b""
+    parsed = httptools.parse_url(url)
+    return parsed.path, parsed.query or b""
+
+
+def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
+    """Host and port; None where the connection has none."""
+    address = transport.get_extra_info(name)
+    if not isinstance(address, list | tuple) or len(address) < 2:
+        return None
+    return str(address[0]), int(address[1])
+
+
+def protocol_for(connections: ClientConnections) -> type[Any]:
+    """The protocol class for uvicorn, bound to one set of connections."""
+    return type("BoundGatewayProtocol", (GatewayProtocol,), {"connections": connections})

@@ -28,7 +28,7 @@ async def relay_buffered(body: TimedBody, response: ClientResponse, max_held_byt
                 _check_refusal(body, held)
                 exchange.usage, exchange.finish_reason = answer_usage(held)
             exchange.settle(Outcome.OK, Verdict.SUCCESS)
-            await response.start(answer, str(len(held)).encode())
+            await response.start(answer, _length(body, held))
             await response.last(held)
             return
         await response.start(answer, answer.header(b"content-length"))
@@ -41,6 +41,14 @@ async def relay_buffered(body: TimedBody, response: ClientResponse, max_held_byt
             exchange.usage = tail_usage(tail)
         exchange.settle(Outcome.OK, Verdict.SUCCESS)
         await response.last(b"")
+
+
+def _length(body: TimedBody, held: bytes) -> bytes | None:
+    """The content-length of a body that is `held` whole; the provider's where it was asked for the
+    head alone."""
+    if body.exchange.method == "HEAD":
+        return body.answer.header(b"content-length")
+    return str(len(held)).encode()
 
 
 async def _hold(body: TimedBody, limit: int) -> tuple[bytes, bool]:

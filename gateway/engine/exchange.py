@@ -8,7 +8,7 @@ the event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -30,9 +30,35 @@ OUTCOMES = {
 
 
 class Connection(Protocol):
-    """The client's connection, where the server gives access to it."""
+    """The client's side of one exchange, where the server gives access to it.
 
-    def abort(self) -> None: ...
+    Nothing here but `drained` awaits anything. `on_left` is called once, when the client leaves
+    before its answer is complete.
+    """
+
+    on_left: Callable[[], None] | None
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Set the head; it is written with the first bytes of the body."""
+
+    def write(self, chunk: bytes) -> bool:
+        """Write some of the body, framed, straight to the client's transport. False: the client is
+        slow, and no more should be written until it has drained."""
+
+    def finish(self, chunk: bytes = b"") -> None:
+        """Write the last bytes of the body and end the response."""
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the client has taken enough or has left."""
+
+    def drained(self) -> Awaitable[None]:
+        """Wait for that."""
+
+    def break_off(self) -> None:
+        """End the response short of its end, such that the client can tell."""
+
+    def abort(self) -> None:
+        """Drop the connection with the bytes that the client has not taken."""
 
 
 class StreamEnd(StrEnum):

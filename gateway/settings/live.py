@@ -33,7 +33,6 @@ RESTART_ONLY = (
     ("server", "host"),
     ("server", "port"),
     ("store", "path"),
-    ("server", "keepalive_s"),
     ("predict", "embedding_model_name"),
     ("predict", "models_path"),
     *(("demo", field) for field in Demo.__struct_fields__),

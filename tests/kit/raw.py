@@ -22,6 +22,7 @@ class RawClient:
         self.timeout_s = timeout_s
         self.received = b""  # not yet taken by a read method
         self.ended = False  # the peer has closed its side
+        self.was_reset = False  # … by RST
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         if receive_buffer is not None:  # before connect, so that the window is never larger
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -134,6 +135,6 @@ class RawClient:
         try:
             data = self._socket.recv(65_536)
         except ConnectionResetError:
-            data = b""
+            data, self.was_reset = b"", True
         self.ended = not data
         return data
