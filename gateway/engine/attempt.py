@@ -34,9 +34,7 @@ from gateway.upstream.providers import (
     classify,
     edit_for,
     edited,
-    headers_for,
     stream_error_status,
-    url_for,
 )
 from gateway.upstream.ratelimits import rate_limits
 
@@ -87,8 +85,9 @@ async def attempt(client: UpstreamClient, target: Target, exchange: Exchange) ->
     answer = exchange.answer = await client.send(
         target,
         exchange.method,
-        url_for(target, exchange.path, exchange.query),
-        headers_for(target, exchange.headers),
+        exchange.path,
+        exchange.query,
+        exchange.headers,
         body,
     )
     limits = rate_limits(answer.headers, time.time())

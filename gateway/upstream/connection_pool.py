@@ -23,17 +23,16 @@ from typing import Any, Final
 
 import aiohappyeyeballs
 import httpx
-from msgspec import Struct
 
 from gateway.upstream.provider_connection import ConnectionBroken, ProviderConnection
 from gateway.upstream.providers import Headers
+from gateway.upstream.request_head import Origin
 
 IDLE_S: Final = 20.0
 SWEEP_S: Final = 5.0
 DNS_TTL_S: Final = 60.0
 HAPPY_EYEBALLS_S: Final = 0.25
 MAX_NAMES: Final = 1024  # host names whose addresses are kept
-PORTS: Final = {"http": 80, "https": 443}
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 _OUR_OWN: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
@@ -52,19 +51,6 @@ class ConnectTimeout(ConnectFailed):
 
 class OutOfDescriptors(Exception):
     """This machine has no descriptor, memory or port left: no provider's fault."""
-
-
-class Origin(Struct, frozen=True):
-    """A server: what connections are shared for."""
-
-    scheme: str  # "http" or "https"
-    host: str  # a name or an address, IPv6 without brackets
-    port: int
-
-    @staticmethod
-    def of(url: httpx.URL) -> Origin:
-        """The origin of an absolute URL."""
-        return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or PORTS[url.scheme])
 
 
 NewConnection = Callable[[], ProviderConnection]
@@ -111,8 +97,7 @@ class ConnectionPool:
         self,
         origin: Origin,
         method: str,
-        target: bytes,
-        headers: Headers,
+        head: bytes,
         body: bytes,
         *,
         connect_timeout_s: float,
@@ -122,16 +107,14 @@ class ConnectionPool:
         reads it to its end or aborts it. Cancelling drops the connection.
 
         Args:
-            target: path and query as they go on the wire.
-            headers: without Host and Content-Length, which are set here.
+            method: the head's; it says whether the answer has a body.
+            head: as request_head.py makes it, to the empty line.
 
         Raises:
             ConnectFailed, ConnectTimeout, OutOfDescriptors: nothing was sent.
             FirstByteTimeout: no head of an answer in time.
             ConnectionBroken: no valid answer.
-            ValueError: a header with a line break or NUL in it.
         """
-        head = request_head(origin, method, target, headers, len(body))
         while True:
             connection = self._take(origin)
             if connection is None:
@@ -268,33 +251,6 @@ class ConnectionPool:
 
     async def _getaddrinfo(self, host: str, port: int) -> list[AddressInfo]:
         return await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[return-value]
-
-
-def request_head(
-    origin: Origin, method: str, target: bytes, headers: Headers, length: int
-) -> bytes:
-    """The request line and headers, up to the empty line.
-
-    Raises ValueError where a part has a line break, NUL or, in the first line, a space.
-    """
-    host = f"[{origin.host}]" if ":" in origin.host else origin.host
-    if origin.port != PORTS[origin.scheme]:
-        host = f"{host}:{origin.port}"
-    first = method.encode("ascii") + b" " + target + b" HTTP/1.1"
-    lines = [first, b"host: " + host.encode("ascii")]
-    lines += [name + b": " + value for name, value in headers]
-    if length or method in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d" % length)
-    head = b"\r\n".join(lines)
-    breaks = len(lines) - 1
-    if (
-        head.count(b"\n") != breaks
-        or head.count(b"\r") != breaks
-        or b"\0" in head
-        or first.count(b" ") != 2
-    ):
-        raise ValueError("a line break, NUL or space where none may be")
-    return head + b"\r\n\r\n"
 
 
 def _new_socket(address: AddressInfo) -> socket.socket:

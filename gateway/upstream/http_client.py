@@ -5,14 +5,11 @@ The exchange itself is the connection pool's; here its errors become failures wi
 
 from __future__ import annotations
 
-import httpx
-
 from gateway.types import Outcome, Verdict
 from gateway.upstream.connection_pool import (
     ConnectFailed,
     ConnectionPool,
     ConnectTimeout,
-    Origin,
     OutOfDescriptors,
 )
 from gateway.upstream.provider_connection import (
@@ -20,7 +17,7 @@ from gateway.upstream.provider_connection import (
     FirstByteTimeout,
     ProviderConnection,
 )
-from gateway.upstream.providers import Failure, Headers, Target
+from gateway.upstream.providers import Failure, Headers, Target, head_for
 
 
 class AttemptError(Exception):
@@ -116,9 +113,15 @@ class UpstreamClient:
         self.pool = pool
 
     async def send(
-        self, to: Target, method: str, url: httpx.URL, headers: Headers, content: bytes
+        self,
+        to: Target,
+        method: str,
+        path: str,
+        query: bytes,
+        client_headers: Headers,
+        body: bytes,
     ) -> ProviderAnswer:
-        """Sends one attempt and waits for the answer's headers.
+        """Sends one attempt and waits for the answer's headers. `path` is below /v1.
 
         Cancelling closes the connection. The caller owns the answer and must read it to its end
         or `abort()` it.
@@ -129,11 +132,10 @@ class UpstreamClient:
         account = to.account
         try:
             connection = await self.pool.request(
-                Origin.of(url),
+                to.origin,
                 method,
-                url.raw_path,
-                headers,
-                content,
+                head_for(to, method, path, query, client_headers, len(body)),
+                body,
                 connect_timeout_s=account.connect_timeout_s,
                 first_byte_timeout_s=account.first_byte_timeout_s,
             )

@@ -11,7 +11,6 @@ from gateway.upstream.connection_pool import (
     ConnectFailed,
     ConnectionPool,
     ConnectTimeout,
-    Origin,
     OutOfDescriptors,
 )
 from gateway.upstream.provider_connection import (
@@ -19,6 +18,7 @@ from gateway.upstream.provider_connection import (
     FirstByteTimeout,
     ProviderConnection,
 )
+from gateway.upstream.request_head import Origin, first_lines, last_lines
 
 _OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
 _NEVER_S = 86_400.0  # a time-out that httpx does not set
@@ -35,12 +35,16 @@ class PooledTransport(httpx.AsyncBaseTransport):
         """Send one request. Raises httpx's transport errors."""
         timeout: dict[str, Any] = request.extensions.get("timeout", {})
         body = await request.aread()
+        origin, method = Origin.of(request.url), request.method
+        headers = [
+            (name, value) for name, value in request.headers.raw if name.lower() not in _OURS
+        ]
+        head = first_lines(origin, method, request.url.raw_path, headers)
         try:
             connection = await self._pool.request(
-                Origin.of(request.url),
-                request.method,
-                request.url.raw_path,
-                [(name, value) for name, value in request.headers.raw if name.lower() not in _OURS],
+                origin,
+                method,
+                head + last_lines(method, (), len(body)),
                 body,
                 connect_timeout_s=timeout.get("connect") or _NEVER_S,
                 first_byte_timeout_s=timeout.get("read") or _NEVER_S,

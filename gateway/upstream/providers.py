@@ -17,8 +17,10 @@ import httpx
 import msgspec
 from msgspec import Raw, Struct
 
+from gateway.errors import SettingsError
 from gateway.settings.schema import Account
 from gateway.types import Outcome, Verdict
+from gateway.upstream.request_head import Origin, first_lines, last_lines
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -62,7 +64,7 @@ RETURNED = frozenset(
 
 FORM_SCAN_BYTES = 64 * 1024  # bytes of a form that are searched for its model
 FORM_MODEL = re.compile(rb'name="model"[^\r\n]{0,200}\r\n\r\n([^\r\n]{1,200})\r\n')
-MAX_URLS = 64
+MAX_HEADS = 64
 
 
 class Target(Struct, frozen=True):
@@ -70,44 +72,59 @@ class Target(Struct, frozen=True):
 
     account: Account
     key: str
-    base: httpx.URL
+    origin: Origin
+    path: bytes  # of its base URL, without a slash at the end
     headers: tuple[tuple[bytes, bytes], ...]
-    urls: dict[str, httpx.URL] = {}  # by path without query; filled on first use
+    heads: dict[tuple[str, str], bytes] = {}  # first lines by method and path; filled on first use
 
     def __repr__(self) -> str:
         return f"Target({self.account.name!r})"
 
 
 def target(account: Account, key: str) -> Target:
-    """The account, ready to be called; `key` is the secret itself."""
-    return Target(
-        account=account,
-        key=key,
-        base=httpx.URL(account.base_url.rstrip("/")),
-        headers=(
-            (b"authorization", b"Bearer " + key.encode()),
-            (b"user-agent", b"sagesched-gateway"),
-            # Uncompressed, so that usage can be read on the way.
-            (b"accept-encoding", b"identity"),
-        ),
-    )
+    """The account, ready to be called; `key` is the secret itself.
+
+    Raises SettingsError where no request can be made of them.
+    """
+    try:
+        url = httpx.URL(account.base_url.rstrip("/"))
+        made = Target(
+            account=account,
+            key=key,
+            origin=Origin.of(url),
+            path=url.raw_path.rstrip(b"/"),
+            headers=(
+                (b"authorization", b"Bearer " + key.encode("ascii")),
+                (b"user-agent", b"sagesched-gateway"),
+                # Uncompressed, so that usage can be read on the way.
+                (b"accept-encoding", b"identity"),
+            ),
+        )
+        first_lines(made.origin, "POST", made.path + b"/", made.headers)
+    except (httpx.InvalidURL, ValueError):
+        where = f"accounts ({account.name})"
+        raise SettingsError(f"{where}: no request can be made of base_url and api_key") from None
+    return made
 
 
-def url_for(to: Target, path: str, query: bytes) -> httpx.URL:
-    """The URL of `path`, the client's path below /v1 such as `/chat/completions`."""
-    url = to.urls.get(path)
-    if url is None:
-        url = to.base.copy_with(raw_path=to.base.raw_path.rstrip(b"/") + path.encode("ascii"))
-        if len(to.urls) < MAX_URLS:
-            to.urls[path] = url
-    return url.copy_with(raw_path=url.raw_path + b"?" + query) if query else url
-
-
-def headers_for(to: Target, client_headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """Headers of the provider's request: the account's own and the client's forwarded ones."""
-    sent = list(to.headers)
-    sent += [(name, value) for name, value in client_headers if name in _FORWARDED]
-    return sent
+def head_for(
+    to: Target,
+    method: str,
+    path: str,
+    query: bytes,
+    client_headers: Iterable[tuple[bytes, bytes]],
+    length: int,
+) -> bytes:
+    """The head of the provider's request: with the account's own headers and the client's forwarded
+    ones. `path` is the client's path below /v1 such as `/chat/completions`."""
+    first = None if query else to.heads.get((method, path))
+    if first is None:
+        whole = to.path + path.encode("ascii") + (b"?" + query if query else b"")
+        first = first_lines(to.origin, method, whole, to.headers)
+        if not query and len(to.heads) < MAX_HEADS:
+            to.heads[method, path] = first
+    forwarded = [header for header in client_headers if header[0] in _FORWARDED]
+    return first + last_lines(method, forwarded, length)
 
 
 class BodyEdit(Struct, frozen=True):

@@ -19,7 +19,6 @@ from msgspec import Struct
 from gateway.upstream.connection_pool import (
     ConnectFailed,
     ConnectionPool,
-    Origin,
     OutOfDescriptors,
 )
 from gateway.upstream.provider_connection import (
@@ -27,6 +26,7 @@ from gateway.upstream.provider_connection import (
     FirstByteTimeout,
     ProviderConnection,
 )
+from gateway.upstream.request_head import Origin, first_lines, last_lines
 from gateway.workbench.figures import NAN
 
 TIMEOUT_S = 1800.0
@@ -101,12 +101,12 @@ class _Target:
 
     def __init__(self, url: httpx.URL, headers: dict[str, str], timeout_s: float) -> None:
         self.origin = Origin.of(url)
-        self.path = url.raw_path
         self.timeout_s = timeout_s
-        self.headers = [
+        lines = [
             (name.lower().encode("ascii"), value.encode("latin-1"))
             for name, value in {"content-type": "application/json", **headers}.items()
         ]
+        self.first_lines = first_lines(self.origin, "POST", url.raw_path, lines)
 
 
 async def _send(
@@ -118,14 +118,14 @@ async def _send(
 ) -> None:
     timing.left_s = time.perf_counter() - start_s
     connection: ProviderConnection | None = None
+    body = timing.planned.body
     try:
         async with asyncio.timeout(target.timeout_s):
             connection = await pool.request(
                 target.origin,
                 "POST",
-                target.path,
-                target.headers,
-                timing.planned.body,
+                target.first_lines + last_lines("POST", (), len(body)),
+                body,
                 connect_timeout_s=target.timeout_s,
                 first_byte_timeout_s=target.timeout_s,
             )

@@ -33,10 +33,11 @@ from gateway.schedule.routes import routes
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
 from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
-from gateway.upstream.connection_pool import ConnectionPool, Origin
+from gateway.upstream.connection_pool import ConnectionPool
 from gateway.upstream.http_client import UpstreamClient
 from gateway.upstream.provider_connection import ProviderConnection
 from gateway.upstream.providers import target
+from gateway.upstream.request_head import Origin
 from tests.kit.steps import chunk, event
 from tests.kit.wire import Wire
 
@@ -320,7 +321,9 @@ def test_lost_stream_would_be_seen() -> None:
         house = House(True, [])
         pool = ConnectionPool(dial=house.provider.dial)
         within = {"connect_timeout_s": 1.0, "first_byte_timeout_s": 1.0}
-        lost = await pool.request(Origin("http", "p", 80), "GET", b"/", [], b"", **within)
+        lost = await pool.request(
+            Origin("http", "p", 80), "GET", b"GET / HTTP/1.1\r\n\r\n", b"", **within
+        )
         with pytest.raises(AssertionError):
             house.check_empty()
         lost.abort()

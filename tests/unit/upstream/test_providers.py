@@ -12,11 +12,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from gateway.errors import SettingsError
 from gateway.settings.schema import Account
 from gateway.types import Outcome, Verdict
 from gateway.upstream.providers import (
+    MAX_HEADS,
     MAX_RETRY_AFTER_S,
-    MAX_URLS,
     RETURNED,
     BodyEdit,
     Failure,
@@ -24,12 +25,12 @@ from gateway.upstream.providers import (
     classify,
     edit_for,
     edited,
-    headers_for,
+    head_for,
     retry_after,
     stream_error_status,
     target,
-    url_for,
 )
+from gateway.upstream.request_head import Origin
 
 QUICK = hypothesis_settings(max_examples=100, deadline=None, database=None)
 KEY = "prov-7c1e5f0a9b"
@@ -427,43 +428,69 @@ def test_edit_for_has_the_accounts_names_and_options() -> None:
     )
 
 
+def request_line(at: Target, path: str, query: bytes = b"") -> bytes:
+    return head_for(at, "GET", path, query, [], 0).split(b"\r\n")[0]
+
+
 @pytest.mark.parametrize("base", ["https://h.example/v1", "https://h.example/v1/"])
-def test_url_for_appends_the_path_to_the_base(base: str) -> None:
+def test_head_for_appends_the_path_to_the_base(base: str) -> None:
     """With or without a slash at the end; the query is the client's, byte for byte."""
     at = to(base_url=base)
-    assert str(url_for(at, "/chat/completions", b"")) == "https://h.example/v1/chat/completions"
-    url = url_for(at, "/files/f%2Fx", b"a=%41&b=")
-    assert url.raw_path == b"/v1/files/f%2Fx?a=%41&b="
+    line = request_line(at, "/chat/completions")
+    assert line == b"GET /v1/chat/completions HTTP/1.1"
+    line = request_line(at, "/files/f%2Fx", b"a=%41&b=\xc3")
+    assert line == b"GET /v1/files/f%2Fx?a=%41&b=\xc3 HTTP/1.1"
 
 
-def test_url_for_works_without_a_path_in_the_base() -> None:
+def test_head_for_works_without_a_path_in_the_base() -> None:
     """A base URL may be a bare host and port."""
-    assert str(url_for(to(base_url="http://h:81"), "/models", b"")) == "http://h:81/models"
+    at = to(base_url="http://h:81")
+    assert request_line(at, "/models") == b"GET /models HTTP/1.1"
+    assert at.origin == Origin("http", "h", 81)
 
 
-def test_url_for_never_leaves_the_host() -> None:
+def test_head_for_never_leaves_the_host() -> None:
     """A client's path stays a path, however much it looks like a host."""
-    url = url_for(to(), "//evil.example/x", b"@evil.example")
-    assert url.host == "h.example"
+    head = head_for(to(), "GET", "//evil.example/x", b"@evil.example", [], 0)
+    assert head.split(b"\r\n")[1] == b"host: h.example"
 
 
-def test_url_for_remembers_a_bounded_number_of_urls() -> None:
-    """The number of remembered URLs is bounded, and none has a query."""
+def test_head_for_remembers_a_bounded_number_of_heads() -> None:
+    """The number of remembered heads is bounded, and none has a query."""
     at = to()
-    for n in range(3 * MAX_URLS):
-        assert url_for(at, f"/files/{n}", b"q=1").raw_path == f"/v1/files/{n}?q=1".encode()
-    assert len(at.urls) == MAX_URLS
-    assert url_for(at, "/files/0", b"").raw_path == b"/v1/files/0"
+    for n in range(3 * MAX_HEADS):
+        assert request_line(at, f"/files/{n}", b"q=1") == f"GET /v1/files/{n}?q=1 HTTP/1.1".encode()
+        assert request_line(at, f"/files/{n}") == f"GET /v1/files/{n} HTTP/1.1".encode()
+    assert len(at.heads) == MAX_HEADS
 
 
-def test_target_keeps_its_own_urls() -> None:
-    """Two accounts do not share remembered URLs."""
+def test_head_for_tells_methods_and_accounts_apart() -> None:
+    """A remembered head serves its own method, path and account alone."""
     one, other = to(), to(base_url="https://other.example/v1")
-    url_for(one, "/x", b"")
-    assert url_for(other, "/x", b"").host == "other.example"
+    for _ in range(2):
+        assert head_for(one, "POST", "/x", b"", [], 3).endswith(b"\r\ncontent-length: 3\r\n\r\n")
+        assert request_line(one, "/x") == b"GET /v1/x HTTP/1.1"
+        assert b"host: other.example" in head_for(other, "GET", "/x", b"", [], 0)
 
 
-def test_headers_for_sends_what_is_harmless_alone() -> None:
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        ("http://[::1]x/v1", KEY),
+        ("http://h.example", "sk-\r\nx-admin: 1"),
+        ("http://h.example", "sk-\0"),
+        ("http://h.example", "sk-\u00fc"),
+    ],
+)
+def test_target_refuses_what_no_request_can_be_made_of(base: str, key: str) -> None:
+    """A key that would add a header, or an address that is none, is an error of the settings and
+    does not wait for a request; the error names the account and not the key."""
+    with pytest.raises(SettingsError, match=r"^accounts \(a\): no request") as caught:
+        target(account(base_url=base), key)
+    assert key not in caught.value.message
+
+
+def test_head_for_sends_what_is_harmless_alone() -> None:
     """Credentials, cookies, addresses and payers of the client are not forwarded."""
     harmless = [(b"content-type", b"application/json"), (b"accept", b"*/*"), (b"openai-beta", b"x")]
     held_back = [
@@ -487,10 +514,12 @@ def test_headers_for_sends_what_is_harmless_alone() -> None:
             b"x-stainless-retry-count",
         )
     ]
-    sent = headers_for(to(), [*held_back, *harmless])
+    head = head_for(to(), "POST", "/x", b"", [*held_back, *harmless], 1)
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")[1:]
+    sent = [tuple(line.split(b": ", 1)) for line in lines]
     assert [value for _, value in sent if value == b"client's"] == []
     assert (b"authorization", b"Bearer " + KEY.encode()) in sent
-    assert sent[-3:] == harmless
+    assert sent[-4:] == [*harmless, (b"content-length", b"1")]
     assert len({name for name, _ in sent}) == len(sent)
 
 
