@@ -11,6 +11,10 @@ now and then, are in it. The collector is set as in the gateway. With `--window 
 default) no window is fitted: an account's windows fit their curve after every 8 to 64 answers,
 at a cost that does not depend on the queue, and `--window auto` shows it.
 
+The rows at 0 queued are the free path: a request that starts at once, is answered and ends, while
+`RUNNING` others run and nothing waits. `scheduler` is its three events, `engine` the same through
+permits, the fail-safe and the listeners (which are none).
+
 Beside each size stands a yardstick taken between the turns: one push and pop of a heap of as
 many items, and one Dispatch made. `ratio` is best / yardstick: it travels between machines, the
 µs do not.
@@ -19,8 +23,9 @@ many items, and one Dispatch made. `ratio` is best / yardstick: it travels betwe
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import product
 from random import Random
@@ -29,6 +34,7 @@ from time import process_time
 from msgspec.structs import replace
 
 from gateway.balance.accounts import Accounts
+from gateway.engine.engine import Engine
 from gateway.schedule.events import (
     Action,
     Answered,
@@ -42,12 +48,13 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.live_job import Stage
 from gateway.schedule.scheduler import Scheduler
-from gateway.types import Job, Outcome, RateLimits, Rung, Verdict
+from gateway.types import Job, Outcome, RateLimits, Rung, Usage, Verdict
 from tests.unit.schedule.build import job, settings, workload
 
 ACCOUNTS = ("a0", "a1")
 SLOTS = 64  # of each account
 TURN = 50  # events timed at once
+RUNNING = 16  # requests under way on the free path
 SERVICE_S = 2.0
 LIMITS = RateLimits(limit_requests=10_000, remaining_requests=9_000, reset_requests_s=6.0)
 
@@ -184,6 +191,62 @@ def yardsticks(size: int) -> Callable[[], tuple[float, float]]:
     return take
 
 
+def free_path(bench: Bench) -> float:
+    """µs of Submitted, Answered and Finished of a job that need not wait."""
+    jobs = [bench.job() for _ in range(TURN)]
+    handle, next_wake = bench.scheduler.handle, bench.scheduler.next_wake
+    now, step, running = bench.now, SERVICE_S / RUNNING, bench.running
+    began_s = process_time()
+    for fresh in jobs:
+        now += step
+        handle(Submitted(fresh, 1000), now)
+        next_wake(now)
+        handle(Answered(fresh.id, LIMITS), now)
+        next_wake(now)
+        running.append(fresh.id)
+        handle(Finished(running.pop(0), Outcome.OK, Verdict.SUCCESS, 100.0, 10.0), now)
+        next_wake(now)
+    spent_s = process_time() - began_s
+    bench.now = now
+    return 1e6 * spent_s / TURN
+
+
+async def engine_path(bench: Bench, turns: int) -> list[float]:
+    """µs of the same through the engine, as the relay calls it; one value a turn."""
+    clock: Iterator[float] = (bench.now + 0.02 * n for n in range(1, 1 << 40))
+    engine = Engine(bench.scheduler, lambda given, old: bench.scheduler, clock=clock.__next__)
+    usage = Usage(prompt_tokens=10, output_tokens=100)
+    permits = [engine.submit(bench.job(), 1000) for _ in range(RUNNING)]
+    spent = []
+    for _ in range(turns):
+        jobs = [bench.job() for _ in range(TURN)]
+        began_s = process_time()
+        for fresh in jobs:
+            permit = engine.submit(fresh, 1000)
+            await permit.granted()
+            permit.answered(LIMITS)
+            permits.append(permit)
+            permits.pop(0).end(Outcome.OK, Verdict.SUCCESS, usage)
+        spent.append(1e6 * (process_time() - began_s) / TURN)
+    return spent
+
+
+def measure_free_path(tenants: int, models: int, window: str, turns: int) -> None:
+    bench = Bench(0, tenants, models, window)
+    for _ in range(RUNNING):
+        bench.handle(bench.submitted())
+    for _ in range(8):
+        free_path(bench)
+    rows = {"scheduler": [free_path(bench) for _ in range(4 * turns)]}
+    bench.scheduler.check(bench.now)
+    rows["engine"] = asyncio.run(engine_path(Bench(0, tenants, models, window), 4 * turns))
+    for name, us in rows.items():
+        print(
+            f"{0:7} {tenants:7} {models:6}  {name:18} {min(us):7.1f} {sum(us) / len(us):7.1f}",
+            flush=True,
+        )
+
+
 KINDS: dict[str, Callable[[Bench], Sequence[Event]]] = {
     "submit, waits": Bench.submits,
     "finish → dispatch": Bench.finishes,
@@ -233,6 +296,8 @@ def main() -> None:
     gc.set_threshold(20_000, 20, 50)  # as the gateway has it
     sizes = [[int(n) for n in text.split(",")] for text in (args.models, args.tenants, args.queued)]
     print(f"{'queued':>7} {'tenants':>7} {'models':>6}  {'event':18} {'best':>7} {'mean':>7} ratio")
+    for models, tenants in product(*sizes[:2]):
+        measure_free_path(tenants, models, args.window, args.turns)
     for models, tenants, queued in product(*sizes):
         measure(queued, tenants, models, args.window, args.turns)
 
