@@ -42,7 +42,7 @@ def submitted(state: SchedulerState, event: Submitted, now: float) -> None:
         ends.refuse_new(state, live, overload.draining(admission.retry_s(pool, state.jitter)))
         return
     settings = state.settings.schedule
-    live.weigh(settings, pool.order)
+    live.weigh(settings)
     live.start_wait(settings, now, admission.service_s(pool, live))
     queue = pool.queue(job.model, live.accounts)
     if live.expire_s <= state.chooser.placements.horizon_s(pool, queue, now):
@@ -102,7 +102,7 @@ def adopted(state: SchedulerState, event: Adopted, now: float) -> None:
     live.routed = job.model in state.route_table.routes
     live.workload = event.workload
     pool = state.pools[live.pool]
-    live.weigh(state.settings.schedule, pool.order)
+    live.weigh(state.settings.schedule)
     live.start_wait(state.settings.schedule, now)
     live.attempts = event.attempts - 1
     state.jobs[job.id] = live

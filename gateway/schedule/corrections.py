@@ -29,7 +29,7 @@ def reforecast(state: SchedulerState, event: Reforecast, now: float) -> None:
         live.rungs.add(event.workload.rung)
         pool.remove_waiting(live)
         live.workload = event.workload
-        live.weigh(settings, pool.order)
+        live.weigh(settings)
         live.bound_wait(settings, admission.service_s(pool, live))
         pool.add_waiting(live)
         horizon_s = state.chooser.placements.horizon_s(pool, pool.queue_of(live), now)

@@ -12,7 +12,7 @@ from math import inf
 from typing import NamedTuple, Protocol
 
 from gateway.errors import GatewayError
-from gateway.schedule.ordering import Order, reserve_tokens
+from gateway.schedule.ordering import reserve_tokens
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
@@ -119,7 +119,7 @@ class LiveJob:
     reserve: int = 0
     charge: int = 0  # tokens of work, the prompt's included, by which it is shared out
     deadline_s: float | None = None
-    key: float = 0.0  # of the ordering: the smallest goes first
+    key: float = 0.0  # of the ordering: the smallest goes first; set as it joins a queue
     rungs: set[Rung] = field(default_factory=set)  # that have re-forecast it while it waited
     # the wait
     since_s: float = 0.0  # waiting since then, or running since then
@@ -148,8 +148,8 @@ class LiveJob:
             f" account={self.account!r} attempts={self.attempts}>"
         )
 
-    def weigh(self, settings: Schedule, order: Order) -> None:
-        """Derive class, size, reserve, deadline and key from the forecast; only while waiting."""
+    def weigh(self, settings: Schedule) -> None:
+        """Derive class, size, reserve and deadline from the forecast; only while waiting."""
         job, workload = self.job, self.workload
         self.cls = job.class_override or workload.job_class
         self.bucket = workload.size_bucket
@@ -165,7 +165,6 @@ class LiveJob:
             self.bucket if caps.short or caps.medium or caps.long else None,
         )
         self.deadline_s = self._deadline_s(settings)
-        self.key = order.key(job, workload, self.reserve, self.deadline_s)
 
     def _deadline_s(self, settings: Schedule) -> float | None:
         """The request's own deadline, else its tenant's, else its class's; None without one."""

@@ -153,8 +153,9 @@ class Pool:
     # ---- what waits
 
     def add_waiting(self, live: LiveJob) -> TenantQueue:
-        """Queue a weighed job and count it; the queue that it joined."""
+        """Queue a weighed job by its key, and count it; the queue that it joined."""
         cls, tenant, reserve = live.cls, live.tenant, live.reserve
+        live.key = self._key(live)
         share = self.share(live)
         self.shares[cls].joined(share)
         queue = self.queue(live.job.model, live.accounts).add_waiting(live, share)
@@ -261,5 +262,7 @@ class Pool:
             live = stale.pop()
             queue = self.queued.get(live)
             if queue is not None:
-                key = self.order.key(live.job, live.workload, live.reserve, live.deadline_s)
-                queue.rekey(live, key)
+                queue.rekey(live, self._key(live))
+
+    def _key(self, live: LiveJob) -> float:
+        return self.order.key(live.job, live.workload, live.reserve, live.deadline_s)

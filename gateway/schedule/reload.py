@@ -58,7 +58,7 @@ def _settle(state: SchedulerState, live: LiveJob, now: float) -> None:
     settings = state.settings.schedule
     pool = state.pool(live.pool)
     if live.stage is Stage.WAITING:
-        live.weigh(settings, pool.order)
+        live.weigh(settings)
         live.bound_wait(settings)
         if not live.accounts:
             live.expire_s = now

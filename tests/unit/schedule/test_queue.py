@@ -3,7 +3,6 @@ from __future__ import annotations
 from random import Random
 
 from gateway.schedule.live_job import LiveJob, Tenant
-from gateway.schedule.ordering import Order
 from gateway.schedule.overload import Grade
 from gateway.schedule.queue import AccountsQueue, ClassQueue, LazyHeap, TenantQueue
 from gateway.schedule.shares import SLACK_TOKENS, Shares
@@ -13,7 +12,7 @@ from tests.unit.schedule.build import job, settings
 
 def live(seq: int, key: float, tenant: Tenant, tokens: float = 1000) -> LiveJob:
     it = LiveJob(job(f"j{seq}", tokens), 0, seq, tenant)
-    it.weigh(settings().schedule, Order("fcfs"))
+    it.weigh(settings().schedule)
     it.key = key
     return it
 
@@ -131,7 +130,7 @@ def test_tenant_queue_knows_its_oldest() -> None:
     queue, tenant = Counted(), Tenant("t")
     jobs = [LiveJob(job(f"j{n}", at=at), 0, n, tenant) for n, at in enumerate((5.0, 3.0, 4.0))]
     for it in jobs:
-        it.weigh(settings().schedule, Order("sjf"))
+        it.weigh(settings().schedule)
         mine = queue.add(it)
     assert mine.oldest is jobs[1]
     queue.remove_waiting(jobs[1], mine)
