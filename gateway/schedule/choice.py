@@ -51,7 +51,6 @@ class Chooser:
             mode: {bucket: tier_cap(settings, bucket, mode) for bucket in SizeBucket}
             for mode in Mode
         }
-        self._capped = any(max(caps.values()) for caps in self._caps.values())
         self._overtake_s = settings.max_overtake_s
         self.placements = PlacementCache(accounts, express=settings.policy == "adaptive")
 
@@ -172,7 +171,7 @@ class Chooser:
         if not lends:
             return self._best_of(pool, queue.class_queues.values())
         best = queue.best
-        if best is not None and queue.best_deferred is pool.deferred and not self._capped:
+        if best is not None and queue.best_deferred is pool.deferred and not pool.capped:
             for _, tenant_queue in best.values():
                 if tenant_queue.tenant.capped:
                     break
@@ -187,7 +186,7 @@ class Chooser:
         deferred turn has jobs of all classes: one without room must not hide another."""
         best: Best = {}
         deferred = pool.deferred
-        has_room = pool.budget.lends and not self._capped  # for all: spares a question to each
+        has_room = pool.budget.lends and not pool.capped  # for all: spares a question to each
         for class_queue in class_queues:
             if not class_queue.size:
                 continue

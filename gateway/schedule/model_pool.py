@@ -26,10 +26,11 @@ class Pool:
     """The models that share accounts: waiting jobs, work in flight, turns, and measured load."""
 
     __slots__ = (
-        "accounts", "armed_s", "budget", "clear_s", "closed_s", "deferred", "drains", "due", "mode",
-        "models", "name", "order", "pace", "queued", "queues", "queues_on", "rejected", "retried",
-        "retrying", "rounds", "saturation", "served_s", "severity", "shares", "stale", "upstream",
-        "version", "waiting_bytes", "waiting_of", "waiting_tokens", "waiting_tokens_of", "wake_s",
+        "accounts", "armed_s", "budget", "capped", "clear_s", "closed_s", "deferred", "drains",
+        "due", "mode", "models", "name", "order", "pace", "queued", "queues", "queues_on",
+        "rejected", "retried", "retrying", "rounds", "saturation", "served_s", "severity", "shares",
+        "stale", "upstream", "version", "waiting_bytes", "waiting_of", "waiting_tokens",
+        "waiting_tokens_of", "wake_s",
     )  # fmt: skip
 
     def __init__(self, name: str, settings: Schedule) -> None:
@@ -57,6 +58,8 @@ class Pool:
         self.order = Order(settings.ordering)
         self.stale: list[LiveJob] = []  # waiting jobs whose key is of an earlier order
         # load, set by pressure.py
+        caps = settings.tier_caps
+        self.capped = bool(caps.short or caps.medium or caps.long)  # sizes, by the mode
         self.drains = 0
         self.mode = Mode.FREE
         self.saturation = 0.0

@@ -1,7 +1,9 @@
-"""The load of a pool, assessed before each drain: saturation, severity, and what they set.
+"""The load of a pool, assessed before a drain: saturation, severity, and what they set.
 
-Starts move work from waiting to running and add none, so one assessment before them is enough. It
-costs a few sums; choice.py and admission.py read the results from the pool.
+choice.py and admission.py read the results from the pool. Starts move work from waiting to running
+and add none, so one assessment before them is enough. It matters where something waits, or where
+the mode caps sizes; else, and where a queue is long and so changes slowly, one event in `EVERY` is
+assessed, and the one that leaves the pool idle.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 
-EVERY = 8  # drains between two assessments of a long queue, which changes slowly
+EVERY = 8  # events between two assessments while nothing waits, or very much
 LONG_QUEUE = 32
 REKEY_SLICE = 2  # keys made anew per drain of one: a change of scale is spread over many events
 
@@ -25,7 +27,7 @@ def assess(
 ) -> None:
     """Set saturation and mode, budgets and weights, severity and ladder, the ordering's scale."""
     pool.drains += 1
-    if pool.drains % EVERY == 0 or len(pool.queued) < LONG_QUEUE or pool.budget.fixed:
+    if pool.drains % EVERY == 0 or _at_once(pool):
         pool.saturation = saturation(pool, accounts)
         pool.mode = overload.next_mode(pool.mode, pool.saturation)
         _resize(pool, accounts)
@@ -33,6 +35,13 @@ def assess(
         _order(pool, trust)
     if pool.stale:
         pool.rekey(REKEY_SLICE if len(pool.stale) > LONG_QUEUE else LONG_QUEUE)
+
+
+def _at_once(pool: Pool) -> bool:
+    """True where the present load decides something."""
+    if waiting := len(pool.queued):
+        return waiting < LONG_QUEUE or pool.budget.fixed
+    return pool.capped or not pool.budget.total_jobs
 
 
 def saturation(pool: Pool, accounts: AccountsProtocol) -> float:

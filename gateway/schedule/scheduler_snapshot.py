@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.schedule import overload
 from gateway.schedule.live_job import Stage
 from gateway.schedule.model_pool import Pool
 from gateway.schedule.placement_cache import Ask, PlacementCache
@@ -16,28 +17,32 @@ def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
     """The state of all pools and accounts at `now`."""
     oldest = _oldest(state, now)
     return SchedulerSnapshot(
-        pools=tuple(
-            PoolSnapshot(
-                name=pool.name,
-                models=pool.models,
-                mode=pool.mode,
-                saturation=saturation(pool, state.accounts),
-                classes={
-                    cls: _class_snapshot(state, pool, cls, oldest.get((pool.name, cls)), now)
-                    for cls in JobClass
-                },
-                retrying=pool.retrying,
-                waiting_bytes=pool.waiting_bytes,
-                severity=pool.severity,
-                clear_s=pool.clear_s,
-            )
-            for pool in state.pools.values()
-        ),
+        pools=tuple(_pool_snapshot(state, pool, oldest, now) for pool in state.pools.values()),
         accounts=state.accounts.snapshot(now),
         submitted=state.submitted,
         dispatched=state.dispatched,
         ended=dict(state.ended),
         draining=state.draining,
+    )
+
+
+def _pool_snapshot(
+    state: SchedulerState, pool: Pool, oldest: dict[tuple[str, JobClass], float], now: float
+) -> PoolSnapshot:
+    full = saturation(pool, state.accounts)  # the pool's own is of its last assessment
+    return PoolSnapshot(
+        name=pool.name,
+        models=pool.models,
+        mode=overload.next_mode(pool.mode, full),
+        saturation=full,
+        classes={
+            cls: _class_snapshot(state, pool, cls, oldest.get((pool.name, cls)), now)
+            for cls in JobClass
+        },
+        retrying=pool.retrying,
+        waiting_bytes=pool.waiting_bytes,
+        severity=pool.severity,
+        clear_s=pool.clear_s,
     )
 
 

@@ -11,8 +11,8 @@ from gateway.schedule.model_pool import Pool
 from gateway.schedule.overload import Grade
 from gateway.schedule.pressure import EVERY, LONG_QUEUE, saturation
 from gateway.schedule.rounds import Turn
-from gateway.types import JobClass, Mode, Verdict
-from tests.unit.schedule.build import World, settings, started
+from gateway.types import JobClass, Mode, Reason, Verdict
+from tests.unit.schedule.build import World, reason, settings, started
 
 
 def world(slots: int = 1, **schedule: Any) -> World:
@@ -196,3 +196,32 @@ def test_pool_with_a_long_queue_is_assessed_now_and_then() -> None:
     assert all(looks[2 : LONG_QUEUE - 2])
     late = looks[LONG_QUEUE:]
     assert sum(late) == len(late) // EVERY
+
+
+def test_pool_in_which_nothing_waits_is_assessed_now_and_then() -> None:
+    """While nothing waits one event in EVERY is assessed; the first that waits is at once, and so
+    is the end of the last job."""
+    names = [f"j{n}" for n in range(1 + 3 * EVERY)]
+    it = world(slots=len(names), shed=False)
+    it.submit(names[0])
+    seen = [only(it).saturation]
+    for name in names[1:]:
+        it.submit(name)
+        seen.append(only(it).saturation)
+    assert sum(b != a for a, b in pairwise(seen)) == 3
+    assert seen[-1] < 1.0
+    it.submit("waits")
+    assert only(it).saturation > 1.0
+    for name in (*names, "waits"):
+        it.finish(name)
+    assert only(it).saturation == 0.0
+
+
+def test_pool_whose_sizes_are_capped_by_its_mode_is_assessed_at_each_event() -> None:
+    """Running jobs alone change the mode, and with it the next start."""
+    it = world(slots=40, shed=False, tier_caps={"long": 4})
+    for n in range(3):
+        it.submit(f"j{n}", 6000)
+    assert only(it).mode is Mode.CONGESTED
+    assert it.waiting == {"j2"}
+    assert reason(it, "j2") is Reason.TIER_CAP

@@ -99,6 +99,19 @@ def test_snapshot_names_a_pool_whose_models_are_gone() -> None:
     assert pools["m"].classes[JobClass.HEAVY].running == 1
 
 
+def test_snapshot_gives_the_mode_of_its_own_saturation() -> None:
+    """Mode and saturation are of one moment, also while nothing waits."""
+    it = World(settings({"a": {"initial_concurrency": 4}}))
+    for n in range(3):
+        it.submit(f"j{n}")
+    (pool,) = it.scheduler.snapshot(0.0).pools
+    assert (pool.mode, pool.saturation) == (Mode.MODERATE, 0.75)
+    it.finish("j0")
+    it.finish("j1")
+    (pool,) = it.scheduler.snapshot(0.0).pools
+    assert (pool.mode, pool.saturation) == (Mode.FREE, 0.25)
+
+
 def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
     """A rest that is over at the snapshot's time blocks nobody, whenever the last event was."""
     it = World(settings({"a": {}, "b": {"rpm": 6}}))
