@@ -8,6 +8,7 @@ expected counts as absent here, and goes on to the provider as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -83,6 +84,11 @@ class Thinking:
 
     __slots__ = ("budget", "effort", "on")
 
+    @classmethod
+    def of(cls, request: Generation) -> Thinking:
+        """The thinking of a request. Most have none of the members, which is seen at once."""
+        return NO_THINKING if _thinking_members(request) == _NO_THINKING_MEMBERS else cls(request)
+
     def __init__(self, request: Generation) -> None:
         template = _options(request.chat_template_kwargs)
         thinking = _options(request.thinking)
@@ -119,6 +125,14 @@ class Thinking:
             )
         )
         self.budget: int | None = budget
+
+
+_THINKING_MEMBERS = (
+    *("chat_template_kwargs", "thinking", "reasoning", "thinking_budget", "reasoning_effort"),
+    *("enable_thinking", "google", "extra_body"),
+)
+_thinking_members = attrgetter(*_THINKING_MEMBERS)
+_NO_THINKING_MEMBERS = (NULL,) * len(_THINKING_MEMBERS)
 
 
 def _gemini(request: Generation) -> Json:
@@ -185,6 +199,11 @@ class AnswerForm:
 
     __slots__ = ("constraints", "format", "verbosity")
 
+    @classmethod
+    def of(cls, request: Generation) -> AnswerForm:
+        """The form of a request. Most have none of the members, which is seen at once."""
+        return NO_FORM if _form_members(request) == _NO_FORM_MEMBERS else cls(request)
+
     def __init__(self, request: Generation) -> None:
         text = read_member(request.text, _Text) or _Text()
         stated = request.response_format if is_given(request.response_format) else text.format
@@ -195,6 +214,14 @@ class AnswerForm:
             self.constraints.insert(0, ("response_format", stated))
         self.format: str | None = format if format not in _PLAIN else _json_kind(self.constraints)
         self.verbosity = _level(_option(request.verbosity)) or _level(_option(text.verbosity))
+
+
+_FORM_MEMBERS = (
+    *("response_format", "text", "verbosity", "extra_body"),
+    *ConstraintMembers.__struct_fields__,
+)
+_form_members = attrgetter(*_FORM_MEMBERS)
+_NO_FORM_MEMBERS = (NULL,) * len(_FORM_MEMBERS)
 
 
 def _constraints(request: Generation) -> Iterator[Constraint]:
@@ -218,3 +245,7 @@ def _json_kind(constraints: list[Constraint]) -> str | None:
             if bytes(options.json_object) == b"true":
                 return "json_object"
     return None
+
+
+_NOTHING = Generation(model="")
+NO_THINKING, NO_FORM = Thinking(_NOTHING), AnswerForm(_NOTHING)

@@ -29,7 +29,7 @@ from gateway.predict.prompt_view import TOOL_NAMES, PromptView
 
 def view_of(tenant: str, request: Generation, max_chars: int) -> PromptView:
     """The predictor's view of a request; `max_chars` of its text are kept."""
-    thinking, form = Thinking(request), AnswerForm(request)
+    thinking, form = Thinking.of(request), AnswerForm.of(request)
     # `functions` is the name that tools had before 2023.
     tools = tools_of(request.tools if is_given(request.tools) else request.functions)
     shared: dict[str, Any] = {
@@ -102,6 +102,9 @@ class Tools(Struct, frozen=True):
     bytes: int = 0  # of their JSON, all of which the model reads
 
 
+NO_TOOLS = Tools()
+
+
 class _Function(Struct):
     name: str | None = None
 
@@ -121,7 +124,7 @@ def tools_of(raw: Raw) -> Tools:
     longer than a hundred bytes, and is read whole.
     """
     if not is_given(raw):
-        return Tools()
+        return NO_TOOLS
     if len(raw) > LOOSE_BYTES or bytes(raw).count(b",") > MOST_COMMAS:
         return _tools_by_head(raw)
     items = read_member(raw, list[Raw])

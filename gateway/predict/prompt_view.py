@@ -16,7 +16,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any, Required, TypedDict, Unpack
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 MAX_CHARS = 2000
 SYSTEM_CHARS = 500
@@ -28,25 +28,16 @@ WIDE = bytes(range(0x80, 0x100))
 
 
 class Parameters(TypedDict, total=False):
-    """Members of a request beside its messages, as its client sent them.
-
-    Numbers that make no sense (no positive `n`, `max_tokens`, `best_of`) count as absent.
-    """
+    """Members of a request that its view has as they are."""
 
     tenant: Required[str]
     model: Required[str]
-    max_tokens: int | None
-    n: int | None
-    best_of: int
     stop: bool
     temperature: float | None
     reasoning_effort: str | None
     thinking: bool | None
     thinking_budget: int | None
     tools: int
-    tool_names: Iterable[str]
-    tools_bytes: int
-    response_format: str | None
     shape: str
     form: str
     verbosity: str | None
@@ -105,42 +96,41 @@ class PromptView(Struct, frozen=True, gc=False, kw_only=True):
 
     @classmethod
     def of_chat(
-        cls, messages: object, *, max_chars: int = MAX_CHARS, **given: Unpack[Parameters]
+        cls,
+        messages: object,
+        *,
+        max_chars: int = MAX_CHARS,
+        max_tokens: int | None = None,
+        n: int | None = None,
+        best_of: int | None = None,
+        tool_names: Iterable[str] = (),
+        tools_bytes: int = 0,
+        response_format: str | None = None,
+        **given: Unpack[Parameters],
     ) -> PromptView:
         """The view of chat messages: dicts or objects with `role` and `content` (text or parts).
 
-        Never raises on content; an item that is no message is skipped.
+        Never raises on content; an item that is no message is skipped. Numbers that make no
+        sense (no positive `n`, `max_tokens`, `best_of`) count as absent.
 
         Args:
             max_chars: most characters kept of the text.
             given: the other members of the request.
         """
-        counts = _MessageCounts()
+        counts = _MessageCounts(bytes=tools_bytes)
         for message in messages if isinstance(messages, list | tuple) else ():
             counts.add(message, max_chars)
-        tools_bytes = given.get("tools_bytes", 0)
-        names = tuple(name[:TOOL_NAME] for name in islice(given.get("tool_names", ()), TOOL_NAMES))
+        counts.wide_ratio = _wide_ratio(counts.text)
+        names = tuple(name[:TOOL_NAME] for name in islice(tool_names, TOOL_NAMES))
         return cls(
-            tenant=given["tenant"],
-            model=given["model"],
-            **counts.fields(tools_bytes),
-            tools=given.get("tools", 0),
-            json_format=_FORMATS.get(given.get("response_format") or "", 0),
-            max_tokens=_positive(given.get("max_tokens")),
-            n=_positive(given.get("n")) or 1,
-            stop=given.get("stop", False),
-            temperature=given.get("temperature"),
-            reasoning_effort=given.get("reasoning_effort"),
-            stream=given.get("stream", False),
-            task_type=given.get("task_type"),
+            **structs.asdict(counts),
+            json_format=_FORMATS.get(response_format or "", 0),
+            max_tokens=_positive(max_tokens),
+            n=_positive(n) or 1,
+            best_of=_positive(best_of) or 1,
             tool_names=names,
             tools_bytes=tools_bytes,
-            thinking=given.get("thinking"),
-            thinking_budget=given.get("thinking_budget"),
-            shape=given.get("shape", ""),
-            form=given.get("form", ""),
-            verbosity=given.get("verbosity"),
-            best_of=_positive(given.get("best_of")) or 1,
+            **given,
         )
 
     @property
@@ -182,14 +172,24 @@ def _positive(value: int | None) -> int | None:
     return value if value and value > 0 else None
 
 
-class _MessageCounts:
-    """Counts over the messages of one request."""
+class _MessageCounts(Struct):
+    """The members of a `PromptView` that are counted over the messages of one request."""
 
-    def __init__(self) -> None:
-        self.text = self.system = ""
-        self.text_chars = self.system_chars = self.chars = self.messages = self.turns = 0
-        self.answers = self.prior_chars = self.last_answer_chars = self.tool_results = 0
-        self.bytes = self.wide_bytes = self.cjk_bytes = 0
+    text: str = ""
+    text_chars: int = 0
+    system: str = ""
+    system_chars: int = 0
+    chars: int = 0
+    wide_ratio: float = 0.0
+    messages: int = 0
+    turns: int = 0
+    answers: int = 0
+    prior_chars: int = 0
+    last_answer_chars: int = 0
+    tool_results: int = 0
+    bytes: int = 0
+    wide_bytes: int = 0
+    cjk_bytes: int = 0
 
     def add(self, message: object, max_chars: int) -> None:
         if isinstance(message, dict):
@@ -201,7 +201,10 @@ class _MessageCounts:
         text, size = _text_of(content, max_chars)
         self.messages += 1
         self.chars += size
-        self._add_bytes(text, size)
+        if text.isascii():
+            self.bytes += size
+        else:
+            self._add_wide(text, size)
         if role == "user":
             self.turns += 1
             self.text, self.text_chars = text, size
@@ -215,19 +218,8 @@ class _MessageCounts:
         elif role in ("tool", "function"):
             self.tool_results += 1
 
-    def fields(self, tools_bytes: int) -> dict[str, Any]:
-        """The members of a `PromptView` that are counted here."""
-        counted = vars(self).copy()
-        return counted | {
-            "bytes": self.bytes + tools_bytes,
-            "wide_ratio": _wide_ratio(self.text),
-        }
-
-    def _add_bytes(self, text: str, size: int) -> None:
+    def _add_wide(self, text: str, size: int) -> None:
         """Count the bytes of a text, from a cut one in proportion. `size`: its true length."""
-        if text.isascii():
-            self.bytes += size
-            return
         raw = text.encode("utf-8", "replace")
         wide = len(raw) - len(raw.translate(None, WIDE))
         cjk = 3 * (len(raw) - len(raw.translate(None, CJK_LEAD)))
@@ -289,8 +281,9 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     # Requests of one key are repeats: they must cost the same.
     if view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1:
         shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
-    parts = (" ".join(view.text.lower().split()), " ".join(view.system.lower().split()), shape)
-    data = "\x00".join(parts).encode("utf-8", "surrogatepass")
+    text = " ".join(view.text.lower().split())
+    system = " ".join(view.system.lower().split()) if view.system else ""
+    data = f"{text}\x00{system}\x00{shape}".encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=16, key=key).digest()
 
 
@@ -307,7 +300,8 @@ def template_key(view: PromptView, key: bytes) -> str:
     names = ",".join(view.tool_names) or str(view.tools)
     size = view.system_chars if view.system_chars > SYSTEM_CHARS else 0
     text = f"{view.system}\x00{size and size // 64}\x00{names}\x00{view.json_format}"
-    data = (text.translate(_BLANKED) + constraints).encode("utf-8", "surrogatepass")
+    data = text.encode("utf-8", "surrogatepass").translate(_BLANKED)
+    data += constraints.encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=8, key=key).hexdigest()
 
 
@@ -317,4 +311,4 @@ def _constraints(shape: str, verbosity: str | None) -> str:
     return f"\x00{shape}\x00{verbosity}" if shape or verbosity else ""
 
 
-_BLANKED = {ord(digit): "0" for digit in "123456789"}
+_BLANKED = bytes.maketrans(b"123456789", b"0" * 9)

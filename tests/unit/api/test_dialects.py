@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway.api.dialects import OPTION_BYTES
+from gateway.api.dialects import OPTION_BYTES, AnswerForm, Thinking
 from gateway.api.prompt import view_of
 from gateway.api.schemas import ChatRequest, Generation, ResponsesRequest, check_generation, decode
 from gateway.predict.prompt_view import PromptView, prompt_key, template_key
@@ -286,3 +286,12 @@ def test_view_of_any_json_is_well_typed(members: dict[str, Any]) -> None:
     assert view.thinking_budget is None or view.thinking_budget >= 0
     assert view.reasoning_effort is None or 0 < len(view.reasoning_effort) <= 64
     assert all(isinstance(name, str) and name for name in view.tool_names)
+
+
+@given(st.dictionaries(st.sampled_from(OPTIONS), st.sampled_from(GARBAGE), max_size=2))
+def test_plain_requests_read_like_all_others(members: dict[str, Any]) -> None:
+    """A request without special members, which is not looked into, reads as if it were."""
+    request = read(ChatRequest, messages=MESSAGES, **members)
+    for kind in (Thinking, AnswerForm):
+        seen, whole = kind.of(request), kind(request)
+        assert all(getattr(seen, name) == getattr(whole, name) for name in kind.__slots__)
