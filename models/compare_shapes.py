@@ -46,7 +46,7 @@ from training_rows import (
 
 from gateway.predict.encoder import Encoder
 from gateway.predict.head import Head
-from gateway.predict.lengths import Booster
+from gateway.predict.lengths import Booster, Columns
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.workbench.split import groups, is_fit, row_keys
 
@@ -62,14 +62,16 @@ SHARES = (0.0, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6)
 
 def microseconds(boosters: list[lgb.Booster], x: Array) -> float:
     """Microseconds of one forecast, as the gateway runs the boosters."""
+    columns = Columns(x.shape[1])
     loaded = [
-        Booster(b.model_to_string().split("\nparameters:")[0] + "\n", x.shape[1]) for b in boosters
+        Booster(b.model_to_string().split("\nparameters:")[0] + "\n", columns) for b in boosters
     ]
     rows = [row.tolist() for row in x[:500]]
     began = time.perf_counter()
     for row in rows:
+        columns.fill(row)
         for booster in loaded:
-            booster.predict(row)
+            booster.predict()
     return (time.perf_counter() - began) / len(rows) * 1e6
 
 

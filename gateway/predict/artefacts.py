@@ -25,7 +25,7 @@ from gateway.predict.calibrate import model_family
 from gateway.predict.encoder import Encoder, find_encoder, load_encoder
 from gateway.predict.features import NAMES, UNKNOWN_RUNNING, features
 from gateway.predict.head import Head
-from gateway.predict.lengths import ColumnBooster, LengthModel, ResidualTable
+from gateway.predict.lengths import Booster, Columns, LengthModel, ResidualTable
 from gateway.predict.manifest import ArtefactError, ArtefactFolder
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
@@ -185,8 +185,9 @@ class Artefacts:
         def load() -> LengthModel:
             own = None
             if refit is not None and refit.stage0:
-                own = ColumnBooster(refit.stage0, refit.cheap)
-            location, scale = (ColumnBooster(text, tables.width) for text in texts)
+                own = Booster(refit.stage0, Columns(refit.cheap))
+            columns = Columns(tables.width)
+            location, scale = (Booster(text, columns) for text in texts)
             return LengthModel(location, scale, tables.stage0, own)
 
         return self._try("stage0", load)
@@ -272,15 +273,13 @@ class Artefacts:
         parts = len(projection) - 1
 
         def load() -> LengthModel:
-            near = len(tables.neighbour_features)
-            location, scale = (ColumnBooster(text, tables.width, parts, near) for text in texts)
+            columns = Columns(tables.width, parts, len(tables.neighbour_features))
+            location, scale = (Booster(text, columns) for text in texts)
             own = short = None
             if (text := self._short_text) is not None:
-                short = self._try(
-                    "full_short", lambda: ColumnBooster(text, tables.width, parts, near)
-                )
+                short = self._try("full_short", lambda: Booster(text, columns))
             if refit is not None and refit.full:
-                own = ColumnBooster(refit.full, refit.cheap, parts, refit.near)
+                own = Booster(refit.full, Columns(refit.cheap, parts, refit.near))
             return LengthModel(location, scale, tables.full, own, short)
 
         return self._try("full", load)

@@ -127,6 +127,9 @@ class Channel(IntEnum):
     REASONING = 8  # share of the output tokens that were reasoning
 
 
+_LENGTH = int(Channel.LENGTH)
+
+
 class Levels(Struct, frozen=True, gc=False):
     """Shares of misses aimed at now, so that the true shares come out at `TARGETS`."""
 
@@ -160,26 +163,20 @@ class Calibration(Struct, frozen=True):
     def mean(self, keys: GroupKeys, channel: Channel, prior: float = 0.0) -> float:
         """Running mean of the narrowest group, shrunk to that of each wider one in turn, and the
         widest one's to `prior`."""
+        at = int(channel)
         for table, group in ((self.models, keys.models), (self.templates, keys.templates)):
             for key in group:
                 entry = table.get(key)
                 if entry is not None:
-                    total, count = entry[channel], entry[channel + 1]
-                    prior = (total + PRIOR * prior) / (count + PRIOR)
+                    prior = (entry[at] + PRIOR * prior) / (entry[at + 1] + PRIOR)
         return prior
 
     def running(self, keys: GroupKeys) -> tuple[float, ...]:
         """Mean and count of the lengths learned: of the tenant, its model, its template."""
-        entries = (
-            self.models.get(keys.tenant, NO_ENTRY),
-            self.models.get(keys.source, NO_ENTRY),
-            self.templates.get(keys.templates[0], NO_ENTRY) if keys.templates else NO_ENTRY,
-        )
-        found: list[float] = []
-        for entry in entries:
-            total, count = entry[Channel.LENGTH], entry[Channel.LENGTH + 1]
-            found += [total / count if count else _NAN, count]
-        return tuple(found)
+        tenant = self.models.get(keys.tenant, NO_ENTRY)
+        source = self.models.get(keys.source, NO_ENTRY)
+        template = self.templates.get(keys.templates[0], NO_ENTRY) if keys.templates else NO_ENTRY
+        return *_length(tenant), *_length(source), *_length(template)
 
     def stage0_bias(self, keys: GroupKeys) -> float:
         """Mean residual of stage 0, to be added to its grid."""
@@ -215,6 +212,12 @@ class Calibration(Struct, frozen=True):
         if state.version != 1 or any(len(row) != len(NO_ENTRY) for row in rows):
             return None
         return cls(_table(state.models), _table(state.templates), state.levels)
+
+
+def _length(entry: Entry) -> tuple[float, float]:
+    """Mean and count of the lengths learned."""
+    total, count = entry[_LENGTH], entry[_LENGTH + 1]
+    return total / count if count else _NAN, count
 
 
 class _State(Struct):

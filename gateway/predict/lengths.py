@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import struct
 import sys
 from bisect import bisect_right
 from functools import cache
 from math import exp, log
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
@@ -67,6 +67,29 @@ def _check(status: int) -> None:
         raise BoosterError(message.decode("utf-8", "replace"))
 
 
+class Columns:
+    """The columns of a row that some boosters read, as doubles side by side: filled once for all
+    of them. Belongs to one thread.
+
+    Args:
+        cheap: number of cheap features.
+        projected: length of the projected vector; 0 for stage 0.
+        near: number of neighbours' features.
+    """
+
+    def __init__(self, cheap: int, projected: int = 0, near: int = 0) -> None:
+        self.width = cheap + projected + near
+        self._cheap = cheap
+        self._between = slice(len(NAMES), len(NAMES) + projected + near)
+        self._doubles = (ctypes.c_double * self.width)()
+        self._pack = struct.Struct(f"={self.width}d").pack_into
+        self.address = ctypes.addressof(self._doubles)
+
+    def fill(self, row: list[float]) -> None:
+        """Take the values from a row of all columns."""
+        self._pack(self._doubles, 0, *row[: self._cheap], *row[self._between])
+
+
 class Booster:
     """A LightGBM text model of one output, evaluated one row at a time through the C interface.
 
@@ -74,18 +97,18 @@ class Booster:
     importing the package brings SciPy along (50 MB, most of a second). The C interface has a call
     for single rows (`LGBM_BoosterPredictForMatSingleRowFast`, c_api.h of LightGBM 4), which takes
     about 5 µs and leaves the interpreter lock free. The library trusts a model file, so files are
-    checked by sha256 before. Belongs to one thread: the row buffer is the object's own.
+    checked by sha256 before. Belongs to the thread of its columns.
 
     Args:
         text: the model as LightGBM saves it.
-        width: number of features that the caller will give.
+        columns: the values that it reads; boosters of the same columns may share them.
 
     Raises:
         BoosterError: the text is no model, or of another width.
     """
 
-    def __init__(self, text: str, width: int) -> None:
-        library = _library()
+    def __init__(self, text: str, columns: Columns) -> None:
+        library, width = _library(), columns.width
         if not text.startswith("tree\n"):
             raise BoosterError("not a LightGBM text model")
         self._booster, self._fast = ctypes.c_void_p(), ctypes.c_void_p()
@@ -110,21 +133,20 @@ class Booster:
                 ctypes.byref(self._fast),
             )
         )
-        self._row: Any = (ctypes.c_double * width)()
+        self.columns = columns
         self._out = (ctypes.c_double * 1)()
         self._length = ctypes.c_int64()
         self._call = library.LGBM_BoosterPredictForMatSingleRowFast
         # Addresses as plain values: making them anew would cost more than the trees.
         self._arguments = (
             self._fast,
-            ctypes.addressof(self._row),
+            columns.address,
             ctypes.byref(self._length),
             ctypes.addressof(self._out),
         )
 
-    def predict(self, row: list[float]) -> float:
-        """The model's output for one row of exactly the declared width; about 5 µs."""
-        self._row[:] = row
+    def predict(self) -> float:
+        """The model's output for the columns as they were filled last; about 5 µs."""
         if self._call(*self._arguments) != 0:
             _check(-1)
         return self._out[0]
@@ -161,46 +183,24 @@ class ResidualTable(Struct, frozen=True):
         return [centre + scale * (a + share * (b - a)) for a, b in zip(low, high, strict=True)]
 
 
-class ColumnBooster:
-    """A booster that reads some columns of a row. Belongs to one thread.
-
-    Args:
-        text: the model as LightGBM saves it.
-        cheap: number of cheap features that it reads.
-        projected: length of the projected vector; 0 for stage 0.
-        near: number of neighbours' features.
-
-    Raises:
-        BoosterError: the text is no model, or of another width.
-    """
-
-    def __init__(self, text: str, cheap: int, projected: int = 0, near: int = 0) -> None:
-        self._cheap = cheap
-        self._between = slice(len(NAMES), len(NAMES) + projected + near)
-        self._booster = Booster(text, cheap + projected + near)
-
-    def predict(self, row: list[float]) -> float:
-        """The output for a row of all columns; about 5 µs."""
-        return self._booster.predict(row[: self._cheap] + row[self._between])
-
-
 class LengthModel:
     """Boosters and table that make a grid of features. Belongs to one thread.
 
     Args:
-        location, scale: boosters; the scale's output is a logarithm.
+        location, scale: boosters of the same columns; the scale's output is a logarithm.
         residual: the table.
-        correction: a refit's booster, added to the location.
-        short: booster of the probability that the answer is short (`ShortOdds` in forecast.py).
+        correction: a refit's booster, added to the location; it has columns of its own.
+        short: booster of the probability that the answer is short (`ShortOdds` in forecast.py),
+            of the columns of the first two.
     """
 
     def __init__(
         self,
-        location: ColumnBooster,
-        scale: ColumnBooster,
+        location: Booster,
+        scale: Booster,
         residual: ResidualTable,
-        correction: ColumnBooster | None = None,
-        short: ColumnBooster | None = None,
+        correction: Booster | None = None,
+        short: Booster | None = None,
     ) -> None:
         self._location = location
         self._scale = scale
@@ -216,21 +216,28 @@ class LengthModel:
                 `NEIGHBOUR_NAMES`.
             head: the head's grid, where there is one.
         """
-        centre = self._location.predict(row)
+        self._location.columns.fill(row)
+        centre = self._location.predict()
         if head is not None:
             centre += HEAD_SHARE * (head[MEDIAN] - centre)
-        if self._correction is not None:
-            centre += self._correction.predict(row)
-        scale = exp(min(max(self._scale.predict(row), NARROWEST), WIDEST))
+        centre += self._corrected_by(row)
+        scale = exp(min(max(self._scale.predict(), NARROWEST), WIDEST))
         return spread(centre, scale, self._residual, head)
 
     def short(self, row: list[float]) -> float | None:
         """Log odds of a short answer; None without that booster. `row` as for `grid`."""
         if self._short is None:
             return None
-        probability = min(max(self._short.predict(row), LEAST), 1.0 - LEAST)
-        moved = 0.0 if self._correction is None else self._correction.predict(row)
-        return log(probability / (1.0 - probability)) - SHIFT * moved
+        self._short.columns.fill(row)
+        probability = min(max(self._short.predict(), LEAST), 1.0 - LEAST)
+        return log(probability / (1.0 - probability)) - SHIFT * self._corrected_by(row)
+
+    def _corrected_by(self, row: list[float]) -> float:
+        """The refit's part of the location; 0 without a refit."""
+        if self._correction is None:
+            return 0.0
+        self._correction.columns.fill(row)
+        return self._correction.predict()
 
 
 def spread(centre: float, scale: float, residual: ResidualTable, head: Grid | None) -> Grid:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from math import expm1, log1p
+from math import exp, expm1, log1p
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,10 @@ def rearranged(grid: Sequence[float]) -> Grid:
     Quantile models may cross each other; sorting never worsens them (Chernozhukov,
     Fernández-Val, Galichon, 2010).
     """
-    return tuple(min(max(value, 0.0), MAX_LOG) for value in sorted(grid))
+    values = sorted(grid)
+    if values[0] < 0.0 or values[-1] > MAX_LOG:
+        values = [min(max(value, 0.0), MAX_LOG) for value in values]
+    return tuple(values)
 
 
 def truncated(grid: Grid, max_tokens: int | None) -> Grid:
@@ -69,20 +72,19 @@ def truncated(grid: Grid, max_tokens: int | None) -> Grid:
 def relevelled(grid: Grid, median_z: float, high_z: float) -> Grid:
     """The grid whose p50 and p90 are this grid's values at two normal scores.
 
-    The other levels move along, between and beyond them; the lower tail with the median.
+    The other levels move along, between and beyond them; the lower tail with the median. Values
+    between scores are linear.
     """
     low, high = median_z, high_z - Z[5]
     if abs(low) < 1e-3 and abs(high) < 1e-3:
         return grid
     middle = low + (high - low) * (Z[4] / Z[5])
-    offsets = (low, low, low, low, middle, high, high)
-    return rearranged([at_score(grid, z + by) for z, by in zip(Z, offsets, strict=True)])
-
-
-def at_score(grid: Grid, z: float) -> float:
-    """The grid's value at a normal score: linear between the levels' scores and beyond them."""
-    i = min(max(bisect_right(Z, z) - 1, 0), len(Z) - 2)
-    return grid[i] + (grid[i + 1] - grid[i]) * (z - Z[i]) / (Z[i + 1] - Z[i])
+    values = []
+    for z, by in zip(Z, (low, low, low, low, middle, high, high), strict=True):
+        score = z + by
+        i = bisect_right(Z, score, 1, len(Z) - 1) - 1  # beyond the ends the last slope goes on
+        values.append(grid[i] + (grid[i + 1] - grid[i]) * (score - Z[i]) / (Z[i + 1] - Z[i]))
+    return rearranged(values)
 
 
 def shifted(grid: Sequence[float], by: float) -> Grid:
@@ -92,7 +94,7 @@ def shifted(grid: Sequence[float], by: float) -> Grid:
 
 def to_tokens(grid: Grid) -> Grid:
     """The grid in tokens."""
-    return tuple(expm1(value) for value in grid)
+    return tuple(map(expm1, grid))
 
 
 def probability_at_most(grid: Grid, value: float) -> float:
@@ -134,7 +136,7 @@ def confidence(grid: Grid) -> float:
     """exp(−σ), with σ the scatter of log length from p10 to p90: 1 is certain, 0.5 within a
     factor 2. Neighbours raise it by narrowing the grid."""
     sigma = (grid[5] - grid[1]) / (Z[5] - Z[1])
-    return float(np.exp(-sigma))
+    return exp(-sigma)
 
 
 # --- neighbours -------------------------------------------------------------------------
