@@ -28,6 +28,8 @@ OUTCOMES = {
     CancelReason.SHUTDOWN: Outcome.SHUTDOWN,
 }
 
+WORD_CHARS = 100
+
 
 class Connection(Protocol):
     """The client's side of one exchange, where the server gives access to it.
@@ -160,11 +162,16 @@ class Exchange:
             ttft_s=self.ttft_s,
             upstream_s=self.upstream_s,
             total_s=permit.age_s(),
-            finish_reason=self.finish_reason,
-            error_code=self.error_code,
+            finish_reason=_word(self.finish_reason),
+            error_code=_word(self.error_code),
             bytes_out=self.bytes_out,
             cost_usd=_cost(prices.get(job.model), usage),
         )
+
+
+def _word(text: str | None) -> str | None:
+    """A provider's word, cut: records are kept, and it may send a megabyte."""
+    return None if text is None else text[:WORD_CHARS]
 
 
 def _cost(price: Price | None, usage: Usage | None) -> float | None:
