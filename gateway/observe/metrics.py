@@ -33,7 +33,16 @@ from gateway.observe.series import Bins, Count, Counter
 from gateway.observe.state import state_metrics
 from gateway.settings.schema import Settings
 from gateway.snapshots import Snapshots
-from gateway.types import CUT_FINISH_REASONS, JobRecord, Listener, Outcome, Usage, Workload
+from gateway.types import (
+    CUT_FINISH_REASONS,
+    JobClass,
+    JobRecord,
+    Listener,
+    Outcome,
+    Rung,
+    Usage,
+    Workload,
+)
 
 log = logging.getLogger("sagesched.observe")
 
@@ -73,8 +82,9 @@ class LabelNames(Struct, frozen=True):
 
 
 class _Request(Struct, gc=False):
-    """The series of one (route, model, account, class, outcome)."""
+    """The series of one (route, model, account, class, outcome), and the label of the model."""
 
+    model: str
     requests: Count
     duration: Bins
     ttft: Bins
@@ -93,13 +103,17 @@ class _Tokens(Struct, gc=False):
     audio_output: Count
 
     def add(self, usage: Usage) -> None:
-        """Count the tokens of one usage."""
+        """Count the tokens of one usage; few have more than the first two."""
         self.prompt.total += usage.prompt_tokens
         self.output.total += usage.output_tokens
-        self.cached.total += usage.cached_tokens
-        self.reasoning.total += usage.reasoning_tokens
-        self.audio_prompt.total += usage.audio_prompt_tokens
-        self.audio_output.total += usage.audio_output_tokens
+        if usage.cached_tokens:
+            self.cached.total += usage.cached_tokens
+        if usage.reasoning_tokens:
+            self.reasoning.total += usage.reasoning_tokens
+        if usage.audio_prompt_tokens:
+            self.audio_prompt.total += usage.audio_prompt_tokens
+        if usage.audio_output_tokens:
+            self.audio_output.total += usage.audio_output_tokens
 
 
 class _Forecast(Struct, gc=False):
@@ -112,6 +126,10 @@ class _Forecast(Struct, gc=False):
     actual_tokens: Count
     p50: tuple[Count, Count]  # not covered, covered
     p90: tuple[Count, Count]
+
+
+_Kind = tuple[str, str, str | None, JobClass | None, Outcome]
+"""Route, model, account, class, outcome of a request."""
 
 
 class Metrics(Listener):
@@ -136,11 +154,11 @@ class Metrics(Listener):
         """Take the names of new settings; series of names that have left them are dropped."""
         self._names = names
         self._tenants = names.bounded_tenants()
-        self._requests: dict[tuple[str, str, str, str, str], _Request] = {}
+        self._requests: dict[_Kind, _Request] = {}
         self._model_tokens: dict[str, _Tokens] = {}
         self._tenant_tokens: dict[str, _Tokens] = {}
-        self._tenant_requests: dict[tuple[str, str], Count] = {}
-        self._forecasts: dict[str, _Forecast] = {}
+        self._tenant_requests: dict[tuple[str, Outcome], Count] = {}
+        self._forecasts: dict[Rung, _Forecast] = {}
         self._families.prune(
             {
                 "model": names.models | {OTHER},
@@ -154,29 +172,28 @@ class Metrics(Listener):
 
     def ended(self, record: JobRecord) -> None:
         """Count one ended request."""
-        model = record.model if record.model in self._names.models else OTHER
+        kind = (record.route, record.model, record.account, record.job_class, record.outcome)
+        series = self._requests.get(kind) or self._request(*kind)
         tenant = record.tenant if record.tenant in self._tenants else OTHER
-        outcome = record.outcome.value
-        series = self._request(record, model, outcome)
         series.requests.total += 1
         if record.attempts:
             series.duration.add(record.total_s)
             series.wait.add(record.queue_s)
             if record.attempts > 1:
-                self._families.retries.at(model).add(record.attempts - 1)
+                self._families.retries.at(series.model).add(record.attempts - 1)
         if record.ttft_s is not None:
             series.ttft.add(record.ttft_s)
         if record.upstream_s is not None:
             series.upstream.add(record.upstream_s)
-        requests = self._tenant_requests.get((tenant, outcome))
+        requests = self._tenant_requests.get((tenant, record.outcome))
         if requests is None:
-            requests = self._families.tenant_requests.at(tenant, outcome)
-            self._tenant_requests[tenant, outcome] = requests
+            requests = self._families.tenant_requests.at(tenant, record.outcome.value)
+            self._tenant_requests[tenant, record.outcome] = requests
         requests.total += 1
         if record.usage is not None:
-            self._used(record.usage, model, tenant)
+            self._used(record.usage, series.model, tenant)
         if record.cost_usd is not None:
-            self._paid(record.cost_usd, record.workload, model, tenant)
+            self._paid(record.cost_usd, record.workload, series.model, tenant)
         if record.workload is not None:
             self._forecast_against_truth(record, record.workload)
 
@@ -226,24 +243,33 @@ class Metrics(Listener):
         yield _collections()
         yield from self._process.collect()
 
-    def _request(self, record: JobRecord, model: str, outcome: str) -> _Request:
+    def _request(
+        self,
+        route: str,
+        model: str,
+        account: str | None,
+        job_class: JobClass | None,
+        outcome: Outcome,
+    ) -> _Request:
+        """The series of one kind. Those of a kind with names that are not in the settings are
+        not kept, since such names have no bound."""
         names = self._names
-        route = record.route if record.route in names.routes else OTHER
-        account = record.account or NONE
-        if account not in names.accounts and account != NONE:
-            account = OTHER
-        job_class = NONE if record.job_class is None else record.job_class.value
-        key = (route, model, account, job_class, outcome)
-        series = self._requests.get(key)
-        if series is None:
-            families = self._families
-            series = self._requests[key] = _Request(
-                requests=families.requests.at(*key),
-                duration=families.duration.at(route, model, job_class),
-                ttft=families.ttft.at(model, job_class),
-                wait=families.wait.at(job_class),
-                upstream=families.upstream.at(account),
-            )
+        kind = (route, model, account, job_class, outcome)
+        route = route if route in names.routes else OTHER
+        model = model if model in names.models else OTHER
+        account = NONE if account is None else account if account in names.accounts else OTHER
+        label = NONE if job_class is None else job_class.value
+        families = self._families
+        series = _Request(
+            model=model,
+            requests=families.requests.at(route, model, account, label, outcome.value),
+            duration=families.duration.at(route, model, label),
+            ttft=families.ttft.at(model, label),
+            wait=families.wait.at(label),
+            upstream=families.upstream.at(account),
+        )
+        if (route, model, account) == (kind[0], kind[1], kind[2] or NONE):
+            self._requests[kind] = series
         return series
 
     def _used(self, usage: Usage, model: str, tenant: str) -> None:
@@ -262,31 +288,28 @@ class Metrics(Listener):
         self._families.predicted_cost.at(model, tenant).add(predicted or 0.0)
 
     def _forecast_against_truth(self, record: JobRecord, workload: Workload) -> None:
-        rung = workload.rung.value
-        series = self._forecasts.get(rung)
-        if series is None:
-            series = self._forecasts[rung] = self._forecast(rung)
+        series = self._forecasts.get(workload.rung) or self._forecast(workload.rung)
         series.used.total += 1
         if record.outcome is not Outcome.OK or record.usage is None:
             return
         if record.finish_reason in CUT_FINISH_REASONS:  # the natural length is not known
             series.censored.total += 1
             return
-        actual = record.usage.output_tokens / max(record.n, 1)
-        series.ratio.add(actual / max(workload.p50, 1.0))
-        series.forecast_tokens.total += max(workload.p50, 0.0)
+        actual, p50 = record.usage.output_tokens / max(record.n, 1), workload.p50
+        series.ratio.add(actual / max(p50, 1.0))
+        series.forecast_tokens.total += max(p50, 0.0)
         series.actual_tokens.total += actual
-        series.p50[actual <= workload.p50].total += 1
+        series.p50[actual <= p50].total += 1
         series.p90[actual <= workload.p90].total += 1
 
-    def _forecast(self, rung: str) -> _Forecast:
-        families = self._families
+    def _forecast(self, of: Rung) -> _Forecast:
+        families, rung = self._families, of.value
 
         def covered(level: str) -> tuple[Count, Count]:
             at = families.covered.at  # not "quantile": that label is a summary's
             return at(rung, level, "no"), at(rung, level, "yes")
 
-        return _Forecast(
+        series = self._forecasts[of] = _Forecast(
             used=families.rungs.at(rung),
             censored=families.censored.at(rung),
             ratio=families.ratio.at(rung),
@@ -295,6 +318,7 @@ class Metrics(Listener):
             p50=covered("p50"),
             p90=covered("p90"),
         )
+        return series
 
 
 class _Scrape(Collector):

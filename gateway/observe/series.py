@@ -58,8 +58,11 @@ class Counter:
 
     def at(self, *values: str) -> Count:
         """Series of these label values, made at its first use."""
-        assert len(values) == len(self._labels)
-        return self._series.setdefault(values, Count())
+        one = self._series.get(values)
+        if one is None:
+            assert len(values) == len(self._labels)
+            one = self._series[values] = Count()
+        return one
 
     def prune(self, allowed: Mapping[str, Set[str]]) -> None:
         """Drop series with a label value that is not allowed any more."""
@@ -84,8 +87,11 @@ class Histogram:
 
     def at(self, *values: str) -> Bins:
         """Series of these label values, made at its first use."""
-        assert len(values) == len(self._labels)
-        return self._series.setdefault(values, Bins(self._bounds))
+        one = self._series.get(values)
+        if one is None:
+            assert len(values) == len(self._labels)
+            one = self._series[values] = Bins(self._bounds)
+        return one
 
     def prune(self, allowed: Mapping[str, Set[str]]) -> None:
         """Drop series with a label value that is not allowed any more."""
