@@ -33,8 +33,8 @@ def _second(wall_s: int) -> str:
 
 def utc(wall_s: float) -> str:
     """RFC 3339 in UTC, to the millisecond (cut, not rounded)."""
-    seconds, part = divmod(wall_s, 1)
-    return f"{_second(int(seconds))}.{int(part * 1000):03d}Z"
+    whole = int(wall_s)
+    return f"{_second(whole)}.{int((wall_s - whole) * 1000):03d}Z"
 
 
 def encode_line(

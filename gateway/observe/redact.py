@@ -16,10 +16,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote
 
 MASK = "***"
 MIN_SECRET_CHARS = 4
+KEPT_WORDS = 4096
 _LITERALS = frozenset({"true", "false", "null"})
 
 _NAMES = r"(?:x-)?(?:goog-)?(?:api|access|secret|subscription)[-_ ]?(?:key|token)|password|secret"
@@ -47,6 +49,8 @@ class Redactor:
         # Longest first: of two secrets, one the other's beginning, the whole is masked.
         ordered = sorted(forms, key=lambda form: (-len(form), form))
         self._exact = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        # For short texts that come again and again, such as a model's name.
+        self.mask_word = lru_cache(KEPT_WORDS)(self.mask)
 
     def mask(self, text: str) -> str:
         """`text` with every key, and all that looks like one, masked."""

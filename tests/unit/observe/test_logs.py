@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.observe.lines import LineWriter
-from gateway.observe.logs import JsonHandler, Logs
+from gateway.observe.logs import JsonHandler, Logs, request_line
 from gateway.observe.redact import Redactor
 from gateway.settings.schema import Observe
-from gateway.types import Outcome
+from gateway.types import JobRecord, Outcome
 from tests.unit.observe.records import record, workload
 
 ROOT = Path(__file__).parents[3]
@@ -163,10 +166,27 @@ def test_request_line_holds_no_secret(sink: Sink) -> None:
     logs.ended(leaky)
     logs.flush()
     assert "canary" not in sink.path.read_text()
-    blind = JsonHandler(LineWriter(sink.fd), Blind())
-    blind.write(b'"sk-canary1234567"\n')
-    blind.flush()
-    assert "canary" in sink.path.read_text()
+    assert "canary" in str(request_line(leaky, logging.INFO, Blind().mask_word))
+
+
+TEXTS = {f.name for f in msgspec.structs.fields(JobRecord) if f.type in (str, str | None)}
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS - {"id", "route"}))
+def test_request_line_masks_every_text_but_those_made_here(name: str) -> None:
+    """A key in any text of a record is masked; the id is drawn by the gateway, and the route one
+    of its own list. Without the redactor the key shows."""
+    leaky = record(**{name: "a sk-canary1234567 b"})
+    assert "canary" in str(request_line(leaky, logging.INFO, Blind().mask_word))
+    assert "canary" not in str(request_line(leaky, logging.INFO, Redactor().mask_word))
+
+
+@given(st.floats(0.0, 1e6))
+def test_request_line_rounds_to_the_nearest(seconds: float) -> None:
+    """Times are rounded to a hundredth of a millisecond, as `round` does but for ties."""
+    line = request_line(record(total_s=seconds), logging.INFO, str)
+    assert line.total_ms == pytest.approx(seconds * 1000, abs=0.00501, rel=1e-12)
+    assert line.total_ms == round(line.total_ms, 2)
 
 
 @pytest.mark.parametrize(
