@@ -151,6 +151,7 @@ class Gateway:
         self._trust = ForecastTrust(self._recalibrated)
         self._shadow: Shadow | None = None
         self._listen(settings)
+        logs.follow(self.engine.listeners.flush)
         self.app = self._litestar()
         self._repeated = (
             Repeated(LAG_PERIOD_S, self._measure_lag),
@@ -278,6 +279,7 @@ class Gateway:
         routing = _routing_table(settings)
 
         def apply() -> None:
+            self.engine.listeners.flush()  # what has ended, by the settings it ended under
             self._secrets = secrets
             self._admin_token = AdminToken(secrets.admin)
             self.relay.targets = new_targets
@@ -338,8 +340,12 @@ class Gateway:
         shadows = (self._shadow,) if self._shadow is not None else ()
         if self._shadow is not None:
             self._shadow.recalibrated(self._trust.value)
-        always = (self.journal, self.jobs, self.metrics, self.spend, self.logs, self._trust)
-        self.engine.listeners.replace((*always, *shadows))
+        # At once: what the next request goes by (trust, shadow) or its client may ask (jobs), and
+        # the journal, which costs no more than putting it off.
+        self.engine.listeners.replace(
+            (self.journal, self.jobs, self._trust, *shadows),
+            batched=(self.metrics.ended, self.spend.ended, self.logs.ended),
+        )
 
     def _recalibrated(self, trust: float) -> None:
         self.engine.feed(events.Recalibrated(trust))
@@ -392,6 +398,7 @@ class Gateway:
         self._lag_due_s = now + LAG_PERIOD_S
         if self._shadow is not None:
             self._shadow.tick()
+        self.engine.listeners.flush()
         self.logs.pump()
 
     def _sweep(self) -> None:

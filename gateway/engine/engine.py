@@ -8,7 +8,8 @@ Rules:
 3. The engine keeps a ledger of the permits in force, beside the core's own state. A core that
    raised is built anew from it (failsafe.py).
 4. One timer, armed for the core's next deadline; no polling.
-5. Listeners are called after the event's change; one that raises loses nothing (listeners.py).
+5. Listeners are called after the event's change, some of them later; one that raises loses
+   nothing (listeners.py).
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class Engine:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = clock
-        self.listeners = Listeners(clock, listeners)
+        self.listeners = Listeners(clock, self.loop.call_soon, listeners)
         self._ledger: dict[str, Permit] = {}
         self._core = Failsafe(core, build, self._ledger, self._rebuilt)
         self._timer: asyncio.TimerHandle | None = None
@@ -299,7 +300,9 @@ class Engine:
         return dropped
 
     def snapshot(self) -> SchedulerSnapshot:
-        """The scheduler's state, for display and metrics."""
+        """The scheduler's state, for display and metrics. The listeners that count are called
+        with what has ended, so that all figures are of the same moment."""
+        self.listeners.flush()
         return self._core.snapshot(self.clock())
 
     def check(self) -> None:
@@ -341,6 +344,7 @@ class Engine:
         self.feed(events.Woke())
 
     def close(self) -> None:
-        """Cancel the timer."""
+        """Cancel the timer; call the listeners that were to be called later."""
+        self.listeners.flush()
         if self._timer is not None:
             self._timer.cancel()

@@ -21,7 +21,7 @@ from msgspec import Struct
 from gateway.observe.lines import LineWriter, encode_line, utc
 from gateway.observe.redact import Redactor
 from gateway.settings.schema import Observe
-from gateway.types import JobRecord, Listener, Outcome
+from gateway.types import JobRecord, Outcome
 
 MAX_TEXT_CHARS = 16_384  # of a message or a traceback
 
@@ -84,10 +84,15 @@ class JsonHandler(logging.Handler):
         super().__init__()
         self.writer = writer
         self.redactor = redactor
+        self.catch_up: Callable[[], None] = lambda: None  # has the lines written that are due
+        self._thread = threading.get_ident()  # the one that may call it
         self.broken = 0  # records that could not be made a line
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the record's line; count it as broken where it cannot be made one."""
+        """Write the record's line, after those that are due; count it as broken where it cannot
+        be made one."""
+        if record.thread == self._thread:
+            self.catch_up()
         try:
             line = self.line(record)
         except Exception:  # logging's own handling prints the record, unredacted
@@ -136,7 +141,7 @@ def _tail(text: str) -> str:
     return text if len(text) <= MAX_TEXT_CHARS else "…" + text[-MAX_TEXT_CHARS:]
 
 
-class Logs(Listener):
+class Logs:
     """The process's log: `configure` it once, `apply` new settings. Writes a line per request."""
 
     def __init__(self, settings: Observe, secrets: Iterable[str] = (), *, fd: int = 1) -> None:
@@ -194,6 +199,11 @@ class Logs(Listener):
             line = request_line(record, level, self._handler.redactor.mask_word)
             self._handler.hold(_encode(line) + b"\n")
 
+    def follow(self, catch_up: Callable[[], None]) -> None:
+        """Call `catch_up` before each other line that this thread logs, and at the end: it is to
+        call `ended` with the requests whose lines are due, so that lines stay in order."""
+        self._handler.catch_up = catch_up
+
     def pump(self) -> None:
         """Write the lines that waited for a slow reader. To be called now and then."""
         with self._handler._guard:
@@ -201,6 +211,7 @@ class Logs(Listener):
 
     def flush(self) -> None:
         """Wait at most 1 s for the reader to take the rest, at the end of the process."""
+        self._handler.catch_up()
         self._handler.flush()
 
 

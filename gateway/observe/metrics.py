@@ -37,7 +37,6 @@ from gateway.types import (
     CUT_FINISH_REASONS,
     JobClass,
     JobRecord,
-    Listener,
     Outcome,
     Rung,
     Usage,
@@ -132,7 +131,7 @@ _Kind = tuple[str, str, str | None, JobClass | None, Outcome]
 """Route, model, account, class, outcome of a request."""
 
 
-class Metrics(Listener):
+class Metrics:
     """The gateway's metrics. Its methods are for the loop's thread, `render` for any.
 
     Args:

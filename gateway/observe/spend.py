@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from gateway.types import JobRecord, Listener
+from gateway.types import JobRecord
 
 MOST_NAMES = 1000  # of models, and of tenants; later ones count as "other"
 OTHER = "other"
 
 
-class Spend(Listener):
+class Spend:
     """US dollars by model and by tenant. Belongs to the loop."""
 
     def __init__(self) -> None:

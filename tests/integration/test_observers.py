@@ -1,24 +1,145 @@
-"""What is counted and written down of requests."""
+"""What is counted and written down of requests: some time after their replies, and yet there
+whenever somebody looks."""
 
 from __future__ import annotations
 
+import signal
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
 from gateway.engine.exchange import WORD_CHARS
+from gateway.engine.listeners import BATCH
 from tests.kit import steps
-from tests.kit.gateway import GatewayProcess
+from tests.kit.gateway import GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
-from tests.kit.steps import EVENTS, Head, Respond, Send, chunk, event
+from tests.kit.raw import RawClient
+from tests.kit.steps import EVENTS, Hang, Head, Respond, Send, chunk, event
 
 Start = Callable[..., GatewayProcess]
 CHAT = "/v1/chat/completions"
+MORE_THAN_A_BATCH = BATCH + BATCH // 2
 
 
 def body(**more: Any) -> dict[str, Any]:
     return {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}], **more}
+
+
+def ask(gateway: GatewayProcess, client: httpx.Client) -> str:
+    """One answered request; its id."""
+    answer = client.post(gateway.url(CHAT), json=body(), headers=gateway.headers)
+    assert answer.status_code == 200
+    return str(answer.headers["x-request-id"])
+
+
+def counted(gateway: GatewayProcess, client: httpx.Client, name: str) -> float:
+    """The sum of a metric's series."""
+    lines = client.get(gateway.url("/metrics")).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + "{"))
+
+
+def request_ids(gateway: GatewayProcess) -> list[str]:
+    return [line["request_id"] for line in gateway.log if line.get("msg") == "request"]
+
+
+def test_figures_have_every_request_that_was_answered_before(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Metrics, events and sums read right after an answer have it, whatever else is put off: at
+    every number of requests up to more than one batch."""
+    gateway = start_gateway(provider)
+    with httpx.Client() as client:
+        for n in range(1, MORE_THAN_A_BATCH + 1):
+            asked = ask(gateway, client)
+            if n % 3 == 0:
+                assert counted(gateway, client, "sagesched_requests_total") == n
+                assert counted(gateway, client, "sagesched_upstream_duration_seconds_count") == n
+            elif n % 3 == 1:
+                stats = client.get(gateway.url("/stats"), headers=gateway.admin_headers).json()
+                assert stats["cost_usd"]["unpriced"] == n
+            else:
+                events = client.get(gateway.url("/events?n=1"), headers=gateway.admin_headers)
+                [last] = events.json()["events"]
+                assert (last["event"], last["job"]) == ("finished", asked)
+
+
+def test_reset_counts_nothing_of_what_was_answered_before(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Sums that are emptied right after an answer do not get it later."""
+    gateway = start_gateway(provider)
+    with httpx.Client() as client:
+        ask(gateway, client)
+        client.post(gateway.url("/reset"), json={"scope": "stats"}, headers=gateway.admin_headers)
+        stats = client.get(gateway.url("/stats"), headers=gateway.admin_headers).json()
+    assert stats["cost_usd"]["unpriced"] == 0
+
+
+def test_sigterm_after_a_burst_loses_no_line(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Each of 100 requests that were answered just before SIGTERM has one line, before that of
+    the stop; the lines of those answered one after the other are in their order."""
+    gateway = start_gateway(provider)
+    with httpx.Client() as client, ThreadPoolExecutor(16) as pool:
+        burst = list(pool.map(lambda _: ask(gateway, client), range(90)))
+        last = [ask(gateway, client) for _ in range(10)]
+        gateway.stop()
+    assert Counter(request_ids(gateway)) == Counter([*burst, *last])
+    assert request_ids(gateway)[90:] == last
+    assert gateway.log[-1]["msg"] == "stopped"
+
+
+def test_second_sigterm_after_a_burst_loses_no_line(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """An end at once, past every clean-up, has the lines of all that had ended."""
+    gateway = start_gateway(provider)
+    with httpx.Client() as client, RawClient.to(gateway.url()) as stuck:
+        provider.enqueue([Head(headers=EVENTS), Send(event(chunk({"content": "a"}))), Hang()])
+        stuck.request("POST", CHAT, json=body(stream=True), headers=gateway.headers)
+        stuck.read_until(b'"a"')
+        gateway.signal(signal.SIGTERM)
+        gateway.wait_log(lambda x: x.get("msg") == "draining")
+        refused = [client.post(gateway.url(CHAT), json=body()) for _ in range(10)]
+        gateway.signal(signal.SIGTERM)
+        assert gateway.wait_exit() == 128 + signal.SIGTERM
+    gateway.process = None
+    assert request_ids(gateway) == [answer.headers["x-request-id"] for answer in refused]
+
+
+def test_reload_counts_what_ended_before_under_the_names_of_then(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """Requests of a model that a reload removes are not counted as "other"."""
+    both = account(provider, models=["kit-model", "going"])
+    gateway = start_gateway(accounts=[both])
+    gateway.edit(accounts=[account(provider)])
+    with httpx.Client() as client:
+        for _ in range(5):
+            asked = {**body(), "model": "going"}
+            assert client.post(gateway.url(CHAT), json=asked, headers=gateway.headers).is_success
+        gateway.signal(signal.SIGHUP)
+        gateway.wait_log(lambda x: x.get("msg") == "settings reloaded")
+        page = client.get(gateway.url("/metrics")).text
+    assert "sagesched_requests_total{" not in page
+    assert 'sagesched_tenant_requests_total{outcome="ok",tenant="kit"} 5.0' in page
+
+
+def test_log_stays_in_order(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """Request lines stand before those of what came after the requests: a reload's line has all
+    answered before it in front."""
+    gateway = start_gateway(provider)
+    with httpx.Client() as client:
+        asked = [ask(gateway, client) for _ in range(5)]
+    gateway.signal(signal.SIGHUP)
+    gateway.wait_log(lambda x: x.get("msg") == "settings unchanged")
+    messages = [line["msg"] for line in gateway.log]
+    assert messages[-6:] == [*["request"] * 5, "settings unchanged"]
+    assert request_ids(gateway) == asked
 
 
 def test_words_of_a_provider_are_cut_before_they_are_kept(

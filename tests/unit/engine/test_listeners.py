@@ -10,7 +10,7 @@ import pytest
 
 from gateway.balance.accounts import Accounts
 from gateway.engine.engine import Engine
-from gateway.engine.listeners import QUIET_S, Listeners
+from gateway.engine.listeners import BATCH, QUIET_S, Listeners
 from gateway.schedule.events import SettingsChanged
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
@@ -61,6 +61,10 @@ def engine(given: Settings, *listeners: Listener) -> Engine:
     return Engine(build(given, None), build, listeners)
 
 
+def at_once(call: Callable[[], None]) -> None:
+    call()
+
+
 def on_a_loop(play: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
         async with asyncio.timeout(5.0):
@@ -109,7 +113,7 @@ def test_listener_that_raises_is_counted_and_alarmed_and_the_next_is_called() ->
     """The fault is counted, the alarm names the listener, its method and the error, and the next
     listener is called."""
     noting = Noting()
-    listeners = Listeners(lambda: 0.0, (Raising(), noting))
+    listeners = Listeners(lambda: 0.0, at_once, (Raising(), noting))
     listeners.ended(record())
     assert noting.ends == ["req-1"]
     assert noting.alarms == [("listener_failed", "Raising.ended: KeyError: 'ended'")]
@@ -123,7 +127,7 @@ def test_listener_that_always_raises_is_logged_once_a_minute(
     one after `QUIET_S`."""
     now = 0.0
     noting = Noting()
-    listeners = Listeners(lambda: now, (Raising(), noting))
+    listeners = Listeners(lambda: now, at_once, (Raising(), noting))
     with caplog.at_level(logging.ERROR, "gateway.engine"):
         for _ in range(100):
             listeners.submitted(job("j"))
@@ -151,8 +155,94 @@ def test_listeners_call_only_what_a_listener_overrides() -> None:
             ended.append(record.id)
 
     ended: list[str] = []
-    listeners = Listeners(lambda: 0.0, (Loud(),))
+    listeners = Listeners(lambda: 0.0, at_once, (Loud(),))
     listeners.submitted(job("j"))
     listeners.refused(job("j"), Outcome.EVICTED, None)
     listeners.ended(record())
     assert (ended, listeners.faults) == (["req-1"], 0)
+
+
+def test_batched_listener_is_called_at_a_flush_in_order() -> None:
+    """Records wait for a flush, while the other listeners have them at once; each is handed on
+    once, in the order of their ends."""
+    noting, batched = Noting(), Noting()
+    listeners = Listeners(lambda: 0.0, at_once)
+    listeners.replace((noting,), batched=(batched.ended,))
+    names = [f"r{n}" for n in range(3)]
+    for name in names:
+        listeners.ended(record(id=name))
+    assert (noting.ends, batched.ends) == (names, [])
+    listeners.flush()
+    listeners.flush()
+    assert batched.ends == names
+
+
+def test_batch_is_flushed_after_the_turn_that_fills_it() -> None:
+    """The record that fills a batch asks once for a flush later in the loop; those that end
+    meanwhile go with it, and the next batch is counted from zero."""
+    later: list[Callable[[], None]] = []
+    batched = Noting()
+    listeners = Listeners(lambda: 0.0, later.append)
+    listeners.replace((), batched=(batched.ended,))
+    for n in range(BATCH + 5):
+        listeners.ended(record(id=f"r{n}"))
+    assert (batched.ends, len(later)) == ([], 1)
+    later.pop()()
+    assert batched.ends == [f"r{n}" for n in range(BATCH + 5)]
+    for n in range(BATCH - 1):
+        listeners.ended(record(id=f"s{n}"))
+    assert later == []
+    listeners.ended(record(id="last"))
+    assert later == [listeners.flush]
+
+
+def test_batched_listener_that_raises_loses_its_own_call_alone() -> None:
+    """One record that a batched listener raises on is lost to it, and to no other listener; the
+    fault is counted and alarmed as any other."""
+
+    class Choosy(Noting):
+        def ended(self, record: JobRecord) -> None:
+            if record.id == "bad":
+                raise KeyError("bad")
+            super().ended(record)
+
+    choosy, noting, alarmed = Choosy(), Noting(), Noting()
+    listeners = Listeners(lambda: 0.0, at_once)
+    listeners.replace((alarmed,), batched=(choosy.ended, noting.ended))
+    for name in ("one", "bad", "two"):
+        listeners.ended(record(id=name))
+    listeners.flush()
+    assert choosy.ends == ["one", "two"]
+    assert noting.ends == ["one", "bad", "two"]
+    assert listeners.faults == 1
+    assert [reason.split(":")[0] for _, reason in alarmed.alarms] == ["Choosy.ended"]
+
+
+def test_listeners_that_are_replaced_have_all_that_ended_before() -> None:
+    """What ended under the old listeners is handed to them, what ends later to the new ones."""
+    old, new = Noting(), Noting()
+    listeners = Listeners(lambda: 0.0, at_once)
+    listeners.replace((), batched=(old.ended,))
+    listeners.ended(record(id="before"))
+    listeners.replace((), batched=(new.ended,))
+    listeners.ended(record(id="after"))
+    listeners.flush()
+    assert (old.ends, new.ends) == (["before"], ["after"])
+
+
+def test_engine_hands_on_what_ended_before_it_shows_figures_and_at_its_close() -> None:
+    """A snapshot, and the engine's close, flush."""
+
+    async def play() -> None:
+        batched = Noting()
+        one = engine(settings({"a": {}}))
+        one.listeners.replace((), batched=(batched.ended,))
+        one.ended(record(id="shown"))
+        assert batched.ends == []
+        one.snapshot()
+        assert batched.ends == ["shown"]
+        one.ended(record(id="last"))
+        one.close()
+        assert batched.ends == ["shown", "last"]
+
+    on_a_loop(play)

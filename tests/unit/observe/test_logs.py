@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,28 @@ def test_request_line_holds_no_secret(sink: Sink) -> None:
     logs.flush()
     assert "canary" not in sink.path.read_text()
     assert "canary" in str(request_line(leaky, logging.INFO, Blind().mask_word))
+
+
+def test_log_writes_due_request_lines_before_its_own_and_at_the_end(sink: Sink) -> None:
+    """Requests whose lines are due have them before the next line of the thread that made the
+    log, not before another thread's, and at the end."""
+    logs, due = Logs(Observe(), fd=sink.fd), [record(id="one")]
+
+    def catch_up() -> None:
+        while due:
+            logs.ended(due.pop())
+
+    logs.follow(catch_up)
+    logger = logging.Logger("test")
+    logger.addHandler(logs._handler)
+    other = threading.Thread(target=logger.info, args=("another thread's",))
+    other.start()
+    other.join()
+    logger.info("own")
+    due.append(record(id="two"))
+    logs.flush()
+    told = [line.get("request_id", line["msg"]) for line in sink.lines()]
+    assert told == ["another thread's", "one", "own", "two"]
 
 
 TEXTS = {f.name for f in msgspec.structs.fields(JobRecord) if f.type in (str, str | None)}
