@@ -1,4 +1,4 @@
-"""The composition root: settings become objects, objects become one ASGI application.
+"""The composition root: settings become objects, objects serve requests.
 
 The only file that may import every room. A `Gateway` is built on the running loop, started
 once and stopped once. A reload first builds all that can fail, then swaps.
@@ -10,14 +10,14 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
-from litestar import Litestar, asgi
+from litestar import Litestar
 
 from gateway.api.admin import AdminRoutes
 from gateway.api.auth import AdminToken, Tenants
@@ -25,7 +25,8 @@ from gateway.api.client_connections import ClientConnections
 from gateway.api.control import ForecastRoutes
 from gateway.api.jobs import SubmittedJobs
 from gateway.api.plane import DataPlane
-from gateway.api.problems import problem_response, send_problem
+from gateway.api.problems import problem_response, write_problem
+from gateway.api.request_cycle import RequestCycle
 from gateway.api.routing import RoutingTable
 from gateway.balance.accounts import Accounts
 from gateway.balance.saved_state import SavedState
@@ -152,7 +153,7 @@ class Gateway:
         self._shadow: Shadow | None = None
         self._listen(settings)
         logs.follow(self.engine.listeners.flush)
-        self.app = self._litestar()
+        self._control_plane = self._litestar()
         self._repeated = (
             Repeated(LAG_PERIOD_S, self._measure_lag),
             Repeated(SWEEP_PERIOD_S, self._sweep),
@@ -188,7 +189,7 @@ class Gateway:
             self.client,
             targets(settings, self._secrets),
             settings.server,
-            send_problem,
+            write_problem,
             predictor=self.predictor,
             prices=prices,
         )
@@ -408,17 +409,21 @@ class Gateway:
 
     # -- HTTP ----------------------------------------------------------------------------------
 
+    def serve(self, client: RequestCycle) -> Awaitable[None]:
+        """Serve one request: the application of the HTTP server. To be awaited."""
+        path = client.head.path
+        if path.startswith(b"/v1/") or path == b"/v1":
+            return self.plane(client)
+        control_plane: Any = self._control_plane  # an ASGI application; its types are Litestar's
+        answer: Awaitable[None] = control_plane(client.head.scope(), client.receive, client.send)
+        return answer
+
     def _litestar(self) -> Litestar:
-        plane = self.plane
-
-        @asgi("/v1", is_mount=True, copy_scope=False)
-        async def data_plane(scope: Any, receive: Any, send: Any) -> None:
-            await plane(scope, receive, send)
-
+        """The control plane as an ASGI application."""
         admin = AdminRoutes(
             token=lambda: self._admin_token,
             live=self.live,
-            plane=plane,
+            plane=self.plane,
             engine=self.engine,
             predictor=self.predictor,
             store=self.store,
@@ -428,14 +433,13 @@ class Gateway:
             snapshots=self._snapshots,
         )
         forecasts = ForecastRoutes(
-            plane,
+            self.plane,
             self.predictor,
             self.store,
             lambda: self.live.current.predict.predict_wait_s,
         )
         return Litestar(
             route_handlers=[
-                data_plane,
                 *admin.handlers(),
                 *forecasts.handlers(),
                 *self.jobs.handlers(),

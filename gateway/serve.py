@@ -148,7 +148,7 @@ class HttpServer(uvicorn.Server):
 def _http_server(gateway: Gateway) -> HttpServer:
     return HttpServer(
         uvicorn.Config(
-            gateway.app,
+            gateway.serve,  # what our protocol calls; uvicorn itself never does
             interface="asgi3",
             http=protocol_for(gateway.connections),
             ws="none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.engine.client_watch import Receive
+from gateway.api.request_cycle import Receive
 from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
 from gateway.settings.schema import Server
 from gateway.upstream.providers import Headers
@@ -52,15 +52,28 @@ class ClientGone(Exception):
 
 
 async def read_body(
-    headers: Headers, receive: Receive, server: Server, memory: BodyMemory
+    headers: Headers,
+    receive: Receive,
+    server: Server,
+    memory: BodyMemory,
+    whole: bytes | None = None,
 ) -> bytes:
     """The whole request body. The caller gives its bytes back to `memory`.
 
-    Raises BodyTooLarge, RequestTimeout, Unavailable, ClientGone; then nothing is held.
+    `whole` is the body where all of it has come already: nothing is received then. Raises
+    BodyTooLarge, RequestTimeout, Unavailable, ClientGone; then nothing is held.
     """
     announced = next((v for k, v in headers if k == b"content-length"), None)
-    if announced is not None and announced.isdigit() and int(announced) > server.max_body_bytes:
-        raise _too_large(server)
+    if announced is not None and announced.isdigit():
+        _check_size(int(announced), server)
+    if whole is None:
+        return await _received(receive, server, memory)
+    _check_size(len(whole), server)
+    memory.take(len(whole), server.body_memory_bytes)
+    return whole
+
+
+async def _received(receive: Receive, server: Server, memory: BodyMemory) -> bytes:
     parts: list[bytes] = []
     size = 0
     try:
@@ -71,8 +84,7 @@ async def read_body(
                     raise ClientGone
                 part = message.get("body", b"")
                 if part:
-                    if size + len(part) > server.max_body_bytes:
-                        raise _too_large(server)
+                    _check_size(size + len(part), server)
                     memory.take(len(part), server.body_memory_bytes)
                     size += len(part)
                     parts.append(part)
@@ -86,5 +98,6 @@ async def read_body(
         raise
 
 
-def _too_large(server: Server) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is larger than {server.max_body_bytes} bytes.")
+def _check_size(size: int, server: Server) -> None:
+    if size > server.max_body_bytes:
+        raise BodyTooLarge(f"The request body is larger than {server.max_body_bytes} bytes.")

@@ -48,50 +48,63 @@ from gateway.upstream.providers import Headers
 
 logger = logging.getLogger("gateway.jobs")
 MAX_RESULT_BYTES = 16 * 2**20
+_FAULT = "The gateway failed to run this job."
 _JSON: Headers = [(b"content-type", b"application/json")]
 
 
-class _Collector:
-    """An ASGI `send` that keeps the answer. Raises ResultTooLarge."""
+class ResultKeeper:
+    """The client of a submitted job: keeps the answer, and stays until `leave` is called.
+
+    `broken`: the answer was not finished. `too_large`: since it is larger than a result may be.
+    """
 
     def __init__(self) -> None:
         self.status = 0
+        self.broken = self.too_large = False
+        self._left = False
+        self._on_left: Callable[[], None] | None = None
         self._parts: list[bytes] = []
         self._size = 0
-
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            return
-        body = message.get("body", b"")
-        self._size += len(body)
-        if self._size > MAX_RESULT_BYTES:
-            raise ResultTooLarge
-        self._parts.append(body)
 
     @property
     def body(self) -> bytes:
         return b"".join(self._parts)
 
-
-class ResultTooLarge(Exception):
-    """The answer is larger than a stored result may be."""
-
-
-class _Client:
-    """An ASGI `receive` of a client that stays until `leave` is called."""
-
-    def __init__(self) -> None:
-        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
     def leave(self) -> None:
-        """Disconnect; the relay then ends the call."""
-        if not self._left.done():
-            self._left.set_result(None)
+        """Have the relay end the call."""
+        self._left = True
+        if self._on_left is not None:
+            self._on_left()
 
-    async def receive(self) -> dict[str, Any]:
-        await asyncio.shield(self._left)
-        return {"type": "http.disconnect"}
+    def when_left(self, callback: Callable[[], None] | None) -> None:
+        self._on_left = callback
+        if self._left and callback is not None:
+            callback()
+
+    def start(self, status: int, headers: Headers) -> None:
+        self.status = status
+
+    def write(self, chunk: bytes) -> bool:
+        self._size += len(chunk)
+        self.too_large = self._size > MAX_RESULT_BYTES
+        if self.too_large:
+            raise ValueError("the answer is larger than a stored result")
+        self._parts.append(chunk)
+        return True
+
+    def finish(self, chunk: bytes = b"") -> None:
+        self.write(chunk)
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        callback()
+
+    async def drained(self) -> None:
+        pass
+
+    def break_off(self) -> None:
+        self.broken = True
+
+    abort = break_off
 
 
 class SubmittedJobs(Listener):
@@ -110,7 +123,7 @@ class SubmittedJobs(Listener):
         self._ttl_s = ttl_s
         self._active: dict[str, JobRow] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, ResultKeeper] = {}
         self.stopping = False
         self._leaving: set[str] = set()  # queued at the drain: they are not run any more
 
@@ -245,9 +258,10 @@ class SubmittedJobs(Listener):
         return request.model or self._plane.routing.default_model(tenant)
 
     def _start(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> None:
-        exchange = self._exchange(row, tenant, request)
+        client = ResultKeeper()
+        exchange = self._exchange(row, tenant, request, client)
         self._active[row.id] = row
-        client = self._clients[row.id] = _Client()
+        self._clients[row.id] = client
         task = asyncio.ensure_future(self._run(row.id, exchange, client))
         self._tasks[row.id] = task
         task.add_done_callback(lambda _: self._forget(row.id))
@@ -255,7 +269,9 @@ class SubmittedJobs(Listener):
     def _forget(self, job_id: str) -> None:
         del self._tasks[job_id], self._clients[job_id]
 
-    def _exchange(self, row: JobRow, tenant: Tenant, request: PredictRequest) -> Exchange:
+    def _exchange(
+        self, row: JobRow, tenant: Tenant, request: PredictRequest, client: ResultKeeper
+    ) -> Exchange:
         messages = messages_of(request)
         model = self._model(tenant, request)
         view = PromptView.of_chat(
@@ -280,6 +296,7 @@ class SubmittedJobs(Listener):
         )
         return Exchange(
             job=job,
+            connection=client,
             route="/submit",
             method="POST",
             path="/chat/completions",
@@ -289,34 +306,35 @@ class SubmittedJobs(Listener):
             view=view,
         )
 
-    async def _run(self, job_id: str, exchange: Exchange, client: _Client) -> None:
-        collector = _Collector()
+    async def _run(self, job_id: str, exchange: Exchange, client: ResultKeeper) -> None:
         try:
-            record = await self._plane.relay(exchange, client.receive, collector.send)
+            record = await self._plane.relay(exchange)
         except asyncio.CancelledError:
             self._interrupted(job_id, self._active[job_id].status == "running")
             raise
-        except Exception as error:
-            if isinstance(error.__cause__, ResultTooLarge):  # of the relay's BrokenAnswer
-                self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
-            else:
-                logger.exception("submitted job failed", extra={"request_id": job_id})
-                self._fail(job_id, "internal_error", "The gateway failed to run this job.")
+        except Exception:
+            logger.exception("submitted job failed", extra={"request_id": job_id})
+            self._fail(job_id, "internal_error", _FAULT)
         else:
-            self._end(job_id, record, collector)
+            self._end(job_id, record, client)
         finally:
             if not self.stopping:
                 self._active.pop(job_id, None)
 
-    def _end(self, job_id: str, record: JobRecord, collector: _Collector) -> None:
+    def _end(self, job_id: str, record: JobRecord, client: ResultKeeper) -> None:
         if record.outcome is Outcome.SHUTDOWN:
             self._interrupted(job_id, record.attempts > 0 and job_id not in self._leaving)
             return
         if record.outcome is Outcome.CANCELLED:  # only `cancel` makes its client leave
             self._fail(job_id, "cancelled", "The job was cancelled.")
             return
-        ok = record.outcome is Outcome.OK and collector.status == 200
-        self._finish(job_id, ok, collector.body)
+        if client.too_large:
+            self._fail(job_id, "result_too_large", "The answer is larger than a stored result.")
+        elif client.broken:
+            self._fail(job_id, "internal_error", _FAULT)
+        else:
+            ok = record.outcome is Outcome.OK and client.status == 200
+            self._finish(job_id, ok, client.body)
 
     def _interrupted(self, job_id: str, ran: bool) -> None:
         """Fail a job at a stop, unless it never ran or may run again: then it stays queued."""

@@ -1,4 +1,4 @@
-"""The data plane: `/v1/*` as raw ASGI.
+"""The data plane: `/v1/*`, straight on the server's request cycle.
 
 The way of a request: RequestInfo (request.py) → tenant (auth.py) → path (routing.py) → body
 (body.py) → ParsedRequest (request.py) → route, class and deadline (routing.py, headers.py) →
@@ -22,14 +22,14 @@ from gateway.api.headers import (
     client_deadline,
     retry_count,
 )
-from gateway.api.problems import internal_error, send_problem
+from gateway.api.problems import internal_error, write_problem
 from gateway.api.request import ParsedRequest, RequestInfo, parse
-from gateway.api.routing import RoutingTable, Scope, check_route, require_method
-from gateway.engine.client_watch import Receive, Send
+from gateway.api.request_cycle import RequestCycle
+from gateway.api.routing import RoutingTable, check_route, require_method
+from gateway.engine.client_watch import Connection
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange
 from gateway.engine.relay import Relay
-from gateway.engine.response import BrokenAnswer
 from gateway.errors import GatewayError
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.prompt_view import PromptView
@@ -55,7 +55,7 @@ NO_TEXT = Workload(
 
 
 class DataPlane:
-    """ASGI application of `/v1/*`."""
+    """Application of `/v1/*`."""
 
     def __init__(
         self, routing: RoutingTable, engine: Engine, relay: Relay, predictor: Predictor
@@ -70,44 +70,48 @@ class DataPlane:
     def __repr__(self) -> str:
         return f"<DataPlane {len(self.routing.routes)} models, {self.memory.held} body bytes>"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        info = RequestInfo(scope, self._engine.clock())
+    async def __call__(self, client: RequestCycle) -> None:
+        info = RequestInfo(client.head, self._engine.clock())
         try:
-            await self._serve(scope, receive, send, info)
+            await self._serve(client, info)
         except GatewayError as error:
-            await self._refuse(info, error, send)
+            self._refuse(info, error, client)
         except ClientGone:
             self._engine.ended(info.record(499, Outcome.CANCELLED, None, self._engine.clock()))
-        except BrokenAnswer:
-            raise  # answered and recorded; the server closes the connection
         except Exception:
             logger.exception("request failed", extra={"request_id": info.id})
-            await self._refuse(info, internal_error(), send)
+            if not client.started:  # else it is answered and recorded
+                self._refuse(info, internal_error(), client)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, info: RequestInfo) -> None:
+    async def _serve(self, client: RequestCycle, info: RequestInfo) -> None:
         routing, path = self.routing, info.path
         tenant = routing.tenants.authenticate(info.headers)
         info.tenant = tenant.name
         if path == "/models" or path.startswith("/models/"):
             require_method(info.method, "GET")
-            await _send_json(send, 200, routing.models(tenant, path), info.id)
+            _write_json(client, 200, routing.models(tenant, path), info.id)
             return
         check_route(routing.tenants, tenant, info.method, path)
-        body = await read_body(info.headers, receive, routing.server, self.memory)
+        whole = client.whole_body()
+        body = await read_body(info.headers, client.receive, routing.server, self.memory, whole)
+        del whole
         share = BodyShare(self.memory, len(body))
         try:
             parsed = parse(self.routing, tenant, info, body)
-            exchange = self._exchange(scope, tenant, info, parsed, body)
+            exchange = self._exchange(client, tenant, info, parsed, body)
             exchange.release = share.release
             del body
-            await self.relay(exchange, receive, send)
+            await self.relay(exchange)
         finally:
             share.release()
 
     def _exchange(
-        self, scope: Scope, tenant: Tenant, info: RequestInfo, parsed: ParsedRequest, body: bytes
+        self,
+        client: RequestCycle,
+        tenant: Tenant,
+        info: RequestInfo,
+        parsed: ParsedRequest,
+        body: bytes,
     ) -> Exchange:
         route = self.routing.route(tenant, parsed.model)
         info.model = parsed.model
@@ -123,22 +127,22 @@ class DataPlane:
         )
         return Exchange(
             job=job,
+            connection=client,
             route=info.route,
             method=info.method,
             path=info.path,
-            query=scope.get("query_string", b""),
+            query=client.head.query,
             headers=info.headers,
             body=body,
             stream=parsed.stream,
             wants_usage=parsed.wants_usage,
             stream_end=parsed.stream_end,
             view=parsed.view,
-            connection=scope["state"].get("connection") if "state" in scope else None,
         )
 
-    async def relay(self, exchange: Exchange, receive: Receive, send: Send) -> JobRecord:
+    async def relay(self, exchange: Exchange) -> JobRecord:
         """Run one exchange and learn from its answer. Submitted jobs are run by this, too."""
-        record = await self._relay.run(exchange, receive, send)
+        record = await self._relay.run(exchange)
         if self.learn is not None and exchange.view is not None:
             self.learn(exchange.view, exchange.job, record)
         return record
@@ -182,18 +186,17 @@ class DataPlane:
             return NO_TEXT
         return self._predictor.prompt_alone(NO_TEXT, parsed.model, parsed.prompt_tokens)
 
-    async def _refuse(self, info: RequestInfo, error: GatewayError, send: Send) -> None:
+    def _refuse(self, info: RequestInfo, error: GatewayError, client: RequestCycle) -> None:
         outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
         self._engine.ended(info.record(error.status, outcome, error.code, self._engine.clock()))
-        await send_problem(send, error, [(b"x-request-id", info.id.encode())])
+        write_problem(client, error, [(b"x-request-id", info.id.encode())])
 
 
-async def _send_json(send: Send, status: int, value: Any, request_id: str) -> None:
+def _write_json(client: Connection, status: int, value: Any, request_id: str) -> None:
     body = msgspec.json.encode(value)
     headers = [
         (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
         (b"x-request-id", request_id.encode()),
     ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    client.start(status, headers)
+    client.finish(body)

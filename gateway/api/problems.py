@@ -16,7 +16,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from gateway.engine.client_watch import Send
+from gateway.engine.client_watch import Connection
 from gateway.errors import (
     BodyTooLarge,
     GatewayError,
@@ -52,11 +52,11 @@ def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
     return error.status, headers, body
 
 
-async def send_problem(send: Send, error: GatewayError, extra: Headers) -> None:
+def write_problem(client: Connection, error: GatewayError, extra: Headers) -> None:
     """Write an error as the whole response of the data plane, with `extra` headers."""
     status, headers, body = problem(error)
-    await send({"type": "http.response.start", "status": status, "headers": headers + extra})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    client.start(status, headers + extra)
+    client.finish(body)
 
 
 def problem_response(request: HttpRequest, error: Exception) -> HttpResponse:

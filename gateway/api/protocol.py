@@ -19,7 +19,6 @@ import contextlib
 import socket
 from math import inf
 from typing import Any, cast
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
@@ -28,7 +27,7 @@ from uvicorn.server import ServerState
 from gateway.api.client_connections import ClientConnections
 from gateway.api.client_flow import ClientFlow
 from gateway.api.problems import problem
-from gateway.api.request_cycle import RequestCycle
+from gateway.api.request_cycle import Address, RequestCycle, RequestHead
 from gateway.errors import GatewayError, InvalidRequest, Unavailable
 
 HEADER_TIMEOUT_S = 20.0
@@ -36,7 +35,6 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
 KERNEL_BUFFER_BYTES = 128 * 1024
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class GatewayProtocol(asyncio.Protocol):
@@ -56,11 +54,11 @@ class GatewayProtocol(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._application = config.loaded_app
+        self._application = config.loaded_app  # an Application of request_cycle.py
         self._state = server_state
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = _parser(self)
-        self._addresses: tuple[Any, Any] = (None, None)  # client's, ours
+        self._addresses: tuple[Address | None, Address | None] = (None, None)  # client's, ours
         self._cycle: RequestCycle | None = None  # the present request's, or the last one's
         self._pipelined = False  # nothing more is read of a client that pipelined
         self.due_s = inf
@@ -121,7 +119,8 @@ class GatewayProtocol(asyncio.Protocol):
         if self._cycle is not None:
             self._cycle.lose()
         self.flow.resume_writing()
-        del self._parser  # it holds the callbacks of this connection: else a reference cycle
+        self._cycle = None  # both hold callbacks of this connection: else reference cycles
+        del self._parser
 
     # -- the server's side -----------------------------------------------------------------------
 
@@ -187,31 +186,15 @@ class GatewayProtocol(asyncio.Protocol):
         self.due_s = inf
         parser = self._parser
         version = parser.get_http_version()
-        state: dict[str, Any] = {}
         path, query = _split(self._url)
-        scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": version,
-            "server": self._addresses[1],
-            "client": self._addresses[0],
-            "scheme": "http",
-            "method": parser.get_method().decode("ascii"),
-            "root_path": "",
-            "path": unquote(path.decode("ascii")) if b"%" in path else path.decode("ascii"),
-            "raw_path": path,
-            "query_string": query,
-            "headers": self._headers,
-            "state": state,
-        }
+        method = parser.get_method().decode("ascii")
         cycle = self._cycle = RequestCycle(
-            scope,
+            RequestHead(method, path, query, self._headers, version, *self._addresses),
             self.flow,
             self._answered,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
             expects_continue=self._expects_continue,
         )
-        state["connection"] = cycle
         task = self._loop.create_task(cycle.run(self._application))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
@@ -315,7 +298,7 @@ def _split(url: bytes) -> tuple[bytes, bytes]:
     return parsed.path, parsed.query or b""
 
 
-def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
+def _address(transport: asyncio.BaseTransport, name: str) -> Address | None:
     """Host and port; None where the connection has none."""
     address = transport.get_extra_info(name)
     if not isinstance(address, list | tuple) or len(address) < 2:

@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from gateway.api.headers import header
 from gateway.api.prompt import batch_of, view_of
-from gateway.api.routing import STATELESS, RoutingTable, Scope, canonical_path, route_label
+from gateway.api.request_cycle import RequestHead
+from gateway.api.routing import STATELESS, RoutingTable, canonical_path, route_label
 from gateway.api.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -34,7 +35,7 @@ from gateway.predict.calibrate import TOKENS_PER_BYTE
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.types import JobRecord, Outcome
-from gateway.upstream.providers import FORM_MODEL, FORM_SCAN_BYTES, Headers
+from gateway.upstream.providers import FORM_MODEL, FORM_SCAN_BYTES
 
 GENERATING: dict[str, type[Generation]] = {
     "/chat/completions": ChatRequest,
@@ -58,13 +59,13 @@ class RequestInfo:
 
     __slots__ = ("arrived_s", "headers", "id", "method", "model", "path", "route", "tenant")
 
-    def __init__(self, scope: Scope, arrived_s: float) -> None:
+    def __init__(self, head: RequestHead, arrived_s: float) -> None:
         """`arrived_s` is by the engine's clock."""
         self.id = new_id()
         self.arrived_s = arrived_s
-        self.method: str = scope["method"]
-        self.path = canonical_path(scope)
-        self.headers: Headers = scope["headers"]
+        self.method = head.method
+        self.path = canonical_path(head.path)
+        self.headers = head.headers
         self.route = route_label(self.path)
         self.tenant = "other"
         self.model = "other"

@@ -1,8 +1,8 @@
 """One request of a client's connection, and the response to it (`RequestCycle`).
 
 A response is written in one of two ways, which end in the same three methods:
-- an ASGI application, such as the control plane's, gets `receive` and `send`;
-- the data plane calls `start`, `write` and `finish` itself; none of them awaits anything.
+- an ASGI application, the control plane's, gets `scope`, `receive` and `send`;
+- the data plane gets the cycle and calls `start`, `write` and `finish`, which await nothing.
 
 Rules of the framing:
 1. The head is held until the first bytes of the body, and both go out in one write. Where these
@@ -23,13 +23,18 @@ import struct
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import unquote
+
+from msgspec import Struct
 
 from gateway.api.client_flow import ClientFlow
 from gateway.api.problems import internal_error, problem
+from gateway.upstream.providers import Headers
 
 logger = logging.getLogger("gateway.api")
 Message = dict[str, Any]
-Application = Callable[..., Awaitable[None]]
+Address = tuple[str, int]
+Receive = Callable[[], Awaitable[Message]]
 
 HELD_BODY_BYTES: Final = 64 * 1024  # of a request, before it is asked for
 NAMES_KEPT: Final = 1000
@@ -44,10 +49,40 @@ _status_lines = {
 }
 
 
+class RequestHead(Struct):
+    """The head of a request."""
+
+    method: str
+    path: bytes  # as it came, escapes kept
+    query: bytes
+    headers: Headers  # names in lower case
+    version: str  # of HTTP, such as "1.1"
+    client: Address | None = None  # None where the connection is no TCP's
+    server: Address | None = None
+
+    def scope(self) -> Message:
+        """The head as an ASGI scope."""
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self.version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": "http",
+            "method": self.method,
+            "root_path": "",
+            "path": unquote(self.path.decode("ascii")),
+            "raw_path": self.path,
+            "query_string": self.query,
+            "headers": self.headers,
+            "state": {},
+        }
+
+
 class RequestCycle:
     """One request and its response.
 
-    `on_left` is called once, when the client leaves before its answer is complete.
+    `disconnected`: nothing is written any more, since the client has left or was dropped.
 
     Args:
         flow: the connection's.
@@ -64,30 +99,30 @@ class RequestCycle:
         "_ended",
         "_expects_continue",
         "_flow",
-        "_head",
         "_held",
         "_left",
+        "_lines",
+        "_on_left",
         "_received",
         "_status",
         "_waiter",
         "complete",
         "disconnected",
+        "head",
         "keep_alive",
-        "on_left",
-        "scope",
         "started",
     )
 
     def __init__(
         self,
-        scope: Message,
+        head: RequestHead,
         flow: ClientFlow,
         ended: Callable[[], None],
         *,
         keep_alive: bool,
         expects_continue: bool,
     ) -> None:
-        self.scope = scope
+        self.head = head
         self.keep_alive = keep_alive
         self._flow = flow
         self._ended = ended
@@ -98,25 +133,25 @@ class RequestCycle:
         self._received = False  # the body has come to its last byte …
         self._delivered = False  # … and was handed to the application
         self._waiter: asyncio.Future[None] | None = None
-        self.disconnected = False  # the client left before the response was complete
-        self.on_left: Callable[[], None] | None = None
+        self.disconnected = False
+        self._on_left: Callable[[], None] | None = None
         # The response.
         self.started = False
         self.complete = False
         self._status = 0
-        self._head: list[bytes] | None = None  # until it is written
+        self._lines: list[bytes] | None = None  # of the head, until it is written
         self._left: int | None = None  # bytes of the announced length that are still to come
         self._chunked = False
         self._bodiless = False
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "started" if self.started else "open"
-        return f"<RequestCycle {self.scope['method']} {self.scope['path']} {state}>"
+        return f"<RequestCycle {self.head.method} {self.head.path!r} {state}>"
 
     async def run(self, application: Application) -> None:
-        """Run an ASGI application on this request, and end the response if it does not."""
+        """Run an application on this request, and end the response if it does not."""
         try:
-            await application(self.scope, self.receive, self.send)
+            await application(self)
             if not self.complete and not self.disconnected:
                 raise RuntimeError("the application returned before its response was complete")
         except asyncio.CancelledError:
@@ -145,9 +180,9 @@ class RequestCycle:
 
     def lose(self) -> None:
         """Take the end of the connection."""
-        if not self.complete:
+        if not self.complete and not self.disconnected:
             self.disconnected = True
-            left, self.on_left = self.on_left, None
+            left, self._on_left = self._on_left, None
             if left is not None:
                 left()
         self._wake()
@@ -159,8 +194,9 @@ class RequestCycle:
     # -- the request -----------------------------------------------------------------------------
 
     def whole_body(self) -> bytes | None:
-        """The body where all of it has come and none was handed out before; else None."""
-        if not self._received or self._delivered:
+        """The rest of the body where all of it has come and its end was not handed out before. None
+        where it has not, or the client has left."""
+        if not self._received or self._delivered or self.disconnected:
             return None
         self._delivered = True
         return self._take()
@@ -196,6 +232,13 @@ class RequestCycle:
         self._flow.resume_reading()
         return body
 
+    def when_left(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` once, when the client leaves before its answer is complete; at once where
+        it has left. None: call nothing any more."""
+        self._on_left = None if self.disconnected else callback
+        if self.disconnected and callback is not None:
+            callback()
+
     # -- the response ----------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
@@ -219,7 +262,7 @@ class RequestCycle:
         """
         if self.started:
             raise RuntimeError("the response has started already")
-        head = [_status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [_status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             prefix = _prefixes.get(name) or _checked(name)
             if value.translate(None, _CONTROL) != value:
@@ -229,10 +272,10 @@ class RequestCycle:
             elif prefix == b"connection: ":
                 self.keep_alive = self.keep_alive and b"close" not in value.lower()
             elif prefix != b"transfer-encoding: ":  # the framing is ours
-                head += (prefix, value, b"\r\n")
-        self._head, self.started = head, True
+                lines += (prefix, value, b"\r\n")
+        self._lines, self.started = lines, True
         self._status = status
-        self._bodiless = status in _BODILESS or self.scope["method"] == "HEAD"
+        self._bodiless = status in _BODILESS or self.head.method == "HEAD"
 
     def write(self, chunk: bytes) -> bool:
         """Write some of the body, framed, straight to the client's transport.
@@ -281,10 +324,12 @@ class RequestCycle:
 
     def abort(self) -> None:
         """Drop the connection with the bytes that the client has not taken."""
+        self.disconnected = True
         self._flow.transport.abort()
 
     def break_off(self) -> None:
         """End the response short of its end, such that the client can tell."""
+        self.disconnected = True
         transport = self._flow.transport
         if not (self._chunked or self._bodiless) and self._left is None:
             sock = transport.get_extra_info("socket")
@@ -298,7 +343,7 @@ class RequestCycle:
         """End the response for an application that did not."""
         if self.complete or self.disconnected:
             return
-        if self.started and self._head is None:
+        if self.started and self._lines is None:
             self.break_off()
             return
         status, headers, body = problem(internal_error())
@@ -308,7 +353,7 @@ class RequestCycle:
 
     def _framed(self, chunk: bytes, *, last: bool) -> bytes:
         """A chunk as it is written: after the head where that is still held."""
-        head = b"" if self._head is None else self._take_head(len(chunk) if last else None)
+        head = b"" if self._lines is None else self._take_head(len(chunk) if last else None)
         if self._bodiless:
             return head
         if self._chunked:
@@ -322,22 +367,22 @@ class RequestCycle:
 
     def _take_head(self, length: int | None) -> bytes:
         """The head, with the framing of the body. `length` is the body's where that is known."""
-        head, self._head = self._head, None
-        assert head is not None
+        lines, self._lines = self._lines, None
+        assert lines is not None
         if self._left is None and (length or not self._bodiless):
             self._left = length
         if self._status in _BODILESS:
             pass
         elif self._left is not None:
-            head.append(b"content-length: %d\r\n" % self._left)
+            lines.append(b"content-length: %d\r\n" % self._left)
         elif not self._bodiless:
-            if self.scope["http_version"] == "1.0":
+            if self.head.version == "1.0":
                 self.keep_alive = False
             else:
                 self._chunked = True
-                head.append(b"transfer-encoding: chunked\r\n")
-        head.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        return b"".join(head)
+                lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        return b"".join(lines)
 
 
 def _checked(name: bytes) -> bytes:
@@ -348,3 +393,7 @@ def _checked(name: bytes) -> bytes:
     if len(_prefixes) < NAMES_KEPT:
         _prefixes[name] = prefix
     return prefix
+
+
+Application = Callable[[RequestCycle], Awaitable[None]]
+"""Serves one request. What it leaves unfinished `run` ends."""

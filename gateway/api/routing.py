@@ -17,8 +17,6 @@ from gateway.errors import MethodNotAllowed, NotFound
 from gateway.schedule.routes import Route
 from gateway.settings.schema import Server, Tenant
 
-Scope = dict[str, Any]
-
 _PATH = re.compile(r"^(/[A-Za-z0-9_.~:@!$&'()*+,;=-]+)+$")
 
 STATELESS = frozenset(
@@ -77,10 +75,10 @@ class RoutingTable(Struct, frozen=True):
         raise auth.model_not_found(wanted)
 
 
-def canonical_path(scope: Scope) -> str:
-    """The path below /v1 as it is sent on: without query and trailing slash, escapes kept."""
-    raw = scope.get("raw_path") or scope["path"].encode()
-    path: str = raw.split(b"?")[0].decode("latin-1")
+def canonical_path(raw: bytes) -> str:
+    """The path below /v1 as it is sent on: without trailing slash, escapes kept. `raw` is the path
+    as it came."""
+    path = raw.decode("latin-1")
     if path.startswith("/v1"):
         path = path[3:]
     return path if path in ("", "/") else path.rstrip("/")

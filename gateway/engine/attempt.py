@@ -136,8 +136,8 @@ class TimedBody:
     provider that sends nothing for the account's `idle_timeout_s` fails the attempt as too slow;
     a client that takes nothing for `write_timeout_s` has its request cancelled.
 
-    `read` and `write` are called for every chunk: they return what is to be awaited and put no
-    coroutine of their own around it.
+    `read` is called for every chunk: it returns what is to be awaited and puts no coroutine of its
+    own around it.
     """
 
     __slots__ = (
@@ -196,11 +196,16 @@ class TimedBody:
         self._since_s = self._loop.time()
         return self.answer.read_some()
 
-    def write(self, body: bytes) -> Awaitable[None]:
-        """Send to the client; more will come. To be awaited before the next `read`."""
+    def write(self, body: bytes) -> bool:
+        """Write to the client; more will come. Where it is False, `drained` is to be awaited before
+        the next `read`."""
+        return self._response.write(body)
+
+    def drained(self) -> Awaitable[None]:
+        """Wait until the client has taken enough, or has left."""
         self._writing = True
         self._since_s = self._loop.time()
-        return self._response.part(body)
+        return self._response.drained()
 
     def _check(self) -> None:
         limit_s = self._write_s if self._writing else self._idle_s

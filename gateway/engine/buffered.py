@@ -26,21 +26,23 @@ async def relay_buffered(body: TimedBody, response: ClientResponse, max_held_byt
         if ended:
             if limit:
                 _check_refusal(body, held)
+            response.start(answer, _length(body, held))
+            response.last(held)
+            if limit:
                 exchange.usage, exchange.finish_reason = answer_usage(held)
             exchange.settle(Outcome.OK, Verdict.SUCCESS)
-            await response.start(answer, _length(body, held))
-            await response.last(held)
             return
-        await response.start(answer, answer.header(b"content-length"))
+        response.start(answer, answer.header(b"content-length"))
         chunk, tail = held, b""
         while chunk:
-            await body.write(chunk)
+            if not body.write(chunk):
+                await body.drained()
             tail = (tail + chunk)[-USAGE_TAIL_BYTES:]
             chunk = await body.read()
+        response.last(b"")
         if limit:
             exchange.usage = tail_usage(tail)
         exchange.settle(Outcome.OK, Verdict.SUCCESS)
-        await response.last(b"")
 
 
 def _length(body: TimedBody, held: bytes) -> bytes | None:

@@ -1,8 +1,8 @@
-"""The scope of a relayed request: its client may leave, and then its body is cancelled.
+"""The client of a relayed request (`Connection`), and the scope that ends with it (`ClientWatch`).
 
-`ClientWatch` is a structured scope like `asyncio.timeout`: the client's disconnect cancels what
-runs inside, and the scope swallows exactly that cancellation. ASGI reports a disconnect only to
-a pending `receive`, so a task waits for it as long as the scope is open.
+`ClientWatch` is a structured scope like `asyncio.timeout`: the client's leaving cancels what runs
+inside, and the scope swallows exactly that cancellation. The connection itself tells it; no task
+waits for that.
 """
 
 from __future__ import annotations
@@ -11,10 +11,41 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from types import TracebackType
-from typing import Any
+from typing import Protocol
 
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+from gateway.upstream.providers import Headers
+
+
+class Connection(Protocol):
+    """The client's side of one request. Nothing here but `drained` awaits anything, and nothing is
+    written any more for a client that has left."""
+
+    def when_left(self, callback: Callable[[], None] | None) -> None:
+        """Call `callback` once, when the client leaves before its answer is complete; at once where
+        it has left."""
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Set the head; it is written with the first bytes of the body."""
+
+    def write(self, chunk: bytes) -> bool:
+        """Write some of the body, framed, straight to the client's transport. False: the client is
+        slow, and no more should be written until it has drained."""
+
+    def finish(self, chunk: bytes = b"") -> None:
+        """Write the last bytes of the body and end the response."""
+
+    def when_drained(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, when the client has taken enough or has left; after a `write` that
+        was False."""
+
+    def drained(self) -> Awaitable[None]:
+        """Wait until the client has taken enough or has left."""
+
+    def break_off(self) -> None:
+        """End the response short of its end, such that the client can tell."""
+
+    def abort(self) -> None:
+        """Drop the connection with the bytes that the client has not taken."""
 
 
 class CancelReason(StrEnum):
@@ -31,10 +62,10 @@ class ClientWatch:
     `reason`: the reason of the cancellation; None after a normal end.
     """
 
-    __slots__ = ("_cancelling", "_open", "_receive", "_task", "_waiter", "reason")
+    __slots__ = ("_cancelling", "_connection", "_open", "_task", "reason")
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self.reason: CancelReason | None = None
         self._open = False
 
@@ -44,12 +75,10 @@ class ClientWatch:
         self._task = task
         self._cancelling = task.cancelling()
         self._open = True
-        self._waiter = asyncio.ensure_future(self._wait_for_disconnect())
+        self._connection.when_left(self._left)
         return self
 
-    async def _wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _left(self) -> None:
         self.cancel(CancelReason.LEFT)
 
     def cancel(self, reason: CancelReason) -> None:
@@ -69,8 +98,7 @@ class ClientWatch:
         trace: TracebackType | None,
     ) -> bool:
         self._open = False
-        self._waiter.cancel()
-        del self._waiter  # its frame holds this scope: else a reference cycle
+        self._connection.when_left(None)
         if self.reason is None:
             return False
         # Take back our own cancellation; one from elsewhere goes on its way.

@@ -8,12 +8,11 @@ the event loop.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
 
-from gateway.engine.client_watch import CancelReason
+from gateway.engine.client_watch import CancelReason, Connection
 from gateway.engine.engine import Permit
 from gateway.predict.prices import Price
 from gateway.predict.prompt_view import PromptView
@@ -31,38 +30,6 @@ OUTCOMES = {
 WORD_CHARS = 100
 
 
-class Connection(Protocol):
-    """The client's side of one exchange, where the server gives access to it.
-
-    Nothing here but `drained` awaits anything. `on_left` is called once, when the client leaves
-    before its answer is complete.
-    """
-
-    on_left: Callable[[], None] | None
-
-    def start(self, status: int, headers: Headers) -> None:
-        """Set the head; it is written with the first bytes of the body."""
-
-    def write(self, chunk: bytes) -> bool:
-        """Write some of the body, framed, straight to the client's transport. False: the client is
-        slow, and no more should be written until it has drained."""
-
-    def finish(self, chunk: bytes = b"") -> None:
-        """Write the last bytes of the body and end the response."""
-
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the client has taken enough or has left."""
-
-    def drained(self) -> Awaitable[None]:
-        """Wait for that."""
-
-    def break_off(self) -> None:
-        """End the response short of its end, such that the client can tell."""
-
-    def abort(self) -> None:
-        """Drop the connection with the bytes that the client has not taken."""
-
-
 class StreamEnd(StrEnum):
     """The end that makes an event stream of a route complete."""
 
@@ -77,6 +44,7 @@ class Exchange:
 
     # The request, parsed and authenticated.
     job: Job
+    connection: Connection  # the client's
     route: str  # metric label
     method: str
     path: str  # below /v1, canonical, such as "/chat/completions"
@@ -87,7 +55,6 @@ class Exchange:
     wants_usage: bool = True  # False: usage is asked for on our account and hidden again
     stream_end: StreamEnd = StreamEnd.ANY
     view: PromptView | None = None  # what forecasts are made of; None: it generates no text
-    connection: Connection | None = None
     release: Callable[[], None] | None = None  # called once no attempt needs the body any more
 
     # What has become of it.

@@ -6,8 +6,9 @@ Rules:
    and a failure is one final `data: {"error": …}` event without `[DONE]`, or a broken
    connection where the answer is no event stream.
 2. Permit and lease end when the *provider* is done, not when the client has read: between
-   them lies the connection's write buffer, about a megabyte (see gateway/api/protocol.py).
-3. Every way out settles once. Dropping the provider's socket is synchronous.
+   them lies the connection's write buffer, about a megabyte (api/client_connections.py).
+3. Every way out settles once, at once: after the client's last bytes were written, which awaits
+   nothing, and before anything else. Dropping the provider's socket is synchronous.
 
     exchange.py      the request and its outcome    attempt.py   a call to one account
     response.py      what the client is sent        stream.py    its answer as events …
@@ -23,10 +24,10 @@ from functools import partial
 
 from gateway.engine.attempt import REMOVED, TimedBody, attempt, error_of, is_events
 from gateway.engine.buffered import relay_buffered
-from gateway.engine.client_watch import CancelReason, ClientWatch, Receive, Send
+from gateway.engine.client_watch import CancelReason, ClientWatch
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import Exchange
-from gateway.engine.response import BrokenAnswer, ClientResponse, SendError
+from gateway.engine.response import ClientResponse, WriteError
 from gateway.engine.stream import relay_stream
 from gateway.errors import GatewayError
 from gateway.predict.prices import Price
@@ -45,7 +46,7 @@ class Relay:
 
     Args:
         targets: account name → where and how to call it; replaced whole on a reload.
-        send_error: writes a GatewayError as a response (the api room's business).
+        write_error: writes a GatewayError as a response (the api room's business).
         predictor: gives better forecasts of what waits, and learns of answers that outgrow
             theirs.
         prices: by model, for the record's cost.
@@ -57,7 +58,7 @@ class Relay:
         client: UpstreamClient,
         targets: Mapping[str, Target],
         server: Server,
-        send_error: SendError,
+        write_error: WriteError,
         *,
         predictor: Predictor,
         prices: Mapping[str, Price],
@@ -68,7 +69,7 @@ class Relay:
         self.server = server
         self._predictor = predictor
         self._prices = prices
-        self._send_error = send_error
+        self._write_error = write_error
         self._open: dict[ClientWatch, Exchange] = {}
         self._idle: asyncio.Future[None] | None = None
 
@@ -85,8 +86,7 @@ class Relay:
     def abort_all(self) -> None:
         """Drop the connections of all clients that are still there."""
         for watch, exchange in list(self._open.items()):
-            if exchange.connection is not None:
-                exchange.connection.abort()
+            exchange.connection.abort()
             watch.cancel(CancelReason.SHUTDOWN)
 
     async def idle(self) -> None:
@@ -95,12 +95,12 @@ class Relay:
             self._idle = self._idle or self._engine.loop.create_future()
             await asyncio.shield(self._idle)
 
-    async def run(self, exchange: Exchange, receive: Receive, send: Send) -> JobRecord:
+    async def run(self, exchange: Exchange) -> JobRecord:
         """Schedule, relay, settle. Returns the record that the listeners were given."""
         permit = exchange.permit = self._engine.submit(exchange.job, len(exchange.body))
-        watch = ClientWatch(receive)
+        watch = ClientWatch(exchange.connection)
         self._open[watch] = exchange
-        response = ClientResponse(self._engine, exchange, watch, send, self._send_error)
+        response = ClientResponse(self._engine, exchange, watch, self._write_error)
         try:
             async with watch:
                 with permit:
@@ -112,32 +112,33 @@ class Relay:
                         raise
         except GatewayError as error:
             error.__traceback__ = None  # its frames hold the body, and the core may keep it
-            await response.refuse(error)
+            response.refuse(error)
         except asyncio.CancelledError:
             exchange.outcome, exchange.status = Outcome.SHUTDOWN, 503
             raise
-        except BrokenAnswer:
-            raise
         except Exception as error:
-            await self._fail(exchange, response, error)
+            self._fail(exchange, response, error)
         finally:
             if exchange.answer is not None:
                 exchange.answer.abort()
             if watch.reason is not None and not exchange.complete:
-                await response.end_early(watch.reason)
+                response.end_early(watch.reason)
             record = exchange.record(self._prices)
             self._engine.ended(record)
             self._close(watch)
         return record
 
-    async def _fail(self, exchange: Exchange, response: ClientResponse, error: Exception) -> None:
-        """Log and record a fault of the gateway, and send the client an error if that is still
-        possible. Raises BrokenAnswer once the response has started."""
+    def _fail(self, exchange: Exchange, response: ClientResponse, error: Exception) -> None:
+        """Log and record a fault of the gateway, and write the client an error, or break its answer
+        off, unless that is complete."""
         logger.error("request failed", exc_info=error, extra={"request_id": exchange.job.id})
+        if exchange.complete:
+            return
         exchange.outcome, exchange.error_code = Outcome.FAILED, "internal_error"
         if exchange.started:
-            raise BrokenAnswer("internal error") from error
-        await response.refuse(GatewayError(_FAULT))
+            response.break_off(GatewayError(_FAULT))
+        else:
+            response.refuse(GatewayError(_FAULT))
 
     def _close(self, watch: ClientWatch) -> None:
         self._open.pop(watch, None)
@@ -164,7 +165,7 @@ class Relay:
                     failure = error.failure
                     exchange.settle(failure.outcome, failure.verdict)
                     exchange.error_code = failure.code
-                    await response.break_off(error_of(failure))
+                    response.break_off(error_of(failure))
                     return
                 _end_attempt(permit, error.failure)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from gateway.engine.client_watch import CancelReason, ClientWatch, Send
+from gateway.engine.client_watch import CancelReason, ClientWatch, Connection
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import OUTCOMES, Exchange
 from gateway.errors import GatewayError, Unavailable
@@ -20,7 +20,7 @@ from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.providers import RETURNED, Headers
 from gateway.upstream.sse import event_of
 
-SendError = Callable[[Send, GatewayError, Headers], Awaitable[None]]
+WriteError = Callable[[Connection, GatewayError, Headers], None]
 """Writes an error as a whole response: the api room's business."""
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header value may hold
@@ -30,34 +30,28 @@ _EVENT_HEADERS: Headers = [
 ]
 
 
-class BrokenAnswer(Exception):
-    """The answer cannot be finished; the server closes the connection short of its end."""
-
-
 class ClientResponse:
-    """Writes one client's response and notes each write in the exchange."""
+    """Writes one client's response and notes each write in the exchange. Nothing here awaits
+    anything but `drained`."""
 
-    __slots__ = ("_engine", "_events", "_exchange", "_send", "_send_error", "_watch")
+    __slots__ = ("_connection", "_engine", "_events", "_exchange", "_watch", "_write_error")
 
     def __init__(
         self,
         engine: Engine,
         exchange: Exchange,
         watch: ClientWatch,
-        send: Send,
-        send_error: SendError,
+        write_error: WriteError,
     ) -> None:
         self._engine = engine
         self._exchange = exchange
+        self._connection = exchange.connection
         self._watch = watch
-        self._send = send
-        self._send_error = send_error
+        self._write_error = write_error
         self._events = False  # the client is in the middle of an event stream
 
-    async def start(
-        self, answer: ProviderAnswer, length: bytes | None, *, events: bool = False
-    ) -> None:
-        """Send the status line, after which no other attempt is possible.
+    def start(self, answer: ProviderAnswer, length: bytes | None, *, events: bool = False) -> None:
+        """Set the status line, after which no other attempt is possible.
 
         Args:
             length: of the body, None where it is not known.
@@ -74,21 +68,24 @@ class ClientResponse:
         exchange.started, exchange.status = True, answer.status
         self._events = events
         exchange.release_body()
-        await self._send(
-            {"type": "http.response.start", "status": answer.status, "headers": headers}
-        )
+        self._connection.start(answer.status, headers)
 
-    def part(self, body: bytes) -> Awaitable[None]:
-        """Send some of the body; more will come. To be awaited."""
+    def write(self, body: bytes) -> bool:
+        """Write some of the body; more will come. False: the client is slow, and no more should be
+        written until it has `drained`."""
         self._exchange.bytes_out += len(body)
-        return self._send({"type": "http.response.body", "body": body, "more_body": True})
+        return self._connection.write(body)
 
-    async def last(self, body: bytes) -> None:
-        """Send the end of the body. From here on a client that leaves cancels nothing."""
+    def drained(self) -> Awaitable[None]:
+        """Wait until the client has taken enough, or has left."""
+        return self._connection.drained()
+
+    def last(self, body: bytes) -> None:
+        """Write the end of the body. From here on a client that leaves cancels nothing."""
         self._exchange.bytes_out += len(body)
         self._exchange.complete = True
         self._watch.close()
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        self._connection.finish(body)
 
     def stalled(self) -> None:
         """Cancel the request of a client that has taken nothing for too long."""
@@ -96,42 +93,40 @@ class ClientResponse:
 
     # -- errors and early ends -----------------------------------------------------------------
 
-    async def refuse(self, error: GatewayError) -> None:
-        """Send an error in place of an answer."""
+    def refuse(self, error: GatewayError) -> None:
+        """Write an error in place of an answer."""
         exchange = self._exchange
         exchange.status, exchange.error_code = error.status, error.code
         exchange.started = exchange.complete = True
-        await self._send_error(self._send, error, permit_headers(exchange.permit))
+        self._write_error(self._connection, error, permit_headers(exchange.permit))
 
-    async def break_off(self, error: GatewayError) -> None:
-        """End an answer whose provider failed after the first byte. Raises BrokenAnswer where
-        only a broken connection can show that."""
+    def break_off(self, error: GatewayError) -> None:
+        """End an answer whose provider, or whose gateway, failed after the first byte."""
         self._watch.close()
         if not self._events:
-            raise BrokenAnswer(error.message)
+            self._connection.break_off()
+            return
         event = event_of(msgspec.json.encode(error.wire()))
         self._exchange.bytes_out += len(event)
         self._exchange.complete = True
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        self._connection.finish(event)
 
-    async def end_early(self, reason: CancelReason) -> None:
+    def end_early(self, reason: CancelReason) -> None:
         """End the answer of a request that was cancelled before its last byte."""
-        exchange, connection = self._exchange, self._exchange.connection
+        exchange, connection = self._exchange, self._connection
         exchange.outcome = OUTCOMES[reason]
         if reason is CancelReason.LEFT:
             exchange.status = 499
         elif reason is CancelReason.STALLED:
-            if connection is not None:
-                connection.abort()
+            connection.abort()
         else:
             error = Unavailable("The gateway is stopping.", code="shutdown")
             if not exchange.started:
                 exchange.status = error.status
-                await self._send_error(self._send, error, [])
+                self._write_error(connection, error, [])
             elif self._events:
-                event = event_of(msgspec.json.encode(error.wire()))
-                await self._send({"type": "http.response.body", "body": event, "more_body": False})
-            elif connection is not None:
+                connection.finish(event_of(msgspec.json.encode(error.wire())))
+            else:
                 connection.abort()
 
 

@@ -61,10 +61,10 @@ async def relay_stream(
     alarm = LengthAlarm(permit.workload.p90, exchange.job.n, outgrown)
     with body:
         try:
-            await response.start(body.answer, None, events=True)
+            response.start(body.answer, None, events=True)
             while not meter.done:
-                if out:
-                    await body.write(out)
+                if out and not body.write(out):
+                    await body.drained()
                 chunk = await body.read()
                 if not chunk:
                     out = meter.rest()  # its last event may lack the blank line
@@ -74,8 +74,8 @@ async def relay_stream(
                 out = meter.feed(chunk)
                 if meter.output_tokens > alarm.at and meter.finish_reason is None:
                     alarm.passed(meter.output_tokens)
+            response.last(out)
             _settle(exchange, meter)
-            await response.last(out)
             await _read_tail(body.answer)
         except (AttemptError, asyncio.CancelledError):
             exchange.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,20 @@ from msgspec.structs import replace
 
 from gateway.api.auth import Tenants
 from gateway.api.plane import DataPlane
-from gateway.api.problems import send_problem
+from gateway.api.problems import write_problem
 from gateway.api.routing import RoutingTable
 from gateway.app import fresh_core
+from gateway.balance.accounts import Accounts
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange, StreamEnd
+from gateway.engine.failsafe import Build
 from gateway.engine.relay import Relay
 from gateway.predict.process.child_client import ChildLink
 from gateway.predict.process.predictor import Predictor
+from gateway.schedule.events import Action, Event, Finished
 from gateway.schedule.live_job import PROMPT_RATIO
 from gateway.schedule.routes import routes
+from gateway.schedule.scheduler import Scheduler
 from gateway.settings.load import build
 from gateway.settings.schema import Settings
 from gateway.types import QUANTILE_LEVELS, Job, JobRecord, Outcome, Rung, Workload
@@ -38,6 +42,7 @@ from gateway.upstream.http_client import UpstreamClient
 from gateway.upstream.provider_connection import ProviderConnection
 from gateway.upstream.providers import target
 from gateway.upstream.request_head import Origin
+from tests.kit.client import WiredClient
 from tests.kit.steps import chunk, event
 from tests.kit.wire import Wire
 
@@ -56,7 +61,6 @@ SETTINGS = {
 }
 WORKLOAD = Workload(10, 50.0, 90.0, (50.0,) * len(QUANTILE_LEVELS), 0.9, 1, 1, 0, 1, Rung.HEURISTIC)
 EVENTS = [event(chunk({"content": "a"})), event(chunk({}, "stop")) + b"data: [DONE]\n\n"]
-PATH = "/v1/chat/completions"
 WHOLE = b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
 
 
@@ -118,24 +122,24 @@ class Provider:
 class House:
     """Engine, relay and a scripted provider."""
 
-    def __init__(self, stream: bool, statuses: list[int]) -> None:
+    def __init__(self, stream: bool, statuses: list[int], core: Build = fresh_core) -> None:
         settings: Settings = build(SETTINGS, "test")
         self.settings = settings
         self.stream = stream
         self.provider = Provider(stream, statuses)
         self.predictor = Predictor(settings.predict, Path("nowhere"), connect=no_child)
-        self.engine = Engine(fresh_core(settings, None), fresh_core)
+        self.engine = Engine(core(settings, None), fresh_core)
         self.relay = Relay(
             self.engine,
             UpstreamClient(ConnectionPool(dial=self.provider.dial)),
             {"a": target(settings.accounts[0], "key")},
             settings.server,
-            send_problem,
+            write_problem,
             predictor=self.predictor,
             prices={},
         )
 
-    def exchange(self, job_id: str) -> Exchange:
+    def exchange(self, job_id: str, client: WiredClient | None = None) -> Exchange:
         route = routes(self.settings.accounts)["m"]
         job = Job(
             id=job_id,
@@ -148,6 +152,7 @@ class House:
         )
         return Exchange(
             job=job,
+            connection=(client or WiredClient()).cycle,
             route="/v1/chat/completions",
             method="POST",
             path="/chat/completions",
@@ -177,35 +182,18 @@ async def no_child() -> ChildLink:
     raise AssertionError
 
 
-async def silent(message: dict[str, Any]) -> None:
-    """A client that takes everything."""
-    await asyncio.sleep(0)
-
-
-def client_that_leaves() -> tuple[Callable[[], Awaitable[dict[str, Any]]], Callable[[], None]]:
-    """An ASGI receive, and how to make it report the disconnect."""
-    gone = asyncio.get_running_loop().create_future()
-
-    async def receive() -> dict[str, Any]:
-        await asyncio.shield(gone)
-        return {"type": "http.disconnect"}
-
-    return receive, lambda: gone.done() or gone.set_result(None)
-
-
 async def leave_at(step: int, stream: bool, statuses: list[int], how: str) -> JobRecord | None:
     """Run one call beside another, let its client leave after `step` loop steps; the record."""
     house = House(stream, list(statuses))
-    receive, leave = client_that_leaves()
-    stays, _ = client_that_leaves()
+    client = WiredClient()
     # The slot's other user: it queues behind or before, and must be served whatever happens.
-    other = asyncio.ensure_future(house.relay.run(house.exchange("other"), stays, silent))
-    task = asyncio.ensure_future(house.relay.run(house.exchange("one"), receive, silent))
+    other = asyncio.ensure_future(house.relay.run(house.exchange("other")))
+    task = asyncio.ensure_future(house.relay.run(house.exchange("one", client)))
     for _ in range(step):
         await asyncio.sleep(0)
     finished = task.done()
     if how == "disconnect":
-        leave()
+        client.leave()
     else:
         task.cancel()
     await asyncio.wait([task, other])
@@ -252,17 +240,48 @@ def test_abandoned_stream_is_charged_for_the_tokens_that_came(leaves: bool, owed
 
     async def main() -> None:
         house = House(True, [])
-        receive, leave = client_that_leaves()
-
-        async def send(message: dict[str, Any]) -> None:
-            if leaves and message.get("body"):
-                leave()
-                await asyncio.Event().wait()  # takes no more, until it is noticed to be gone
-
-        record = await house.relay.run(house.exchange("one"), receive, send)
+        client = WiredClient()
+        client.wire.on_write = client.leave if leaves else None
+        record = await house.relay.run(house.exchange("one", client))
         assert record.outcome is (Outcome.CANCELLED if leaves else Outcome.OK)
         house.check_empty()
         assert charged(house) == pytest.approx(owed)
+        house.engine.close()
+
+    asyncio.run(main())
+
+
+class FaultyAtEnds(Scheduler):
+    """A core that raises when a job ends well."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        if isinstance(event, Finished) and event.outcome is Outcome.OK:
+            raise RuntimeError("faulty")
+        return super().handle(event, now)
+
+
+def faulty_core(settings: Settings, old: Scheduler | None) -> Scheduler:
+    return FaultyAtEnds(settings, Accounts(settings.accounts, settings.balance))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("core", [fresh_core, faulty_core])
+def test_answer_is_written_before_its_request_is_settled(stream: bool, core: Build) -> None:
+    """The client has its last byte before the scheduler works on the end of its request, which
+    ends in the same step of the loop; a fault there takes nothing from the answer."""
+
+    async def main() -> None:
+        house = House(stream, [], core)
+        client = WiredClient()
+        jobs: list[int] = []
+        client.wire.on_write = lambda: jobs.append(house.engine.jobs)
+        record = await house.relay.run(house.exchange("one", client))
+        assert jobs
+        assert set(jobs) == {1}
+        assert record.outcome is Outcome.OK
+        assert record.usage is not None
+        assert client.response().status == 200
+        house.check_empty()
         house.engine.close()
 
     asyncio.run(main())
@@ -276,10 +295,9 @@ def test_body_is_freed_with_the_end_of_its_request(statuses: list[int]) -> None:
 
     async def main() -> None:
         house = House(False, list(statuses))
-        stays, _ = client_that_leaves()
         exchange = house.exchange("one")
         body = exchange.body = bytes(1000)
-        record = await house.relay.run(exchange, stays, silent)
+        record = await house.relay.run(exchange)
         assert (record.outcome is Outcome.OK) is not bool(statuses)
         del exchange
         await asyncio.sleep(0)
@@ -296,13 +314,9 @@ def test_stream_that_stalls_teaches_no_pace() -> None:
     async def main() -> None:
         house = House(True, [])
         house.relay.server = replace(house.settings.server, write_timeout_s=0.01)
-        stays, _ = client_that_leaves()
-
-        async def send(message: dict[str, Any]) -> None:
-            if message.get("body"):
-                await asyncio.Event().wait()
-
-        record = await house.relay.run(house.exchange("one"), stays, send)
+        client = WiredClient()
+        client.flow.write_paused = True  # it takes nothing
+        record = await house.relay.run(house.exchange("one", client))
         assert record.outcome is Outcome.STALLED
         assert record.usage is not None  # known all the same
         house.check_empty()
@@ -351,15 +365,9 @@ def circles(calls: int, stream: bool, end: str, *, spoiled: bool) -> int:
         plane.learn = holds_itself if spoiled else None
 
         async def one() -> None:
-            stays, _ = client_that_leaves()
-            request = [{"type": "http.request", "body": body}]
-
-            async def receive() -> dict[str, Any]:
-                return request.pop() if request else await stays()
-
-            await plane({"type": "http", "method": "POST", "path": PATH, "headers": []}, receive,
-                        silent)  # fmt: skip
-            await asyncio.sleep(0)  # the listener for its disconnect ends
+            client = WiredClient(body=body)
+            await plane(client.cycle)
+            assert client.completed == 1
 
         await one()
         gc.collect()

@@ -74,3 +74,22 @@ def test_read_body_refuses_more_than_the_shared_memory() -> None:
         read(memory, part(b"x" * 7, True), part(b"x", False))
     assert caught.value.code == "body_memory"
     assert memory.held == 8
+
+
+def test_body_that_is_here_whole_is_bounded_like_any_other() -> None:
+    """A body that came along with its head is taken without receiving, within both bounds."""
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError
+
+    def taken(memory: BodyMemory, whole: bytes) -> bytes:
+        return asyncio.run(read_body([], receive, SERVER, memory, whole))
+
+    memory = BodyMemory()
+    assert taken(memory, bytes(10)) == bytes(10)
+    assert memory.held == 10
+    with pytest.raises(BodyTooLarge):
+        taken(memory, bytes(11))
+    with pytest.raises(Unavailable):
+        taken(memory, bytes(6))
+    assert memory.held == 10

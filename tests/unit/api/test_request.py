@@ -9,6 +9,7 @@ import pytest
 
 from gateway.api.auth import Tenants
 from gateway.api.request import ParsedRequest, RequestInfo, parse
+from gateway.api.request_cycle import RequestHead
 from gateway.api.routing import RoutingTable
 from gateway.engine.exchange import StreamEnd
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
@@ -25,8 +26,8 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def info(
     path: str, *headers: tuple[bytes, bytes], method: str = "POST", arrived_s: float = 0.0
 ) -> RequestInfo:
-    scope = {"path": "/v1" + path, "method": method, "headers": list(headers)}
-    return RequestInfo(scope, arrived_s)
+    head = RequestHead(method, b"/v1" + path.encode(), b"", list(headers), "1.1")
+    return RequestInfo(head, arrived_s)
 
 
 def parsed(

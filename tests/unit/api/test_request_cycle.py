@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
-from gateway.api.client_flow import ClientFlow
 from gateway.api.request_cycle import RequestCycle
-from tests.kit.http1 import Response, parse_response
-from tests.kit.wire import Wire
+from tests.kit.client import WiredClient
+from tests.kit.http1 import Response
 
 pytestmark = pytest.mark.anyio
 
 PLAIN = [(b"content-type", b"text/plain")]
-
-
-class Ends:
-    """A cycle, its wire, and how often it said that it is complete."""
-
-    def __init__(self, method: str = "GET", version: str = "1.1", *, keep_alive: bool = True):
-        self.wire = Wire()
-        self.flow = ClientFlow(self.wire)
-        self.completed = 0
-        scope = {"method": method, "http_version": version, "path": "/x"}
-        self.cycle = RequestCycle(
-            scope, self.flow, self._ended, keep_alive=keep_alive, expects_continue=False
-        )
-
-    def _ended(self) -> None:
-        self.completed += 1
-
-    def response(self, *, bodiless: bool = False) -> Response:
-        parsed = parse_response(self.wire.written, closed=self.wire.closed, bodiless=bodiless)
-        assert parsed is not None
-        assert parsed[1] == b""
-        return parsed[0]
 
 
 def framing(response: Response) -> tuple[str | None, str | None, str | None]:
@@ -63,7 +39,7 @@ async def test_response_is_framed_for_its_client(
 ) -> None:
     """A body that is known whole has its length, another one is chunked for HTTP/1.1 and ends with
     the connection for HTTP/1.0; 204 and 304 have neither length nor body."""
-    ends = Ends(version=version, keep_alive=version != "1.0")
+    ends = WiredClient("GET", version=version, keep_alive=version != "1.0")
     ends.cycle.start(status, PLAIN)
     for part in parts[:-1]:
         ends.cycle.write(part)
@@ -88,7 +64,7 @@ async def test_answer_to_head_has_the_length_and_no_body(
     headers: list[tuple[bytes, bytes]], parts: list[bytes], length: str | None
 ) -> None:
     """An answer to HEAD has the length that a GET would have, where it is known, and no body."""
-    ends = Ends("HEAD")
+    ends = WiredClient("HEAD")
     ends.cycle.start(200, headers)
     for part in parts[:-1]:
         ends.cycle.write(part)
@@ -100,7 +76,7 @@ async def test_answer_to_head_has_the_length_and_no_body(
 async def test_head_and_whole_body_are_one_write() -> None:
     """A response whose body is known goes out in one write, and a stream's head goes with its
     first chunk."""
-    whole, stream = Ends(), Ends()
+    whole, stream = WiredClient("GET"), WiredClient("GET")
     whole.cycle.start(200, PLAIN)
     whole.cycle.finish(b"whole")
     assert whole.wire.writes == 1
@@ -117,12 +93,12 @@ async def test_body_against_its_length_is_an_error(body: bytes) -> None:
     """A body that is shorter or longer than the length it was given is an error, and the
     connection closes."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200,
+    async def application(cycle: RequestCycle) -> None:
+        await cycle.send({"type": "http.response.start", "status": 200,
                     "headers": [(b"content-length", b"5")]})  # fmt: skip
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await cycle.send({"type": "http.response.body", "body": body, "more_body": False})
 
-    ends = Ends()
+    ends = WiredClient("GET")
     await ends.cycle.run(application)
     assert ends.wire.closed
     assert body not in ends.wire.written
@@ -138,12 +114,12 @@ async def test_application_that_raises_in_mid_answer_breaks_the_connection(
     """The client can tell a broken answer from a whole one: no last chunk comes, or the connection
     that would end the body is aborted."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
-        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+    async def application(cycle: RequestCycle) -> None:
+        await cycle.send({"type": "http.response.start", "status": 200, "headers": PLAIN})
+        await cycle.send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise ValueError
 
-    ends = Ends(version=version, keep_alive=version != "1.0")
+    ends = WiredClient("GET", version=version, keep_alive=version != "1.0")
     await ends.cycle.run(application)
     assert ends.wire.written.endswith(b"half") or ends.wire.written.endswith(b"half\r\n")
     assert (ends.wire.aborted, ends.wire.closed) == (aborted, not aborted)
@@ -154,12 +130,12 @@ async def test_application_that_never_answers_is_an_internal_error(begun: bool) 
     """An application that raises before anything was written, or returns without a response, has
     its client told in OpenAI's form."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
+    async def application(cycle: RequestCycle) -> None:
         if begun:
-            await send({"type": "http.response.start", "status": 200, "headers": PLAIN})
+            await cycle.send({"type": "http.response.start", "status": 200, "headers": PLAIN})
             raise ValueError
 
-    ends = Ends()
+    ends = WiredClient("GET")
     await ends.cycle.run(application)
     response = ends.response()
     assert response.status == 500
@@ -169,17 +145,17 @@ async def test_application_that_never_answers_is_an_internal_error(begun: bool) 
 
 async def test_header_with_a_control_character_is_left_out() -> None:
     """No value can end its line: the header is not sent. A name that is none is an error."""
-    ends = Ends()
+    ends = WiredClient("GET")
     ends.cycle.start(200, [(b"X-Good", b"1"), (b"x-bad", b"1\r\nset-cookie: x")])
     ends.cycle.finish(b"")
     assert ends.response().headers == [("x-good", "1"), ("content-length", "0")]
     with pytest.raises(RuntimeError):
-        Ends().cycle.start(200, [(b"no name", b"1")])
+        WiredClient("GET").cycle.start(200, [(b"no name", b"1")])
 
 
 async def test_messages_of_the_client_are_its_body_and_then_its_leaving() -> None:
     """`receive` gives what has come, then waits for more, then for the client to leave."""
-    cycle = Ends("POST").cycle
+    cycle = WiredClient("POST").cycle
     cycle.feed(b"one")
     assert await cycle.receive() == {"type": "http.request", "body": b"one", "more_body": True}
     rest = asyncio.ensure_future(cycle.receive())
@@ -196,7 +172,7 @@ async def test_messages_of_the_client_are_its_body_and_then_its_leaving() -> Non
 
 async def test_whole_body_is_given_once_and_only_when_it_is_here() -> None:
     """A body is handed over without waiting where all of it has come."""
-    cycle = Ends("POST").cycle
+    cycle = WiredClient("POST").cycle
     cycle.feed(b"one")
     assert cycle.whole_body() is None
     cycle.feed(b"two")
@@ -207,7 +183,7 @@ async def test_whole_body_is_given_once_and_only_when_it_is_here() -> None:
 
 async def test_large_body_is_read_no_faster_than_it_is_taken() -> None:
     """Reading pauses while much of a body waits, and goes on when it was taken."""
-    ends = Ends("POST")
+    ends = WiredClient("POST")
     ends.cycle.feed(bytes(100_000))
     assert ends.wire.paused
     await ends.cycle.receive()
@@ -217,7 +193,7 @@ async def test_large_body_is_read_no_faster_than_it_is_taken() -> None:
 async def test_slow_client_holds_back_its_writer() -> None:
     """`write` says whether more may be written, and the writer hears when the client has taken
     enough, or has left."""
-    ends = Ends()
+    ends = WiredClient("GET")
     ends.cycle.start(200, PLAIN)
     assert ends.cycle.write(b"one")
     ends.flow.write_paused = True
@@ -237,20 +213,22 @@ async def test_slow_client_holds_back_its_writer() -> None:
 
 
 async def test_client_that_left_is_written_nothing() -> None:
-    """After the client has left nothing is written, nobody waits, and its leaving is told once; a
-    client that leaves after the end tells nothing."""
-    ends, told = Ends(), []
-    ends.cycle.on_left = lambda: told.append(True)
+    """After the client has left nothing is written and nobody waits. Its leaving is told once, to
+    those who ask later at once; one that leaves after the end tells nothing."""
+    ends, told = WiredClient("GET"), []
+    ends.cycle.when_left(lambda: told.append(True))
     ends.cycle.start(200, PLAIN)
     ends.cycle.lose()
     ends.cycle.lose()
     assert told == [True]
+    ends.cycle.when_left(lambda: told.append(False))
+    assert told == [True, False]
     assert ends.cycle.write(b"one")
     ends.cycle.finish(b"two")
     assert ends.wire.written == b""
-    after = Ends()
-    after.cycle.on_left = lambda: told.append(True)
+    after = WiredClient("GET")
+    after.cycle.when_left(lambda: told.append(True))
     after.cycle.start(200, PLAIN)
     after.cycle.finish(b"")
     after.cycle.lose()
-    assert told == [True]
+    assert told == [True, False]

@@ -69,7 +69,10 @@ class World:
     def abort(self) -> None:
         self.aborted = True
 
-    def part(self, body: bytes) -> None: ...
+    def write(self, body: bytes) -> bool:
+        return False
+
+    def drained(self) -> None: ...
 
     def stalled(self) -> None:
         self.was_stalled = True
@@ -92,8 +95,9 @@ def test_timed_body_waits_for_each_chunk_anew() -> None:
         for held in (True, False) * 5:
             body.read()
             world.pass_time(7.0)
-            if not held:
-                body.write(b"x")
+            if not held and not body.write(b"x"):
+                body.drained()
+                world.pass_time(7.0)
         assert not world.aborted
         assert not world.was_stalled
     assert world.timers == [] or all(timer.cancelled for timer in world.timers)
@@ -105,6 +109,7 @@ def end_of(world: World, seconds: float, *, writing: bool) -> AttemptError:
         with world.body as body:
             body.read()
             body.write(b"x")
+            body.drained()
             if not writing:
                 body.read()
             world.pass_time(seconds)
