@@ -23,11 +23,13 @@ from gateway.errors import GatewayError, UpstreamFailed, UpstreamRefused, Upstre
 from gateway.types import Outcome, Verdict
 from gateway.upstream.http_client import (
     BROKEN,
+    SLOW_FIRST_BYTE,
     SLOW_NEXT_BYTE,
     AttemptError,
     ProviderAnswer,
     UpstreamClient,
 )
+from gateway.upstream.provider_connection import Sink
 from gateway.upstream.providers import (
     Failure,
     Target,
@@ -132,23 +134,23 @@ def _is_plain(answer: ProviderAnswer) -> bool:
 class TimedBody:
     """An answer's body on its way from the provider to the client, each wait timed.
 
-    A context manager: inside it one timer watches both waits, re-armed only when it fires. A
-    provider that sends nothing for the account's `idle_timeout_s` fails the attempt as too slow;
-    a client that takes nothing for `write_timeout_s` has its request cancelled.
-
-    `read` is called for every chunk: it returns what is to be awaited and puts no coroutine of its
-    own around it.
+    A context manager: inside it one timer watches all waits. It is set by the first wait and again
+    only when it fires, so a body that is here already has none. A provider that sends nothing for
+    the account's `idle_timeout_s` fails the attempt as too slow; a client that takes nothing for
+    `write_timeout_s` has its request cancelled.
     """
 
     __slots__ = (
-        "_idle_s",
+        "_failure",
+        "_late",
+        "_least_s",
+        "_limit_s",
         "_loop",
         "_response",
-        "_silent",
         "_since_s",
+        "_sink",
         "_timer",
         "_write_s",
-        "_writing",
         "answer",
         "exchange",
         "target",
@@ -163,20 +165,22 @@ class TimedBody:
         write_timeout_s: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        account = target.account
         self.answer = answer
         self.target = target
         self.exchange = exchange
         self._response = response
-        self._idle_s = target.account.idle_timeout_s
         self._write_s = write_timeout_s
+        self._least_s = min(account.first_byte_timeout_s, account.idle_timeout_s, write_timeout_s)
         self._loop = loop
-        self._since_s = 0.0  # the present wait's begin, the loop's clock
-        self._writing = False  # the present wait is for the client
-        self._silent = False  # the provider sent nothing for too long
+        self._timer: asyncio.TimerHandle | None = None
+        # The present wait.
+        self._since_s = 0.0  # its begin, the loop's clock
+        self._limit_s = 0.0
+        self._failure: Failure | None = None  # of a provider that exceeds it; None: the client
+        self._late: Failure | None = None  # of the provider that has
 
     def __enter__(self) -> TimedBody:
-        self._since_s = self._loop.time()
-        self._timer = self._loop.call_later(min(self._idle_s, self._write_s), self._check)
         return self
 
     def __exit__(
@@ -185,36 +189,53 @@ class TimedBody:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._timer.cancel()
-        del self._timer  # it calls back here: else a reference cycle
-        if self._silent and isinstance(error, AttemptError):
-            raise AttemptError(SLOW_NEXT_BYTE) from None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None  # it calls back here: else a reference cycle
+        if self._late is not None and isinstance(error, AttemptError):
+            raise AttemptError(self._late) from None
+
+    def pour_first(self, sink: Sink) -> Awaitable[bool]:
+        """`pour` with one limit for all of it, the account's `first_byte_timeout_s`."""
+        self._wait(self.target.account.first_byte_timeout_s, SLOW_FIRST_BYTE)
+        return self.answer.pour(sink)
+
+    def pour(self, sink: Sink) -> Awaitable[bool]:
+        """Give `sink` the body as it comes, until it refuses more (True) or the body ends (False).
+        Raises AttemptError."""
+        self._wait(self.target.account.idle_timeout_s, SLOW_NEXT_BYTE)
+        self._sink = sink
+        return self.answer.pour(self._pass_on)
 
     def read(self) -> Awaitable[bytes]:
         """The next bytes, b"" at the end. Raises AttemptError."""
-        self._writing = False
-        self._since_s = self._loop.time()
+        self._wait(self.target.account.idle_timeout_s, SLOW_NEXT_BYTE)
         return self.answer.read_some()
 
     def write(self, body: bytes) -> bool:
-        """Write to the client; more will come. Where it is False, `drained` is to be awaited before
-        the next `read`."""
+        """Write to the client; more will come. False: `drained` is to be awaited before that."""
         return self._response.write(body)
 
     def drained(self) -> Awaitable[None]:
         """Wait until the client has taken enough, or has left."""
-        self._writing = True
-        self._since_s = self._loop.time()
+        self._wait(self._write_s, None)
         return self._response.drained()
 
+    def _pass_on(self, piece: bytes) -> bool:
+        self._since_s = self._loop.time()
+        return self._sink(piece)
+
+    def _wait(self, limit_s: float, failure: Failure | None) -> None:
+        self._since_s, self._limit_s, self._failure = self._loop.time(), limit_s, failure
+        if self._timer is None and not (failure is not None and self.answer.complete):
+            self._timer = self._loop.call_later(self._least_s, self._check)
+
     def _check(self) -> None:
-        limit_s = self._write_s if self._writing else self._idle_s
-        left_s = self._since_s + limit_s - self._loop.time()
+        left_s = self._since_s + self._limit_s - self._loop.time()
         if left_s > 0:
-            left_s = min(left_s, self._idle_s, self._write_s)
-            self._timer = self._loop.call_later(left_s, self._check)
-        elif self._writing:
+            self._timer = self._loop.call_later(min(left_s, self._least_s), self._check)
+        elif self._failure is None:
             self._response.stalled()
         else:
-            self._silent = True
+            self._late = self._failure
             self.answer.abort()

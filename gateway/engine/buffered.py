@@ -11,6 +11,7 @@ import msgspec
 from gateway.engine.attempt import TimedBody, is_json, late_refusal
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
+from gateway.upstream.provider_connection import PIECE_BYTES
 from gateway.upstream.usage import answer_usage, tail_usage
 
 USAGE_TAIL_BYTES = 4096  # of an answer too long to be held, where its usage is looked for
@@ -55,6 +56,10 @@ def _length(body: TimedBody, held: bytes) -> bytes | None:
 
 async def _hold(body: TimedBody, limit: int) -> tuple[bytes, bool]:
     """The first bytes, more than `limit` of them unless the body ended before; whether it did."""
+    whole = body.answer.read_whole(max(limit, PIECE_BYTES))
+    if whole is not None:
+        body.exchange.first_byte()
+        return whole, True
     parts: list[bytes] = []
     size = 0
     ended = False

@@ -17,7 +17,7 @@ from gateway.engine.attempt import CUT_SHORT, TimedBody, late_refusal
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
-from gateway.upstream.http_client import SLOW_FIRST_BYTE, AttemptError, ProviderAnswer
+from gateway.upstream.http_client import AttemptError, ProviderAnswer
 from gateway.upstream.usage import StreamMeter
 
 TAIL_S = 1.0  # the longest wait for the end of a finished stream, to reuse its connection
@@ -47,6 +47,43 @@ class LengthAlarm:
         self._outgrown(tokens // self._n)
 
 
+class EventRelay:
+    """A stream's events, taken from the provider and given to the client in one call.
+
+    `first` and `rest` are sinks of the provider's connection. What they have taken and not given
+    on is in `out`.
+    """
+
+    __slots__ = ("_alarm", "_exchange", "_response", "meter", "out")
+
+    def __init__(
+        self, exchange: Exchange, response: ClientResponse, meter: StreamMeter, alarm: LengthAlarm
+    ) -> None:
+        self._exchange = exchange
+        self._response = response
+        self._alarm = alarm
+        self.meter = meter
+        self.out = b""
+
+    def first(self, chunk: bytes) -> bool:
+        """Keep what comes until the first whole event; comments are none, they promise nothing."""
+        self._exchange.first_byte()
+        self.out += self.meter.feed(chunk)
+        return not self.meter.seen_data
+
+    def rest(self, chunk: bytes) -> bool:
+        """Give whole events to the client. False after the stream's last, which is kept, and where
+        the client has to be waited for."""
+        meter = self.meter
+        out = meter.feed(chunk)
+        if meter.output_tokens > self._alarm.at and meter.finish_reason is None:
+            self._alarm.passed(meter.output_tokens)
+        if meter.done:
+            self.out = out
+            return False
+        return not out or self._response.write(out)
+
+
 async def relay_stream(
     body: TimedBody,
     response: ClientResponse,
@@ -57,24 +94,16 @@ async def relay_stream(
     after it."""
     exchange, permit = body.exchange, body.exchange.permit
     meter = StreamMeter(hide_usage=not exchange.wants_usage, max_event_bytes=max_event_bytes)
-    out = await _first_events(body, meter)
     alarm = LengthAlarm(permit.workload.p90, exchange.job.n, outgrown)
+    events = EventRelay(exchange, response, meter, alarm)
     with body:
+        await body.pour_first(events.first)
+        _check_first(body, meter)
         try:
             response.start(body.answer, None, events=True)
-            while not meter.done:
-                if out and not body.write(out):
-                    await body.drained()
-                chunk = await body.read()
-                if not chunk:
-                    out = meter.rest()  # its last event may lack the blank line
-                    if not _is_complete(exchange, meter) and meter.error is None:
-                        raise AttemptError(CUT_SHORT)
-                    break
-                out = meter.feed(chunk)
-                if meter.output_tokens > alarm.at and meter.finish_reason is None:
-                    alarm.passed(meter.output_tokens)
-            response.last(out)
+            if not meter.done:
+                await _relay_rest(body, events)
+            response.last(events.out)
             _settle(exchange, meter)
             await _read_tail(body.answer)
         except (AttemptError, asyncio.CancelledError):
@@ -82,26 +111,29 @@ async def relay_stream(
             raise
 
 
-async def _first_events(body: TimedBody, meter: StreamMeter) -> bytes:
-    """The first complete event. An error in its place is a refusal that came late."""
-    exchange, target = body.exchange, body.target
-    out = b""
-    try:
-        async with asyncio.timeout(target.account.first_byte_timeout_s):
-            while not meter.seen_data:  # comments are held: they promise nothing yet
-                chunk = await body.read()
-                if not chunk:
-                    break
-                exchange.first_byte()
-                out += meter.feed(chunk)
-    except TimeoutError:
-        raise AttemptError(SLOW_FIRST_BYTE) from None
+def _check_first(body: TimedBody, meter: StreamMeter) -> None:
+    """Read an error in place of the first event as the refusal it is, and an end before it as a
+    failure. Raises AttemptError."""
     if meter.error is not None and meter.content_events == 0:
         refusal = msgspec.json.encode({"error": meter.error})
-        raise late_refusal(body.answer, meter.error, refusal, target)
-    if not meter.seen_data and exchange.stream_end is not StreamEnd.ANY:
+        raise late_refusal(body.answer, meter.error, refusal, body.target)
+    if not meter.seen_data and body.exchange.stream_end is not StreamEnd.ANY:
         raise AttemptError(CUT_SHORT)
-    return out
+
+
+async def _relay_rest(body: TimedBody, events: EventRelay) -> None:
+    """Relay what follows the first event, but for the last bytes: they are `events.out`."""
+    meter = events.meter
+    if not body.write(events.out):
+        await body.drained()
+    events.out = b""
+    while await body.pour(events.rest):
+        if meter.done:
+            return
+        await body.drained()
+    events.out = meter.rest()  # its last event may lack the blank line
+    if not _is_complete(body.exchange, meter) and meter.error is None:
+        raise AttemptError(CUT_SHORT)
 
 
 def _settle(exchange: Exchange, meter: StreamMeter) -> None:
@@ -125,7 +157,9 @@ def _is_complete(exchange: Exchange, meter: StreamMeter) -> bool:
 
 async def _read_tail(answer: ProviderAnswer) -> None:
     """Read a finished stream to its end, so that its connection can serve again."""
+    if answer.complete:
+        answer.abort()  # nothing is lost by that
+        return
     with contextlib.suppress(AttemptError, TimeoutError):
         async with asyncio.timeout(TAIL_S):
-            while await answer.read_some():
-                pass
+            await answer.pour(lambda _: True)

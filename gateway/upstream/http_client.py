@@ -16,6 +16,7 @@ from gateway.upstream.provider_connection import (
     ConnectionBroken,
     FirstByteTimeout,
     ProviderConnection,
+    Sink,
 )
 from gateway.upstream.providers import Failure, Headers, Target, head_for
 
@@ -38,6 +39,27 @@ class ProviderAnswer:
         self.headers: Headers = connection.headers
         self._connection: ProviderConnection | None = connection
 
+    @property
+    def complete(self) -> bool:
+        """True where nothing more of it has to be waited for."""
+        return self._connection is None or self._connection.complete
+
+    async def pour(self, sink: Sink) -> bool:
+        """Give `sink` the body as it comes, until it refuses more (True) or the body ends (False).
+
+        Raises AttemptError if the provider breaks off.
+        """
+        connection = self._connection
+        if connection is None:
+            return False
+        try:
+            more = await connection.pour(sink)
+        except ConnectionBroken:
+            raise AttemptError(BROKEN) from None
+        if not more:
+            self._connection = None  # it may serve another request from now on
+        return more
+
     async def read_some(self) -> bytes:
         """The next bytes; b"" at the end. Raises AttemptError if the provider breaks off."""
         connection = self._connection
@@ -50,6 +72,14 @@ class ProviderAnswer:
         if not chunk:
             self._connection = None  # it may serve another request from now on
         return chunk
+
+    def read_whole(self, limit: int) -> bytes | None:
+        """The rest of the body where it is all here and no longer than `limit`; else None."""
+        connection = self._connection
+        body = b"" if connection is None else connection.read_whole(limit)
+        if body is not None:
+            self._connection = None  # it may serve another request from now on
+        return body
 
     async def read_up_to(self, limit: int) -> bytes:
         """The whole body, cut at `limit` bytes."""

@@ -4,7 +4,9 @@ llhttp parses, asyncio's transport reads and writes. Rules:
 
 1. One exchange at a time. The connection goes back to the pool when the answer's last byte was
    read, and only if the request was sent whole, the answer allows it and nothing came after it.
-2. At most `HIGH_BYTES` of an answer wait for their reader; then the socket is not read any more.
+2. A reader gives a sink, which is called with what has come as soon as it comes, without a turn of
+   the event loop between. Where it refuses more, at most `HIGH_BYTES` of an answer wait for it;
+   then the socket is not read any more.
 3. 1xx answers are skipped, trailers are dropped, a body without a length ends with the connection.
 4. A provider may send `MAX_HEAD_BYTES` without a final head, a body byte or an end, no more: that
    bounds heads, 1xx answers, trailers and chunk extensions at once.
@@ -27,6 +29,9 @@ MAX_HEADERS: Final = 512
 HIGH_BYTES: Final = 64 * 1024
 PIECE_BYTES: Final = 64 * 1024  # what one read returns at most
 NO_BODY_UPGRADE: Final = 101
+
+Sink = Callable[[bytes], bool]
+"""Takes some of a body, at most PIECE_BYTES; False: it wants no more for now."""
 
 
 class ConnectionBroken(Exception):
@@ -67,7 +72,8 @@ class ProviderConnection(asyncio.Protocol):
         self._gone = gone
         self._transport: asyncio.Transport | None = None
         self._parser = _parser(self)
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None  # True: the sink wants no more
+        self._sink: Sink | None = None  # while its reader waits
         self._timer: asyncio.TimerHandle | None = None
         self._chunks: list[bytes] = []
         self._held = 0  # bytes in `_chunks`
@@ -142,29 +148,47 @@ class ProviderConnection(asyncio.Protocol):
             assert self.error is not None
             raise self.error
 
+    async def pour(self, sink: Sink) -> bool:
+        """Give `sink` the body as it comes, until it refuses more (True) or the body ends (False).
+
+        Raises ConnectionBroken, and whatever `sink` raises.
+        """
+        while True:
+            while self._chunks:
+                if not sink(self._take()):
+                    return True
+            if self.complete:
+                self._end()
+                return False
+            if self.error is not None:
+                raise self.error
+            self._sink = sink
+            try:
+                if await self._wait():
+                    return True
+            finally:
+                self._sink = None
+
     async def read_some(self) -> bytes:
         """The next bytes of the body, at most `PIECE_BYTES`; b"" at its end.
 
         Raises ConnectionBroken.
         """
-        while not self._chunks:
-            if self.complete:
-                self._end()
-                return b""
-            if self.error is not None:
-                raise self.error
-            self._waiter = self._loop.create_future()  # not `_wait`: once for each chunk
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._take()
+        read = b""
 
-    def read_whole(self) -> bytes | None:
-        """The rest of the body where it is all here; else None."""
-        if not self.complete:
+        def keep(piece: bytes) -> bool:
+            nonlocal read
+            read = piece
+            return False
+
+        await self.pour(keep)
+        return read
+
+    def read_whole(self, limit: int) -> bytes | None:
+        """The rest of the body where it is all here and no longer than `limit`; else None."""
+        if not self.complete or self._held > limit:
             return None
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        body = b"".join(self._chunks)
         self._chunks.clear()
         self._held = 0
         self._end()
@@ -187,16 +211,17 @@ class ProviderConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _take(self) -> bytes:
-        chunk = self._chunks[0]
-        if len(chunk) > PIECE_BYTES:
-            self._chunks[0] = chunk[PIECE_BYTES:]
-            chunk = chunk[:PIECE_BYTES]
-        else:
-            del self._chunks[0]
-        self._held -= len(chunk)
+        """What is held, at most `PIECE_BYTES` of it."""
+        chunks = self._chunks
+        piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        if len(piece) > PIECE_BYTES:
+            chunks.append(piece[PIECE_BYTES:])
+            piece = piece[:PIECE_BYTES]
+        self._held -= len(piece)
         if self._held <= HIGH_BYTES // 2:
             self._resume()
-        return chunk
+        return piece
 
     def _resume(self) -> None:
         if self._paused:
@@ -204,17 +229,35 @@ class ProviderConnection(asyncio.Protocol):
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
-    async def _wait(self) -> None:
+    async def _wait(self) -> bool:
         assert self._waiter is None
         self._waiter = self._loop.create_future()
         try:
-            await self._waiter
+            return await self._waiter
         finally:
             self._waiter = None
 
-    def _wake(self) -> None:
+    def _wake(self, *, refused: bool = False) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(refused)
+
+    def _deliver(self) -> None:
+        """Give the sink what has come, and wake its reader where there is something to do."""
+        waiter, sink = self._waiter, self._sink
+        if waiter is None or waiter.done():
+            return
+        refused = False
+        if sink is not None:
+            try:
+                while self._chunks and not refused:
+                    refused = not sink(self._take())
+            except Exception as error:  # the reader's own
+                if not waiter.done():
+                    waiter.set_exception(error)
+                return
+            if not refused and not self.complete:
+                return
+        self._wake(refused=refused)
 
     def _end(self) -> None:
         """The reader has it all: to the pool, or away."""
@@ -266,12 +309,12 @@ class ProviderConnection(asyncio.Protocol):
         if self._silent > MAX_HEAD_BYTES and not self.complete:
             self._fail("too many bytes without an answer")
             return
+        if self.status:
+            self._deliver()
         if self._held > HIGH_BYTES and not self._paused and not self.complete:
             assert self._transport is not None
             self._paused = True
             self._transport.pause_reading()
-        if self.status or self.complete:
-            self._wake()
 
     def eof_received(self) -> bool:
         self._finish("the provider closed the connection")

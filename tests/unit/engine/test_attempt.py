@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from gateway.engine.attempt import CUT_SHORT, TimedBody, error_of
 from gateway.errors import UpstreamFailed, UpstreamRefused, UpstreamTimeout
-from gateway.upstream.http_client import BROKEN, SLOW_NEXT_BYTE, AttemptError
-from gateway.upstream.providers import target
+from gateway.upstream.http_client import BROKEN, SLOW_FIRST_BYTE, SLOW_NEXT_BYTE, AttemptError
+from gateway.upstream.providers import Failure, target
 from tests.unit.schedule.build import settings
 
 UNUSED: Any = None
@@ -47,13 +47,15 @@ class Timer:
 class World:
     """A loop with a clock of its own, and the two ends of a body in place of real ones."""
 
-    def __init__(self, idle_s: float, write_s: float) -> None:
+    def __init__(self, first_s: float = 10.0, idle_s: float = 10.0, write_s: float = 10.0) -> None:
         self.now = 0.0
         self.timers: list[Timer] = []
-        self.aborted = self.was_stalled = False
-        account = settings({"a": {"idle_timeout_s": idle_s}}).accounts[0]
+        self.aborted = self.was_stalled = self.complete = False
+        limits = {"first_byte_timeout_s": first_s, "idle_timeout_s": idle_s}
+        account = settings({"a": limits}).accounts[0]
         ends: Any = self
         self.body = TimedBody(ends, target(account, "key"), UNUSED, ends, write_s, ends)
+        self.sink: Callable[[bytes], bool] = lambda _: True
 
     # as the loop
     def time(self) -> float:
@@ -64,13 +66,13 @@ class World:
         return self.timers[-1]
 
     # as the answer and the response
+    def pour(self, sink: Callable[[bytes], bool]) -> None:
+        self.sink = sink
+
     def read_some(self) -> None: ...
 
     def abort(self) -> None:
         self.aborted = True
-
-    def write(self, body: bytes) -> bool:
-        return False
 
     def drained(self) -> None: ...
 
@@ -86,57 +88,79 @@ class World:
             first.callback()
         self.now = end
 
+    def end(self) -> Failure:
+        """The failure of the body, which breaks off now."""
+        try:
+            with self.body:
+                raise AttemptError(BROKEN)
+        except AttemptError as error:
+            return error.failure
+
 
 def test_timed_body_waits_for_each_chunk_anew() -> None:
-    """A body that comes in many chunks may take longer than the time-out of one wait, whether
-    the chunks are held or sent on between the reads."""
-    world = World(idle_s=10.0, write_s=10.0)
+    """A body that comes in many chunks may take longer than the time-out of one wait, whether the
+    chunks are read one by one, poured, or sent on between."""
+    world = World()
     with world.body as body:
-        for held in (True, False) * 5:
+        for _ in range(5):
             body.read()
             world.pass_time(7.0)
-            if not held and not body.write(b"x"):
-                body.drained()
-                world.pass_time(7.0)
+            body.drained()
+            world.pass_time(7.0)
+        body.pour(lambda _: True)
+        for _ in range(5):
+            world.pass_time(7.0)
+            assert world.sink(b"x")
         assert not world.aborted
         assert not world.was_stalled
-    assert world.timers == [] or all(timer.cancelled for timer in world.timers)
+    assert all(timer.cancelled for timer in world.timers)
 
 
-def end_of(world: World, seconds: float, *, writing: bool) -> AttemptError:
-    """The failure of a body that breaks off, in the wait for one end, after so long."""
-    try:
-        with world.body as body:
-            body.read()
-            body.write(b"x")
-            body.drained()
-            if not writing:
-                body.read()
-            world.pass_time(seconds)
-            raise AttemptError(BROKEN)
-    except AttemptError as error:
-        return error
-
-
-@pytest.mark.parametrize("write_s", [1.0, 30.0])
-def test_timed_body_fails_a_provider_that_falls_silent(write_s: float) -> None:
+@pytest.mark.parametrize("other_s", [1.0, 30.0])
+def test_timed_body_fails_a_provider_that_falls_silent(other_s: float) -> None:
     """After the idle time-out of one wait the answer is dropped, and what breaks off with that
     counts as too slow."""
-    world = World(idle_s=10.0, write_s=write_s)
-    assert end_of(world, 9.9, writing=False).failure is BROKEN
-    assert not world.aborted
-    world = World(idle_s=10.0, write_s=write_s)
-    assert end_of(world, 10.1, writing=False).failure is SLOW_NEXT_BYTE
-    assert (world.aborted, world.was_stalled) == (True, False)
+    for late in (False, True):
+        world = World(first_s=other_s, write_s=other_s)
+        world.body.pour(lambda _: True)
+        world.pass_time(8.0)
+        world.sink(b"x")
+        world.pass_time(10.1 if late else 9.9)
+        assert (world.aborted, world.was_stalled) == (late, False)
+        assert world.end() is (SLOW_NEXT_BYTE if late else BROKEN)
 
 
-@pytest.mark.parametrize("idle_s", [1.0, 30.0])
-def test_timed_body_reports_a_client_that_takes_nothing(idle_s: float) -> None:
-    """A write that lasts longer than the time-out stalls the response; the provider is not
+def test_timed_body_gives_the_first_event_one_limit() -> None:
+    """What comes before the first event does not begin the wait for it anew."""
+    for seconds, failure in ((9.9, BROKEN), (10.1, SLOW_FIRST_BYTE)):
+        world = World(idle_s=1.0, write_s=1.0)
+        world.body.pour_first(lambda _: True)
+        for _ in range(2):
+            world.pass_time(seconds / 2)
+            world.sink(b": comment")
+        assert world.end() is failure
+
+
+@pytest.mark.parametrize("other_s", [1.0, 30.0])
+def test_timed_body_reports_a_client_that_takes_nothing(other_s: float) -> None:
+    """A wait for the client longer than the time-out stalls the response; the provider is not
     blamed."""
-    world = World(idle_s=idle_s, write_s=10.0)
-    assert end_of(world, 9.9, writing=True).failure is BROKEN
-    assert not world.was_stalled
-    world = World(idle_s=idle_s, write_s=10.0)
-    assert end_of(world, 10.1, writing=True).failure is BROKEN
-    assert (world.aborted, world.was_stalled) == (False, True)
+    for late in (False, True):
+        world = World(first_s=other_s, idle_s=other_s)
+        world.body.drained()
+        world.pass_time(10.1 if late else 9.9)
+        assert (world.aborted, world.was_stalled) == (False, late)
+        assert world.end() is BROKEN
+
+
+def test_timed_body_that_is_here_sets_no_timer() -> None:
+    """Nobody waits for a provider whose answer is whole; the client is waited for all the same."""
+    world = World()
+    world.complete = True
+    with world.body as body:
+        body.pour_first(lambda _: True)
+        body.pour(lambda _: True)
+        body.read()
+        assert not world.timers
+        body.drained()
+        assert world.timers

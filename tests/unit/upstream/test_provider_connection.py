@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import aiohttp
 import pytest
@@ -23,6 +24,7 @@ from gateway.upstream.provider_connection import (
     ConnectionBroken,
     FirstByteTimeout,
     ProviderConnection,
+    Sink,
 )
 from tests.kit.wire import Wire
 
@@ -254,7 +256,7 @@ async def test_connection_is_released_only_when_its_answer_was_read() -> None:
     await ends.connection.head(1.0)
     assert ends.connection.complete
     assert not ends.released
-    assert ends.connection.read_whole() == b"ok"
+    assert ends.connection.read_whole(2) == b"ok"
     assert ends.released == [ends.connection]
 
 
@@ -274,7 +276,7 @@ async def test_connection_is_dropped_after_an_answer_that_ends_it(data: bytes) -
     ends.begin()
     ends.connection.data_received(data)
     await ends.connection.head(1.0)
-    assert ends.connection.read_whole() == b"ok"
+    assert ends.connection.read_whole(2) == b"ok"
     assert not ends.released
     assert ends.wire.aborted
 
@@ -392,6 +394,128 @@ async def test_pieces_are_bounded() -> None:
         sizes.append(len(chunk))
     assert sum(sizes) == 200_000
     assert max(sizes) == PIECE_BYTES
+
+
+async def pouring(ends: Ends, sink: Sink) -> asyncio.Task[bool]:
+    """A chunked answer whose reader waits for its body."""
+    ends.begin()
+    ends.connection.data_received(CHUNKED)
+    await ends.connection.head(1.0)
+    task = asyncio.ensure_future(ends.connection.pour(sink))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_sink_is_called_in_the_call_that_brings_the_bytes() -> None:
+    """No turn of the loop lies between the socket and the sink; the end wakes the reader."""
+    ends = Ends()
+    got: list[bytes] = []
+    task = await pouring(ends, lambda piece: got.append(piece) is None)
+    ends.connection.data_received(b"2\r\nab\r\n1\r\nc\r\n")
+    assert got == [b"abc"]
+    ends.connection.data_received(b"1\r\nd\r\n0\r\n\r\n")
+    assert got == [b"abc", b"d"]
+    assert await task is False
+    assert ends.released == [ends.connection]
+
+
+async def test_sink_that_refuses_more_stops_the_socket() -> None:
+    """What comes after that is held up to the bound, and given when it is asked for again."""
+    ends = Ends()
+    got: list[bytes] = []
+    task = await pouring(ends, lambda piece: bool(got.append(piece)))
+    chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+    ends.connection.data_received(b"1\r\na\r\n")
+    ends.connection.data_received(chunk)
+    assert await task is True
+    assert got == [b"a"]
+    ends.connection.data_received(chunk)
+    assert not ends.wire.paused
+    ends.connection.data_received(chunk + b"0\r\n")
+    assert ends.wire.paused
+    assert await ends.connection.pour(lambda piece: bool(got.append(piece))) is True
+    assert not ends.wire.paused
+    ends.connection.data_received(b"\r\n")
+    assert await ends.connection.pour(lambda piece: got.append(piece) is None) is False
+    assert len(b"".join(got)) == 1 + 3 * 0x8000
+    assert max(map(len, got)) == PIECE_BYTES
+
+
+async def test_fault_of_a_sink_is_its_readers() -> None:
+    """The transport is not told: it would take the fault for its own and lose it."""
+
+    def faulty(piece: bytes) -> bool:
+        raise ZeroDivisionError
+
+    ends = Ends()
+    task = await pouring(ends, faulty)
+    ends.connection.data_received(b"1\r\na\r\n")
+    with pytest.raises(ZeroDivisionError):
+        await task
+
+
+async def test_cancelled_reader_gets_nothing_more() -> None:
+    """Between a cancellation and its arrival bytes are held and given to nobody."""
+    ends = Ends()
+    got: list[bytes] = []
+    task = await pouring(ends, lambda piece: got.append(piece) is None)
+    task.cancel()
+    ends.connection.data_received(b"1\r\na\r\n")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert got == []
+
+
+@hypothesis_settings(max_examples=200, deadline=None, database=None)
+@given(
+    sizes=st.lists(st.integers(1, 70_000), max_size=6),
+    cuts=st.lists(st.integers(0, 300_000), max_size=12),
+    takes=st.lists(st.booleans(), max_size=12),
+    breaks=st.booleans(),
+)
+def test_sink_gets_every_byte_in_order(
+    sizes: list[int], cuts: list[int], takes: list[bool], breaks: bool
+) -> None:
+    """Whatever the chunks, the cuts and the refusals: all bytes, in bounded pieces, to the end or
+    to where the connection broke."""
+    body = bytes(n % 251 for size in sizes for n in range(size))
+    data, at = b"", 0
+    for size in sizes:
+        data += b"%x\r\n" % size + body[at : at + size] + b"\r\n"
+        at += size
+    data += b"" if breaks else b"0\r\n\r\n"
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    got: list[bytes] = []
+    wishes = iter(takes)
+
+    def sink(piece: bytes) -> bool:
+        got.append(piece)
+        return next(wishes, True)
+
+    async def read(ends: Ends) -> bool:
+        while await ends.connection.pour(sink):
+            pass
+        return True
+
+    async def scenario() -> bool:
+        ends = Ends()
+        ends.begin()
+        ends.connection.data_received(CHUNKED)
+        await ends.connection.head(1.0)
+        task = asyncio.ensure_future(read(ends))
+        for a, b in pairwise(places):
+            ends.connection.data_received(data[a:b])
+            await asyncio.sleep(0)
+        if breaks:
+            ends.connection.connection_lost(None)
+        try:
+            return await task
+        except ConnectionBroken:
+            return False
+
+    assert asyncio.run(scenario()) is not breaks
+    assert b"".join(got) == body
+    assert all(0 < len(piece) <= PIECE_BYTES for piece in got)
 
 
 async def test_abort_wakes_the_reader() -> None:
