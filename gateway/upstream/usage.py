@@ -290,7 +290,7 @@ class StreamMeter:
 
     def _without_usage(self, event: bytes, data: bytes, no_choices: bool) -> bytes:
         last = data.rfind(b",")
-        if data[last:] in _LAST_NULLS:
+        if data[last:] in _LAST_NULLS and b"\n" not in data:
             return with_data(event, data[:last] + b"}")
         try:
             members = _members.decode(data)

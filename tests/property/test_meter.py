@@ -224,6 +224,7 @@ def _cut(stream: bytes, cuts: Iterable[int]) -> list[bytes]:
     cuts=st.lists(st.integers(0, 4000), max_size=30) | st.just(range(4000)) | st.just([]),
 )
 @example(stream=b'data: {"choices":[{"delta":{}}],"usage":null}\n\n', hide=True, cuts=[])
+@example(stream=b'data: {"a":1,\ndata: "b":2,"usage":null}\n\n', hide=True, cuts=[])
 @example(stream=b'data: {"delta":{"usage":null}}\n\ndata: {}\n\n', hide=True, cuts=[])
 def test_meter_says_what_a_plain_reader_says(
     stream: bytes, hide: bool, cuts: Iterable[int]
