@@ -137,7 +137,7 @@ class Gateway:
         self._admin_token = AdminToken(self._secrets.admin)
         self.predictor = self._new_predictor(settings, prices)
         self.connections = ClientConnections(settings.server)
-        self.journal = Journal(settings.observe.events)
+        self.journal = Journal(settings.observe.events, logs.masked)
         self.metrics = Metrics(self._snapshots, LabelNames.of(settings))
         self.spend = Spend()
         self._core = core

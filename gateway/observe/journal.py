@@ -6,7 +6,8 @@ fell off in between, so nothing is lost silently. For the loop's thread only.
 
 One method per kind of event: those of the engine's listeners, and those of the process itself.
 Most events are never read, so the details of one are made when it is: from jobs and records,
-which do not change. An event holds ids, names and numbers, never a prompt, key or answer text.
+which do not change. An event holds ids, names and numbers, never a prompt, key or answer text:
+texts are masked, since a provider's error code may echo a key.
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ class Tail(Struct, frozen=True):
 
 
 class Journal(Listener):
-    """A ring of `size` life-cycle records. `wall` gives Unix seconds."""
+    """A ring of `size` life-cycle records. `masked` masks keys, `wall` gives Unix seconds."""
 
-    def __init__(self, size: int, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        size: int,
+        masked: Callable[[str], str],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._ring: deque[_Event] = deque(maxlen=size)
+        self._masked = masked
         self._wall = wall
         self._count = 0  # events ever
 
@@ -72,7 +79,7 @@ class Journal(Listener):
             since = min(max(since, 0), self._count)
             start, missed = max(first, since), max(0, first - since)
         kept = islice(self._ring, start - first, start - first + n)
-        events = [_worded(*event) for event in kept]
+        events = [self._worded(*event) for event in kept]
         return Tail(events=events, next=start + len(events), dropped=missed)
 
     # — the kinds of events —
@@ -172,6 +179,16 @@ class Journal(Listener):
         self._ring.append((self._wall(), event, job, pool, details))
         self._count += 1
 
+    def _worded(
+        self, wall_s: float, event: str, job: str | None, pool: str | None, details: Details
+    ) -> LifeEvent:
+        given: dict[str, Detail] = {
+            name: self._masked(value) if isinstance(value, str) else value
+            for name, value in details().items()
+            if value is not None
+        }
+        return LifeEvent(wall_s, event, job, pool, given)
+
 
 def _forecast(forecast: Workload) -> dict[str, float | str]:
     return {
@@ -180,12 +197,3 @@ def _forecast(forecast: Workload) -> dict[str, float | str]:
         "p_short": forecast.p_short,
         "rung": forecast.rung,
     }
-
-
-def _worded(
-    wall_s: float, event: str, job: str | None, pool: str | None, details: Details
-) -> LifeEvent:
-    given: dict[str, Detail] = {
-        name: value for name, value in details().items() if value is not None
-    }
-    return LifeEvent(wall_s, event, job, pool, given)

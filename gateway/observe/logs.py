@@ -145,7 +145,8 @@ class Logs:
     """The process's log: `configure` it once, `apply` new settings. Writes a line per request."""
 
     def __init__(self, settings: Observe, secrets: Iterable[str] = (), *, fd: int = 1) -> None:
-        self._handler = JsonHandler(LineWriter(fd), Redactor(secrets))
+        self._secrets = set(secrets)
+        self._handler = JsonHandler(LineWriter(fd), Redactor(self._secrets))
         self._settings = settings
         self._level = logging.INFO
         self.apply(settings)
@@ -154,6 +155,10 @@ class Logs:
     def lost(self) -> int:
         """Number of lines that were never written."""
         return self._handler.writer.lost + self._handler.broken
+
+    def masked(self, text: str) -> str:
+        """A short text with every key masked, as in a line."""
+        return self._handler.redactor.mask_word(text)
 
     def configure(self) -> None:
         """Take over all logging of the process: root, uvicorn, asyncio, warnings, crashes.
@@ -178,10 +183,12 @@ class Logs:
         self._set_level()
 
     def apply(self, settings: Observe, secrets: Iterable[str] | None = None) -> None:
-        """Put a new level and access log in force; new secrets too, unless None."""
+        """Put a new level and access log in force. `secrets` are masked as well as those before,
+        which may still be valid; None: there are no others."""
         self._settings = settings
         if secrets is not None:
-            self._handler.redactor = Redactor(secrets)
+            self._secrets.update(secrets)
+            self._handler.redactor = Redactor(self._secrets)
         self._level = getattr(logging, settings.log_level.upper())
         if self._handler in logging.getLogger().handlers:
             self._set_level()
@@ -196,7 +203,7 @@ class Logs:
         """Write the request's line, where the access log is on and the level lets it."""
         level = _LEVELS[record.outcome]
         if self._settings.access_log and level >= self._level:
-            line = request_line(record, level, self._handler.redactor.mask_word)
+            line = request_line(record, level, self.masked)
             self._handler.hold(_encode(line) + b"\n")
 
     def follow(self, catch_up: Callable[[], None]) -> None:

@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import pytest
 
 from gateway.engine.exchange import WORD_CHARS
 from gateway.engine.listeners import BATCH
 from tests.kit import steps
-from tests.kit.gateway import GatewayProcess, account
+from tests.kit.gateway import PROVIDER_KEY, TENANT_KEY, GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
 from tests.kit.raw import RawClient
 from tests.kit.steps import EVENTS, Hang, Head, Respond, Send, chunk, event
@@ -162,3 +163,67 @@ def test_words_of_a_provider_are_cut_before_they_are_kept(
     assert finished["finish_reason"] == long[:WORD_CHARS]
     assert broken["error_code"] == long[:WORD_CHARS]
     assert told[-1]["detail"]["error_code"] == long[:WORD_CHARS]
+
+
+CANARY = "sk-canary1234567890"
+"""Looks like a key."""
+
+
+def everywhere(secret: str) -> list[dict[str, Any]]:
+    """Requests with a secret in each place that a client can write to."""
+    key = {"authorization": f"Bearer {TENANT_KEY}"}
+    wrong = {"authorization": f"Bearer {secret}"}
+    odd = {"x-request-id": secret, "user-agent": secret, "x-api-key": secret}
+    return [
+        {"url": CHAT, "json": body(), "headers": wrong},
+        {"url": CHAT, "json": body(), "headers": key | odd},
+        {"url": CHAT, "json": body(), "headers": key | {"x-sagesched-class": secret}},
+        {"url": CHAT, "json": body(), "headers": key | {"x-request-deadline-ms": secret}},
+        {"url": CHAT, "json": body(model=secret), "headers": key},
+        {"url": CHAT, "json": body(user=secret, stop=secret), "headers": key},
+        {"url": CHAT, "json": body(temperature=secret, n=secret), "headers": key},
+        {"url": CHAT, "json": secret, "headers": key},
+        {"url": f"{CHAT}?key={secret}", "json": body(), "headers": key},
+        {"url": f"/v1/{secret}", "json": body(), "headers": key},
+        {"url": f"/{secret}", "json": body(), "headers": key},
+        {"url": "/submit", "json": {"prompt": secret, "model": secret}, "headers": key},
+    ]
+
+
+def telling(secret: str) -> list[list[steps.Step]]:
+    """A provider's answers with a secret in each place that the gateway reads."""
+    done = steps.completion("Hi.", (9, 3))
+    done["choices"][0]["finish_reason"] = secret
+    end = chunk({}, secret)
+    failed = {"error": {"message": secret, "code": secret, "type": secret, "param": secret}}
+    return [
+        [Respond(json=done)],
+        [Respond(400, json=failed)],
+        [Respond(200, json=failed)],
+        [Head(headers=EVENTS), Send(event(chunk({"content": "a"})) + event(end))],
+        [Head(headers=EVENTS), Send(event(chunk({"content": "a"})) + event(failed))],
+    ]
+
+
+@pytest.mark.parametrize(("secret", "masked"), [(CANARY, "sk-***"), (PROVIDER_KEY, "***")])
+def test_no_log_line_metric_or_event_holds_a_secret(
+    start_gateway: Start, provider: ScriptedProvider, secret: str, masked: str
+) -> None:
+    """A key that clients and providers write wherever they can is in no line, metric or event,
+    although each of the requests has its line."""
+    gateway = start_gateway(accounts=[account(provider)], retry={"attempts": 1})
+    with httpx.Client() as client:
+        for request in everywhere(secret):
+            client.post(gateway.url(request.pop("url")), **request)
+        for answer in telling(secret):
+            provider.enqueue(answer)
+            stream = isinstance(answer[0], Head)
+            client.post(gateway.url(CHAT), json=body(stream=stream), headers=gateway.headers)
+        seen = client.get(gateway.url("/metrics")).text
+        seen += client.get(gateway.url("/events?n=1000"), headers=gateway.admin_headers).text
+    gateway.stop()
+    lines = [line for line in gateway.log if line.get("msg") == "request"]
+    assert len(lines) == 10 + len(telling(secret))
+    assert {line.get("finish_reason") for line in lines} == {None, "stop", masked}
+    assert secret not in "\n".join(gateway.output)
+    assert secret not in seen

@@ -13,7 +13,7 @@ from tests.unit.observe.records import job, record, workload
 
 def journal(size: int = 10) -> Journal:
     ticks = count(1)
-    return Journal(size, wall=lambda: float(next(ticks)))
+    return Journal(size, str, wall=lambda: float(next(ticks)))
 
 
 def numbered(events: list[msgspec.Struct]) -> list[object]:
