@@ -49,8 +49,8 @@ check: $(VENV)/dev-ready ## lint, format, types, import rules, shipped settings
 bench: $(VENV)/run-ready ## the gateway against no gateway, 3 shapes of congestion (15 minutes)
 	@$(BIN)/sagesched bench --out var/bench --time-scale 5 --parallel 3 --cold-seeds 1 $(if $(DATA),--data $(DATA))
 
-bench-overhead: $(VENV)/dev-ready ## measure the gateway's own overhead (several minutes)
-	@$(BIN)/python -m tests.bench.overhead
+bench-overhead: $(VENV)/dev-ready ## measure the gateway's own cost (BENCH="--against REV", "--quick", …)
+	@$(BIN)/python -m tests.bench.overhead $(BENCH)
 
 bench-predict: $(VENV)/dev-ready ## measure the predictor (BENCH="--data FILE", "--quick", …)
 	@$(BIN)/python -m tests.bench.predict $(BENCH)

@@ -25,14 +25,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
 from gateway.workbench.tables import table
-from tests.bench.cores import Unfit, check_load, on_core
+from tests.bench.cores import Unfit, check_load, children, on_core
 from tests.bench.load import quantiles
-from tests.bench.overhead import ROOT, Cell, Row, Target, Turn, children, load, measure
+from tests.bench.turns import DIRECT, OFF, ON, Cell, Cores, Row, Target, Turn, load, measure
+from tests.kit.gateway import ROOT
 
 RATES = (50, 200, 500)
 REFIT_RATE = 200
@@ -47,10 +47,9 @@ def cell(rate: int) -> Cell:
 
 def check_rows(rows: Sequence[Row]) -> None:
     """Raises Unfit where generator and provider were too busy."""
-    provider_ms = {row.cell: sum(row.cpu_ms) for row in rows if row.target == "direct"}
     for row in rows:
-        provider = row.result["per_s"] * provider_ms[row.cell] / 1000
-        check_load(row.result["cpu_share"] + provider, f"{row.cell}, {row.target}")
+        if row.target.kind != DIRECT:
+            check_load(row.load_share, f"{row.cell.name}, {row.target.name}")
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -103,13 +102,13 @@ def largest(pid: int) -> Iterator[list[Memory]]:
         looking.join()
 
 
-def memories(target: Target, seconds: float) -> dict[str, Memory]:
+def memories(target: Target, seconds: float, on: Cores) -> dict[str, Memory]:
     """Idle, under load, idle again, of a gateway that has just filled its window."""
     time.sleep(REST_S)
     found = {"idle, as started": memory(target.pid)}
     for rate in RATES:
         with largest(target.pid) as seen:
-            load(target, cell(rate).load, seconds, seed=200_000 + rate)
+            load(target.port, cell(rate).load, seconds, 200_000 + rate, on[0])
         target.settle()
         found[f"at {rate}/s, largest"] = seen[0]
     time.sleep(REST_S)
@@ -147,7 +146,7 @@ class Refit(Struct, frozen=True):
 class Fitting:
     """`sagesched refit` on a gateway's history, as the gateway would begin it."""
 
-    def __init__(self, target: Target, core: int) -> None:
+    def __init__(self, target: Target, core: int | None) -> None:
         process = target.process
         assert process is not None
         shutil.rmtree(process.directory / "var" / "models", ignore_errors=True)
@@ -182,7 +181,7 @@ class Fitting:
 
 
 def refits(
-    direct: Target, on: Target, seconds: float, rounds: int, most_turns: int, core: int
+    direct: Target, on: Target, seconds: float, rounds: int, most_turns: int, cores: Cores
 ) -> Refit:
     """Rounds of a refit and as many turns without; `most_turns` of a phase at most.
 
@@ -195,11 +194,11 @@ def refits(
     for number in range(rounds):
         seed = 300_000 + 1000 * number
         on.settle()
-        fitting = Fitting(on, core)
+        fitting = Fitting(on, cores[1])
         turns = 0
         try:
             while turns < most_turns and fitting.works:
-                turn = measure(one, on, seconds, seed + turns)
+                turn = measure(one, on, direct, seconds, seed + turns, cores)
                 if not fitting.works:
                     break  # it ended on the way: neither with nor without
                 during.append(turn)
@@ -208,11 +207,13 @@ def refits(
             whole = whole and not fitting.works
             lasted.append(fitting.end())
         on.settle()
-        straight.append(measure(one, direct, seconds, seed + 500))
+        straight.append(measure(one, direct, direct, seconds, seed + 500, cores))
         # Other prompts: those of before it knows by now.
-        without += [measure(one, on, seconds, seed + 600 + turn) for turn in range(turns)]
+        without += [
+            measure(one, on, direct, seconds, seed + 600 + turn, cores) for turn in range(turns)
+        ]
         sys.stderr.write(f"refit {number + 1}: {lasted[-1]:.0f} s, {turns} turns\n")
-    _check_turns(straight, [*during, *without])
+    check_rows([Row(one, on, [*during, *without])])
     if not during:
         raise Unfit(f"a refit of {lasted[0]:.0f} s has no room for a turn of {seconds:g} s")
     base = _pooled(straight)
@@ -223,14 +224,6 @@ def refits(
         lasted_s=tuple(lasted),
         whole=whole,
     )
-
-
-def _check_turns(straight: Sequence[Turn], through: Sequence[Turn]) -> None:
-    answered = sum(turn.report["answered"] for turn in straight)
-    provider_ms = 1000 * sum(sum(turn.cpu_s) for turn in straight) / max(1, answered)
-    for turn in through:
-        share = turn.report["cpu_share"] + turn.report["per_s"] * provider_ms / 1000
-        check_load(share, f"refit, {REFIT_RATE}/s")
 
 
 def _pooled(turns: Sequence[Turn]) -> dict[str, float]:
@@ -254,11 +247,10 @@ def refit_table(found: Refit) -> str:
 
 def failed(rows: Sequence[Row]) -> int:
     """Requests of all turns that were not answered with 200."""
-    return sum(int(row.result["failed"]) for row in rows)
+    return sum(row.failed for row in rows)
 
 
-def apart_ms(rows: Sequence[Row], rate: int) -> dict[str, Any]:
+def apart_ms(rows: Sequence[Row], rate: int) -> dict[str, float]:
     """Prediction on minus off, p50 and p99."""
-    by = {row.target: row for row in rows if row.cell == cell(rate).name}
-    on, off = by["prediction on"], by["prediction off"]
-    return {q: on.result["total_ms"][q] - off.result["total_ms"][q] for q in ("p50", "p99")}
+    by = {row.target.kind: row for row in rows if row.cell.name == cell(rate).name}
+    return {q: by[ON].quantile(q) - by[OFF].quantile(q) for q in ("p50", "p99")}

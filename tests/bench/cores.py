@@ -63,6 +63,17 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_s(core: int | None) -> float:
+    """Seconds that a core has worked or was taken away so far; None: all of them together."""
+    wanted = "cpu" if core is None else f"cpu{core}"
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == wanted:  # user, nice, system, idle, iowait, irq, softirq, steal (proc(5))
+            idle = int(ticks[3]) + int(ticks[4])
+            return (sum(map(int, ticks[:8])) - idle) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 class Spent(NamedTuple):
     """CPU seconds of a gateway: its loop's thread, its other threads, its child processes."""
 

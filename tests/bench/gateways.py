@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -85,7 +86,7 @@ class MeasuredGateway(GatewayProcess):
         **more: Any,
     ) -> None:
         super().__init__(directory, **more)
-        self._of = of
+        self.of = of
         self._run = [str(script)] if script else ["-m", "gateway"]
         self.start_s = 0.0  # from the process's start to "listening"
 
@@ -96,9 +97,9 @@ class MeasuredGateway(GatewayProcess):
 
     def _started(self, arguments: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self._of.python, *self._run, *arguments],
+            [self.of.python, *self._run, *arguments],
             cwd=self.directory,
-            env={**env, "PYTHONPATH": str(self._of.root)},
+            env={**env, "PYTHONPATH": str(self.of.root)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -133,9 +134,17 @@ def measured_gateway(
     *,
     predict: bool,
     of: Revision = HERE,
+    history: Path | None = None,
+    window: str = "auto",
     **more: Any,
 ) -> Iterator[MeasuredGateway]:
-    """A gateway in front of the mock, budgets and limits wide open, it and its child on `core`."""
+    """A gateway in front of the mock, budgets and limits wide open.
+
+    Args:
+        core: it and its child stay there; None: anywhere.
+        history: a store to begin with, copied.
+        window: of the account, as in the settings; "off": all are let through at once.
+    """
     with ExitStack() as running:
         directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         here = account(
@@ -150,9 +159,12 @@ def measured_gateway(
             accounts=[here],
             schedule={"interactive_inflight_tokens": WIDE, "heavy_inflight_tokens": WIDE},
             predict={"enabled": predict},
+            balance={"window": window},
             start_timeout_s=60.0,
             **more,
         )
+        if history is not None:
+            shutil.copy(history, directory / "sagesched.db")
         with on_core(core):
             running.enter_context(gateway)
         yield gateway

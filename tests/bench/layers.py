@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from gateway.workbench.tables import table
 from tests.bench import turns
-from tests.bench.cores import Spent, Unfit, load_and_gateway, spent, stay_on
+from tests.bench.cores import Spent, spent
 from tests.bench.gateways import HERE, MeasuredGateway, Revision, measured_gateway, revision
 
 LAYERS: Mapping[str, Sequence[str]] = {
@@ -99,16 +99,14 @@ def sampled(gateway: MeasuredGateway, file: Path, run: Callable[[], object]) -> 
     return shares(json.loads(file.read_bytes())["stacks"])
 
 
-def measure(
-    of: Revision, predict: bool, options: argparse.Namespace, cores: Sequence[int | None]
-) -> Found:
+def measure(of: Revision, predict: bool, options: argparse.Namespace, cores: turns.Cores) -> Found:
     """A gateway of its own, in turns without and with samples."""
     load_core, core = cores
     how = ["--concurrency", str(options.connections), "--rate", str(options.rate)]
     how += ["--stream"] if options.stream else []
     found, spent_us, rates = Shares(Counter(), Counter()), [], []
     with ExitStack() as running:
-        port, _ = running.enter_context(turns.mock(load_core))
+        port = running.enter_context(turns.mock(load_core)).port
         file = Path(running.enter_context(tempfile.TemporaryDirectory())) / "samples"
         script, env = turns.FOLDER / "profiled.py", {"BENCH_PROFILE": str(file)}
         gateway = running.enter_context(
@@ -181,12 +179,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn")
     parser.add_argument("--repeat", type=int, default=3, help="turns of each kind")
     options = parser.parse_args()
-    try:
-        cores: tuple[int | None, int | None] = load_and_gateway()
-        stay_on(cores[0] or 0)
-    except Unfit:
-        cores = (None, None)
-        sys.stderr.write("one core: nothing is pinned, load and gateway share it\n")
+    cores = turns.pinned()
     found: dict[str, Found] = {}
     with ExitStack() as running:
         revisions = [HERE]

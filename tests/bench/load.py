@@ -5,6 +5,10 @@ last is answered: how much fits through. Open loop: requests leave at `--rate` a
 whatever comes back (Poisson gaps), each timed from the moment in which it *should* have
 left, so that a stall is not hidden by the generator waiting for it (coordinated omission).
 
+`per_s` counts answers in the measured seconds. `each_per_s` adds the connections' own rates, from
+the first request to the end of the last answer, which is awaited: streams that all begin at once
+end in waves, and a count over some seconds would catch a wave more or less.
+
 Every request has a prompt of its own, drawn from a seeded generator, so that no cache
 along the way answers for the work measured. The generator reports its own CPU share: well
 below 1.0 it was not the bottleneck. Prints one JSON object, or writes it to `--out`: with every
@@ -20,6 +24,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,19 +40,25 @@ FORMS = (
     "What would {} be without {} or {}?",
 )
 WARM_UP_S = 1.0
+PATIENCE_S = 20.0  # for the last answers
+WORD = b'"delta": {"content"'
 
 
-def requests(host: str, key: str, model: str, stream: bool, seed: int) -> Iterator[bytes]:
+def requests(options: argparse.Namespace) -> Iterator[bytes]:
     """Endless distinct requests, as bytes."""
-    chance, number, words = random.Random(seed), 0, WORDS.split()
+    chance, number, words = random.Random(options.seed), 0, WORDS.split()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\n"
-        "content-type: application/json\r\ncontent-length: "
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {options.host}:{options.port}\r\n"
+        f"authorization: Bearer {options.key}\r\ncontent-type: application/json\r\n"
+        "content-length: "
     ).encode()
-    around = json.dumps({"model": model, "stream": stream, "messages": "@"}).encode().split(b'"@"')
+    tree = {"model": options.model, "stream": options.stream, "messages": "@"}
+    if options.pace:
+        tree["user"] = f"pace-{options.pace}"
+    around = json.dumps(tree).encode().split(b'"@"')
     while True:
         number += 1
-        text = chance.choice(FORMS).format(*chance.sample(words, 3)) + f" ({seed}-{number})"
+        text = chance.choice(FORMS).format(*chance.sample(words, 3)) + f" ({options.seed}-{number})"
         messages = b'[{"role": "user", "content": "' + text.encode() + b'"}]'
         body = around[0] + messages + around[1]
         yield head + str(len(body)).encode() + b"\r\n\r\n" + body
@@ -69,6 +80,8 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self.due_s = 0.0
         self.first_s = 0.0
+        self.answers = 0
+        self.last_s = 0.0  # end of the last answer
         self.lost = False
 
     def connection_made(self, transport: Any) -> None:
@@ -115,44 +128,72 @@ class Load:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._o = options
-        self._requests = requests(
-            f"{options.host}:{options.port}", options.key, options.model, options.stream,
-            options.seed,
-        )  # fmt: skip
+        self._requests = requests(options)
         self._total_s: list[float] = []
         self._first_s: list[float] = []
         self._failed = 0
         self._answered = 0  # warm-up and all
+        self._cut = 0
         self._measuring = False
         self._running = True
+        self._ending = False  # no further request leaves
+        self._connections: list[Connection] = []
         self._idle: deque[Connection] = deque()
         self._waiting: deque[float] = deque()  # open loop: due times without a connection
-        self._connections = 0
+        self._under_way = 0
+        self._quiet = asyncio.Event()  # nothing is under way any more
 
     async def run(self) -> dict[str, Any]:
         for _ in range(self._o.concurrency):
             await self._connect()
-        began = asyncio.create_task(self._open()) if self._o.rate else None
-        if began is None:
-            while self._idle:
-                self._next(self._idle.popleft(), time.perf_counter())
-        await asyncio.sleep(WARM_UP_S)
+        began_s = time.perf_counter()
+        open_loop = asyncio.create_task(self._open()) if self._o.rate else None
+        if open_loop is None:
+            self._start_all()
+        await asyncio.sleep(self._o.warm_up)
         self._measuring, cpu_s, from_s = True, time.process_time(), time.perf_counter()
-        await asyncio.sleep(self._o.seconds)
-        self._measuring, self._running = False, False
+        if self._o.once:
+            await self._all_answered(self._o.seconds)
+        else:
+            await asyncio.sleep(self._o.seconds)
+        self._running = False
+        self._measuring = not self._o.warm_up and open_loop is None
         wall_s = time.perf_counter() - from_s
         cpu_share = (time.process_time() - cpu_s) / wall_s
-        if began is not None:
-            began.cancel()
-        return self._report(wall_s, cpu_share)
+        if open_loop is not None:
+            open_loop.cancel()
+        await self._all_answered(PATIENCE_S)
+        return self._report(began_s, wall_s, cpu_share)
+
+    async def _all_answered(self, within_s: float) -> None:
+        self._ending = True
+        if self._under_way:
+            with suppress(TimeoutError):  # told: what is still under way is in the report
+                await asyncio.wait_for(self._quiet.wait(), within_s)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(
             lambda: Connection(self), self._o.host, self._o.port
         )
-        self._connections += 1
+        self._connections.append(connection)
         self._idle.append(connection)
+
+    def _start_all(self) -> None:
+        """All connections' first requests, evenly over `--spread` seconds."""
+        loop, now = asyncio.get_running_loop(), time.perf_counter()
+        for number, connection in enumerate(self._connections):
+            after_s = number * self._o.spread / len(self._connections)
+            if after_s:
+                self._under_way += 1
+                loop.call_later(after_s, self._first, connection, now + after_s)
+            else:
+                self._next(connection, now)
+        self._idle.clear()
+
+    def _first(self, connection: Connection, due_s: float) -> None:
+        self._under_way -= 1
+        self._next(connection, due_s)
 
     async def _open(self) -> None:
         """Send on time; where no connection is idle the request waits, its clock running."""
@@ -169,19 +210,26 @@ class Load:
                 self._waiting.append(due)
 
     def _next(self, connection: Connection, due_s: float) -> None:
+        self._under_way += 1
         connection.send(next(self._requests), due_s)
 
     def answered(self, connection: Connection, ok: bool) -> None:
         now = time.perf_counter()
+        connection.answers += 1
+        connection.last_s = now
         self._answered += 1
-        if self._measuring:
-            self._failed += not ok
-            if ok:
-                self._total_s.append(now - connection.due_s)
-                self._first_s.append(connection.first_s - connection.due_s)
-        if not self._running:
-            return
-        if not self._o.rate:
+        if ok and self._o.words and connection.answer.count(WORD) != self._o.words:
+            ok = False
+            self._cut += 1
+        self._failed += not ok
+        if self._measuring and ok:
+            self._total_s.append(now - connection.due_s)
+            self._first_s.append(connection.first_s - connection.due_s)
+        self._under_way -= 1
+        if self._ending:
+            if not self._under_way:
+                self._quiet.set()
+        elif not self._o.rate:
             self._next(connection, now)
         elif self._waiting:
             self._next(connection, self._waiting.popleft())
@@ -189,21 +237,25 @@ class Load:
             self._idle.append(connection)
 
     def lost(self, connection: Connection) -> None:
+        if connection in self._idle:
+            self._idle.remove(connection)
+        elif self._running:
+            self._under_way -= 1
         if self._running:
-            self._connections -= 1
             self._failed += 1
-            if connection in self._idle:
-                self._idle.remove(connection)
 
-    def _report(self, wall_s: float, cpu_share: float) -> dict[str, Any]:
+    def _report(self, began_s: float, wall_s: float, cpu_share: float) -> dict[str, Any]:
+        each = (c.answers / (c.last_s - began_s) for c in self._connections if c.answers)
         return {
             "requests": len(self._total_s),
             "failed": self._failed,
             "answered": self._answered,
-            "per_s": len(self._total_s) / wall_s,
+            "cut": self._cut,
+            "per_s": len(self._total_s) / max(wall_s, 1e-9),
+            "each_per_s": sum(each),
             "total_ms": quantiles(self._total_s),
             "first_ms": quantiles(self._first_s),
-            "unsent": len(self._waiting),
+            "unsent": len(self._waiting) + self._under_way,
             "cpu_share": cpu_share,
             **({"all_ms": self._all_ms()} if self._o.all else {}),
         }
@@ -238,6 +290,11 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16, help="connections")
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: closed loop")
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--pace", default="", help="FIRST-GAP-EVENTS, in ms (mock_upstream.py)")
+    parser.add_argument("--once", action="store_true", help="one request a connection")
+    parser.add_argument("--spread", type=float, default=0.0, help="seconds over which they start")
+    parser.add_argument("--words", type=int, default=0, help="events with text of a whole stream")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_S)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true", help="report every single time, too")

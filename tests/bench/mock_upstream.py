@@ -1,5 +1,9 @@
 """The fastest provider there can be: one fixed answer, at once, over a bare Protocol.
 
+A request may ask it to take its time, in the `user` member, which the gateway sends on and no
+forecast reads: `pace-FIRST-GAP-WORDS` is an answer that begins after FIRST milliseconds; if it is a
+stream, it has WORDS events with text, one every GAP milliseconds, and an end.
+
 It exists so that `overhead.py` measures the gateway and not its upstream: no framework,
 no JSON, no parsing beyond where a request ends and whether it asks for a stream.
 Run as a process of its own; prints its port, ends on SIGTERM.
@@ -9,14 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
-CHUNKS = 20
+WORDS = 21  # events with text; with the end, the usage and [DONE] a stream has 24
+STREAM = re.compile(rb'"stream":\s?true')
+COUNTED = re.compile(rb'"include_usage":\s?true')
+PACE = re.compile(rb'"user":\s?"pace-([\d.]+)-([\d.]+)-(\d+)"')
 
-_USAGE = {"prompt_tokens": 12, "completion_tokens": CHUNKS, "total_tokens": 12 + CHUNKS}
+_USAGE = {"prompt_tokens": 12, "completion_tokens": WORDS, "total_tokens": 12 + WORDS}
 _BASE = {"id": "chatcmpl-mock", "created": 1_760_000_000, "model": "mock-model"}
 
 
@@ -29,23 +38,26 @@ def _whole() -> bytes:
     return head % len(body) + body
 
 
-def _streamed(counted: bool) -> bytes:
+@cache
+def pieces_of(counted: bool, words: int) -> list[bytes]:
+    """A stream's chunks: the head and the first word, a word each, the end."""
+
     def event(choices: list[Any], **more: Any) -> bytes:
         tree = {**_BASE, "object": "chat.completion.chunk", "choices": choices, **more}
         return _chunk(b"data: " + json.dumps(tree).encode() + b"\n\n")
 
     unused: dict[str, Any] = {"usage": None} if counted else {}
-    parts = [
+    pieces = [
         event([{"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None}], **unused)
-        for i in range(CHUNKS)
+        for i in range(words)
     ]
-    parts.append(event([{"index": 0, "delta": {}, "finish_reason": "stop"}], **unused))
+    end = event([{"index": 0, "delta": {}, "finish_reason": "stop"}], **unused)
     if counted:
-        parts.append(event([], usage=_USAGE))
+        end += event([], usage=_USAGE)
     head = (
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
     )
-    return b"".join([head, *parts, _chunk(b"data: [DONE]\n\n"), b"0\r\n\r\n"])
+    return [head + pieces[0], *pieces[1:], end + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"]
 
 
 def _chunk(data: bytes) -> bytes:
@@ -53,8 +65,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 WHOLE = _whole()
-STREAMED = _streamed(counted=False)
-STREAMED_COUNTED = _streamed(counted=True)
+STREAMED = {counted: b"".join(pieces_of(counted, WORDS)) for counted in (False, True)}
 
 
 class Mock(asyncio.Protocol):
@@ -77,7 +88,27 @@ class Mock(asyncio.Protocol):
             self._serve(request[head_end + 4 :])
 
     def _serve(self, body: bytes) -> None:
-        self._transport.write(self._answer(body))
+        pace = PACE.search(body)
+        if pace is None:
+            self._transport.write(self._answer(body))
+            return
+        first_s, gap_s, words = float(pace[1]) / 1000, float(pace[2]) / 1000, int(pace[3])
+        pieces = [WHOLE]
+        if STREAM.search(body) is not None:
+            pieces = pieces_of(COUNTED.search(body) is not None, words)
+        self._write_at(asyncio.get_running_loop().time() + first_s, gap_s, iter(pieces))
+
+    def _write_at(self, due_s: float, gap_s: float, pieces: Iterator[bytes]) -> None:
+        """Write the next piece when it is due, and so on: late ones do not shift the others."""
+        piece = next(pieces, None)
+        if piece is not None:
+            asyncio.get_running_loop().call_at(due_s, self._write, piece, due_s, gap_s, pieces)
+
+    def _write(self, piece: bytes, due_s: float, gap_s: float, pieces: Iterator[bytes]) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(piece)
+        self._write_at(due_s + gap_s, gap_s, pieces)
 
     def _end(self, head: bytes, body_at: int) -> int | None:
         at = head.find(b"content-length:")
@@ -90,10 +121,9 @@ class Mock(asyncio.Protocol):
         return body_at
 
     def _answer(self, body: bytes) -> bytes:
-        flat = body.replace(b" ", b"")
-        if b'"stream":true' not in flat:
+        if STREAM.search(body) is None:
             return WHOLE
-        return STREAMED_COUNTED if b'"include_usage":true' in flat else STREAMED
+        return STREAMED[COUNTED.search(body) is not None]
 
 
 async def main(protocol: Callable[[], asyncio.Protocol] = Mock) -> None:

@@ -1,293 +1,216 @@
-"""Cost of the gateway: a mock upstream that answers at once, asked directly and through it.
+"""Cost of the gateway itself: the project's goals for it, measured in one command.
 
-    python tests/bench/overhead.py [--seconds 3] [--repeat 8] [--quick] [--out FILE.md]
+    python -m tests.bench.overhead [--against REV] [--data FILE] [--quick] [--only PARTS]
+                                   [--out FILE.md]
 
-Three targets side by side in one run (direct, prediction off, prediction on), taken in turns
-of a few seconds, forwards and backwards, so that whatever the machine does meanwhile hits
-all alike. Quantiles are of all requests of all turns together: a median of each turn's p99
-would leave its worst turns out. "Added" is the gateway's quantile minus the direct one of
-the same cell.
-Upstream, gateways and load generator are processes of their own and share the machine's
-cores; the generator's CPU share is in the table because a busy generator measures itself,
-the target's CPU time per request because it is the figure that a busy machine moves least.
-CPU and memory are the gateway's process and, after a plus sign, its predictor's.
-Budgets and limits are wide open: this measures work per request, not scheduling. The
-gateway's log is on, as shipped.
+    load     requests and streams of several shapes, prediction off and on (turns.py)
+    fresh    64 paced streams through a gateway just started, and after it was saturated itself
+    held     2,000 streams open at once (open_streams.py)
+    used     τ of the forecasts that were used, against that of unhurried ones (used.py)
+    queue    the scheduler with 10,000 jobs that wait (core.py)
+
+Gateway and child share one core; the mock, which answers at once or at a given pace, and the load
+have another. Every prompt is new. All targets of a load take turns: this commit with and without
+prediction, the same of `--against`, and the mock itself. The gateway's log is on, as shipped;
+budgets are wide open: this measures work per request, not scheduling. CPU times are the
+scheduler's own (schedstat), of the loop's thread, the other threads and the child apart.
+Strangers are whatever else had a core meanwhile, the hypervisor included. A turn in which they
+had much says little; the best of the turns is printed beside the median for that reason.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mean
-from typing import Any
+from typing import NamedTuple
 
-import httpx
+from tests.bench import fresh, open_streams, turns, used
+from tests.bench.cores import Unfit, on_core
+from tests.bench.full_window import artefacts, rows, stored
+from tests.bench.gateways import HERE, Revision, measured_gateway, revision
+from tests.bench.overhead_figures import (
+    Measured,
+    cell_table,
+    fresh_table,
+    goal_table,
+    held_table,
+)
+from tests.bench.plan import Plan
+from tests.bench.prompts import generated, of_file
+from tests.bench.turns import DIRECT, OFF, ON, Cell, Cores, Target
+from tests.kit.gateway import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.bench.cores import cpu_s, on_core  # noqa: E402
-from tests.bench.load import quantiles  # noqa: E402
-from tests.kit.gateway import TENANT_KEY, GatewayProcess, account  # noqa: E402
-
-HERE = Path(__file__).resolve().parent
-WARM_UP_S = 6.0
-SETTLE_S = 90.0
+PARTS = ("load", "fresh", "held", "used", "queue")
+PACED = ("--concurrency", "64", "--stream", "--words", "21", "--pace", "50-20.5-21")
+BURST = ("--concurrency", "64", "--stream", "--words", "21")
+TAU_RATES = (200, 500)
 PACKAGES = ("uvicorn", "uvloop", "httptools", "httpx", "litestar", "msgspec")
 
 
-@dataclass(frozen=True)
-class Cell:
-    name: str
-    load: tuple[str, ...]
-    quick: bool = False  # measured with --quick, too
+def at_rate(rate: int, *more: str) -> tuple[str, ...]:
+    return ("--rate", str(rate), "--concurrency", "64", *more)
 
 
 CELLS = (
-    Cell("closed loop, 16", ("--concurrency", "16"), quick=True),
-    Cell("closed loop, 64", ("--concurrency", "64")),
-    Cell("open loop, 100/s", ("--rate", "100", "--concurrency", "64")),
-    Cell("open loop, 200/s", ("--rate", "200", "--concurrency", "64"), quick=True),
-    Cell("open loop, 300/s", ("--rate", "300", "--concurrency", "64")),
-    Cell("64 streams", ("--stream", "--concurrency", "64"), quick=True),
+    Cell("16 connections", ("--concurrency", "16"), (OFF, ON)),
+    Cell("64 connections", ("--concurrency", "64"), (OFF, ON)),
+    Cell("100/s", at_rate(100), (ON,), least_s=3.0, learned=True),
+    Cell("300/s, upstream 50 ms", at_rate(300, "--pace", "50-0-0"), (DIRECT, ON)),
+    Cell("200/s", at_rate(200)),
+    Cell("1 connection", ("--concurrency", "1"), (DIRECT, ON)),
+    Cell("64 paced streams", PACED, least_s=3.0),
+    Cell("burst streams", BURST, (OFF, ON)),
 )
 
 
-@dataclass
-class Target:
-    name: str
-    port: int
-    pid: int  # whose CPU time and memory count
-    process: GatewayProcess | None = None
-
-    def settle(self) -> None:
-        """Wait until the predictor has learned what the last cell left it: its work would
-        count against whoever is measured next."""
-        deadline = time.monotonic() + SETTLE_S
-        while self.process is not None and time.monotonic() < deadline:
-            stats = httpx.get(self.process.url("/stats"), headers=self.process.admin_headers)
-            predictor = stats.json()["predictor"]
-            if predictor["learn_queue"] + predictor["forecast_queue"] == 0:
-                return
-            time.sleep(0.2)
+QUICK = Plan(seconds=1.0, repeat=2, fresh=1, rounds=2, streams=1000, prompts=400, queued_turns=8)
 
 
-@dataclass
-class Row:
-    cell: str
-    target: str
-    result: dict[str, Any]
-    cpu_ms: tuple[float, ...]  # per request: the process's own, its children's
-    rss_mb: tuple[float, ...]
-    direct: dict[str, Any]  # the same cell without the gateway
+class Run(NamedTuple):
+    """A run's inputs."""
 
-    @property
-    def timing(self) -> str:
-        """Name of the cell's time: `first_ms` (first byte) for streams, `total_ms` for others."""
-        return "first_ms" if "stream" in self.cell else "total_ms"
-
-    def added_ms(self, quantile: str) -> float:
-        there = self.result[self.timing][quantile]
-        return float(there - self.direct[self.timing][quantile])
+    plan: Plan
+    revisions: Sequence[Revision]
+    data: Path | None
+    on: Cores
 
 
-@dataclass
-class Turn:
-    """One target's few seconds."""
-
-    report: dict[str, Any]
-    cpu_s: tuple[float, ...]
-    rss_mb: tuple[float, ...]
-
-
-@contextmanager
-def mock_upstream() -> Iterator[Target]:
-    with subprocess.Popen(
-        [sys.executable, str(HERE / "mock_upstream.py")], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield Target("direct", int(process.stdout.readline()), process.pid)
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def gateway(
-    name: str,
-    upstream: Target,
-    *,
-    predict: bool,
-    history: Path | None = None,
-    core: int | None = None,
-) -> Iterator[Target]:
-    """Args: `history`: a store to begin with, copied. `core`: it and its children stay there."""
-    wide = 1_000_000_000
-    with tempfile.TemporaryDirectory() as directory:
-        process = GatewayProcess(
-            Path(directory),
-            accounts=[
-                account(
-                    f"http://127.0.0.1:{upstream.port}/v1",
-                    models=["mock-model"],
-                    initial_concurrency=10_000,
-                    max_concurrency=10_000,
-                )
-            ],
-            schedule={"interactive_inflight_tokens": wide, "heavy_inflight_tokens": wide},
-            predict={"enabled": predict},
-            start_timeout_s=60.0,
-        )
-        if history is not None:
-            shutil.copy(history, Path(directory) / "sagesched.db")
-        with ExitStack() as running:
-            with on_core(core):
-                running.enter_context(process)
-            assert process.process is not None
-            yield Target(name, process.port, process.process.pid, process)
-
-
-def load(target: Target, how: tuple[str, ...], seconds: float, seed: int) -> dict[str, Any]:
-    """One run of the load generator; its report."""
-    command = [sys.executable, str(HERE / "load.py"), "--port", str(target.port), *how, "--all"]
-    command += ["--key", TENANT_KEY, "--seconds", str(seconds), "--seed", str(seed)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
-
-
-def measure(cell: Cell, target: Target, seconds: float, seed: int) -> Turn:
-    pids = [target.pid, *children(target.pid)]
-    before_s = [cpu_s(pid) for pid in pids]
-    report = load(target, cell.load, seconds, seed)
-    spent_s = tuple(cpu_s(pid) - then for pid, then in zip(pids, before_s, strict=True))
-    return Turn(report, spent_s, tuple(rss_mb(pid) for pid in pids))
-
-
-def run(cells: list[Cell], seconds: float, repeat: int) -> list[Row]:
+def of_load(run: Run, found: Measured) -> None:
     with ExitStack() as running:
-        direct = running.enter_context(mock_upstream())
+        direct = running.enter_context(turns.mock(run.on[0]))
         targets = [direct]
-        for name, predict in (("prediction off", False), ("prediction on", True)):
-            targets.append(running.enter_context(gateway(name, direct, predict=predict)))
-        warm_up(targets)
-        return in_turns(cells, targets, seconds, repeat)
+        for of in run.revisions:
+            for kind in (OFF, ON):
+                gateway = running.enter_context(
+                    measured_gateway(direct.port, run.on[1], predict=kind == ON, of=of)
+                )
+                targets.append(turns.target(gateway, kind))
+        running.callback(_resume_all, targets)
+        ceiling = turns.load(direct.port, ("--concurrency", "16"), 1.0, 0, run.on[0])
+        found.ceiling = ceiling["per_s"]
+        turns.warm_up(targets, run.on)
+        found.rows += turns.in_turns(CELLS, targets, run.plan.seconds, run.plan.repeat, run.on)
+        for one in targets:
+            if one.kind == ON:
+                found.memory_mb[one.of.name] = sum(one.rss_mb())
+            found.unsettled += one.unsettled
+            if one.kind == ON and one.begun_again():
+                found.given_up.append(f"{one.name}: its predictor was begun again on the way")
 
 
-def warm_up(targets: list[Target]) -> None:
-    for number, target in enumerate(targets):
-        load(target, ("--concurrency", "16"), WARM_UP_S, seed=100_000 + number)
-        target.settle()
+def _resume_all(targets: Sequence[Target]) -> None:
+    """So that they can end."""
+    for one in targets:
+        one.resume()
 
 
-def in_turns(cells: list[Cell], targets: list[Target], seconds: float, repeat: int) -> list[Row]:
-    """Every cell through every target, which take turns; the first target is `direct`."""
-    rows: list[Row] = []
-    for number, cell in enumerate(cells):
-        turns: dict[str, list[Turn]] = {target.name: [] for target in targets}
-        for turn in range(repeat):
-            for target in targets if turn % 2 == 0 else targets[::-1]:
-                # One seed a turn: the same prompts and arrivals for each, new to it.
-                seed = number + 100 * turn
-                turns[target.name].append(measure(cell, target, seconds, seed))
-                target.settle()
-        first: dict[str, Any] = {}
-        for target in targets:
-            rows.append(together(cell, target, turns[target.name], first))
-            first = first or rows[-1].result
-            rows[-1].direct = first
-            note(rows[-1])
-    return rows
+def of_fresh(run: Run, found: Measured) -> None:
+    with turns.mock(run.on[0]) as direct:
+        for number in range(run.plan.fresh):
+            straight = fresh.per_s(direct.port, PACED, run.plan.seconds, 500 + number, run.on)
+            kinds = [(of, kind) for of in run.revisions for kind in (OFF, ON)]
+            for of, kind in kinds if number % 2 == 0 else kinds[::-1]:
+                found.fresh.append(
+                    fresh.measure(direct, of, kind, PACED, run.plan, straight, run.on)
+                )
 
 
-def together(cell: Cell, target: Target, turns: list[Turn], direct: dict[str, Any]) -> Row:
-    """All turns as one: times pooled, counts added, rates averaged."""
-    reports = [turn.report for turn in turns]
-    result: dict[str, Any] = {
-        key: sum(r[key] for r in reports) for key in ("failed", "unsent", "answered")
-    }
-    for key in ("per_s", "cpu_share"):
-        result[key] = mean(r[key] for r in reports)
-    for key in ("total_ms", "first_ms"):
-        result[key] = quantiles([ms / 1000 for r in reports for ms in r["all_ms"][key]])
-    cpu_s = (sum(spent) for spent in zip(*(turn.cpu_s for turn in turns), strict=False))
-    cpu_ms = tuple(1000 * spent / max(1, result["answered"]) for spent in cpu_s)
-    rss = tuple(max(held) for held in zip(*(turn.rss_mb for turn in turns), strict=False))
-    return Row(cell.name, target.name, result, cpu_ms, rss, direct)
+def of_held(run: Run, found: Measured) -> None:
+    with turns.mock(run.on[0]) as direct:
+        for of in run.revisions:
+            one = open_streams.held(direct, of, OFF, run.plan.streams, run.on)
+            found.held.append(one)
 
 
-def note(row: Row) -> None:
-    """Progress, so that a long run is seen to run."""
-    sys.stderr.write(f"{row.cell}, {row.target}: {row.result['per_s']:.0f}/s\n")
+def of_used(run: Run, found: Measured) -> None:
+    """Of this commit alone."""
+    if run.on[0] is None or run.on[1] is None:
+        raise Unfit("two cores are needed for τ: one for the gateway, one for load and provider")
+    cores = run.on[0], run.on[1]
+    data, count = run.data, run.plan.prompts
+    history = rows(run.plan.rows, artefacts())
+    prompts = of_file(data, count) if data else generated(count)
+    with tempfile.TemporaryDirectory() as folder:
+        store = stored(Path(folder) / "sagesched.db", history)
+        orders = ("as shipped",)
+        for one in used.run(prompts, 60.0, store, history, cores, orders, TAU_RATES):
+            found.tau[one.rate] = one.ratio(one.tau)
 
 
-def table(rows: list[Row]) -> str:
-    head = (
-        "| load | through | req/s | p50 ms | p99 ms | added p50 | added p99 | failed "
-        "| generator CPU | CPU ms/request | MB |"
-    )
-    out = [head, "|" + "---|" * 11]
-    for row in rows:
-        direct, timing = row.target == "direct", row.result[row.timing]
-        added = ["", ""] if direct else [f"{row.added_ms(q):.2f}" for q in ("p50", "p99")]
-        what = f"{row.cell} (first bytes)" if row.timing == "first_ms" else row.cell
-        cells = [
-            what,
-            row.target,
-            f"{row.result['per_s']:.0f}",
-            f"{timing['p50']:.2f}",
-            f"{timing['p99']:.2f}",
-            *added,
-            str(row.result["failed"] + row.result["unsent"]),
-            f"{row.result['cpu_share']:.2f}",
-            " + ".join(f"{ms:.2f}" for ms in row.cpu_ms),
-            " + ".join(f"{mb:.0f}" for mb in row.rss_mb),
-        ]
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+def of_queue(run: Run, found: Measured) -> None:
+    """Each revision's own core.py, in turns; both begin with a checkout's own interpreter."""
+    size = ["--queued", "10000", "--tenants", "1", "--models", "1"]
+    size += ["--turns", str(run.plan.queued_turns)]
+    for _ in range(2):
+        for of in run.revisions:
+            command = [of.python, "-m", "tests.bench.core", *size]
+            with on_core(run.on[1]):
+                done = subprocess.run(command, cwd=of.root, capture_output=True, text=True)
+            for line in done.stdout.splitlines():
+                name, _, figures = line[24:].partition("dispatch")
+                if name.startswith("finish"):
+                    found.queued_us.setdefault(of.name, []).append(float(figures.split()[0]))
 
 
-def headline(rows: list[Row]) -> str:
-    """The two figures that the project set itself."""
-    by = {(row.cell, row.target): row for row in rows}
-    at_16 = by["closed loop, 16", "prediction on"].result["per_s"]
-    on, off = (by["open loop, 200/s", f"prediction {x}"] for x in ("on", "off"))
-    apart = on.result["total_ms"]["p99"] - off.result["total_ms"]["p99"]
-    return (
-        f"With prediction on, 16 concurrent: **{at_16:.0f} req/s** (wanted ≥ 1,000). "
-        f"p99 at 200 req/s, prediction on minus off: **{apart:+.2f} ms** (wanted ≤ 2)."
-    )
+STEPS: dict[str, Callable[[Run, Measured], None]] = {
+    "load": of_load,
+    "fresh": of_fresh,
+    "held": of_held,
+    "used": of_used,
+    "queue": of_queue,
+}
 
 
-def report(rows: list[Row], command: str) -> str:
+def report(found: Measured, run: Run, where: str, minutes: float) -> str:
+    """Markdown: the goals, then what each part says."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return "\n\n".join(
-        [
-            f"## Overhead, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            f"`{command}`",
-            f"{machine()}; Python {platform.python_version()}, {packages}; commit {commit()}.",
-            headline(rows),
-            table(rows),
-        ]
-    )
+    prompts = f"the test side of `{run.data.name}`" if run.data else "generated prompts"
+    parts = [
+        f"## Overhead, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        f"`{said(run)}`",
+        f"{where}; Python {platform.python_version()}, {packages}; commit {commit()};"
+        f" {minutes:.0f} minutes; τ of {prompts}.",
+        "Median of the turns, latencies of all turns' requests together; in brackets the best turn."
+        f" The load alone, against the mock on the same core: {found.ceiling:.0f} req/s.",
+        goal_table(found, [of.name for of in run.revisions]),
+    ]
+    if found.rows:
+        parts += ["### Loads", cell_table(found.rows)]
+    if found.fresh:
+        parts += ["### Fresh gateways", fresh_table(found.fresh)]
+    if found.held:
+        parts += ["### Open streams", held_table(found.held)]
+    if found.given_up:
+        parts += [f"Not as it should be: {sentence}." for sentence in found.given_up]
+    if found.unsettled:
+        parts.append(f"{found.unsettled} turns left more to learn than {turns.SETTLE_S:g} s allow.")
+    return "\n\n".join(parts)
+
+
+def said(run: Run) -> str:
+    """The command, of the data's path the name alone: where it lies says nothing to a reader."""
+    words = sys.argv[1:]
+    if run.data:
+        words = [word.replace(str(run.data), run.data.name) for word in words]
+    return shlex.join(["python", "-m", "tests.bench.overhead", *words])
 
 
 def machine() -> str:
+    """The CPU, memory and system of this computer, in words."""
     model = "unknown CPU"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -303,38 +226,39 @@ def commit() -> str:
     return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or "none"
 
 
-def children(pid: int) -> list[int]:
-    """Ids of a process's children now, whichever thread began them: a gateway has its predictor."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):  # it has ended since
-            found += map(int, (thread / "children").read_text().split())
-    return sorted(found)
-
-
-def rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description="what the gateway costs per request")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
-    parser.add_argument("--repeat", type=int, default=8, help="turns of each target at each cell")
-    parser.add_argument(
-        "--quick", action="store_true", help="three cells, short turns: a smoke test"
-    )
+    parser = argparse.ArgumentParser(description="the gateway's own cost, against its goals")
+    parser.add_argument("--against", metavar="REV", help="another revision beside this one")
+    parser.add_argument("--data", type=Path, help="conversations for τ, .jsonl or .jsonl.gz")
+    parser.add_argument("--seconds", type=float, help="of one turn (3)")
+    parser.add_argument("--repeat", type=int, help="turns of each target at each load (3)")
+    parser.add_argument("--quick", action="store_true", help="short turns: a smoke test")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
     parser.add_argument("--out", type=Path, help="append the result to this Markdown file")
     options = parser.parse_args()
-    cells = [cell for cell in CELLS if cell.quick or not options.quick]
-    rows = run(cells, 2.0 if options.quick else options.seconds, options.repeat)
-    command = shlex.join(["python", "tests/bench/overhead.py", *sys.argv[1:]])
-    text = report(rows, command)
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    given = {name: getattr(options, name) for name in ("seconds", "repeat")}
+    plan = (QUICK if options.quick else Plan())._replace(**{k: v for k, v in given.items() if v})
+    began_s, where, found = time.monotonic(), machine(), Measured()
+    with ExitStack() as running:
+        revisions = [HERE]
+        if options.against:
+            revisions.append(running.enter_context(revision(options.against)))
+        run = Run(plan, revisions, options.data, turns.pinned())
+        for part in parts:
+            try:
+                STEPS[part](run, found)
+            except Unfit as error:
+                found.given_up.append(f"{part}: {error}")
+            sys.stderr.write(f"{part}: done after {time.monotonic() - began_s:.0f} s\n")
+    text = report(found, run, where, (time.monotonic() - began_s) / 60)
     print(text)
     if options.out is not None:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(f"\n{text}\n")
-    return 1 if any(row.result["failed"] for row in rows) else 0
+    return int(any(row.failed for row in found.rows))
 
 
 if __name__ == "__main__":

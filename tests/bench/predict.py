@@ -43,9 +43,12 @@ from gateway.workbench.tables import table
 from tests.bench import added, stage0, used, used_figures
 from tests.bench.cores import Unfit, load_and_gateway, on_core, stay_on
 from tests.bench.full_window import artefacts, rows, stored, wait_full
-from tests.bench.overhead import ROOT, commit, gateway, in_turns, machine, mock_upstream, warm_up
-from tests.bench.overhead import table as overhead_table
+from tests.bench.gateways import measured_gateway
+from tests.bench.overhead import commit, machine
+from tests.bench.overhead_figures import cell_table
 from tests.bench.prompts import Prompt, generated, of_file
+from tests.bench.turns import OFF, ON, Target, in_turns, mock, target, warm_up
+from tests.kit.gateway import ROOT
 
 PARTS = ("used", "memory", "added", "refit", "stage0", "speed")
 MOST_PROMPTS = 4000  # as many as the encoder remembers: the reference reads each once
@@ -120,25 +123,32 @@ def of_used(plan: Plan, prompts: Sequence[Prompt], data: Data) -> Section:
 
 def of_gateways(plan: Plan, parts: Sequence[str], data: Data) -> Iterator[Section]:
     """Memory, added latency and refits, of the same gateways."""
-    _, core = data.cores
     with ExitStack() as running:
-        direct = running.enter_context(mock_upstream())
-        on = running.enter_context(
-            gateway("prediction on", direct, predict=True, history=data.store, core=core)
-        )
+        direct = running.enter_context(mock(data.cores[0]))
+
+        def begun(kind: str, **more: Any) -> Target:
+            context = measured_gateway(direct.port, data.cores[1], predict=kind == ON, **more)
+            return target(running.enter_context(context), kind)
+
+        on = begun(ON, history=data.store)
         assert on.process is not None
         wait_full(on.process)
         if "memory" in parts:  # while no other gateway shares its pages
-            yield of_memory(added.memories(on, 2 * plan.seconds))
-        off = running.enter_context(gateway("prediction off", direct, predict=False, core=core))
-        warm_up([direct, off, on])
+            yield of_memory(added.memories(on, 2 * plan.seconds, data.cores))
+        off = begun(OFF)
+        running.callback(off.resume)
+        running.callback(on.resume)
+        warm_up([direct, off, on], data.cores)
         if "added" in parts:
             cells = [added.cell(rate) for rate in added.RATES]
-            found = in_turns(cells, [direct, off, on], plan.seconds, plan.repeat)
+            found = in_turns(cells, [direct, off, on], plan.seconds, plan.repeat, data.cores)
             added.check_rows(found)
             yield of_added(found)
         if "refit" in parts:
-            refits = added.refits(direct, on, plan.seconds, plan.refits, plan.refit_turns, core)
+            on.resume()
+            refits = added.refits(
+                direct, on, plan.seconds, plan.refits, plan.refit_turns, data.cores
+            )
             yield of_refit(refits, plan)
 
 
@@ -163,7 +173,7 @@ def of_added(found: list[Any]) -> Section:
         )
         for rate in added.RATES
     )
-    return Section("Added latency", figures, overhead_table(found))
+    return Section("Added latency", figures, cell_table(found))
 
 
 def of_refit(found: added.Refit, plan: Plan) -> Section:

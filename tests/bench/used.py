@@ -43,12 +43,11 @@ from gateway.predict.lesson import Lesson
 from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow
-from tests.bench.cores import check_load, on_core
+from tests.bench.cores import check_load, children, on_core
 from tests.bench.full_window import artefacts, wait_full
-from tests.bench.overhead import ROOT, children
 from tests.bench.prompts import Prompt, models
 from tests.bench.used_figures import Used, job_forecasts, taus
-from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
+from tests.kit.gateway import ROOT, TENANT_KEY, GatewayProcess, account
 
 RATES = (50, 200, 500)
 LAST_WAIT_S = 4.0  # first come, first served; it grows evenly up to that
@@ -101,6 +100,7 @@ def run(
     history: Sequence[HistoryRow],
     cores: tuple[int, int],
     orders: Sequence[str] = tuple(ORDERS),
+    rates: Sequence[int] = RATES,
 ) -> list[Used]:
     """Every rate with a gateway of its own, on the first prompts, `seconds` of them at most.
 
@@ -108,13 +108,14 @@ def run(
         store, history: what each gateway begins with; the same rows.
         cores: of load and provider; of the gateway.
         orders: of ORDERS.
+        rates: requests a second.
 
     Raises:
         Unfit: the load was too busy to be believed.
     """
     whole = artefacts()
     found = []
-    for order, rate in product(orders, RATES):
+    for order, rate in product(orders, rates):
         sent = prompts[: max(50, round(rate * seconds))]
         with tempfile.TemporaryDirectory() as name:
             journal = _measured(rate, order, sent, store, Path(name), cores)
