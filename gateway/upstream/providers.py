@@ -75,6 +75,7 @@ class Target(Struct, frozen=True):
     origin: Origin
     path: bytes  # of its base URL, without a slash at the end
     headers: tuple[tuple[bytes, bytes], ...]
+    models: dict[str, str]  # the client's name → the provider's
     heads: dict[tuple[str, str], bytes] = {}  # first lines by method and path; filled on first use
 
     def __repr__(self) -> str:
@@ -99,6 +100,7 @@ def target(account: Account, key: str) -> Target:
                 # Uncompressed, so that usage can be read on the way.
                 (b"accept-encoding", b"identity"),
             ),
+            models=account.model_map,
         )
         first_lines(made.origin, "POST", made.path + b"/", made.headers)
     except (httpx.InvalidURL, ValueError):
@@ -141,14 +143,11 @@ _json = msgspec.json.Encoder()
 
 def edit_for(to: Target, model: str, *, inject_usage: bool) -> BodyEdit | None:
     """Changes of the body for this account; None where there are none."""
-    upstream_model = to.account.model_map.get(model, model)
-    edit = BodyEdit(
-        model=upstream_model if upstream_model != model else None,
-        include_usage=inject_usage and to.account.stream_usage,
-        max_tokens_field=to.account.max_tokens_field,
-    )
-    unchanged = edit.model is None and not edit.include_usage
-    return None if unchanged and edit.max_tokens_field == "as_sent" else edit
+    account, name = to.account, to.models.get(model, model)
+    include_usage, limit = inject_usage and account.stream_usage, account.max_tokens_field
+    if name == model and not include_usage and limit == "as_sent":
+        return None
+    return BodyEdit(None if name == model else name, include_usage, limit)
 
 
 def edited(body: bytes, edit: BodyEdit) -> bytes:
