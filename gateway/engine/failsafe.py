@@ -24,6 +24,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import Any, Protocol
 
 from msgspec import to_builtins
@@ -60,6 +61,7 @@ STORY, STORY_PART = 200, 20  # events kept, events a log line
 
 _UNLOGGED = frozenset({"error", "settings"})  # may hold a provider's text, or names of secrets
 _NO_ERROR = UpstreamFailed("not kept")
+_REMEMBERED = frozenset({SettingsChanged, DrainStarted})  # events that outlive a core
 
 
 class LedgerEntry(Protocol):
@@ -104,7 +106,7 @@ class Failsafe:
         self._used_chances: dict[str, int] = {}  # job → failed attempts that raised
         self._rebuilt_s: deque[float] = deque(maxlen=STORM)
         self._story: deque[tuple[float, Event]] = deque(maxlen=STORY)
-        self._heal_s = float("inf")  # time of the next step back to the configured ordering
+        self._heal_s = inf  # time of the next step back to the configured ordering
         self._left_out = False  # every job goes around, until `_heal_s`
 
     def __repr__(self) -> str:
@@ -114,22 +116,17 @@ class Failsafe:
     @property
     def degraded(self) -> bool:
         """True while jobs go first come, first served, or around the core, after a fault."""
-        return self._heal_s != float("inf")
+        return self._heal_s != inf
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """As `Scheduler.handle`; never raises."""
-        match event:
-            case SettingsChanged():
-                self._settings = event.settings
-            case DrainStarted():
-                self._draining = True
-            case Finished() | Withdrawn():
-                self._used_chances.pop(event.job_id, None)
-                if self.around.pop(event.job_id, None) is not None:
-                    return []
-            case AttemptFailed() if event.job_id in self.around:
-                return [self._give_up(event)]
+        if self.around or self._used_chances or type(event) in _REMEMBERED:
+            actions = self._note(event)
+            if actions is not None:
+                return actions
         try:
+            if self._heal_s == inf:
+                return self._feed(self.core, event, now)
             if now >= self._heal_s:
                 return self._healed(event, now)
             if self._left_out:
@@ -147,7 +144,7 @@ class Failsafe:
             except Exception as error:
                 logger.error("the scheduler raised on being asked for a deadline: %s", error)
                 wake_s = now + LOOK_AGAIN_S
-        if not self.degraded:
+        if self._heal_s == inf:
             return wake_s
         return self._heal_s if wake_s is None else min(wake_s, self._heal_s)
 
@@ -166,12 +163,30 @@ class Failsafe:
         """Assert every invariant of the core."""
         self.core.check()
 
+    def _note(self, event: Event) -> list[Action] | None:
+        """Remember what a fresh core will need; the whole answer to an event about a job around
+        the core, None for any other."""
+        match event:
+            case SettingsChanged():
+                self._settings = event.settings
+            case DrainStarted():
+                self._draining = True
+            case Finished() | Withdrawn():
+                self._used_chances.pop(event.job_id, None)
+                if self.around.pop(event.job_id, None) is not None:
+                    return []
+            case AttemptFailed() if event.job_id in self.around:
+                return [self._give_up(event)]
+        return None
+
     # -- a fault -------------------------------------------------------------------------------
 
     def _feed(self, core: Scheduler, event: Event, now: float) -> list[Action]:
         """Hand an event to a core, and note it for the log of a fault. May raise."""
-        failed = isinstance(event, AttemptFailed)  # its error's traceback holds whole frames
-        self._story.append((now, replace(event, error=_NO_ERROR) if failed else event))
+        noted = event
+        if isinstance(event, AttemptFailed):  # its error's traceback holds whole frames
+            noted = replace(event, error=_NO_ERROR)
+        self._story.append((now, noted))
         return core.handle(event, now)
 
     def _log_story(self) -> None:
@@ -293,7 +308,7 @@ class Failsafe:
                 self._feed(fresh, DrainStarted(), now)
             return self._feed(fresh, self._adapted(event), now)
         logger.warning("scheduling goes on as configured")
-        self._heal_s = float("inf")
+        self._heal_s = inf
         actions = self._feed(self.core, event, now)  # first: its job may be gone already
         return actions + self._feed(self.core, SettingsChanged(self._settings), now)
 
@@ -329,7 +344,7 @@ def _entrance(live: LedgerEntry) -> Event:
 def _straight(job: Job, attempt: int) -> Action:
     """A dispatch around the core, to the job's accounts in turn; a refusal where it has none."""
     if not job.accounts:
-        return Refuse(job.id, overload.no_account(float("inf")), Outcome.UPSTREAM_ERROR)
+        return Refuse(job.id, overload.no_account(inf), Outcome.UPSTREAM_ERROR)
     return Dispatch(job.id, job.accounts[(attempt - 1) % len(job.accounts)], attempt, 0)
 
 

@@ -66,7 +66,8 @@ class Scheduler(SchedulerState):
         if self.timers.next_s() <= now:
             for name in self.timers.due(now):
                 self.touch(name)
-        drain.drain_touched(self, now)
+        if self.touched:
+            drain.drain_touched(self, now)
         return out
 
     def next_wake(self, now: float) -> float | None:
