@@ -254,7 +254,7 @@ class Accounts:
         self, model: str, accounts: Iterable[str], now: float, express: bool
     ) -> Fit | Blocked:
         live = self._accounts
-        found: list[tuple[float, int, float, str]] = []  # load, last lease, speed, name
+        takers: list[Account] = []
         reason, until_s = Reason.HEALTH, inf
         for name in accounts:
             account = live.get(name)
@@ -264,15 +264,15 @@ class Accounts:
             limits = account.header_limits.by_model.get(model)
             blocked = account.blocked(now, window, limits, express=express)
             if blocked is None:
-                alone_s = 0.0 if window is None else window.alone_s
-                found.append((account.score(window), account.last_lease, alone_s, name))
+                takers.append(account)
                 continue
             if NEAREST[blocked.reason] < NEAREST[reason]:
                 reason = blocked.reason
             if blocked.until_s is not None:
                 until_s = min(until_s, blocked.until_s)
-        if found:
-            return Fit(found[0][3] if len(found) == 1 else _least(found))
+        if takers:
+            one = len(takers) == 1
+            return Fit(takers[0].settings.name if one else _least_loaded(takers, model))
         return Blocked(reason, None if until_s == inf else until_s)
 
 
@@ -287,8 +287,17 @@ def _settle_limits(lease: _Lease, verdict: Verdict, tokens: float | None, now: f
         limits.correct(used - lease.tokens, now)
 
 
-def _least(found: list[tuple[float, int, float, str]]) -> str:
-    """The least loaded account; if all speeds are known, the one with the shortest delay."""
-    if all(alone_s for _, _, alone_s, _ in found):
-        return min((load * alone_s, last, name) for load, last, alone_s, name in found)[2]
-    return min(found)[3]
+def _least_loaded(accounts: list[Account], model: str) -> str:
+    """The least loaded account's name; if all speeds are known, of the one with the shortest
+    delay."""
+    windows = [account.window_by_model.get(model) for account in accounts]
+    speeds = [0.0 if window is None else window.alone_s for window in windows]
+    known = all(speeds)
+    return min(
+        (
+            account.score(window) * (alone_s if known else 1.0),
+            account.last_lease,
+            account.settings.name,
+        )
+        for account, window, alone_s in zip(accounts, windows, speeds, strict=True)
+    )[2]

@@ -100,13 +100,13 @@ class HeaderLimit:
     def charge(self, amount: float, now: float) -> None:
         """Spends `amount`."""
         self.spent += amount
-        if self._meter.rate:
-            self.correct(amount, now)
+        self.correct(amount, now)
 
     def correct(self, amount: float, now: float) -> None:
         """Adds `amount`, which may be negative, to an earlier charge."""
-        self._meter.charge(amount, now)
-        self._set_free()
+        if self._meter.rate:
+            self._meter.charge(amount, now)
+            self._set_free()
 
     def update(
         self,

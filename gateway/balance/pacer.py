@@ -90,14 +90,16 @@ class Pacer:
 
     def charge(self, tokens: float, now: float) -> None:
         """Spends one request of `tokens`."""
-        self.requests.charge(1.0, now)
-        self.tokens.charge(tokens, now)
-        self._update()
+        if self.requests.rate:
+            self.requests.charge(1.0, now)
+            self._update()
+        self.correct(tokens, now)
 
     def correct(self, tokens: float, now: float) -> None:
         """Adds `tokens`, actual minus charged."""
-        self.tokens.charge(tokens, now)
-        self._update()
+        if self.tokens.rate:
+            self.tokens.charge(tokens, now)
+            self._update()
 
     def _update(self) -> None:
         self.free_s = max(self.requests.free_s, self.tokens.free_s)
