@@ -6,6 +6,7 @@ Units: `_s` seconds as float on the monotonic clock unless the name says `wall`,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from enum import StrEnum
 
 from msgspec import Struct
@@ -152,13 +153,14 @@ class Workload(Struct, frozen=True, gc=False):
     def quantile(self, level: float) -> float:
         """Output tokens at `level`, linear between the grid's levels, flat outside."""
         levels, grid = QUANTILE_LEVELS, self.grid
-        if level <= levels[0]:
+        above = bisect_left(levels, level)
+        if above == 0:
             return grid[0]
-        for i in range(1, len(levels)):
-            if level <= levels[i]:
-                t = (level - levels[i - 1]) / (levels[i] - levels[i - 1])
-                return grid[i - 1] + t * (grid[i] - grid[i - 1])
-        return grid[-1]
+        if above == len(levels):
+            return grid[-1]
+        below = above - 1
+        t = (level - levels[below]) / (levels[above] - levels[below])
+        return grid[below] + t * (grid[above] - grid[below])
 
 
 class Job(Struct, frozen=True, gc=False):

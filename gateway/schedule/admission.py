@@ -30,10 +30,12 @@ from gateway.types import JobClass, SizeBucket
 
 
 def service_s(pool: Pool, live: LiveJob) -> float:
-    """Seconds of the job's answer by its median forecast; 0 where its deadline bounds only the
-    first byte, or the pace is not known."""
+    """Seconds of the job's answer by its median forecast, which is to end before its deadline; 0
+    where there is none, it bounds only the first byte, or the pace is not known."""
+    if live.deadline_s is None or live.job.deadline_first_byte or not pool.pace.sure:
+        return 0.0
     token_s = pool.pace.hopeful_token_s
-    if token_s is None or not pool.pace.sure or live.job.deadline_first_byte:
+    if token_s is None:
         return 0.0
     tokens, limit = live.workload.p50, live.job.max_tokens
     return token_s * (tokens if limit is None else min(tokens, limit))

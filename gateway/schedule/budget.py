@@ -27,11 +27,15 @@ CAP_SCALES = {Mode.FREE: 1.0, Mode.MODERATE: 0.75, Mode.CONGESTED: 0.5}
 
 class Budget:
     """Counters of one pool. A job is in flight from its first dispatch to its end, across
-    retries."""
+    retries.
+
+    `nominal`: the budgets only decide which class comes first, and keep no job waiting. `steady`:
+    a job that waits for its class's budget gets room only when a job ends.
+    """
 
     __slots__ = (
-        "_background", "_parts", "borrow", "buckets", "fixed", "jobs", "limits", "tokens",
-        "total_jobs", "total_limit", "total_tokens",
+        "_background", "_parts", "borrow", "buckets", "fixed", "jobs", "limits", "nominal",
+        "steady", "tokens", "total_jobs", "total_limit", "total_tokens",
     )  # fmt: skip
 
     def __init__(self, settings: Schedule) -> None:
@@ -42,6 +46,8 @@ class Budget:
         self.total_jobs = 0
         self.fixed = settings.policy == "dual_budget"
         self.borrow = not self.fixed if settings.borrow is None else settings.borrow
+        self.nominal = self.borrow and not self.fixed
+        self.steady = self.borrow or self.fixed
         interactive = settings.interactive_inflight_tokens
         heavy = settings.heavy_inflight_tokens
         weights = settings.interactive_weight + settings.heavy_weight
@@ -83,7 +89,8 @@ class Budget:
         self.jobs[cls] -= 1
         self.total_jobs -= 1
         self.buckets[bucket] -= 1
-        assert min(self.tokens[cls], self.jobs[cls], self.buckets[bucket]) >= 0
+        assert self.tokens[cls] >= 0 <= self.jobs[cls]
+        assert self.buckets[bucket] >= 0
 
     def correct(self, cls: JobClass, change: int) -> None:
         """Count the change of a running job's reserve."""
@@ -97,23 +104,13 @@ class Budget:
 
     def admits(self, cls: JobClass) -> bool:
         """True where a job of this class may start, in its own budget or in one left idle."""
-        return self.lends or self.owns_room(cls)
+        return self.nominal or self.lends or self.owns_room(cls)
 
     @property
     def lends(self) -> bool:
         """True where a class at its budget may use what other classes leave idle. The adaptive
         policy sets no bound to that here: the accounts' windows do."""
         return self.borrow and (not self.fixed or self.total_tokens < self.total_limit)
-
-    @property
-    def nominal(self) -> bool:
-        """True where the budgets only decide which class comes first, and keep no job waiting."""
-        return self.borrow and not self.fixed
-
-    @property
-    def steady(self) -> bool:
-        """True where a job that waits for its class's budget gets room only when a job ends."""
-        return self.fixed or self.borrow
 
     def borrowed(self, cls: JobClass) -> float:
         return max(0.0, self.tokens[cls] - self.limits[cls])

@@ -18,6 +18,7 @@ from gateway.schedule.rounds import Turn
 from gateway.settings.schema import Schedule
 from gateway.types import INTERACTIVE_P_SHORT, Job, JobClass, Outcome, Rung, SizeBucket, Workload
 
+MEDIUM = Grade.MEDIUM
 PROMPT_RATIO = 0.25
 """Weight of a prompt token beside an output token, where work is shared out."""
 
@@ -150,19 +151,19 @@ class LiveJob:
 
     def weigh(self, settings: Schedule) -> None:
         """Derive class, size, reserve and deadline from the forecast; only while waiting."""
-        job, workload = self.job, self.workload
-        self.cls = job.class_override or workload.job_class
-        self.bucket = workload.size_bucket
-        self.reserve = self.reserve_now(settings)
-        self.charge = self.reserve + int(PROMPT_RATIO * workload.prompt_tokens)
-        self.grade = Grade.of(self.reserve, self.bucket)
-        express = self.cls is JobClass.INTERACTIVE and workload.p_short >= INTERACTIVE_P_SHORT
+        workload = self.workload
+        cls = self.cls = self.job.class_override or workload.job_class
+        bucket = self.bucket = workload.size_bucket
+        reserve = self.reserve = self.reserve_now(settings)
+        self.charge = reserve + int(PROMPT_RATIO * workload.prompt_tokens)
+        grade = self.grade = Grade.of(reserve, bucket)
+        express = cls is JobClass.INTERACTIVE and workload.p_short >= INTERACTIVE_P_SHORT
         caps = settings.tier_caps
         self.queue_key = QueueKey(
-            self.cls,
-            self.grade if self.grade > Grade.MEDIUM else Grade.MEDIUM,
+            cls,
+            grade if grade > MEDIUM else MEDIUM,
             express,
-            self.bucket if caps.short or caps.medium or caps.long else None,
+            bucket if caps.short or caps.medium or caps.long else None,
         )
         self.deadline_s = self._deadline_s(settings)
 

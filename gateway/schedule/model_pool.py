@@ -236,8 +236,8 @@ class Pool:
             share = queue.share
         else:
             share = self.share(live)
-            shares.joined(share)
-            shares.left(share)
+            if not share.waiting:
+                shares.lift(share)
         if self.waiting_of[live.cls]:  # a turn whose class waits for nothing owes nothing
             self.rounds.charge(turn, live.charge)
         shares.charge(share, live.charge)

@@ -102,7 +102,7 @@ def _answered(state: SchedulerState, event: Answered, now: float) -> None:
     if live is not None and live.stage is Stage.RUNNING:
         opened = state.accounts.answered(live.lease, event.limits, now)
         home = state.route_table.pool_of.get(live.account, live.pool)
-        for name in dict.fromkeys((live.pool, home)):
+        for name in (home,) if home == live.pool else (live.pool, home):
             if opened:
                 state.touch(name)
                 state.pools[name].account_changed(live.account, None)

@@ -74,11 +74,15 @@ class Shares(Generic[Q]):
     def joined(self, share: Share[Q]) -> None:
         """Count a job of this tenant that has begun to wait."""
         if share.waiting == 0:
-            lifted = self.floor - SLACK_TOKENS
-            if share.counter < lifted:
-                share.move(lifted)
+            self.lift(share)
             self.weight += share.weight
         share.waiting += 1
+
+    def lift(self, share: Share[Q]) -> None:
+        """Save up nothing for a tenant that comes back after a pause."""
+        lifted = self.floor - SLACK_TOKENS
+        if share.counter < lifted:
+            share.move(lifted)
 
     def left(self, share: Share[Q]) -> None:
         """Count a job of this tenant that waits no longer."""
