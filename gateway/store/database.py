@@ -116,8 +116,27 @@ def read_only(path: Path) -> sqlite3.Connection:
     Raises:
         SettingsError: there is no store, or one of another schema.
     """
+    return _beside(path, "ro")
+
+
+def second_writer(path: Path) -> sqlite3.Connection:
+    """A connection that writes beside the first one, whose opening has made and checked the file.
+
+    Raises:
+        SettingsError: there is no store, or one of another schema.
+    """
+    connection = _beside(path, "rw")
     try:
-        connection = _connect(path, mode="ro")
+        _configure(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise SettingsError(f"store.path: {path} cannot be used: {error}") from None
+    return connection
+
+
+def _beside(path: Path, mode: str) -> sqlite3.Connection:
+    try:
+        connection = _connect(path, mode)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         application = connection.execute("PRAGMA application_id").fetchone()[0]
     except (sqlite3.Error, OSError) as error:

@@ -10,6 +10,7 @@ again, so history is lost before results that a client will ask for.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -30,6 +31,8 @@ from gateway.store.rows import JobRow, Status
 from gateway.store.writer import Done, Writer
 from gateway.types import HistoryRow, ObservedRow
 
+log = logging.getLogger("sagesched.store")
+
 OBSERVED_SLICE = 256  # rows between two trims
 TOMBSTONE_S = 7 * 86_400.0  # how long an expired job's id is kept
 ANSWER_TIMEOUT_S = 60.0  # for methods that block
@@ -42,11 +45,15 @@ class Store:
     """History, submitted jobs and saved state in one SQLite file."""
 
     def __init__(self, path: Path, settings: StoreSettings) -> None:
+        self.path = Path(path)
         self._settings = settings
         self._retention = Retention()
         self._expire_wall_s: float | None = None
         self._observed = 0  # rows since the start; used by the writer thread
-        self._writer = Writer(Path(path), opened=self._opened, chore=self._chore)
+        # Rows that another process has committed: told by the loop, and counted by the thread.
+        self._told = self._counted = self._lost = 0
+        self._reason = ""  # of that process's last commit, where it failed
+        self._writer = Writer(self.path, opened=self._count, chore=self._chore)
 
     def start(self) -> None:
         """Opens, checks and migrates the file. Blocks. Raises SettingsError."""
@@ -64,16 +71,16 @@ class Store:
     def snapshot(self) -> StoreSnapshot:
         """State of the store, for display and metrics."""
         writer = self._writer
-        reason = writer.reason
+        reason = writer.reason or self._reason
         if not reason and not writer.alive():
             reason = "the writer thread has ended"
         return StoreSnapshot(
             ok=not reason,
             queue=writer.depth(),
             committed=writer.committed,
-            lost=writer.lost,
+            lost=writer.lost + self._lost,
             last_commit_s=writer.last_commit_s,
-            rows=self._retention.rows,
+            rows=self._retention.rows + self._told - self._counted,
             errors=writer.errors,
             reason=reason,
         )
@@ -90,11 +97,29 @@ class Store:
 
         return self._writer.offer(insert, _after(done), self._settings.queue_items)
 
+    def history_written(self, stored: int, lost: int, reason: str) -> None:
+        """Take note of rows that another process wrote (history_writer.py). On the event loop.
+
+        Args:
+            stored, lost: rows since the last call.
+            reason: why the last commit failed; "" where it did not.
+        """
+        self._told += stored
+        self._lost += lost
+        if reason and reason != self._reason:
+            log.error("history is not stored", extra={"reason": reason, "items": lost})
+        mended = stored > 0 and bool(self._writer.reason)
+        self._reason = reason
+        if mended or self._told - self._counted >= SLICE_ROWS:
+            self._offer(lambda _: None, None)  # the thread tries again, or trims
+
     def history_pages(self, limit: int, encoder: str | None = None) -> Iterator[list[HistoryRow]]:
         """At most `limit` rows, of one encoder or of all, oldest first; see newest_rows.py.
 
-        Blocks for each page; commits go on between pages. The next page is read ahead.
+        Blocks for each page; commits go on between pages. The next page is read ahead. Rows that
+        another process stored before it was killed, and never told of, are counted.
         """
+        self._ask(self._count)
         newest = newest_rows.Newest(limit, encoder)
         while self._ask(newest.step):
             pass
@@ -111,7 +136,7 @@ class Store:
 
         def clear(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM history")
-            self._retention.rows = 0
+            self._count(connection)
 
         return self._offer(clear, _after(done))
 
@@ -250,11 +275,16 @@ class Store:
             raise Unavailable("the store takes no work now")
         return answer
 
-    def _opened(self, connection: sqlite3.Connection) -> None:
+    def _count(self, connection: sqlite3.Connection) -> None:
+        """Counts the rows, those of another process included."""
+        self._counted = self._told
         self._retention.count(connection)
 
     def _chore(self, connection: sqlite3.Connection) -> bool:
         """Does a slice of trimming and expiring on the writer thread; True while there is more."""
+        told = self._told
+        self._retention.rows += told - self._counted
+        self._counted = told
         trimming = self._retention.slice(connection, self._settings, time.time())
         expiring = self._expire(connection)
         return trimming or expiring

@@ -16,7 +16,7 @@ from pathlib import Path
 from gateway.settings.schema import Store as StoreSettings
 from gateway.store.store import Store
 from tests.kit.length import short_or_long
-from tests.unit.store.rows import WAIT_S
+from tests.unit.store.rows import WAIT_S, Callback, history
 
 ROUNDS = int(os.environ.get("CRASH_ROUNDS") or short_or_long(3, 6))
 ROUNDS_A_FILE = 10
@@ -67,6 +67,28 @@ def test_store_killed_at_any_moment_keeps_what_it_acknowledged(tmp_path: Path) -
         assert new
         known_ids |= new
         assert known_ids <= stored(path)
+
+
+def test_process_beside_the_store_killed_at_any_moment_keeps_what_it_acknowledged(
+    tmp_path: Path,
+) -> None:
+    """After kill -9 of the other writer the store goes on without a fault, at once, and the file
+    has every row that was acknowledged to either."""
+    chance, path = random.Random(), tmp_path / "a.db"
+    own = Store(path, StoreSettings(history_rows=1_000_000))
+    own.start()
+    known_ids: set[int] = set()
+    for number in range(1, ROUNDS + 1):
+        process = start(path, number * 1_000_000, "beside")
+        new = acknowledged(process, lines=chance.randint(1, 300))
+        assert new
+        done = Callback()
+        assert own.append_history(history(number), done)
+        assert done.next() is None
+        known_ids |= new | {number}
+    assert own.snapshot().ok
+    assert own.stop(WAIT_S)
+    assert known_ids <= stored(path)
 
 
 def test_store_that_acknowledges_early_is_caught(tmp_path: Path) -> None:
