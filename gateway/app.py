@@ -172,6 +172,8 @@ class Gateway:
             private=settings.private_tenants,
             state=store.get_state("calibration"),
             keep=lambda state: store.put_state("calibration", state),
+            store=store.path,
+            written=store.history_written,
             refits=Refits(
                 Path(settings.predict.models_path), own_command("refit", "--config", config)
             ),
@@ -360,15 +362,11 @@ class Gateway:
         return self.store.history_pages(self.live.current.predict.history_window_size, encoder)
 
     def _learn(self, view: PromptView, job: Job, record: JobRecord) -> None:
-        """Learn the answer at once, and queue its row for the store: a row lost by a crash or a
+        """Learn the answer and have its row stored, some time later: a row lost by a crash or a
         full disk is in the running index and in no later one."""
         lesson = lesson_of(view, record)
         if lesson is not None:
-            self.predictor.learn(lesson, self._store_row)
-
-    def _store_row(self, row: HistoryRow | Exception) -> None:
-        if isinstance(row, HistoryRow):
-            self.store.append_history(row)
+            self.predictor.learn(lesson)
 
     # -- for people ----------------------------------------------------------------------------
 
@@ -435,7 +433,6 @@ class Gateway:
         forecasts = ForecastRoutes(
             self.plane,
             self.predictor,
-            self.store,
             lambda: self.live.current.predict.predict_wait_s,
         )
         return Litestar(

@@ -216,5 +216,6 @@ def refit(args: argparse.Namespace) -> int:
 def predictor(args: argparse.Namespace) -> int:
     """Run the predictor's child process."""
     from gateway.predict.process import worker
+    from gateway.store.history_writer import HistoryWriter
 
-    return worker.run()
+    return worker.run(lambda path: HistoryWriter(Path(path)))

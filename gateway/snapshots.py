@@ -124,11 +124,12 @@ class PredictorSnapshot(Struct, frozen=True):
     dropped_full: int
     learn_lost: int
     cache_hits: int
-    seconds: float  # of work in the predictor's process
+    seconds: float  # of CPU time in the predictor's process
     drifts: int = 0  # sources whose lengths changed
     version: int = 0  # of the refitted models in use; 0: as shipped
     refit: str = ""  # "off", "waiting", "running", or the end of the last one
-    learned_briefly: int = 0  # lessons in a flood, which left the index out
+    learned: int = 0  # lessons
+    sampled_out: int = 0  # lessons of which the counts alone were learned, for want of time
     restarts: int = 0  # of the predictor's process, after it ended or hung
 
 

@@ -26,11 +26,10 @@ from gateway.api.schemas import check_messages, check_positive, decode
 from gateway.errors import InvalidRequest, Unavailable
 from gateway.predict.lesson import Lesson
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.process.wire import ChildError, ChildGone
+from gateway.predict.process.wire import ChildError, ChildGone, NotStored
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
-from gateway.store.store import Store
-from gateway.types import QUANTILE_LEVELS, HistoryRow, Workload
+from gateway.types import QUANTILE_LEVELS, Workload
 from gateway.upstream.providers import Headers
 
 T = TypeVar("T")
@@ -193,7 +192,7 @@ def _client_error(error: Exception) -> Exception:
             "The predictor is being restarted.", code="predictor_failing", retry_after_s=2.0
         )
     ours = sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.DataError
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, ours):
+    if isinstance(error, NotStored | sqlite3.DatabaseError) and not isinstance(error, ours):
         return Unavailable(
             f"The store cannot write now: {error}.", code="store_failing", retry_after_s=5.0
         )
@@ -214,12 +213,10 @@ class ForecastRoutes:
         self,
         plane: DataPlane,
         predictor: Predictor,
-        store: Store,
         wait_s: Callable[[], float],
     ) -> None:
         self._plane = plane
         self._predictor = predictor
-        self._store = store
         self._wait_s = wait_s
 
     def handlers(self) -> list[HTTPRouteHandler]:
@@ -273,20 +270,13 @@ class ForecastRoutes:
         )
         try:
             async with asyncio.timeout(THREAD_S):
-                await self._predictor.learn_stored(lesson, self._store_row)
+                await self._predictor.learn_stored(lesson)
         except TimeoutError:
             raise Unavailable(
                 "The predictor takes no more results now.", code="busy", retry_after_s=5.0
             ) from None
-        except (ChildGone, ChildError) as error:
+        except (ChildGone, ChildError, NotStored) as error:
             raise _client_error(error) from None
-
-    async def _store_row(self, row: HistoryRow) -> None:
-        await from_thread(
-            lambda done: self._store.append_history(row, done),
-            "The history takes no more rows now.",
-            timeout_s=None,
-        )
 
     def _tenant(self, request: HttpRequest) -> Tenant:
         return self._plane.routing.tenants.authenticate(raw_headers(request))

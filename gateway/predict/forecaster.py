@@ -174,17 +174,13 @@ class Forecaster:
 
     # --- inside -------------------------------------------------------------------------
 
-    def _estimate(self, view: PromptView, *, brief: bool = False) -> Estimate:
-        """Everything about one request, before the levels of its class are applied.
-
-        Args:
-            brief: do not run the encoder; use its result only where it is cached.
-        """
+    def _estimate(self, view: PromptView) -> Estimate:
+        """Everything about one request, before the levels of its class are applied."""
         table, tables = self.residuals.table, self._artefacts.tables
         keys = group_keys(view.model, view.tenant, template_key(view, self._key))
         cheap = [] if tables is None else tables.features_of(view, table.running(keys))
         base, rung = stage0_grid(view, self._stage0, cheap)
-        encoded = self._encode(view, brief)
+        encoded = self._encode(view)
         vector = None if encoded is None or encoded.foreign else encoded.vector
         own, everyone = self._neighbours(view, vector)
         near = neighbour_features(everyone)
@@ -215,15 +211,12 @@ class Forecaster:
         found: list[float] = (projection[1:] @ (vector - projection[0])).tolist()
         return found
 
-    def _encode(self, view: PromptView, brief: bool) -> EncodedPrompt | None:
-        """The encoder's result; None without an encoder, for a blank prompt, or where `brief`
-        asks for a cached one and there is none."""
+    def _encode(self, view: PromptView) -> EncodedPrompt | None:
+        """The encoder's result; None without an encoder, or for a blank prompt."""
         encoder = self._artefacts.encoder
         if encoder is None or not view.text.strip():
             return None
         key = prompt_key(view, self._key)
-        if brief:
-            return encoder.cached(key)
         return encoder.encode(cut(view.text, self._settings.max_chars), key, view.system)
 
     def _neighbours(self, view: PromptView, vector: Vector | None) -> tuple[Neighbours, Neighbours]:

@@ -19,4 +19,3 @@ class Lesson(Struct, frozen=True):
     cached_tokens: int = 0  # of the prompt
     reasoning_tokens: int = 0  # of the output, per choice
     running: bool = False  # not ended yet: a lower bound, and no history
-    brief: bool = False  # in a flood: without the encoder, unless the vector is at hand

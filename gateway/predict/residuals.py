@@ -187,6 +187,10 @@ class Residuals:
             residual = max(-LARGEST, min(LARGEST, length - forecast))
             if not censored or residual > self.mean(keys, channel):
                 self._add(keys, channel, residual)
+        self.learn_length(keys, length, censored=censored)
+
+    def learn_length(self, keys: GroupKeys, length: float, *, censored: bool) -> None:
+        """Learn the length of one answer, log1p tokens, for the running means alone."""
         entry = self._models.get(keys.source, NO_ENTRY)
         count = entry[Channel.LENGTH + 1]
         mean = entry[Channel.LENGTH] / count if count else 0.0

@@ -31,7 +31,17 @@ from gateway.types import Rung, Workload
 
 CACHE_ITEMS = 4096  # repeats remembered, about 1 kB each
 
+
 CacheKey = tuple[str, str, int | None, int, bytes]
+
+
+def cache_key(view: PromptView, secret: bytes) -> CacheKey:
+    """Key that repeats of a request share. The view is already cut.
+
+    Args:
+        secret: key of the prompt hash.
+    """
+    return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, secret)
 
 
 class Stage0:
@@ -77,7 +87,7 @@ class Stage0:
         if not self.settings.enabled:
             return self.plain(view)
         view = self.cut(view)
-        key = self.cache_key(view)
+        key = cache_key(view, self._key)
         cached = self._cache.get(key)
         if cached is not None:
             self._cache.move_to_end(key)
@@ -113,17 +123,16 @@ class Stage0:
             generation: the one under which it was asked for.
             view: already cut.
         """
+        self.remember_as(generation, cache_key(view, self._key), workload)
+
+    def remember_as(self, generation: object, key: CacheKey, workload: Workload) -> None:
+        """Cache a better forecast under the key of its request, for the rest as `remember`."""
         if generation is not self.generation:
             return
-        key = self.cache_key(view)
         self._cache[key] = workload
         self._cache.move_to_end(key)
         if len(self._cache) > CACHE_ITEMS:
             self._cache.popitem(last=False)
-
-    def cache_key(self, view: PromptView) -> CacheKey:
-        """Key that repeats of a request share. The view is already cut."""
-        return view.tenant, view.model, view.max_tokens, view.n, prompt_key(view, self._key)
 
     @property
     def _pricing(self) -> Pricing:

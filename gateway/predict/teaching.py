@@ -36,16 +36,24 @@ class LearningForecaster(Forecaster):
     """A forecaster that learns from answers and from stored rows."""
 
     def learn(self, lesson: Lesson) -> HistoryRow:
-        """Learn one answer; the row to store of it.
-
-        A brief lesson costs a tenth and leaves the index out: no vector, no row there.
-        """
-        estimate = self._estimate(lesson.view, brief=lesson.brief)
+        """Learn one answer; the row to store of it."""
+        estimate = self._estimate(lesson.view)
         if _is_length(lesson.output_tokens, lesson.success, lesson.censored):
             self._teach(lesson, estimate)
         if not lesson.running:
             self._teach_tokens(lesson, estimate.keys)
         return self._row(lesson, estimate)
+
+    def learn_counts(self, lesson: Lesson) -> None:
+        """Learn of an answer what needs no forecast of it, at a hundredth of the cost: its length
+        for the running means, and its token counts."""
+        view = lesson.view
+        keys = group_keys(view.model, view.tenant, template_key(view, self._key))
+        if _is_length(lesson.output_tokens, lesson.success, lesson.censored):
+            censored = lesson.censored or lesson.running
+            self.residuals.learn_length(keys, log1p(lesson.output_tokens), censored=censored)
+        if not lesson.running:
+            self._teach_tokens(lesson, keys)
 
     def draft(self, lesson: Lesson) -> HistoryRow:
         """The row to store; nothing is learned."""

@@ -225,6 +225,7 @@ class Predict(Section, frozen=True):
     refit_every_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 21_600.0  # 0: never
     models_path: str = "var/models"  # refitted models, exported encoders; needs a restart
     # Advanced.
+    cpu_share: Annotated[float, Meta(ge=0.01, le=1)] = 0.15  # of a core, to learn while serving
     max_chars: Annotated[int, Meta(ge=64, le=100_000)] = 2000  # read of a prompt
     max_encoder_tokens: Annotated[int, Meta(ge=8, le=512)] = 64  # read of a prompt
     queue_items: Count = 256  # forecasts waiting

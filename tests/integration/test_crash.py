@@ -9,9 +9,11 @@ goes on.
 
 from __future__ import annotations
 
+import os
 import queue
 import random
 import resource
+import signal
 import sqlite3
 import sys
 import threading
@@ -25,10 +27,12 @@ import pytest
 
 from tests.kit.gateway import GatewayProcess, account
 from tests.kit.length import short_or_long
+from tests.kit.predictor import child_of
 from tests.kit.provider import ScriptedProvider
 
 Start = Callable[..., GatewayProcess]
 LANES, KILLS = 2, short_or_long(3, 15)  # gateways side by side, lives of each
+CHILD_KILLS = short_or_long(1, 8)
 CLIENTS = 3
 FIRST_ID = 1_000_000  # ids stand in prompt_tokens, above what the provider counts
 PREDICT = {"enabled": True, "predict_wait_s": 5.0}  # as long as its start may take
@@ -160,6 +164,31 @@ def test_gateway_killed_under_load_keeps_what_it_acknowledged(
         assert min(pool.map(lane, range(LANES))) >= KILLS
 
 
+def test_predictor_killed_under_load_loses_no_acknowledged_row(
+    tmp_path: Path, provider: ScriptedProvider
+) -> None:
+    """`kill -9` of the process that writes history, amid commits: /ingest goes on with the next
+    one, and every acknowledged row is there, in the running gateway's count and after a restart."""
+    gateway, confirmed = made(tmp_path / "child", provider), set[int]()
+    with gateway:
+        assert faults(gateway, confirmed) == []
+        load = Load(gateway, FIRST_ID)
+        try:
+            for _ in range(CHILD_KILLS):
+                confirmed |= {load.acknowledged.get(timeout=30) for _ in range(8)}
+                child = child_of(gateway)
+                assert child is not None
+                os.kill(child, signal.SIGKILL)
+                while not load.acknowledged.empty():
+                    confirmed.add(load.acknowledged.get())
+            confirmed |= {load.acknowledged.get(timeout=30) for _ in range(8)}  # of the last one
+        finally:
+            gateway.kill()
+            confirmed |= load.join()
+    with gateway:
+        assert faults(gateway, confirmed) == []
+
+
 def test_lost_acknowledged_row_is_found(tmp_path: Path, provider: ScriptedProvider) -> None:
     """The twin: a row removed on purpose is found missing, by its id and in the index."""
     gateway, confirmed = made(tmp_path / "twin", provider), set[int]()
@@ -203,7 +232,9 @@ def test_full_disk_refuses_what_must_be_stored_and_relays_on(
 
     def room(bytes_: int) -> None:
         assert gateway.process is not None
-        resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (bytes_, hard))
+        for pid in (gateway.process.pid, child_of(gateway)):  # jobs, and history
+            assert pid is not None
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (bytes_, hard))
 
     assert gateway.process is not None
     soft, hard = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE)

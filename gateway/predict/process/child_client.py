@@ -45,6 +45,10 @@ class ChildLink(Protocol):
         """Ask one question and await its answer. Raises ChildGone."""
         ...
 
+    def watch(self, gone: Callable[[str], object]) -> None:
+        """Have this called, with the reason, when the child ends by itself or is given up."""
+        ...
+
     async def close(self) -> None:
         """End the child; does not raise."""
         ...
@@ -64,6 +68,7 @@ class ChildClient(asyncio.Protocol):
         self._received = bytearray()
         self._payload: asyncio.Future[bytes] | None = None  # of the answer that is owed
         self._why_gone = ""  # a reason: nothing more is asked
+        self._gone: Callable[[str], object] = lambda why: None
 
     def __repr__(self) -> str:
         return f"<ChildClient pid={self.pid} gone={self._why_gone!r}>"
@@ -95,6 +100,10 @@ class ChildClient(asyncio.Protocol):
             timer.cancel()
         self._payload = None
         return answer
+
+    def watch(self, gone: Callable[[str], object]) -> None:
+        """Have this called, with the reason, when the child ends by itself or is given up."""
+        self._gone = gone
 
     async def close(self) -> None:
         """End the child's input, which ends it; kill it where it takes longer than
@@ -131,7 +140,9 @@ class ChildClient(asyncio.Protocol):
         self._give_up("it has ended")
 
     def _give_up(self, why: str) -> None:
-        self._why_gone = self._why_gone or why
+        if not self._why_gone:
+            self._why_gone = why
+            self._gone(why)
         if self._payload is not None and not self._payload.done():
             self._payload.set_exception(ChildGone(why))
 

@@ -1,154 +1,170 @@
-"""Lessons on their way to the child, and the rows it makes of them.
+"""Lessons handed over to the child, and what it reports of them.
 
-A relayed request is learned at once and its row stored later: after a crash, or while the disk is
-full, index and calibration have answers that the history lacks, until the next start fills the
-index from it. A row whose storing is acknowledged to a client is drafted, stored, and only then
-learned (`Predictor.learn_stored`), so a row that the store refuses is never learned.
+The child stores the rows by itself; what comes back is counts, the calibration, forecasts of
+prompts that came twice, and which promised rows are stored. An answer comes at once, before what
+it brought is learned, so the child is asked again as long as it owes a report.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
 
 from msgspec import structs
 
 from gateway.predict.lesson import Lesson
-from gateway.predict.process.pending import BATCH, PendingLesson
+from gateway.predict.process.cpu_allowance import learning_share
+from gateway.predict.process.pending import PromisedLesson
 from gateway.predict.process.supervisor import ChildSupervisor, FaultLog
 from gateway.predict.process.wire import (
     ChildError,
     ChildGone,
-    DraftRows,
-    LearnLessons,
-    MakeForecast,
+    FinishLessons,
+    LearningReport,
+    NotStored,
+    StoreLessons,
+    TakeLessons,
 )
-from gateway.predict.prompt_view import PromptView
-from gateway.predict.stage0 import CacheKey, Stage0
-from gateway.types import HistoryRow
+from gateway.predict.stage0 import Stage0
 
 KEEP_EVERY = 200  # lessons after which the calibration is stored anew
-REPEATS = 4096  # prompts learned lately, to notice one that comes again
-_STOPPED = "the predictor has stopped"
+
+RowsWritten = Callable[[int, int, str], object]
+"""Gets the numbers of rows stored and lost since the last call, and why the last commit failed
+("" where it did not)."""
 
 
 class Learner:
-    """Has the child learn, and reports what came of it.
+    """Has the child learn, and takes note of what came of it.
 
     Args:
         child: the one that learns, while it is open.
         stage0: gets the forecast of a prompt that comes again.
+        written: told of rows that the child has stored.
     """
 
-    def __init__(self, child: ChildSupervisor, stage0: Stage0, faults: FaultLog) -> None:
+    def __init__(
+        self, child: ChildSupervisor, stage0: Stage0, faults: FaultLog, written: RowsWritten
+    ) -> None:
         self._child = child
         self._stage0 = stage0
         self._faults = faults
-        self._recent: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
+        self._written = written
+        self._numbers = count(1)
+        self._promises: dict[int, PromisedLesson] = {}  # at the child
+        self._waiting = 0  # lessons that wait in the child
+        self._cpu_s, self._at_s = time.thread_time(), time.monotonic()
+        self._kept = 0  # lessons learned when the calibration was last stored
+        self.owing = False  # the child has, or will have, something to report
         self.learned = 0
-        self.learned_briefly = 0
+        self.sampled_out = 0  # of them, the counts alone
         self.lost = 0  # lessons of which nothing was learned
 
-    async def take_in(self, batch: Sequence[PendingLesson]) -> None:
-        """Learn a batch, or draft its rows. Cancelled, it gives up what it has not reported.
+    @property
+    def waiting(self) -> int:
+        """Lessons that the child has taken in and not learned yet."""
+        return self._waiting
+
+    async def hand_over(self, lessons: Sequence[Lesson], cpu_share: float) -> None:
+        """Give the child lessons, and take its report.
+
+        Args:
+            cpu_share: `predict.cpu_share`.
 
         Raises:
-            ChildGone: after it was passed to every caller that waits, too.
+            ChildGone, ChildError: the lessons are lost, and so are those that waited in a child
+                that has gone.
         """
-        drafts = [pending for pending in batch if pending.draft]
-        lessons = [pending for pending in batch if not pending.draft]
+        cut = [self._cut(lesson) for lesson in lessons]
+        question = TakeLessons(cut, learning_share(cpu_share, self._loop_share()))
+        await self._ask(question, len(lessons))
+
+    async def store(self, promises: Sequence[PromisedLesson]) -> None:
+        """Have promised lessons stored and learned. Each gets its result, now or with a later
+        report; those whose caller has left are dropped. Raises ChildGone and ChildError."""
+        wanted = {next(self._numbers): promise for promise in promises if not promise.stored.done()}
+        self._promises |= wanted
+        lessons = {number: self._cut(promise.lesson) for number, promise in wanted.items()}
         try:
-            drafted = await self._draft(drafts)  # first: a caller waits for it
-        except asyncio.CancelledError:
-            self.give_up(lessons, ChildGone(_STOPPED))
-            raise
-        for row in drafted + await self._learn(lessons, brief=len(batch) > BATCH):
-            if isinstance(row, ChildGone):
-                raise row
-
-    def give_up(self, batch: Sequence[PendingLesson], error: Exception) -> None:
-        """Report `error` for lessons that will not be learned."""
-        for pending in batch:
-            self._finish(pending, error)
-
-    def forget(self) -> None:
-        """Forget which prompts were learned lately."""
-        self._recent.clear()
-
-    async def _learn(
-        self, batch: list[PendingLesson], *, brief: bool
-    ) -> list[HistoryRow | Exception]:
-        generation = self._stage0.generation
-        lessons = [self._cut(pending, brief=brief) for pending in batch]
-        rows = await self._rows_of(LearnLessons(lessons), batch)
-        self.learned_briefly += brief * len(batch)
-        for pending, row in zip(batch, rows, strict=True):
-            self._finish(pending, row)
-        for lesson, row in zip(lessons, rows, strict=True):
-            if isinstance(row, HistoryRow) and not lesson.running:
-                await self._count(None if brief else generation, lesson.view)
-        return rows
-
-    async def _draft(self, batch: list[PendingLesson]) -> list[HistoryRow | Exception]:
-        rows = await self._rows_of(DraftRows([self._cut(pending) for pending in batch]), batch)
-        for pending, row in zip(batch, rows, strict=True):
-            self._finish(pending, row)
-        return rows
-
-    def _cut(self, pending: PendingLesson, *, brief: bool = False) -> Lesson:
-        lesson = pending.lesson
-        return structs.replace(lesson, view=self._stage0.cut(lesson.view), brief=brief)
-
-    async def _rows_of(
-        self, question: LearnLessons | DraftRows, batch: Sequence[PendingLesson]
-    ) -> list[HistoryRow | Exception]:
-        """The row of each lesson, or its error; what fails for all is the error of each."""
-        if not question.lessons:
-            return []
-        try:
-            rows = (await self._child.ask(question)).rows
-            return [ChildError(row) if isinstance(row, str) else row for row in rows]
-        except asyncio.CancelledError:
-            self.give_up(batch, ChildGone(_STOPPED))
-            raise
+            await self._ask(StoreLessons(lessons), 0)
+        except ChildGone:
+            raise  # `child_gone` tells all who wait
         except Exception as error:
-            return [error] * len(question.lessons)
+            for number in wanted:
+                _settle(self._promises.pop(number), error)
+            raise
 
-    def _finish(self, pending: PendingLesson, row: HistoryRow | Exception) -> None:
-        """Count what came of a lesson, and report it to the caller."""
+    async def finish(self) -> None:
+        """Have the child learn and store all that waits in it. Raises ChildGone, ChildError."""
+        await self._ask(FinishLessons(), 0)
+
+    def give_up(
+        self, lessons: Sequence[Lesson], promises: Sequence[PromisedLesson], error: Exception
+    ) -> None:
+        """Count lessons as lost that will not be learned, and report `error` to those who wait."""
+        self.lost += len(lessons) + len(promises)
+        for promise in promises:
+            _settle(promise, error)
+
+    def child_gone(self, error: Exception) -> None:
+        """Give up all that waited in a child that has gone. Whether a promised row that was sent to
+        it is stored is not known."""
+        self.lost += self._waiting
+        self._waiting, self.owing = 0, False
+        promises, self._promises = self._promises, {}
+        self.give_up([], list(promises.values()), error)
+
+    # --- inside -------------------------------------------------------------------------
+
+    def _cut(self, lesson: Lesson) -> Lesson:
+        view = self._stage0.cut(lesson.view)
+        return lesson if view is lesson.view else structs.replace(lesson, view=view)
+
+    def _loop_share(self) -> float:
+        """Share of a core that this thread, the event loop's, used since the last call."""
+        cpu_s, at_s = time.thread_time(), time.monotonic()
+        share = (cpu_s - self._cpu_s) / max(at_s - self._at_s, 1e-3)
+        self._cpu_s, self._at_s = cpu_s, at_s
+        return share
+
+    async def _ask(self, question: TakeLessons | StoreLessons | FinishLessons, sent: int) -> None:
+        generation = self._stage0.generation
         try:
-            if isinstance(row, Exception):
-                self.lost += 1
-                if not isinstance(row, ChildGone):
-                    raise row
+            report = (await self._child.ask(question)).report
+        except BaseException:
+            self.lost += sent
+            raise
+        assert report is not None
+        self._take(report, generation)
+        if self.learned - self._kept >= KEEP_EVERY:
+            self._kept = self.learned
+            await self._child.keep_calibration()
+
+    def _take(self, report: LearningReport, generation: object) -> None:
+        self.learned += report.learned
+        self.sampled_out += report.sampled_out
+        self.lost += report.failed
+        self._waiting, self.owing = report.waiting, report.owing
+        for repeat in report.repeats:
+            self._stage0.remember_as(generation, repeat.key, repeat.workload)
+        for number, why in report.stored.items():
+            _settle(self._promises.pop(number), NotStored(why) if why else None)
+        for number, why in report.drafts_failed.items():
+            _settle(self._promises.pop(number), ChildError(why))
+        try:
+            if report.rows or report.lost_rows:
+                self._written(report.rows, report.lost_rows, report.store_fault)
+            if report.failed:
+                raise ChildError(report.fault or next(iter(report.drafts_failed.values())))
         except Exception:
             self._faults("learning failed")
-        try:
-            if pending.done is not None:
-                pending.done(row)
-        except Exception:
-            self._faults("the caller of a lesson failed")
 
-    async def _count(self, generation: object | None, view: PromptView) -> None:
-        self.learned += 1
-        if self.learned % KEEP_EVERY == 0:
-            await self._child.keep_calibration()
-        try:
-            if generation is not None:
-                await self._prepare_repeat(generation, view)
-        except ChildGone:
-            raise
-        except Exception:
-            self._faults("a repeat was not prepared")
 
-    async def _prepare_repeat(self, generation: object, view: PromptView) -> None:
-        """Have the forecast of a prompt that is learned for the second time ready in stage 0's
-        cache. For one that came once this would be the most expensive part of learning it."""
-        key = self._stage0.cache_key(view)
-        if key in self._recent:
-            workload = (await self._child.ask(MakeForecast(view))).workload
-            assert workload is not None
-            self._stage0.remember(generation, view, workload)
-        self._recent[key] = None
-        if len(self._recent) > REPEATS:
-            self._recent.pop(next(iter(self._recent)))
+def _settle(promise: PromisedLesson, error: Exception | None) -> None:
+    if promise.stored.done():
+        return  # its caller has left
+    if error is None:
+        promise.stored.set_result(None)
+    else:
+        promise.stored.set_exception(error)

@@ -1,28 +1,24 @@
-"""Work that waits for the predictor's child: forecasts asked for, and lessons.
+"""Work on the event loop that waits for the predictor's child: forecasts and lessons.
 
-Forecasts come first, since a request may wait for one. Lessons are handed out in batches, since
-each batch costs the event loop a message to the child and one back, whatever its size. So lessons
-wait a moment to become a batch, unless a caller waits for one of them; while their queue is over
-half full, batches are larger and `Learner` has them learned in brief.
+Forecasts, and lessons whose storing a caller waits for, go to the child as soon as it can be
+asked. All other lessons are only put into a list here, and handed over once a tick.
 """
 
 from __future__ import annotations
 
+from asyncio import Future
 from collections import deque
 from collections.abc import Callable
+from random import Random
 
 from msgspec import Struct
 
 from gateway.predict.lesson import Lesson
 from gateway.predict.prompt_view import PromptView
-from gateway.types import HistoryRow, Workload
+from gateway.types import Workload
 
-BATCH = 8  # lessons at once: some 50 ms of work, for which a forecast may have to wait
-FLOOD_BATCH = 64  # in a flood: as long, if each is learned briefly
-SPARED = 2  # of a batch, for lessons without a waiting caller
-LINGER_S = 0.1
-
-Learned = Callable[[HistoryRow | Exception], None]
+FORECASTS = 8  # in one question: some 25 ms of work
+PROMISES = 4  # in one question: some 25 ms of work, and one commit
 
 
 class PendingForecast(Struct, frozen=True):
@@ -33,24 +29,26 @@ class PendingForecast(Struct, frozen=True):
     wanted: Callable[[], bool]
 
 
-class PendingLesson(Struct, frozen=True):
-    """A lesson to be learned, or to be drafted: only its row is made."""
+class PromisedLesson(Struct, frozen=True):
+    """A lesson whose caller waits until its row is stored."""
 
     lesson: Lesson
-    done: Learned | None  # gets the row, or the error that kept it from being made
-    urgent: bool = False  # a caller waits for it
-    draft: bool = False
+    stored: Future[None]
 
 
 class PendingWork:
-    """Two bounded queues. The clock is the caller's, in seconds."""
+    """Three bounded queues.
 
-    def __init__(self) -> None:
+    Args:
+        chance: draws which lessons are left out where the list is full.
+    """
+
+    def __init__(self, chance: Random) -> None:
+        self._chance = chance
         self._forecasts: deque[PendingForecast] = deque()
-        self._lessons: deque[PendingLesson] = deque()
-        self._urgent: deque[PendingLesson] = deque()  # first, and with a bound of their own
-        self._room = 0  # for lessons
-        self._since_s = 0.0  # when the first of `_lessons` came
+        self._promises: deque[PromisedLesson] = deque()
+        self._lessons: list[Lesson] = []
+        self._came = 0  # lessons since the list was last empty
         self._closed = False
 
     def __repr__(self) -> str:
@@ -62,7 +60,7 @@ class PendingWork:
 
     @property
     def lessons(self) -> int:
-        return len(self._lessons) + len(self._urgent)
+        return len(self._lessons) + len(self._promises)
 
     @property
     def empty(self) -> bool:
@@ -75,61 +73,49 @@ class PendingWork:
             self._forecasts.append(forecast)
         return taken
 
-    def add_lesson(self, lesson: PendingLesson, room: int, now_s: float) -> bool:
-        """Queue a lesson; False where `room` of its kind, urgent or not, wait already, or the
-        queue is closed."""
-        queue = self._urgent if lesson.urgent else self._lessons
-        self._room = room
-        taken = not self._closed and len(queue) < room
+    def add_promise(self, promise: PromisedLesson, room: int) -> bool:
+        """Queue a promised lesson; False where `room` of them wait already, or the queue is
+        closed."""
+        taken = not self._closed and len(self._promises) < room
         if taken:
-            queue.append(lesson)
-            if len(self._lessons) == 1:
-                self._since_s = now_s
+            self._promises.append(promise)
         return taken
 
-    def put_back(self, lesson: PendingLesson) -> bool:
-        """Queue a lesson that was drafted, whatever waits: it was taken once. False where the
-        queue is closed."""
-        if not self._closed:
-            self._urgent.append(lesson)
-        return not self._closed
+    def add_lesson(self, lesson: Lesson, room: int) -> bool:
+        """Put a lesson into the list; False where one was lost, this or an earlier one: of those
+        that came since the last tick each has the same chance to be among the `room` kept."""
+        self._came += 1
+        if self._closed:
+            return False
+        if len(self._lessons) < room:
+            self._lessons.append(lesson)
+            return True
+        place = self._chance.randrange(self._came)
+        if place < len(self._lessons):
+            self._lessons[place] = lesson
+        return False
+
+    def take_forecast(self) -> PendingForecast | None:
+        """Take out the oldest forecast; None where there is none."""
+        return self._forecasts.popleft() if self._forecasts else None
+
+    def take_promises(self) -> list[PromisedLesson]:
+        """Take out the oldest promised lessons, as many as one question has."""
+        return [self._promises.popleft() for _ in range(min(PROMISES, len(self._promises)))]
+
+    def take_lessons(self) -> list[Lesson]:
+        """Take out all lessons of the list."""
+        taken, self._lessons, self._came = self._lessons, [], 0
+        return taken
 
     def close(self) -> None:
-        """Drop the forecasts and take nothing more; lessons no longer linger."""
+        """Drop the forecasts and take nothing more."""
         self._closed = True
         self._forecasts.clear()
 
-    def abandon(self) -> list[PendingLesson]:
+    def abandon(self) -> tuple[list[Lesson], list[PromisedLesson]]:
         """Drop the forecasts; take out all lessons."""
         self._forecasts.clear()
-        left = [*self._urgent, *self._lessons]
-        self._urgent.clear()
-        self._lessons.clear()
-        return left
-
-    def due_s(self) -> float | None:
-        """Time from which `take` has something; None where nothing waits."""
-        if self._forecasts or self._urgent or len(self._lessons) >= BATCH:
-            return 0.0
-        if not self._lessons:
-            return None
-        return 0.0 if self._closed else self._since_s + LINGER_S
-
-    def take(self, now_s: float) -> PendingForecast | list[PendingLesson] | None:
-        """Take out the next forecast or batch of lessons; None where nothing is due."""
-        if self._forecasts:
-            return self._forecasts.popleft()
-        due_s = self.due_s()
-        return None if due_s is None or now_s < due_s else self._batch(now_s)
-
-    def _batch(self, now_s: float) -> list[PendingLesson]:
-        batch: list[PendingLesson] = []
-        flood = len(self._lessons) > max(self._room // 2, BATCH) and not self._closed
-        size = FLOOD_BATCH if flood and not self._urgent else BATCH
-        # A stream of urgent ones must not keep the others from ever being taken.
-        spared = SPARED if self._lessons else 0
-        for queue, room in ((self._urgent, size - spared), (self._lessons, size)):
-            while queue and len(batch) < room:
-                batch.append(queue.popleft())
-        self._since_s = now_s
-        return batch
+        promises = list(self._promises)
+        self._promises.clear()
+        return self.take_lessons(), promises

@@ -1,9 +1,10 @@
 """The predictor: stage 0 on the event loop, everything slow in a child process.
 
-`Predictor` is all that other rooms see. Its task takes work from two bounded queues
-(`PendingWork`): forecasts first, each only if it is still wanted, then lessons in batches. It
-has them done by the child (`ChildSupervisor`, `Learner`) and replaces a child that ends or hangs
-after a pause, which grows while that keeps happening. Everything runs on the event loop.
+`Predictor` is all that other rooms see. Its task takes work from bounded queues (`PendingWork`):
+forecasts first, each only if it is still wanted, those of one turn of the loop together; lessons
+once a tick. It has them done by the child (`ChildSupervisor`, `Learner`) and replaces a child that
+ends or hangs after a pause, which grows while that keeps happening. Everything runs on the event
+loop, without a thread between it and the child.
 
 Fail open: `forecast` never raises. A full queue, a late item, a bad artefact, a child that has
 ended or a dead task makes forecasts worse, and fails no request.
@@ -14,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from math import expm1, isnan
 from pathlib import Path
+from random import Random
 from time import monotonic
 
 from msgspec import structs
@@ -28,13 +29,12 @@ from gateway.predict.calibrate import Calibration
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.process.child_client import Connect
-from gateway.predict.process.learner import Learner
+from gateway.predict.process.learner import Learner, RowsWritten
 from gateway.predict.process.pending import (
-    BATCH,
-    Learned,
+    FORECASTS,
     PendingForecast,
-    PendingLesson,
     PendingWork,
+    PromisedLesson,
 )
 from gateway.predict.process.supervisor import (
     CalibrationStore,
@@ -42,7 +42,7 @@ from gateway.predict.process.supervisor import (
     FaultLog,
     HistoryPages,
 )
-from gateway.predict.process.wire import ChildGone, MakeForecast
+from gateway.predict.process.wire import ChildError, ChildGone, MakeForecasts
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
@@ -52,6 +52,7 @@ from gateway.types import HistoryRow, Rung, Workload
 
 logger = logging.getLogger(__name__)
 
+TICK_S = 0.1  # between two batches of lessons
 STUCK_S = 5.0  # with one question, after which the state says so
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a child that has gone is replaced
 WELL_S = 60.0  # of life, after which the next pause is the first again
@@ -78,8 +79,11 @@ class Predictor:
         private: tenants with `share_history = false`.
         state: the calibration as `keep` was last given it.
         keep: stores the calibration; must not block.
+        store: the file that the child writes history rows to; None: they are not kept.
+        written: told of rows stored there.
         refits: where refitted models are and who makes them; None: shipped models only.
         pause_s: before a child that has gone is replaced; doubled at each one that soon follows.
+        tick_s: between two batches of lessons.
     """
 
     def __init__(
@@ -94,30 +98,36 @@ class Predictor:
         private: Collection[str] = (),
         state: bytes | None = None,
         keep: Callable[[bytes], object] | None = None,
+        store: Path | None = None,
+        written: RowsWritten = lambda stored, lost, why: None,
         refits: Refits | None = None,
         pause_s: float = PAUSE_S,
+        tick_s: float = TICK_S,
     ) -> None:
         key = key or os.urandom(16)
         self._settings = settings
-        self._pause_s = pause_s
+        self._pause_s, self._tick_s = pause_s, tick_s
         self._private = frozenset(private)
         self._prices: Mapping[str, Price] = prices or {}
         self._faults = faults = FaultLog()
         self._stage0 = Stage0(settings, self._prices, key)
-        self._pending = PendingWork()
+        self._pending = PendingWork(Random())
+        self._wake = asyncio.Event()  # there may be something to do
         self._child = ChildSupervisor(
             *(folder, key, self._prices),
             stage0=self._stage0,
             calibrations=CalibrationStore(state, keep, faults),
             history=history,
             refits=refits,
+            store=store,
             connect=connect,
+            on_gone=self._wake.set,
             faults=faults,
         )
-        self._learner = Learner(self._child, self._stage0, faults)
+        self._learner = Learner(self._child, self._stage0, faults, written)
         self._task: asyncio.Task[None] | None = None
-        self._storing: set[asyncio.Task[HistoryRow]] = set()
-        self._wake = asyncio.Event()  # there may be something to do
+        self._timer: asyncio.TimerHandle | None = None  # of the next tick
+        self._tick_due = False
         self._closing = asyncio.Event()
         self._configure_due = self._forget_due = self._tend_due = False
         self._death = ""
@@ -145,7 +155,7 @@ class Predictor:
             await asyncio.wait({task}, timeout=timeout_s if learns else 0.0)
             task.cancel()
             await asyncio.wait({task})
-        self._learner.give_up(self._pending.abandon(), ChildGone("the predictor has stopped"))
+        self._give_up("the predictor has stopped")
 
     def reconfigure(self, settings: Predict, private: Collection[str] | None = None) -> None:
         """Take new settings. Another encoder, or another folder of models, needs a restart.
@@ -235,68 +245,56 @@ class Predictor:
 
     # --- learning -------------------------------------------------------------------------
 
-    def learn(self, lesson: Lesson, done: Learned | None = None) -> bool:
-        """Learn from a finished request; forecasts go first.
+    def learn(self, lesson: Lesson) -> bool:
+        """Learn from a finished request, some time later; forecasts go first. The child stores its
+        row. Nobody is told: lessons are lost, at most a tick's and those that wait in the child,
+        where the child or the gateway is killed.
 
         Args:
             lesson: a failed, uncensored length in it is not learned from.
-            done: gets the history row, later, once it is learned; or the error that kept it
-                from being.
 
         Returns:
-            False when the queue is full or the task does not run: the lesson is lost.
+            False when the list is full or the task does not run: a lesson is lost.
         """
-        return self._add(PendingLesson(lesson, done))
-
-    async def learn_stored(
-        self, lesson: Lesson, store: Callable[[HistoryRow], Awaitable[object]]
-    ) -> HistoryRow:
-        """Store a lesson's row, then learn it; the row, whatever came of the learning, since
-        the next child reads it from history. The lesson goes before those without a waiting caller.
-
-        A caller that is cancelled before the row is handed to `store` leaves nothing stored;
-        after that, the row is stored and learned all the same.
-
-        Raises:
-            Unavailable: no room for the lesson.
-            ChildGone, ChildError: it could not be drafted; nothing is stored.
-            Exception: what `store` raises; nothing is learned.
-        """
-        drafted: asyncio.Future[HistoryRow] = asyncio.get_running_loop().create_future()
-        if not self._add(PendingLesson(lesson, partial(_settle, drafted), urgent=True, draft=True)):
-            raise Unavailable(_FULL, code="busy", retry_after_s=1.0)
-        storing = asyncio.create_task(self._store_and_learn(lesson, await drafted, store))
-        self._storing.add(storing)
-        storing.add_done_callback(self._storing.discard)
-        return await asyncio.shield(storing)
-
-    async def _store_and_learn(
-        self, lesson: Lesson, row: HistoryRow, store: Callable[[HistoryRow], Awaitable[object]]
-    ) -> HistoryRow:
-        life = self._child.life
-        await store(row)
-        if life != self._child.life or not self._works:
-            return row  # a child opened since was filled from history, which had the row by then
-        learned: asyncio.Future[HistoryRow] = asyncio.get_running_loop().create_future()
-        if self._pending.put_back(PendingLesson(lesson, partial(_settle, learned), urgent=True)):
-            self._wake.set()
-            with suppress(Exception):  # counted by the learner
-                await learned
-        return row
+        settings = self._settings
+        taken = self._works and self._pending.add_lesson(lesson, settings.learn_items)
+        self._lost += not taken and settings.enabled
+        if self._timer is None and taken:
+            self._arm()
+        return taken
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
         """Learn that an answer still running has so many tokens (per choice): a lower bound. Of
         use where that is past its p90. Nothing is stored; False as for `learn`."""
-        lesson = Lesson(view, output_tokens, None, True, False, 0.0, running=True)
-        return self._add(PendingLesson(lesson, None))
+        return self.learn(Lesson(view, output_tokens, None, True, False, 0.0, running=True))
 
-    def _add(self, pending: PendingLesson) -> bool:
-        settings = self._settings
-        taken = self._works and self._pending.add_lesson(pending, settings.learn_items, monotonic())
-        self._lost += not taken and settings.enabled
-        if taken and (pending.urgent or self._pending.lessons in (1, BATCH)):
-            self._wake.set()
-        return taken
+    async def learn_stored(self, lesson: Lesson) -> None:
+        """Store a lesson's row, and learn it; return once it is committed.
+
+        A caller that is cancelled before the child is asked leaves nothing stored; after that, the
+        row is stored and learned all the same.
+
+        Raises:
+            Unavailable: no room for the lesson.
+            NotStored: the store does not take it; nothing is learned.
+            ChildError: it could not be drafted; nothing is stored.
+            ChildGone: the child has gone; whether the row is stored is not known.
+        """
+        settings, stored = self._settings, asyncio.get_running_loop().create_future()
+        promise = PromisedLesson(lesson, stored)
+        if not (self._works and self._pending.add_promise(promise, settings.learn_items)):
+            self._lost += settings.enabled
+            raise Unavailable(_FULL, code="busy", retry_after_s=1.0)
+        self._wake.set()
+        await stored
+
+    def _arm(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._end_tick)
+
+    def _end_tick(self) -> None:
+        """Have the lessons of a tick handed over."""
+        self._timer, self._tick_due = None, True
+        self._wake.set()
 
     # --- for people -----------------------------------------------------------------------
 
@@ -323,7 +321,7 @@ class Predictor:
             encoder=child.encoder,
             index_rows=child.rows,
             forecast_queue=self._pending.forecasts,
-            learn_queue=self._pending.lessons,
+            learn_queue=self._pending.lessons + learner.waiting,
             forecasts=dict(self._forecasts),
             skipped_late=self._skipped_late,
             dropped_full=self._dropped_full,
@@ -334,7 +332,8 @@ class Predictor:
             version=child.version,
             refit=child.refit,
             restarts=child.restarts,
-            learned_briefly=learner.learned_briefly,
+            learned=learner.learned,
+            sampled_out=learner.sampled_out,
         )
 
     @property
@@ -373,9 +372,11 @@ class Predictor:
                     opened_s = monotonic()
                     await self._work()
                     if not self._closing.is_set():
+                        self._learner.child_gone(ChildGone("it is switched off"))
                         await self._child.switch_off()
                     continue
                 except Exception as error:
+                    self._learner.child_gone(ChildGone(str(error)))
                     await self._child.lose(error)
                 pause_s = self._pause_s if monotonic() - opened_s > WELL_S else pause_s
                 await _within(pause_s, self._closing)
@@ -390,33 +391,70 @@ class Predictor:
                 if self._forget_due:
                     self._child.forget_stored()
                 self._pending.close()
-                self._learner.give_up(self._pending.abandon(), ChildGone("the predictor has ended"))
+                self._learner.child_gone(ChildGone("the predictor has ended"))
+                self._give_up("the predictor has ended")
                 await self._child.stop_refit()
 
     async def _work(self) -> None:
         """Work until closing or switched off, and until what was taken before that is done."""
         while True:
             self._wake.clear()
+            self._child.check()
             await self._follow_orders()
-            item = self._pending.take(monotonic())
-            if isinstance(item, PendingForecast):
-                await self._answer(item)
-            elif item is not None:
-                await self._learner.take_in(item)
-            elif (due_s := self._pending.due_s()) is not None:
-                await _within(due_s - monotonic(), self._wake)
-            elif self._settings.enabled and not self._closing.is_set():
-                await self._wake.wait()
-            else:
+            ending = self._closing.is_set() or not self._settings.enabled
+            worked = await self._answer() or await self._keep_promises()
+            if self._tick_due or ending:
+                await self._hand_over()
+            if worked or self._wake.is_set():
+                continue
+            if ending and self._pending.empty:
+                await self._learner.finish()
                 return
+            await self._wake.wait()
+
+    async def _keep_promises(self) -> bool:
+        """Have promised lessons stored; False where there are none."""
+        if not (promises := self._pending.take_promises()):
+            return False
+        try:
+            await self._learner.store(promises)
+        except ChildGone:
+            raise
+        except Exception:
+            self._faults("storing failed")
+        self._expect_report()
+        return True
+
+    async def _hand_over(self) -> None:
+        """Hand the lessons of a tick over, and take the report of those handed over before."""
+        self._tick_due = False
+        try:
+            await self._learner.hand_over(self._pending.take_lessons(), self._settings.cpu_share)
+        except ChildGone:
+            raise
+        except Exception:
+            self._faults("learning failed")
+        self._expect_report()
+
+    def _expect_report(self) -> None:
+        """Have the child asked again at the next tick where it owes a report."""
+        if self._learner.owing and self._timer is None:
+            self._arm()
 
     async def _idle(self) -> None:
         """Follow orders and drop work while switched off, until switched on or closing."""
         while not (self._settings.enabled or self._closing.is_set()):
             self._wake.clear()
             await self._follow_orders()
-            self._learner.give_up(self._pending.abandon(), ChildGone("it is switched off"))
+            self._give_up("it is switched off")
             await self._wake.wait()
+
+    def _give_up(self, why: str) -> None:
+        """Drop what waits, and tell those who wait for it."""
+        self._learner.give_up(*self._pending.abandon(), ChildGone(why))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _follow_orders(self) -> None:
         """Carry out the orders given since the last call. Where no child is open, the next one
@@ -426,37 +464,48 @@ class Predictor:
             await self._child.configure(self._settings, self._private)
         if self._forget_due:
             self._forget_due = False
-            self._learner.forget()
             await self._child.forget()
         if self._tend_due:
             self._tend_due = False
             await self._child.tend(self._settings, self._learner.learned)
 
-    async def _answer(self, pending: PendingForecast) -> None:
+    async def _answer(self) -> bool:
+        """Answer forecasts that are still wanted, as many as one question has; False where none
+        waits. Late ones are dropped before any work is done."""
+        batch = self._wanted()
+        if not batch:
+            return False
         generation = self._stage0.generation
+        views = [self._stage0.cut(pending.view) for pending in batch]
         try:
-            if not pending.wanted():
-                self._skipped_late += 1
-                return
-            view = self._stage0.cut(pending.view)
-            workload = (await self._child.ask(MakeForecast(view))).workload
-            assert workload is not None
-            self._forecasts[workload.rung] += 1
-            self._stage0.remember(generation, view, workload)
-            pending.done(workload)
+            workloads = (await self._child.ask(MakeForecasts(views))).workloads
         except ChildGone:
             raise
         except Exception:
             self._faults("a refinement failed")
+            return True
+        for pending, view, workload in zip(batch, views, workloads, strict=True):
+            try:
+                if isinstance(workload, str):
+                    raise ChildError(workload)
+                self._forecasts[workload.rung] += 1
+                self._stage0.remember(generation, view, workload)
+                pending.done(workload)
+            except Exception:
+                self._faults("a refinement failed")
+        return True
 
-
-def _settle(future: asyncio.Future[HistoryRow], row: HistoryRow | Exception) -> None:
-    if future.done():
-        return  # its caller has left
-    if isinstance(row, Exception):
-        future.set_exception(row)
-    else:
-        future.set_result(row)
+    def _wanted(self) -> list[PendingForecast]:
+        found: list[PendingForecast] = []
+        while len(found) < FORECASTS and (pending := self._pending.take_forecast()) is not None:
+            try:
+                if pending.wanted():
+                    found.append(pending)
+                else:
+                    self._skipped_late += 1
+            except Exception:
+                self._faults("a refinement failed")
+        return found
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> None:

@@ -105,7 +105,9 @@ class ChildSupervisor:
         calibrations: CalibrationStore,
         history: HistoryPages,
         refits: Refits | None,
+        store: Path | None,
         connect: Connect,
+        on_gone: Callable[[], object],
         faults: FaultLog,
     ) -> None:
         self._folder = folder
@@ -115,9 +117,12 @@ class ChildSupervisor:
         self._calibrations = calibrations
         self._history = history
         self._refits = refits
+        self._store = store
         self._connect = connect
+        self._on_gone = on_gone
         self._faults = faults
         self._child: ChildLink | None = None
+        self._why_gone = ""
         self._status = ChildStatus()
         self._mirror = Mirror()  # of the child's calibration
         self._artefacts: Artefacts | None = None  # what stage 0 needs of them
@@ -130,7 +135,7 @@ class ChildSupervisor:
         self.drifts = 0  # in all
         self.restarts = 0
         self.life = 0  # children opened
-        self.seconds = 0.0  # with a question under way, so far
+        self._cpu_s = 0.0  # used by children that have gone
         self._question_s: float | None = None  # when the question under way was asked
 
     def __repr__(self) -> str:
@@ -153,6 +158,11 @@ class ChildSupervisor:
         child is being opened."""
         since_s = self._question_s
         return 0.0 if since_s is None or not self.opened else monotonic() - since_s
+
+    @property
+    def seconds(self) -> float:
+        """CPU time used by all children so far, as of the last answers."""
+        return self._cpu_s + self._status.cpu_s
 
     # --- opening and ending ---------------------------------------------------------------
 
@@ -184,9 +194,12 @@ class ChildSupervisor:
             private=private,
             version="" if version is None else str(version),
             calibration=self._calibrations.state,
+            store="" if self._store is None else str(self._store),
         )
         self._mirror = Mirror()
+        self._why_gone = ""
         self._child = await self._connect()
+        self._child.watch(self._gone)
         try:
             await self._exchange(OpenModels(setup), OPEN_TIMEOUT_S)
             await self._refill()
@@ -203,6 +216,11 @@ class ChildSupervisor:
         if (newest := self._current()) != version:
             await self._adopt(newest)
 
+    def check(self) -> None:
+        """Raise ChildGone where the open child has ended by itself."""
+        if self._why_gone and self.opened:
+            raise ChildGone(self._why_gone)
+
     async def close(self) -> None:
         """End the child, and keep its calibration; nothing where none is open."""
         opened, self.opened = self.opened, False
@@ -216,7 +234,7 @@ class ChildSupervisor:
         """Give up a child that is gone or of no use, and its index with it."""
         await self.close()
         self.restarts += 1
-        self.rows, self._drifts_before = 0, self.drifts
+        self._count_gone()
         why = str(error) if isinstance(error, ChildGone) else type(error).__name__
         self.state = f"degraded: the predictor's process: {why}"
         logger.error(
@@ -227,7 +245,8 @@ class ChildSupervisor:
 
     async def switch_off(self) -> None:
         """End the child and a refit; what was learned is in history and in the calibration."""
-        self.rows, self._drifts_before, self.encoder = 0, self.drifts, ""
+        self._count_gone()
+        self.encoder = ""
         self.state = "starting"  # as the next one will be; before this one has ended
         await self.close()
         await self.stop_refit()
@@ -296,12 +315,11 @@ class ChildSupervisor:
 
     async def _exchange(self, question: Question, timeout_s: float = TIMEOUT_S) -> ChildAnswer:
         assert self._child is not None
-        began_s = self._question_s = monotonic()
+        self._question_s = monotonic()
         try:
             answer = await self._child.ask(question, timeout_s)
         finally:
             self._question_s = None
-            self.seconds += monotonic() - began_s
         self._status = answer.status
         if answer.changes is not None:
             self._mirror.apply(answer.changes)
@@ -309,9 +327,18 @@ class ChildSupervisor:
             raise ChildError(answer.error)
         return answer
 
+    def _count_gone(self) -> None:
+        """Keep the counts of a child that is given up."""
+        self.rows, self._drifts_before, self._cpu_s = 0, self.drifts, self.seconds
+        self._status = ChildStatus()
+
     def _publish(self) -> None:
         self._stage0.calibrate(self._mirror.table)
         self.rows, self.drifts = self._status.rows, self._drifts_before + self._status.drifts
+
+    def _gone(self, why: str) -> None:
+        self._why_gone = why
+        self._on_gone()
 
     async def _end(self) -> None:
         child, self._child = self._child, None

@@ -16,6 +16,7 @@ from gateway.predict.calibrate import Changes
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.prompt_view import PromptView
+from gateway.predict.stage0 import CacheKey
 from gateway.settings.schema import Predict
 from gateway.types import HistoryRow, Workload
 
@@ -25,6 +26,10 @@ MAX_BYTES = 1 << 30
 
 class ChildGone(Exception):
     """The child has ended or does not answer; what it knew is lost."""
+
+
+class NotStored(Exception):
+    """The store did not take a row; its text is SQLite's."""
 
 
 class ChildError(Exception):
@@ -42,6 +47,7 @@ class ChildSetup(Struct, frozen=True):
     private: frozenset[str]  # tenants with `share_history = false`
     version: str = ""  # folder of the refit in force; "": as shipped
     calibration: bytes | None = None  # from `Calibration.dump`
+    store: str = ""  # file of the history; "": rows are not kept
 
 
 class ChildStatus(Struct, frozen=True):
@@ -49,6 +55,7 @@ class ChildStatus(Struct, frozen=True):
 
     encoder: str = ""
     rows: int = 0  # of the index
+    cpu_s: float = 0.0  # that the child has used
     drifts: int = 0  # sources whose lengths were seen to change
     problems: tuple[str, ...] = ()
     restored: bool = True  # False: the calibration of its setup could not be used
@@ -60,22 +67,29 @@ class OpenModels(Struct, frozen=True, tag=True):
     setup: ChildSetup
 
 
-class MakeForecast(Struct, frozen=True, tag=True):
-    """Make a forecast; answered with `workload`."""
+class MakeForecasts(Struct, frozen=True, tag=True):
+    """Make forecasts; answered with `workloads`, one for each."""
 
-    view: PromptView
-
-
-class LearnLessons(Struct, frozen=True, tag=True):
-    """Learn lessons; answered with `rows`, one for each."""
-
-    lessons: list[Lesson]
+    views: list[PromptView]
 
 
-class DraftRows(Struct, frozen=True, tag=True):
-    """Make the history rows of lessons without learning them; answered with `rows`."""
+class TakeLessons(Struct, frozen=True, tag=True):
+    """Take lessons in, to be learned between questions; answered at once with `report`, of what
+    was learned since the last one."""
 
     lessons: list[Lesson]
+    cpu_share: float  # of a core, for learning from now on
+
+
+class StoreLessons(Struct, frozen=True, tag=True):
+    """Store the rows of lessons, and learn those that are stored; answered with `report`, in which
+    each of these numbers will stand, in this answer or a later one."""
+
+    lessons: dict[int, Lesson]
+
+
+class FinishLessons(Struct, frozen=True, tag=True):
+    """Learn and store all that was taken in; answered with `report`."""
 
 
 class FillIndex(Struct, frozen=True, tag=True):
@@ -103,9 +117,10 @@ class ForgetLearned(Struct, frozen=True, tag=True):
 
 Question = (
     OpenModels
-    | MakeForecast
-    | LearnLessons
-    | DraftRows
+    | MakeForecasts
+    | TakeLessons
+    | StoreLessons
+    | FinishLessons
     | FillIndex
     | ChangeSettings
     | UseVersion
@@ -113,13 +128,37 @@ Question = (
 )
 
 
+class Repeat(Struct, frozen=True):
+    """The forecast of a prompt that came again, for the cache of stage 0."""
+
+    key: CacheKey
+    workload: Workload
+
+
+class LearningReport(Struct, omit_defaults=True):
+    """Account of learning since the last report."""
+
+    learned: int = 0
+    sampled_out: int = 0  # there was no time for more than their counts
+    failed: int = 0
+    fault: str = ""  # the traceback of one that failed
+    repeats: list[Repeat] = []
+    rows: int = 0  # stored
+    lost_rows: int = 0
+    store_fault: str = ""  # of the last attempt to store
+    stored: dict[int, str] = {}  # numbers of `StoreLessons`, and why one is not stored
+    drafts_failed: dict[int, str] = {}  # numbers whose row could not be made, and the traceback
+    waiting: int = 0  # lessons taken in and not learned yet
+    owing: bool = False  # there is, or will be, more to report
+
+
 class ChildAnswer(Struct, frozen=True, omit_defaults=True):
     """Answer to any question; members that the question does not call for are left out."""
 
     status: ChildStatus = ChildStatus()
     changes: Changes | None = None  # of the calibration; None: nothing moved
-    workload: Workload | None = None
-    rows: list[HistoryRow | str] = []  # a string: the traceback of a lesson that failed
+    workloads: list[Workload | str] = []  # a string: the traceback of one that failed
+    report: LearningReport | None = None
     bad: int = 0  # rows that could not be read
     error: str | None = None  # a traceback
 

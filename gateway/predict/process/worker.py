@@ -6,54 +6,65 @@ priority, can be killed when it hangs, and may crash in native code without taki
 along. What it brings is measured in tests/bench/RESULTS.md.
 
 It answers one question at a time (wire.py) from its standard input to its standard output,
-until the first is closed. On Linux the end of the gateway ends it at once, however busy it is.
+until the first is closed, and learns in between (background_learning.py), so that a forecast waits
+for one lesson at most. On Linux the end of the gateway ends it at once, however busy it is.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
-import traceback
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import BinaryIO
 
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import exported_folder
-from gateway.predict.lesson import Lesson
+from gateway.predict.process.background_learning import (
+    BackgroundLearning,
+    NoHistory,
+    RowWriter,
+    described,
+)
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,
     ChildSetup,
     ChildStatus,
-    DraftRows,
     FillIndex,
-    ForgetLearned,
-    LearnLessons,
-    MakeForecast,
+    FinishLessons,
+    MakeForecasts,
     OpenModels,
     Question,
+    StoreLessons,
+    TakeLessons,
     UseVersion,
     framed,
     message_encoder,
     question_decoder,
     read_frame,
 )
+from gateway.predict.prompt_view import PromptView
 from gateway.predict.teaching import LearningForecaster
-from gateway.types import HistoryRow
+from gateway.types import HistoryRow, Workload
 
 NICE = 7
 """On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it
 would keep 98 %, and a forecast beside a busy neighbour take ten times as long (RESULTS.md)."""
+OpenHistory = Callable[[str], RowWriter]
+"""Opens the history of a store's file. Raises what keeps it from being written."""
 OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
 
 
-def run() -> int:
+def run(open_history: OpenHistory) -> int:
     """Run as the child process; the exit code."""
     # Signals to the process group are the gateway's: it closes our input when it is done.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -65,16 +76,28 @@ def run() -> int:
     answers_fd = os.dup(1)
     os.dup2(2, 1)
     with suppress(OSError), os.fdopen(0, "rb") as questions, os.fdopen(answers_fd, "wb") as answers:
-        serve(questions, answers)
+        serve(questions, answers, open_history)
     return 0
 
 
-def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Answer until the questions end. Raises OSError where the answers cannot be written."""
-    host = ModelHost(_lower_priority)
-    while (payload := read_frame(questions)) is not None:
+def serve(questions: BinaryIO, answers: BinaryIO, open_history: OpenHistory) -> None:
+    """Answer until the questions end, and work in between. Raises OSError where the answers cannot
+    be written."""
+    host = ModelHost(_lower_priority, open_history)
+    coming = select.poll()
+    coming.register(questions, select.POLLIN)
+    pause_s: float | None = None
+    while True:
+        # A frame is never read ahead: the next question comes after the answer to the last.
+        if not coming.poll(None if pause_s is None else 1000.0 * pause_s):
+            pause_s = host.work()
+            continue
+        if (payload := read_frame(questions)) is None:
+            break
         answers.write(framed(message_encoder.encode(host.answer(payload))))
         answers.flush()
+        pause_s = 0.0
+    host.close()
 
 
 def _die_with_parent() -> None:
@@ -90,25 +113,37 @@ def _lower_priority() -> None:
 
 
 class ModelHost:
-    """The models, and the answers they give to questions.
+    """The models, the answers they give to questions, and what they learn.
 
     Args:
         begins_work: called once, before the first forecast or lesson. Opening comes before it:
             at a low priority that would take long beside busy neighbours.
     """
 
-    def __init__(self, begins_work: Callable[[], None]) -> None:
+    def __init__(self, begins_work: Callable[[], None], open_history: OpenHistory) -> None:
         self._begins_work: Callable[[], None] | None = begins_work
+        self._open_history = open_history
         self._artefacts: Artefacts | None = None
         self._forecaster: LearningForecaster | None = None
+        self._learning: BackgroundLearning | None = None
         self._restored = True
+        self._problems: list[str] = []
+
+    def work(self) -> float | None:
+        """Learn one lesson; seconds until there may be more to do, None where there is nothing."""
+        return None if self._learning is None else self._learning.step()
+
+    def close(self) -> None:
+        """Store what was learned. Blocks."""
+        if self._learning is not None:
+            self._learning.close()
 
     def answer(self, payload: bytes) -> ChildAnswer:
         """Answer an encoded question; what fails is the answer's `error`."""
         try:
             answer = self._answered(question_decoder.decode(payload))
         except Exception as error:
-            answer = ChildAnswer(error=_described(error))
+            answer = ChildAnswer(error=described(error))
         forecaster, artefacts = self._forecaster, self._artefacts
         if forecaster is None or artefacts is None:
             return answer
@@ -116,11 +151,12 @@ class ModelHost:
         changes = residuals.changes()
         moved = changes.complete or changes.models or changes.templates or changes.levels
         status = ChildStatus(
-            artefacts.encoder_name,
-            forecaster.rows,
-            residuals.drifts,
-            tuple(artefacts.problems),
-            self._restored,
+            encoder=artefacts.encoder_name,
+            rows=forecaster.rows,
+            cpu_s=time.process_time(),
+            drifts=residuals.drifts,
+            problems=(*artefacts.problems, *self._problems),
+            restored=self._restored,
         )
         return structs.replace(answer, status=status, changes=changes if moved else None)
 
@@ -128,19 +164,26 @@ class ModelHost:
         if isinstance(question, OpenModels):
             self._open(question.setup)
             return ChildAnswer()
-        forecaster = self._forecaster
+        forecaster, learning = self._forecaster, self._learning
         assert forecaster is not None, "nothing is opened yet"
-        if isinstance(question, MakeForecast | LearnLessons | DraftRows):
-            return self._worked(forecaster, question)
+        assert learning is not None
+        if isinstance(question, MakeForecasts):
+            self._lower()
+            return ChildAnswer(workloads=[_tried(forecaster, view) for view in question.views])
+        if isinstance(question, TakeLessons | StoreLessons | FinishLessons):
+            self._lower()
+            return _taught(learning, question)
         if isinstance(question, FillIndex):
             return ChildAnswer(bad=_fill(forecaster, question.rows))
+        learning.forget_repeats()
         if isinstance(question, ChangeSettings):
             forecaster.configure(question.settings, question.private)
         elif isinstance(question, UseVersion):
             assert self._artefacts is not None
             self._artefacts = self._artefacts.refitted(_folder(question.version))
             forecaster.adopt(self._artefacts)
-        elif isinstance(question, ForgetLearned):
+        else:
+            learning.forget()
             forecaster.forget()
         return ChildAnswer()
 
@@ -153,32 +196,48 @@ class ModelHost:
         self._forecaster = LearningForecaster(
             settings, self._artefacts, setup.key, setup.prices, setup.private
         )
+        history = self._opened_history(setup.store)
+        self._learning = BackgroundLearning(self._forecaster, setup.key, history, Random())
         stored = setup.calibration
         self._restored = stored is None or self._forecaster.residuals.restore(stored)
 
-    def _worked(
-        self,
-        forecaster: LearningForecaster,
-        question: MakeForecast | LearnLessons | DraftRows,
-    ) -> ChildAnswer:
+    def _opened_history(self, path: str) -> RowWriter:
+        """The history; one that refuses all rows where there is no store, or it is unusable."""
+        if not path:
+            return NoHistory("there is no store")
+        try:
+            return self._open_history(path)
+        except Exception as error:
+            self._problems.append(f"no history is stored: {error}")
+            return NoHistory(str(error))
+
+    def _lower(self) -> None:
         if self._begins_work is not None:
             begins_work, self._begins_work = self._begins_work, None
             begins_work()
-        if isinstance(question, MakeForecast):
-            return ChildAnswer(workload=forecaster.forecast(question.view))
-        make = forecaster.learn if isinstance(question, LearnLessons) else forecaster.draft
-        return ChildAnswer(rows=[_tried(make, lesson) for lesson in question.lessons])
 
 
 def _folder(version: str) -> Path | None:
     return Path(version) if version else None
 
 
-def _tried(make: Callable[[Lesson], HistoryRow], lesson: Lesson) -> HistoryRow | str:
+def _taught(
+    learning: BackgroundLearning, question: TakeLessons | StoreLessons | FinishLessons
+) -> ChildAnswer:
+    if isinstance(question, TakeLessons):
+        learning.take_in(question.lessons, question.cpu_share)
+    elif isinstance(question, StoreLessons):
+        learning.store(question.lessons)
+    else:
+        learning.finish()
+    return ChildAnswer(report=learning.report())
+
+
+def _tried(forecaster: LearningForecaster, view: PromptView) -> Workload | str:
     try:
-        return make(lesson)
+        return forecaster.forecast(view)
     except Exception as error:
-        return _described(error)
+        return described(error)
 
 
 def _fill(forecaster: LearningForecaster, rows: list[HistoryRow]) -> int:
@@ -190,8 +249,3 @@ def _fill(forecaster: LearningForecaster, rows: list[HistoryRow]) -> int:
         except Exception:
             bad += 1
     return bad
-
-
-def _described(error: Exception) -> str:
-    """A traceback: lines of code and the error's kind, no prompt."""
-    return "".join([*traceback.format_tb(error.__traceback__)[-6:], type(error).__name__])

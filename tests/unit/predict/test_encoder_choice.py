@@ -13,6 +13,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.encoder import exported_folder, find_encoder, pack
 from gateway.predict.lesson import Lesson
 from gateway.predict.manifest import ArtefactError, ArtefactFolder
+from gateway.predict.process.background_learning import NoHistory
 from gateway.predict.process.wire import ChildSetup, ChildStatus, OpenModels, encoded
 from gateway.predict.process.worker import ModelHost
 from gateway.predict.prompt_view import PromptView
@@ -215,7 +216,8 @@ def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
 
     def opened(chosen: Predict) -> ChildStatus:
         setup = ChildSetup(chosen, str(MODELS), b"key", {}, frozenset())
-        return ModelHost(lambda: None).answer(encoded(OpenModels(setup))).status
+        host = ModelHost(lambda: None, NoHistory)
+        return host.answer(encoded(OpenModels(setup))).status
 
     here = opened(settings(home))
     assert (here.encoder, here.problems) == ("tiny", ())

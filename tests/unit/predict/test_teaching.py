@@ -56,19 +56,30 @@ def test_draft_is_the_row_and_teaches_nothing(forecaster: LearningForecaster) ->
     assert forecaster.forecast(view()) != before
 
 
-def test_brief_lesson_leaves_out_the_encoder_and_still_calibrates(
-    forecaster: LearningForecaster,
+def test_lesson_s_counts_alone_move_the_running_means(forecaster: LearningForecaster) -> None:
+    """Without a forecast of it, an answer still teaches its length and its tokens, as a whole
+    lesson does; the residuals and the index stay."""
+    seen = view("Tell me of a thing never read, at some length and with care")
+    keys = group_keys(seen.model, seen.tenant)
+    forecaster.learn_counts(lesson(seen, 2500, prompt_tokens=40))
+    table = forecaster.calibration
+    assert table.running(keys)[0] == pytest.approx(log1p(2500))
+    assert table.tokens_per_byte(seen.model, seen.tenant, seen.script) != 0.25
+    assert (table.stage0_bias(keys), forecaster.rows) == (0.0, 0)
+
+
+@pytest.mark.parametrize(
+    "more", [{"running": True}, {"censored": True}, {"success": False, "censored": False}]
+)
+def test_lesson_s_counts_alone_are_lower_bounds_where_they_are_in_lessons(
+    forecaster: LearningForecaster, more: dict[str, bool]
 ) -> None:
-    """A brief lesson has no vector and no place in the index unless the vector is cached; the bias
-    moves."""
-    before = forecaster.calibration
-    row = forecaster.learn(lesson(view("Tell me of a thing never read"), 2500, brief=True))
-    assert (row.encoder, row.vector, forecaster.rows) == ("", b"", 0)
-    assert row.features
-    assert forecaster.calibration != before
-    forecaster.forecast(view())
-    row = forecaster.learn(lesson(view(), 2500, brief=True))
-    assert (len(row.vector), forecaster.rows) == (768, 1)
+    """A running, cut or failed answer does not lower a mean, whole or by its counts alone."""
+    forecaster.learn_counts(lesson(view(), 2500))
+    keys = group_keys(view().model, view().tenant)
+    before = forecaster.calibration.running(keys)
+    forecaster.learn_counts(lesson(view(), 3, **more))
+    assert forecaster.calibration.running(keys) == before
 
 
 def test_learned_row_estimates_prompt_tokens_that_were_not_counted(

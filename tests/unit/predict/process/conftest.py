@@ -23,7 +23,9 @@ async def make(anyio_backend: str) -> AsyncIterator[Make]:
     def build(
         settings: Predict | None = None, folder: Path | None = None, **more: Any
     ) -> Predictor:
-        more = {"connect": Children(), "pause_s": 0.02, **more}
+        more = {"connect": Children(), "pause_s": 0.02, "tick_s": 0.005, **more}
+        if (shelf := more.pop("shelf", None)) is not None:
+            more["store"] = shelf.path
         predictor = Predictor(
             settings or Predict(), folder or shipped("models"), key=b"key", **more
         )

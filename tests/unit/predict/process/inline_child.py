@@ -7,8 +7,11 @@ messages; the process and the socket alone are left out (test_child_client.py ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from functools import partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from gateway.predict.lesson import Lesson
@@ -17,10 +20,10 @@ from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import (
     ChildAnswer,
     ChildGone,
-    DraftRows,
-    LearnLessons,
-    MakeForecast,
+    MakeForecasts,
     Question,
+    StoreLessons,
+    TakeLessons,
     answer_decoder,
     encoded,
     message_encoder,
@@ -52,15 +55,71 @@ def always() -> bool:
     return True
 
 
+class Shelf:
+    """A history of inline children, which can be held, or fail; `path` stands for its file."""
+
+    _all: dict[str, Shelf] = {}  # noqa: RUF012 - of all tests
+    _numbers = count()
+
+    def __init__(self) -> None:
+        self.path = Path(f"shelf-{next(self._numbers)}")
+        self.rows: list[HistoryRow] = []
+        self.error: Exception | None = None
+        self.came = asyncio.Event()  # rows are here to be stored
+        self._held: list[tuple[Future[int], list[HistoryRow]]] | None = None
+        self._all[str(self.path)] = self
+
+    @classmethod
+    def at(cls, path: str) -> Shelf:
+        """The shelf of a path."""
+        return cls._all[path]
+
+    def put(self, batch: Sequence[HistoryRow]) -> Future[int]:
+        future: Future[int] = Future()
+        self.came.set()
+        if self._held is None:
+            self._store(future, list(batch))
+        else:
+            self._held.append((future, list(batch)))
+        return future
+
+    def close(self) -> None:
+        self.release()
+
+    def hold(self) -> None:
+        """Store nothing until `release`."""
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held or [], None
+        for future, batch in held:
+            self._store(future, batch)
+
+    async def wait(self, rows: int = 1) -> list[HistoryRow]:
+        """Wait until so many rows are stored."""
+        await until(lambda: len(self.rows) >= rows)
+        return self.rows
+
+    def _store(self, future: Future[int], batch: list[HistoryRow]) -> None:
+        if self.error is not None:
+            future.set_exception(self.error)
+        else:
+            self.rows += batch
+            future.set_result(len(batch))
+
+
 class InlineChild:
-    """A child without a process, which can be held before it answers."""
+    """A child without a process, which can be held before it answers. It learns in turns of the
+    loop, as the real one does between questions."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
         self.held = asyncio.Event()  # a question has come that is not answered
         self._gate = asyncio.Event()
         self._gate.set()
-        self._host = ModelHost(lambda: None)
+        self._host = ModelHost(lambda: None, Shelf.at)
+        self._turn: asyncio.TimerHandle | None = None
+        self._tell: Callable[[str], object] = lambda why: None
 
     def hold(self) -> None:
         """Answer nothing until `release`."""
@@ -75,10 +134,32 @@ class InlineChild:
             self.held.set()
         await asyncio.wait_for(self._gate.wait(), WAIT_S)
         await asyncio.sleep(0)  # others have their turn, as while a real child works
-        return answer_decoder.decode(message_encoder.encode(self._host.answer(payload)))
+        answer = message_encoder.encode(self._host.answer(payload))
+        if self._turn is None:
+            self._work()
+        return answer_decoder.decode(answer)
+
+    def watch(self, gone: Callable[[str], object]) -> None:
+        self._tell = gone
+
+    def die(self, why: str = "it was killed") -> None:
+        """End by itself."""
+        self._stop()
+        self._tell(why)
 
     async def close(self) -> None:
+        self._stop()
+        self._host.close()
         self.closed.set()
+
+    def _work(self) -> None:
+        pause_s, self._turn = self._host.work(), None
+        if pause_s is not None:
+            self._turn = asyncio.get_running_loop().call_later(pause_s, self._work)
+
+    def _stop(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
 
 
 class FragileChild(InlineChild):
@@ -95,10 +176,12 @@ class FragileChild(InlineChild):
 
 def text_of(question: Question) -> str:
     """The prompts in a question."""
-    if isinstance(question, MakeForecast):
-        return question.view.text
-    if isinstance(question, LearnLessons | DraftRows):
+    if isinstance(question, MakeForecasts):
+        return " ".join(view.text for view in question.views)
+    if isinstance(question, TakeLessons):
         return " ".join(one.view.text for one in question.lessons)
+    if isinstance(question, StoreLessons):
+        return " ".join(one.view.text for one in question.lessons.values())
     return ""
 
 
@@ -151,20 +234,23 @@ async def refined(predictor: Predictor, seen: PromptView) -> Workload:
     return workload
 
 
-async def learned(predictor: Predictor, tokens: int, text: str = "", **more: Any) -> HistoryRow:
-    mailbox = Mailbox()
+async def learned(predictor: Predictor, tokens: int, text: str = "", **more: Any) -> None:
+    """Wait until one answer is learned."""
     taught = lesson(tokens, text, **more) if text else lesson(tokens, **more)
-    assert predictor.learn(taught, done=mailbox)
-    row: HistoryRow = (await mailbox.wait())[0]
-    return row
+    await lessons_learned(predictor, [taught])
 
 
-async def all_learned(predictor: Predictor, tokens: int, texts: Iterable[str]) -> list[HistoryRow]:
-    """Rows of answers of one length, learned in batches: a lone lesson lingers for others."""
-    mailbox, count = Mailbox(), 0
-    for count, text in enumerate(texts, 1):  # noqa: B007 - counts them
-        assert predictor.learn(lesson(tokens, text), done=mailbox)
-    return await mailbox.wait(count)
+async def all_learned(predictor: Predictor, tokens: int, texts: Iterable[str]) -> None:
+    """Wait until answers of one length are learned."""
+    await lessons_learned(predictor, [lesson(tokens, text) for text in texts])
+
+
+async def lessons_learned(predictor: Predictor, lessons: Sequence[Lesson]) -> None:
+    before = predictor.snapshot()
+    for one in lessons:
+        assert predictor.learn(one)
+    ended = before.learned + before.learn_lost + len(lessons)
+    await until(lambda: (s := predictor.snapshot()).learned + s.learn_lost >= ended)
 
 
 async def holding(predictor: Predictor, child: InlineChild) -> None:

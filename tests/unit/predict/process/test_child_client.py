@@ -6,31 +6,36 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from gateway.predict.calibrate import Mirror
-from gateway.predict.process.child_client import ENVIRONMENT, ChildClient, start_child
+from gateway.predict.lesson import Lesson
+from gateway.predict.process.child_client import ENVIRONMENT, ChildClient, ChildLink, start_child
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,
     ChildGone,
     ChildSetup,
-    DraftRows,
     FillIndex,
+    FinishLessons,
     ForgetLearned,
-    LearnLessons,
-    MakeForecast,
+    MakeForecasts,
     OpenModels,
     Question,
+    StoreLessons,
+    TakeLessons,
     UseVersion,
 )
 from gateway.predict.process.worker import NICE
 from gateway.settings.schema import Predict
+from gateway.settings.schema import Store as StoreSettings
 from gateway.shipped import own_command, own_environ, shipped
-from gateway.types import HistoryRow, Rung
+from gateway.store.store import Store
+from gateway.types import Rung, Workload
 from tests.unit.predict.process.inline_child import InlineChild, lesson, view
 
 pytestmark = pytest.mark.anyio
@@ -80,61 +85,153 @@ def scripted(body: str) -> list[str]:
     ]
 
 
+async def taught(link: ChildLink, lessons: list[Lesson]) -> list[ChildAnswer]:
+    """Have lessons learned; the answers."""
+    return [
+        await link.ask(TakeLessons(lessons, 1.0), 30.0),
+        await link.ask(FinishLessons(), 30.0),
+    ]
+
+
 async def test_child_answers_as_its_models_do_here(start: Start) -> None:
-    """The child's forecasts, rows and calibration equal those of the same models in the test."""
+    """The child's forecasts, reports and calibration equal those of the same models in the test."""
     children = await start(), InlineChild()
     mirrors = [Mirror(), Mirror()]
 
-    async def both(question: Question) -> ChildAnswer:
-        answers = [await child.ask(question, 120.0) for child in children]
+    def of_both(answers: list[ChildAnswer]) -> ChildAnswer:
         for answer, mirror in zip(answers, mirrors, strict=True):
             assert answer.error is None
             if answer.changes is not None:
                 mirror.apply(answer.changes)
-        assert answers[0] == answers[1]
-        assert mirrors[0].table == mirrors[1].table
-        return answers[0]
+        one, other = (
+            structs.replace(answer, changes=None, status=structs.replace(answer.status, cpu_s=0.0))
+            for answer in answers
+        )
+        assert one == other
+        return one
+
+    async def both(question: Question) -> ChildAnswer:
+        return of_both([await child.ask(question, 120.0) for child in children])
 
     await both(OpenModels(SETUP))
-    rows = []
     for i in range(30):
-        taught = lesson(20 * i + 1, f"Write about the number {i % 7}", prompt_tokens=20)
-        await both(DraftRows([taught]))
-        rows += (await both(LearnLessons([taught]))).rows
-    await both(MakeForecast(view()))
-    assert (await both(FillIndex([row for row in rows if isinstance(row, HistoryRow)]))).bad == 0
-    assert (await both(MakeForecast(view()))).status.rows == 60
+        lessons = [lesson(20 * i + 1, f"Write about the number {i % 7}", prompt_tokens=20)]
+        for child, mirror in zip(children, mirrors, strict=True):
+            for answer in await taught(child, lessons):
+                if answer.changes is not None:
+                    mirror.apply(answer.changes)
+        assert mirrors[0].table == mirrors[1].table
+    await both(MakeForecasts([view(), view("another")]))
+    assert (await both(FillIndex([]))).status.rows == 30
     answer = await both(ChangeSettings(Predict(history_window_size=3), frozenset({"secret"})))
     assert answer.status.rows == 3
     await both(ForgetLearned())
     await both(UseVersion(""))
-    await both(MakeForecast(view()))
+    await both(MakeForecasts([view()]))
 
 
-async def test_second_child_goes_on_from_history_and_calibration(start: Start) -> None:
-    """A child given a first one's rows and calibration forecasts as the first did."""
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A store that is open, with nothing in it."""
+    store = Store(tmp_path / "a.db", StoreSettings())
+    store.start()
+    yield store
+    assert store.stop(10.0)
+
+
+async def test_second_child_goes_on_from_history_and_calibration(
+    start: Start, store: Store
+) -> None:
+    """A child given a first one's stored rows and calibration forecasts as the first did."""
     first, mirror = await start(), Mirror()
-    rows: list[HistoryRow] = []
-    questions: list[Question] = [OpenModels(SETUP), *[LearnLessons([lesson(2500)])] * 8]
-    for question in questions:
-        answer = await ask(first, question)
-        assert answer.changes is not None
-        mirror.apply(answer.changes)
-        rows += [row for row in answer.rows if isinstance(row, HistoryRow)]
+    setup = structs.replace(SETUP, private=frozenset(), store=str(store.path))
+    opened = await ask(first, OpenModels(setup))
+    for answer in [opened, *await taught(first, [lesson(2500)] * 8)]:
+        if answer.changes is not None:
+            mirror.apply(answer.changes)
+    rows = [row for page in store.history_pages(100) for row in page]
+    assert len(rows) == 8
     kept = mirror.table.dump()
     second = await start()
-    setup = ChildSetup(Predict(), SETUP.folder, b"key", {}, frozenset(), calibration=kept)
-    answer = await ask(second, OpenModels(setup))
+    answer = await ask(second, OpenModels(structs.replace(setup, calibration=kept)))
     assert answer.status.restored
     assert answer.changes is not None
     assert answer.changes.models == dict(mirror.table.models)
     assert (await ask(second, FillIndex(rows))).bad == 0
-    before = (await ask(first, MakeForecast(view()))).workload
-    after = (await ask(second, MakeForecast(view()))).workload
-    assert before is not None
-    assert after is not None
+    [before] = (await ask(first, MakeForecasts([view()]))).workloads
+    [after] = (await ask(second, MakeForecasts([view()]))).workloads
+    assert isinstance(before, Workload)
+    assert isinstance(after, Workload)
     assert after.rung is Rung.TENANT_NEIGHBORS
     assert after.p50 == pytest.approx(before.p50, rel=0.05)
+
+
+async def test_child_learns_between_questions(start: Start) -> None:
+    """Lessons are answered at once, and learned while nobody asks; a later report counts them."""
+    client = await opened(start)
+    answer = await ask(client, TakeLessons([lesson(9, f"number {i}") for i in range(20)], 1.0))
+    assert answer.report is not None
+    assert (answer.report.learned, answer.report.waiting, answer.report.owing) == (0, 20, True)
+    learned = 0
+    async with asyncio.timeout(30):
+        while learned < 20:
+            await asyncio.sleep(0.02)
+            report = (await ask(client, TakeLessons([], 1.0))).report
+            assert report is not None
+            learned += report.learned
+
+
+async def test_forecast_passes_lessons_that_wait(start: Start) -> None:
+    """A forecast asked for behind a hundred lessons waits for one of them at most."""
+    client = await opened(start)
+    await ask(client, TakeLessons([lesson(9, f"number {i}") for i in range(100)], 1.0))
+    [workload] = (await ask(client, MakeForecasts([view()]))).workloads
+    assert isinstance(workload, Workload)
+    report = (await ask(client, TakeLessons([], 1.0))).report
+    assert report is not None
+    assert report.waiting > 50
+
+
+async def test_child_stores_what_it_was_promised_to(start: Start, store: Store) -> None:
+    """A row is in the store when its answer comes; a draft that fails is told from it."""
+    client = await opened(start, structs.replace(SETUP, store=str(store.path)))
+    promised = {7: lesson(2500), 8: lesson(-5, censored=True)}
+    report = (await ask(client, StoreLessons(promised))).report
+    assert report is not None
+    assert report.stored == {7: ""}
+    assert list(report.drafts_failed) == [8]
+    assert [row.output_tokens for page in store.history_pages(9) for row in page] == [2500]
+
+
+async def test_child_stores_what_it_learned_at_its_end(start: Start, store: Store) -> None:
+    """A child whose input ends commits the rows it has before it ends."""
+    client = await opened(start, structs.replace(SETUP, store=str(store.path)))
+    await ask(client, TakeLessons([lesson(2500)], 1.0))
+    async with asyncio.timeout(30):
+        while (await ask(client, ChangeSettings(Predict(), frozenset()))).status.rows == 0:
+            pass
+    await client.close()
+    assert [row.output_tokens for page in store.history_pages(9) for row in page] == [2500]
+
+
+async def test_child_without_its_store_says_so(start: Start, tmp_path: Path) -> None:
+    """Where the file is not there, forecasts and lessons go on, and nothing is promised."""
+    client = await start()
+    setup = structs.replace(SETUP, store=str(tmp_path / "none.db"))
+    answer = await ask(client, OpenModels(setup), 120.0)
+    assert any("no history is stored" in problem for problem in answer.status.problems)
+    report = (await ask(client, StoreLessons({1: lesson(5)}))).report
+    assert report is not None
+    assert "cannot be" in report.stored[1]
+    assert (await taught(client, [lesson(5)]))[1].status.rows == 1
+
+
+async def test_end_of_a_child_is_told_at_once(start: Start) -> None:
+    """Its death is reported although nobody asks anything."""
+    client, told = await opened(start), asyncio.Event()
+    client.watch(lambda why: told.set())
+    os.kill(client.pid, signal.SIGKILL)
+    await asyncio.wait_for(told.wait(), 10)
 
 
 async def test_child_survives_a_question_that_fails(start: Start) -> None:
@@ -142,11 +239,11 @@ async def test_child_survives_a_question_that_fails(start: Start) -> None:
     is answered."""
     client = await opened(start)
     broken = lesson("many", "my secret")  # type: ignore[arg-type]
-    answer = await ask(client, LearnLessons([broken]))
+    answer = await ask(client, TakeLessons([broken], 1.0))
     assert answer.error is not None
     assert "ValidationError" in answer.error
     assert "secret" not in answer.error
-    assert (await ask(client, MakeForecast(view()))).workload is not None
+    assert (await ask(client, MakeForecasts([view()]))).workloads
 
 
 async def test_child_that_is_killed_is_gone(start: Start) -> None:
@@ -155,7 +252,7 @@ async def test_child_that_is_killed_is_gone(start: Start) -> None:
     os.kill(client.pid, signal.SIGKILL)
     for _ in range(2):
         with pytest.raises(ChildGone):
-            await ask(client, MakeForecast(view()))
+            await ask(client, MakeForecasts([view()]))
 
 
 async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
@@ -164,10 +261,10 @@ async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
     client = await opened(start)
     os.kill(client.pid, signal.SIGSTOP)
     with pytest.raises(ChildGone, match="no answer in time"):
-        await ask(client, MakeForecast(view("another")), 0.2)
+        await ask(client, MakeForecasts([view("another")]), 0.2)
     os.kill(client.pid, signal.SIGCONT)
     with pytest.raises(ChildGone, match="no answer in time"):
-        await ask(client, MakeForecast(view("a third")))
+        await ask(client, MakeForecasts([view("a third")]))
     await client.close()
     with pytest.raises(ProcessLookupError):
         os.kill(client.pid, 0)
@@ -203,7 +300,7 @@ async def test_child_that_does_not_read_holds_up_nothing(start: Start) -> None:
     """A question larger than the socket's buffer waits for the child to read; the loop goes on
     meanwhile."""
     client = await start(scripted("time.sleep(600)"))
-    question = MakeForecast(view("x" * 10_000_000))
+    question = MakeForecasts([view("x" * 10_000_000)])
     turns, asking = 0, asyncio.create_task(ask(client, question, 0.5))
     while not asking.done():
         await asyncio.sleep(0.01)
@@ -263,7 +360,7 @@ async def test_child_ignores_the_terminal_s_signals(start: Start) -> None:
     client = await opened(start)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(client.pid, number)
-        assert (await ask(client, MakeForecast(view()))).workload is not None
+        assert (await ask(client, MakeForecasts([view()]))).workloads
 
 
 async def test_child_is_nice_and_sees_no_keys(start: Start) -> None:
@@ -273,7 +370,9 @@ async def test_child_is_nice_and_sees_no_keys(start: Start) -> None:
     client = await start(environ={**own_environ(), **secrets})
     await ask(client, OpenModels(SETUP), 120.0)
     assert os.getpriority(os.PRIO_PROCESS, client.pid) == os.getpriority(os.PRIO_PROCESS, 0)
-    await ask(client, MakeForecast(view()))  # it opens at full speed, and gives way when it works
+    await ask(
+        client, MakeForecasts([view()])
+    )  # it opens at full speed, and gives way when it works
     assert os.getpriority(os.PRIO_PROCESS, client.pid) == NICE > 0
     proc = Path(f"/proc/{client.pid}")
     assert proc.joinpath("oom_score_adj").read_text().strip() == "500"

@@ -10,13 +10,13 @@ from itertools import count
 import pytest
 
 from gateway.predict.process.predictor import Predictor
-from gateway.predict.process.wire import ChildSetup, MakeForecast, OpenModels, encoded
+from gateway.predict.process.wire import ChildSetup, MakeForecasts, OpenModels, encoded
 from gateway.predict.process.worker import ModelHost
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from tests.kit.length import short_or_long
-from tests.unit.predict.process.inline_child import always, lesson, real_child, refined, view
+from tests.unit.predict.process.inline_child import Shelf, always, lesson, real_child, refined, view
 
 PERIOD_S = 0.01
 ROUNDS = 30
@@ -78,10 +78,10 @@ async def test_loop_is_on_time_under_full_prediction_load() -> None:
 @pytest.mark.anyio
 async def test_loop_that_runs_the_encoder_itself_is_late() -> None:
     """The twin: the same forecasts made on the loop break the same bound."""
-    host = ModelHost(lambda: None)
+    host = ModelHost(lambda: None, Shelf.at)
     setup = ChildSetup(Predict(), str(shipped("models")), b"key", {}, frozenset())
     host.answer(encoded(OpenModels(setup)))
     late_s = await least_lateness_s(
-        lambda seen: host.answer(encoded(MakeForecast(seen))), TWIN_TRIES
+        lambda seen: host.answer(encoded(MakeForecasts([seen]))), TWIN_TRIES
     )
     assert late_s > LATE_S

@@ -127,8 +127,8 @@ async def test_predictor_takes_any_text(make: Make, text: str) -> None:
     predictor = make()
     seen = view(text)
     await refined(predictor, seen)
-    row = await learned(predictor, 10, view=seen)
-    assert row.output_tokens == 10
+    await learned(predictor, 10, view=seen)
+    assert predictor.snapshot().learn_lost == 0
     assert predictor.forecast(seen).p50 >= 0
     assert predictor.snapshot().ready
 

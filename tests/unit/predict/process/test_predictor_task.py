@@ -7,16 +7,18 @@ import os
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gateway.predict.calibrate import Calibration
 from gateway.predict.process.child_client import ChildClient
-from gateway.predict.process.wire import ChildGone
+from gateway.predict.process.pending import FORECASTS, PROMISES
+from gateway.predict.process.wire import ChildAnswer, ChildGone, MakeForecasts, Question
 from gateway.predict.refit.due import Refits
 from gateway.settings.schema import Predict
-from gateway.types import HistoryRow, Rung, Workload
+from gateway.types import Rung, Workload
 from tests.unit.predict.process.inline_child import (
     WAIT_S,
     Children,
@@ -24,6 +26,7 @@ from tests.unit.predict.process.inline_child import (
     InlineChild,
     Mailbox,
     Make,
+    Shelf,
     all_learned,
     always,
     holding,
@@ -50,14 +53,38 @@ async def test_predictor_skips_a_forecast_nobody_waits_for(make: Make) -> None:
 
 async def test_predictor_forecasts_before_it_learns(make: Make) -> None:
     """A lesson that waits lets later forecasts pass."""
-    children, order = Children(), Mailbox()
-    predictor = make(connect=children)
+    children, order, shelf = Children(), Mailbox(), Shelf()
+    predictor = make(connect=children, shelf=shelf)
     await refined(predictor, view())
     await holding(predictor, children.last)
-    assert predictor.learn(lesson(9), done=order)
+    promise = asyncio.create_task(predictor.learn_stored(lesson(9)))
+    promise.add_done_callback(order)
+    assert predictor.learn(lesson(9))
     assert predictor.refine(view(), order, always)
     children.last.release()
-    assert [type(item) for item in await order.wait(2)] == [Workload, HistoryRow]
+    assert [type(item) for item in await order.wait(2)] == [Workload, asyncio.Task]
+
+
+async def test_forecasts_of_one_turn_are_asked_for_together(make: Make) -> None:
+    """What waits is one question, in order, less what is no longer wanted; beyond a bound it is
+    another."""
+    asked: list[int] = []
+
+    class Counting(InlineChild):
+        async def ask(self, question: Question, timeout_s: float) -> ChildAnswer:
+            if isinstance(question, MakeForecasts):
+                asked.append(len(question.views))
+            return await super().ask(question, timeout_s)
+
+    mailbox = Mailbox()
+    predictor = make(connect=Children(Counting))
+    await refined(predictor, view())
+    asked.clear()
+    for number in range(FORECASTS + 2):
+        done = partial(lambda number, workload: mailbox(number), number)
+        assert predictor.refine(view(f"number {number}"), done, lambda n=number: n != 1)  # type: ignore[misc]
+    assert await mailbox.wait(FORECASTS + 1) == [n for n in range(FORECASTS + 2) if n != 1]
+    assert asked == [FORECASTS, 1]
 
 
 async def test_predictor_survives_callers_that_fail(make: Make) -> None:
@@ -69,7 +96,6 @@ async def test_predictor_survives_callers_that_fail(make: Make) -> None:
 
     assert predictor.refine(view(), fail, always)
     assert predictor.refine(view(), lambda _: None, fail)
-    assert predictor.learn(lesson(9), done=fail)
     assert (await refined(predictor, view())).p50 > 0
     assert predictor.snapshot().ready
 
@@ -90,15 +116,17 @@ async def test_predictor_outlives_its_task(make: Make, tmp_path: Path) -> None:
 
 
 async def test_lesson_taken_by_a_task_that_dies_is_given_up(make: Make, tmp_path: Path) -> None:
-    """The caller gets an error, and does not wait for ever."""
+    """The caller gets an error, and does not wait for ever; both lessons are counted."""
 
     class Broken(Refits):
         def current(self) -> Path | None:
             raise LookupError
 
-    predictor, gone = make(refits=Broken(tmp_path)), Mailbox()
-    assert predictor.learn(lesson(9), gone)
-    assert [type(x) for x in await gone.wait()] == [ChildGone]
+    predictor = make(refits=Broken(tmp_path))
+    assert predictor.learn(lesson(9))
+    with pytest.raises(ChildGone):
+        await predictor.learn_stored(lesson(9))
+    assert predictor.snapshot().learn_lost == 2
 
 
 async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> None:
@@ -114,9 +142,9 @@ async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> Non
 
     predictor = make(connect=once, pause_s=0.5)
     await refined(predictor, view())
-    lost, gone = Mailbox(), Mailbox()
+    lost = Mailbox()
     assert predictor.refine(view("fatal"), lost, always)
-    assert predictor.learn(lesson(9), gone)
+    assert predictor.learn(lesson(9))
     await until(lambda: predictor.snapshot().restarts == 2)  # the second does not start
     shot = predictor.snapshot()
     assert (shot.ready, shot.state) == (
@@ -127,69 +155,59 @@ async def test_predictor_is_not_ready_while_its_child_is_gone(make: Make) -> Non
     await predictor.stop(WAIT_S)
     assert time.monotonic() - began_s < 5
     assert lost.items == []
-    assert [type(x) for x in gone.items] == [ChildGone]
+    assert predictor.snapshot().learn_lost == 1
 
 
 async def test_predictor_learns_what_waits_before_it_stops(make: Make) -> None:
-    """Stopping drops forecasts, and learns the lessons that wait."""
-    children, forecasts, rows = Children(), Mailbox(), Mailbox()
-    predictor = make(connect=children)
+    """Stopping drops forecasts, and learns and stores the lessons that wait."""
+    children, forecasts, shelf = Children(), Mailbox(), Shelf()
+    predictor = make(connect=children, shelf=shelf)
     await refined(predictor, view())
     await holding(predictor, children.last)
     assert predictor.refine(view(), forecasts, always)
     for _ in range(3):
-        assert predictor.learn(lesson(9), done=rows)
+        assert predictor.learn(lesson(9))
     stopping = asyncio.create_task(predictor.stop(WAIT_S))
     await asyncio.sleep(0)
     children.last.release()
     await stopping
-    assert [type(row) for row in rows.items] == [HistoryRow] * 3
+    assert len(shelf.rows) == predictor.snapshot().learned == 3
     assert forecasts.items == []
     assert children.last.closed.is_set()
 
 
 async def test_predictor_stops_in_time_beside_a_child_that_hangs(make: Make) -> None:
-    """Lessons for which the stop has no time are lost, counted, and reported to their callers."""
-    children, kept, lost = Children(), list[bytes](), Mailbox()
+    """Lessons for which the stop has no time are lost and counted."""
+    children, kept = Children(), list[bytes]()
     predictor = make(connect=children, keep=kept.append)
     await learned(predictor, 3000)
     await holding(predictor, children.last)
     for _ in range(3):
-        assert predictor.learn(lesson(9), done=lost)
+        assert predictor.learn(lesson(9))
     began_s = time.monotonic()
     await predictor.stop(0.05)
     assert time.monotonic() - began_s < 5
-    assert [type(x) for x in lost.items] == [ChildGone] * 3
     assert predictor.snapshot().learn_lost == 3
     assert children.last.closed.is_set()
     assert kept != [Calibration().dump()]  # what was learned before is kept
     assert len(kept) == 1
 
 
-@pytest.mark.parametrize("draft", [True, False])
-async def test_lessons_at_the_child_when_time_is_up_are_given_up(make: Make, draft: bool) -> None:
-    """Each caller gets an error, and each lesson is counted as lost: those that the child was
-    asked about, and those of the same batch."""
-
-    async def store(row: HistoryRow) -> None:
-        raise AssertionError("nothing was drafted")
-
-    async def promised() -> None:
-        with pytest.raises(ChildGone):
-            await predictor.learn_stored(lesson(8), store)
-
-    children, gone = Children(), Mailbox()
+async def test_lessons_at_the_child_when_time_is_up_are_given_up(make: Make) -> None:
+    """Those of the question under way, and those behind it, are lost and counted; who waits gets an
+    error."""
+    children = Children()
     predictor = make(connect=children)
     await refined(predictor, view())
     children.last.hold()
-    assert predictor.learn(lesson(9), gone)
-    promises = [asyncio.create_task(promised()) for _ in range(draft)]
+    promises = [asyncio.create_task(predictor.learn_stored(lesson(8))) for _ in range(PROMISES + 1)]
     await asyncio.wait_for(children.last.held.wait(), WAIT_S)
+    assert predictor.learn(lesson(9))
     await predictor.stop(0.05)
-    assert [type(x) for x in gone.items] == [ChildGone]
-    assert predictor.snapshot().learn_lost == 1 + draft
     for promise in promises:
-        await asyncio.wait_for(promise, WAIT_S)
+        with pytest.raises(ChildGone):
+            await asyncio.wait_for(promise, WAIT_S)
+    assert predictor.snapshot().learn_lost == len(promises) + 1
 
 
 async def test_refit_ends_though_the_time_is_up_while_the_child_ends(
@@ -238,11 +256,13 @@ async def test_predictor_stops_at_once_while_a_child_is_being_opened(make: Make)
 
 async def test_predictor_switched_off_ends_its_child_and_on_again_opens_one(make: Make) -> None:
     """Off, it keeps only calibration and history; switched on again, it works as before."""
-    children, history = Children(), list[HistoryRow]()
-    predictor = make(Predict(enabled=False), connect=children, history=lambda _: [history])
+    children, shelf = Children(), Shelf()
+    predictor = make(
+        Predict(enabled=False), connect=children, history=lambda _: [shelf.rows], shelf=shelf
+    )
     for _ in range(2):
         predictor.reconfigure(Predict(enabled=True))
-        history.append(await learned(predictor, 2500))
+        await learned(predictor, 2500)
         before = predictor.forecast(view("Write of the sea at night")).p50
         assert not children.last.closed.is_set()
         predictor.reconfigure(Predict(enabled=False))
@@ -289,17 +309,17 @@ async def test_predictor_switched_on_beside_its_ending_child_is_not_ready(make: 
 
 async def test_predictor_does_what_was_taken_before_it_was_switched_off(make: Make) -> None:
     """Forecasts and lessons that wait are answered, and then the child ends."""
-    children, answers, rows = Children(), Mailbox(), Mailbox()
-    predictor = make(connect=children)
+    children, answers, shelf = Children(), Mailbox(), Shelf()
+    predictor = make(connect=children, shelf=shelf)
     await refined(predictor, view())
     await holding(predictor, children.last)
     assert predictor.refine(view(), answers, always)
-    assert predictor.learn(lesson(9), done=rows)
+    assert predictor.learn(lesson(9))
     predictor.reconfigure(Predict(enabled=False))
     children.last.release()
     await asyncio.wait_for(children.last.closed.wait(), WAIT_S)
     assert [type(x) for x in answers.items] == [Workload]
-    assert [type(x) for x in rows.items] == [HistoryRow]
+    assert len(shelf.rows) == 1
 
 
 async def test_predictor_stops_while_it_is_switched_off(make: Make) -> None:
@@ -331,14 +351,16 @@ async def test_reconfigure_takes_effect_in_the_child(make: Make) -> None:
 
 async def test_reconfigure_takes_private_tenants(make: Make) -> None:
     """A tenant that becomes private takes its rows out of the others' sight."""
-    predictor = make()
+    shelf = Shelf()
+    predictor = make(shelf=shelf)
     for _ in range(2):
         await learned(predictor, 3000)
     assert (await refined(predictor, view(tenant="b"))).rung is Rung.GLOBAL_NEIGHBORS
     predictor.reconfigure(Predict(), private={"a"})
     assert (await refined(predictor, view(tenant="b"))).rung is Rung.MODEL_ONLY
     assert (await refined(predictor, view(tenant="a"))).rung is Rung.TENANT_NEIGHBORS
-    assert not (await learned(predictor, 3000)).shared
+    await learned(predictor, 3000)
+    assert [row.shared for row in await shelf.wait(3)] == [True, True, False]
 
 
 async def test_predictor_beside_a_child_that_does_not_read_is_bounded(make: Make) -> None:
@@ -362,6 +384,6 @@ async def test_predictor_beside_a_child_that_does_not_read_is_bounded(make: Make
         late_s = max(late_s, time.monotonic() - turn_s)
     shot = predictor.snapshot()
     assert (shot.forecast_queue, shot.learn_queue) == (10, 20)
-    assert (shot.dropped_full, shot.learn_lost) == (200 - 11, 200 - 20)  # one is under way
+    assert (shot.dropped_full, shot.learn_lost) == (200 - 10 - 1, 200 - 20)  # one is under way
     assert late_s < 1.0
     os.kill(clients[0].pid, signal.SIGKILL)

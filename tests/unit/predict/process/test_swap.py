@@ -24,6 +24,7 @@ from tests.unit.predict.process.inline_child import (
     Children,
     InlineChild,
     Make,
+    Shelf,
     all_learned,
     always,
     learned,
@@ -154,7 +155,9 @@ async def test_forecast_at_the_moment_of_a_swap_is_of_one_model(make: Make, vers
 async def test_index_is_rebuilt_under_load(make: Make) -> None:
     """The process is killed amid requests: stage 0 answers all of them, the next process has
     every row that is stored, those stored meanwhile too."""
-    stored: list[HistoryRow] = []
+    shelf = Shelf()
+    await learned(make(shelf=shelf), 800)
+    stored = await shelf.wait() * 1000
     clients: list[ChildClient] = []
 
     def pages(_: str) -> Iterator[list[HistoryRow]]:
@@ -167,8 +170,7 @@ async def test_index_is_rebuilt_under_load(make: Make) -> None:
         return clients[-1]
 
     predictor = make(connect=started, history=pages)
-    row = await learned(predictor, 800)
-    stored += [row] * 1000
+    await refined(predictor, view())
     async with loaded(predictor) as load:
         os.kill(clients[0].pid, signal.SIGKILL)
         await until(lambda: predictor.snapshot().restarts == 1)

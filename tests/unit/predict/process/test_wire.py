@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.predict.process.wire import (
     MAX_BYTES,
     ChildGone,
-    MakeForecast,
+    MakeForecasts,
     encoded,
     framed,
     payload_size,
@@ -52,7 +52,7 @@ def test_texts_that_are_not_unicode_are_sent() -> None:
         model="m",
         tool_names=["\ud800"],
     )
-    question = question_decoder.decode(encoded(MakeForecast(odd)))
-    assert isinstance(question, MakeForecast)
-    assert (question.view.text, question.view.system) == ("? sea", "?")
-    assert question.view.tenant == "a"
+    question = question_decoder.decode(encoded(MakeForecasts([odd])))
+    assert isinstance(question, MakeForecasts)
+    [view] = question.views
+    assert (view.text, view.system, view.tenant) == ("? sea", "?", "a")
