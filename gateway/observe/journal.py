@@ -5,9 +5,9 @@ start of the process. A reader that comes back with its last position learns how
 fell off in between, so nothing is lost silently. For the loop's thread only.
 
 One method per kind of event: those of the engine's listeners, and those of the process itself.
-Most events are never read, so the details of one are made when it is: from jobs and records,
-which do not change. An event holds ids, names and numbers, never a prompt, key or answer text:
-texts are masked, since a provider's error code may echo a key.
+Most events are never read, so the details of one are made when it is (`_DETAILS`): from jobs and
+records, which do not change. An event holds ids, names and numbers, never a prompt, key or answer
+text: texts are masked, since a provider's error code may echo a key.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
+from typing import Any
 
 from msgspec import Struct
 
 from gateway.types import Job, JobRecord, LifeEvent, Listener, Outcome, Verdict, Workload
 
 Detail = str | float | int | None
-Details = Callable[[], Mapping[str, Detail]]
-_Event = tuple[float, str, str | None, str | None, Details]
-"""Unix time, kind, job, pool, details."""
+_Kept = tuple[float, str, tuple[Any, ...]]
+"""An event's Unix time, its kind, and what the method of its kind was given, or its details."""
 
 
 class Tail(Struct, frozen=True):
@@ -48,7 +48,7 @@ class Journal(Listener):
         masked: Callable[[str], str],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._ring: deque[_Event] = deque(maxlen=size)
+        self._ring: deque[_Kept] = deque(maxlen=size)
         self._masked = masked
         self._wall = wall
         self._count = 0  # events ever
@@ -79,74 +79,34 @@ class Journal(Listener):
             since = min(max(since, 0), self._count)
             start, missed = max(first, since), max(0, first - since)
         kept = islice(self._ring, start - first, start - first + n)
-        events = [self._worded(*event) for event in kept]
+        events = [self._worded(*one) for one in kept]
         return Tail(events=events, next=start + len(events), dropped=missed)
 
     # — the kinds of events —
 
     def submitted(self, job: Job) -> None:
         """A job was handed to the scheduler, with its first forecast."""
-        self._of(
-            "submitted",
-            job,
-            lambda: {
-                "tenant": job.tenant,
-                "model": job.model,
-                "job_class": job.job_class,
-                **_forecast(job.workload),
-                "prompt_tokens": job.workload.prompt_tokens,
-                "n": job.n,
-            },
-        )
+        self._keep("submitted", job)
 
     def reforecast(self, job: Job, workload: Workload) -> None:
         """A better forecast, `workload`, replaces the job's first one."""
-        self._of(
-            "reforecast",
-            job,
-            lambda: {
-                "p50_before": job.workload.p50,
-                **_forecast(workload),
-                "job_class": job.class_override or workload.job_class,
-            },
-        )
+        self._keep("reforecast", job, workload)
 
     def dispatched(self, job: Job, account: str, queue_s: float, attempt: int) -> None:
         """An attempt on `account` begins."""
-        self._of(
-            "dispatched",
-            job,
-            lambda: {"account": account, "queue_s": queue_s, "attempt": attempt},
-        )
+        self._keep("dispatched", job, account, queue_s, attempt)
 
     def retried(self, job: Job, account: str, verdict: Verdict) -> None:
         """An attempt on `account` came to `verdict`; another may follow."""
-        self._of("retried", job, lambda: {"account": account, "verdict": verdict})
+        self._keep("retried", job, account, verdict)
 
     def refused(self, job: Job, outcome: Outcome, code: str | None) -> None:
         """A job was turned away (`refused`) or removed from its queue (`evicted`)."""
-        event = "evicted" if outcome is Outcome.EVICTED else "refused"
-        self._of(event, job, lambda: {"tenant": job.tenant, "outcome": outcome, "code": code})
+        self._keep("evicted" if outcome is Outcome.EVICTED else "refused", job, outcome, code)
 
     def ended(self, record: JobRecord) -> None:
         """A request is over (`finished`)."""
-        self._keep(
-            "finished",
-            record.id,
-            None,
-            lambda: {
-                "outcome": record.outcome,
-                "status": record.status,
-                "account": record.account,
-                "attempts": record.attempts,
-                "output_tokens": None if record.usage is None else record.usage.output_tokens,
-                "queue_s": record.queue_s,
-                "ttft_s": record.ttft_s,
-                "total_s": record.total_s,
-                "cost_usd": record.cost_usd,
-                "error_code": record.error_code,
-            },
-        )
+        self._keep("finished", record)
 
     def reloaded(self, generation: int, error: str | None = None, *, changed: bool = True) -> None:
         """A reload or admin patch: applied, equal to what was in force, or refused (`error`)."""
@@ -170,30 +130,69 @@ class Journal(Listener):
 
     def add(self, event: str, **detail: Detail) -> None:
         """Append an event that is of no job; details that are None are left out."""
-        self._keep(event, None, None, lambda: detail)
+        self._keep(event, detail)
 
-    def _of(self, event: str, job: Job, details: Details) -> None:
-        self._keep(event, job.id, job.pool, details)
-
-    def _keep(self, event: str, job: str | None, pool: str | None, details: Details) -> None:
-        self._ring.append((self._wall(), event, job, pool, details))
+    def _keep(self, event: str, *given: Any) -> None:
+        self._ring.append((self._wall(), event, given))
         self._count += 1
 
-    def _worded(
-        self, wall_s: float, event: str, job: str | None, pool: str | None, details: Details
-    ) -> LifeEvent:
-        given: dict[str, Detail] = {
-            name: self._masked(value) if isinstance(value, str) else value
-            for name, value in details().items()
-            if value is not None
-        }
-        return LifeEvent(wall_s, event, job, pool, given)
+    def _worded(self, wall_s: float, event: str, given: tuple[Any, ...]) -> LifeEvent:
+        details = _DETAILS[event](*given) if event in _DETAILS else given[0]
+        return LifeEvent(
+            wall_s=wall_s,
+            event=event,
+            job=getattr(given[0], "id", None),
+            pool=getattr(given[0], "pool", None),
+            detail={
+                name: self._masked(value) if isinstance(value, str) else value
+                for name, value in details.items()
+                if value is not None
+            },
+        )
 
 
-def _forecast(forecast: Workload) -> dict[str, float | str]:
+def _forecast(forecast: Workload) -> dict[str, Detail]:
     return {
         "p50": forecast.p50,
         "p90": forecast.p90,
         "p_short": forecast.p_short,
         "rung": forecast.rung,
     }
+
+
+_DETAILS: Mapping[str, Callable[..., Mapping[str, Detail]]] = {
+    "submitted": lambda job: {
+        "tenant": job.tenant,
+        "model": job.model,
+        "job_class": job.job_class,
+        **_forecast(job.workload),
+        "prompt_tokens": job.workload.prompt_tokens,
+        "n": job.n,
+    },
+    "reforecast": lambda job, workload: {
+        "p50_before": job.workload.p50,
+        **_forecast(workload),
+        "job_class": job.class_override or workload.job_class,
+    },
+    "dispatched": lambda job, account, queue_s, attempt: {
+        "account": account,
+        "queue_s": queue_s,
+        "attempt": attempt,
+    },
+    "retried": lambda job, account, verdict: {"account": account, "verdict": verdict},
+    "refused": lambda job, outcome, code: {"tenant": job.tenant, "outcome": outcome, "code": code},
+    "evicted": lambda job, outcome, code: {"tenant": job.tenant, "outcome": outcome, "code": code},
+    "finished": lambda record: {
+        "outcome": record.outcome,
+        "status": record.status,
+        "account": record.account,
+        "attempts": record.attempts,
+        "output_tokens": None if record.usage is None else record.usage.output_tokens,
+        "queue_s": record.queue_s,
+        "ttft_s": record.ttft_s,
+        "total_s": record.total_s,
+        "cost_usd": record.cost_usd,
+        "error_code": record.error_code,
+    },
+}
+"""By kind, the details of an event of a job: of what its method was given."""
