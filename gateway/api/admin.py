@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway import __version__
 from gateway.api.auth import AdminToken
-from gateway.api.control import from_thread, json_response, raw_headers, read_json
+from gateway.api.control import from_thread, json_response, read_json, request_fields
 from gateway.api.plane import DataPlane
 from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.engine.engine import Engine
@@ -73,7 +73,7 @@ class AdminRoutes:
         self._since = engine.snapshot()  # /stats counts from here; /metrics never goes back
 
     def _check(self, request: HttpRequest) -> None:
-        self._token().check(raw_headers(request))
+        self._token().check(request_fields(request))
 
     def handlers(self) -> list[HTTPRouteHandler]:
         """All routes, bound to this object."""
@@ -97,7 +97,7 @@ class AdminRoutes:
 
         @get("/models")
         async def models(request: HttpRequest) -> HttpResponse:
-            tenant = self._plane.routing.tenants.authenticate(raw_headers(request))
+            tenant = self._plane.routing.tenants.authenticate(request_fields(request))
             profiles = [
                 {
                     "id": model,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 
+from gateway.api.headers import Fields
 from gateway.api.request_cycle import Receive
 from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
 from gateway.settings.schema import Server
-from gateway.upstream.providers import Headers
 
 
 class BodyMemory:
@@ -52,7 +52,7 @@ class ClientGone(Exception):
 
 
 async def read_body(
-    headers: Headers,
+    fields: Fields,
     receive: Receive,
     server: Server,
     memory: BodyMemory,
@@ -63,10 +63,10 @@ async def read_body(
     `whole` is the body where all of it has come already: nothing is received then. Raises
     BodyTooLarge, RequestTimeout, Unavailable, ClientGone; then nothing is held.
     """
-    announced = next((v for k, v in headers if k == b"content-length"), None)
-    if announced is not None and announced.isdigit():
-        _check_size(int(announced), server)
     if whole is None:
+        announced = fields.get(b"content-length", b"")
+        if announced.isdigit():
+            _check_size(int(announced), server)
         return await _received(receive, server, memory)
     _check_size(len(whole), server)
     memory.take(len(whole), server.body_memory_bytes)

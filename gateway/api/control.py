@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 
 from gateway.api import auth
 from gateway.api.body import ClientGone, read_body
+from gateway.api.headers import Fields, fields_of
 from gateway.api.plane import DataPlane
 from gateway.api.problems import HttpRequest, HttpResponse
 from gateway.api.schemas import check_messages, check_positive, decode
@@ -30,7 +31,6 @@ from gateway.predict.process.wire import ChildError, ChildGone, NotStored
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.types import QUANTILE_LEVELS, Workload
-from gateway.upstream.providers import Headers
 
 T = TypeVar("T")
 THREAD_S = 10.0  # longest wait for a thread's answer
@@ -72,9 +72,9 @@ class IngestRequest(Struct, forbid_unknown_fields=True):
     success: bool = True
 
 
-def raw_headers(request: HttpRequest) -> Headers:
-    """The headers as bytes, names in lower case."""
-    return list(request.scope["headers"])
+def request_fields(request: HttpRequest) -> Fields:
+    """The headers of a request."""
+    return fields_of(list(request.scope["headers"]))
 
 
 async def read_json(request: HttpRequest, kind: type[T], plane: DataPlane) -> T:
@@ -85,7 +85,7 @@ async def read_json(request: HttpRequest, kind: type[T], plane: DataPlane) -> T:
     server = plane.routing.server
     try:
         receive: Any = request.receive
-        body = await read_body(raw_headers(request), receive, server, plane.memory)
+        body = await read_body(request_fields(request), receive, server, plane.memory)
     except ClientGone:
         raise InvalidRequest("The client left.") from None
     try:
@@ -279,7 +279,7 @@ class ForecastRoutes:
             raise _client_error(error) from None
 
     def _tenant(self, request: HttpRequest) -> Tenant:
-        return self._plane.routing.tenants.authenticate(raw_headers(request))
+        return self._plane.routing.tenants.authenticate(request_fields(request))
 
     def _view(self, tenant: Tenant, request: PredictRequest | IngestRequest) -> PromptView:
         """The request as the predictor reads it. Raises InvalidRequest, ModelNotFound."""

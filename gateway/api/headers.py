@@ -9,12 +9,12 @@
     X-Stainless-Retry-Count     how often an SDK has tried the same request before
 
 Only a class that does not exist fails a request: the other headers advise, and a value that
-makes no sense is ignored. A deadline of a day or more is none. Header names are in lower case,
-as ASGI gives them.
+makes no sense is ignored. A deadline of a day or more is none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 
 from msgspec import Struct
@@ -27,6 +27,9 @@ DEADLINE = b"x-request-deadline-ms"
 READ_TIMEOUT = b"x-stainless-read-timeout"
 DAY_S = 86_400.0
 
+Fields = Mapping[bytes, bytes]
+"""The headers of a request by name, in lower case; of a name that came twice the first."""
+
 
 class ClientDeadline(Struct, frozen=True):
     """Time a client allows, in seconds from arrival; `within_s` is None without a limit."""
@@ -38,18 +41,15 @@ class ClientDeadline(Struct, frozen=True):
 NO_DEADLINE = ClientDeadline()
 
 
-def header(headers: Headers, name: bytes) -> bytes | None:
-    """The first header of that name; None where there is none."""
-    for key, value in headers:
-        if key == name:
-            return value
-    return None
+def fields_of(headers: Headers) -> Fields:
+    """The headers of a request, whose names are in lower case already."""
+    return dict(reversed(headers))
 
 
-def class_header(headers: Headers) -> JobClass | None:
+def class_header(fields: Fields) -> JobClass | None:
     """The class the client asks for; None without the header. Raises InvalidRequest for an
     unknown one: ignoring it would serve the request in a class not asked for."""
-    value = header(headers, b"x-sagesched-class")
+    value = fields.get(b"x-sagesched-class")
     if value is None:
         return None
     try:
@@ -62,27 +62,25 @@ def class_header(headers: Headers) -> JobClass | None:
         ) from None
 
 
-def retry_count(headers: Headers) -> int:
+def retry_count(fields: Fields) -> int:
     """Tries before this one, as an SDK counts them; 0 where the header is absent or malformed."""
-    value = header(headers, b"x-stainless-retry-count")
+    value = fields.get(b"x-stainless-retry-count")
     return int(value) if value is not None and value.isdigit() and len(value) < 4 else 0
 
 
-def client_deadline(headers: Headers, *, stream: bool) -> ClientDeadline:
+def client_deadline(fields: Fields, *, stream: bool) -> ClientDeadline:
     """The deadline in the headers, of an answer that is streamed or is not."""
-    deadline_s = read_s = None
-    for name, value in headers:
-        if name == DEADLINE:
-            deadline_s = _seconds(value, 1000.0)
-        elif name == READ_TIMEOUT:
-            read_s = _seconds(value, 1.0)
+    deadline_s = _seconds(fields.get(DEADLINE), 1000.0)
     if deadline_s is not None:
         return ClientDeadline(deadline_s)
+    read_s = _seconds(fields.get(READ_TIMEOUT), 1.0)
     return NO_DEADLINE if read_s is None else ClientDeadline(read_s, first_byte=stream)
 
 
-def _seconds(value: bytes, per_second: float) -> float | None:
+def _seconds(value: bytes | None, per_second: float) -> float | None:
     """A positive number of less than a day; None for anything else."""
+    if value is None:
+        return None
     try:
         seconds = float(value) / per_second
     except ValueError:

@@ -30,8 +30,8 @@ from gateway.api.control import (
     from_thread,
     json_response,
     messages_of,
-    raw_headers,
     read_json,
+    request_fields,
 )
 from gateway.api.plane import DataPlane
 from gateway.api.problems import HttpRequest, HttpResponse
@@ -151,7 +151,7 @@ class SubmittedJobs(Listener):
         return [submit, status, cancel]
 
     def _tenant(self, request: HttpRequest) -> Tenant:
-        return self._plane.routing.tenants.authenticate(raw_headers(request))
+        return self._plane.routing.tenants.authenticate(request_fields(request))
 
     def resume(self, unfinished: list[JobRow], tenants: dict[str, Tenant]) -> None:
         """Start the jobs that the last process left queued, and fail those that cannot run."""

@@ -85,7 +85,7 @@ class DataPlane:
 
     async def _serve(self, client: RequestCycle, info: RequestInfo) -> None:
         routing, path = self.routing, info.path
-        tenant = routing.tenants.authenticate(info.headers)
+        tenant = routing.tenants.authenticate(info.fields)
         info.tenant = tenant.name
         if path == "/models" or path.startswith("/models/"):
             require_method(info.method, "GET")
@@ -93,7 +93,7 @@ class DataPlane:
             return
         check_route(routing.tenants, tenant, info.method, path)
         whole = client.whole_body()
-        body = await read_body(info.headers, client.receive, routing.server, self.memory, whole)
+        body = await read_body(info.fields, client.receive, routing.server, self.memory, whole)
         del whole
         share = BodyShare(self.memory, len(body))
         try:
@@ -121,9 +121,9 @@ class DataPlane:
             route,
             parsed,
             info.arrived_s,
-            class_override=class_header(info.headers),
-            deadline=client_deadline(info.headers, stream=parsed.stream),
-            client_retries=retry_count(info.headers),
+            class_override=class_header(info.fields),
+            deadline=client_deadline(info.fields, stream=parsed.stream),
+            client_retries=retry_count(info.fields),
         )
         return Exchange(
             job=job,

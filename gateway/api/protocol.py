@@ -26,6 +26,7 @@ from uvicorn.server import ServerState
 
 from gateway.api.client_connections import ClientConnections
 from gateway.api.client_flow import ClientFlow
+from gateway.api.headers import fields_of
 from gateway.api.problems import problem
 from gateway.api.request_cycle import Address, RequestCycle, RequestHead
 from gateway.errors import GatewayError, InvalidRequest, Unavailable
@@ -67,7 +68,6 @@ class GatewayProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
-        self._expects_continue = False
 
     # -- the transport's side --------------------------------------------------------------------
 
@@ -163,24 +163,24 @@ class GatewayProtocol(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._header_bytes = 0
-        self._expects_continue = False
 
     def on_url(self, url: bytes) -> None:
-        if not self._pipelined:
-            self._count(len(url))
+        if self._in_header:
             self._url += url
+            self._header_bytes += len(url)
+            if self._header_bytes > MAX_HEADER_BYTES:
+                raise ValueError("request header too large")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._pipelined or not self._in_header:  # a trailer
+        if not self._in_header:  # a trailer, or a pipelined request's
             return
-        self._count(len(name) + len(value))
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects_continue = True
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
+            raise ValueError("request header too large")
 
     def on_headers_complete(self) -> None:
-        if self._pipelined:
+        if not self._in_header:
             return
         self._in_header = False
         self.due_s = inf
@@ -188,16 +188,16 @@ class GatewayProtocol(asyncio.Protocol):
         version = parser.get_http_version()
         path, query = _split(self._url)
         method = parser.get_method().decode("ascii")
+        fields = fields_of(self._headers)
         cycle = self._cycle = RequestCycle(
-            RequestHead(method, path, query, self._headers, version, *self._addresses),
+            RequestHead(method, path, query, self._headers, fields, version, *self._addresses),
             self.flow,
             self._answered,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
-            expects_continue=self._expects_continue,
+            expects_continue=fields.get(b"expect", b"").lower() == b"100-continue",
         )
-        task = self._loop.create_task(cycle.run(self._application))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
+        tasks = self._state.tasks
+        tasks.add(self._loop.create_task(cycle.run(self._application, tasks)))
 
     def on_body(self, body: bytes) -> None:
         if not self._pipelined and self._cycle is not None:
@@ -223,11 +223,6 @@ class GatewayProtocol(asyncio.Protocol):
             self.on_message_complete()
         if rest:
             self.data_received(rest)
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += size
-        if self._header_bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
-            raise ValueError("request header too large")
 
     def _refuse_unreadable(self) -> None:
         """Refuse a request that the parser cannot read, or one with too large a header."""

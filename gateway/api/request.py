@@ -14,7 +14,6 @@ import time
 
 from msgspec import Struct
 
-from gateway.api.headers import header
 from gateway.api.prompt import batch_of, view_of
 from gateway.api.request_cycle import RequestHead
 from gateway.api.routing import STATELESS, RoutingTable, canonical_path, route_label
@@ -57,7 +56,17 @@ class RequestInfo:
     """The head of a request. `route`, `tenant` and `model` are metric labels: tenant and model
     stay "other" until they are known to exist."""
 
-    __slots__ = ("arrived_s", "headers", "id", "method", "model", "path", "route", "tenant")
+    __slots__ = (
+        "arrived_s",
+        "fields",
+        "headers",
+        "id",
+        "method",
+        "model",
+        "path",
+        "route",
+        "tenant",
+    )
 
     def __init__(self, head: RequestHead, arrived_s: float) -> None:
         """`arrived_s` is by the engine's clock."""
@@ -66,6 +75,7 @@ class RequestInfo:
         self.method = head.method
         self.path = canonical_path(head.path)
         self.headers = head.headers
+        self.fields = head.fields
         self.route = route_label(self.path)
         self.tenant = "other"
         self.model = "other"
@@ -103,7 +113,7 @@ class ParsedRequest(Struct):
 
 def parse(routing: RoutingTable, tenant: Tenant, info: RequestInfo, body: bytes) -> ParsedRequest:
     """Read a body. Raises InvalidRequest, BodyTooLarge (too many members), UnsupportedMedia."""
-    encoding = header(info.headers, b"content-encoding")
+    encoding = info.fields.get(b"content-encoding")
     if encoding not in (None, b"identity"):
         raise UnsupportedMedia("Compressed request bodies are not accepted.")
     kind = GENERATING.get(info.path) if info.method == "POST" else None
@@ -141,7 +151,7 @@ def _generation(tenant: str, path: str, request: Generation, max_chars: int) -> 
 def _routed_only(info: RequestInfo, body: bytes, default_model: str) -> ParsedRequest:
     """A request that generates no text. It is routed by the model its body names; where none
     can be named, as in a listing, `default_model` stands for it."""
-    kind = header(info.headers, b"content-type") or b""
+    kind = info.fields.get(b"content-type", b"")
     model, stream, prompt_tokens = None, False, 1
     if b"multipart/form-data" in kind:
         match = FORM_MODEL.search(body, 0, FORM_SCAN_BYTES)

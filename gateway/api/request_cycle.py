@@ -22,12 +22,13 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote
 
 from msgspec import Struct
 
 from gateway.api.client_flow import ClientFlow
+from gateway.api.headers import Fields
 from gateway.api.problems import internal_error, problem
 from gateway.upstream.providers import Headers
 
@@ -41,11 +42,12 @@ NAMES_KEPT: Final = 1000
 _CONTROL = bytes([*range(9), *range(10, 32), 127])  # what no header value may hold
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BODILESS = frozenset({204, 304})
+_FRAMING = frozenset({b"content-length: ", b"transfer-encoding: ", b"connection: "})
 _RESET = struct.pack("ii", 1, 0)
 
 _prefixes: dict[bytes, bytes] = {}  # header name → "name: ", of names that were checked
 _status_lines = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
+    status.value: b"HTTP/1.1 %d %s" % (status, status.phrase.encode()) for status in HTTPStatus
 }
 
 
@@ -55,7 +57,8 @@ class RequestHead(Struct):
     method: str
     path: bytes  # as it came, escapes kept
     query: bytes
-    headers: Headers  # names in lower case
+    headers: Headers  # all of them, names in lower case
+    fields: Fields  # the same by name
     version: str  # of HTTP, such as "1.1"
     client: Address | None = None  # None where the connection is no TCP's
     server: Address | None = None
@@ -92,6 +95,7 @@ class RequestCycle:
     """
 
     __slots__ = (
+        "_begun",
         "_bodiless",
         "_body",
         "_chunked",
@@ -101,7 +105,6 @@ class RequestCycle:
         "_flow",
         "_held",
         "_left",
-        "_lines",
         "_on_left",
         "_received",
         "_status",
@@ -139,7 +142,7 @@ class RequestCycle:
         self.started = False
         self.complete = False
         self._status = 0
-        self._lines: list[bytes] | None = None  # of the head, until it is written
+        self._begun = b""  # the head so far, until it is written
         self._left: int | None = None  # bytes of the announced length that are still to come
         self._chunked = False
         self._bodiless = False
@@ -148,8 +151,9 @@ class RequestCycle:
         state = "complete" if self.complete else "started" if self.started else "open"
         return f"<RequestCycle {self.head.method} {self.head.path!r} {state}>"
 
-    async def run(self, application: Application) -> None:
-        """Run an application on this request, and end the response if it does not."""
+    async def run(self, application: Application, tasks: set[asyncio.Task[None]]) -> None:
+        """Run an application on this request, and end the response if it does not. The present
+        task leaves `tasks` at the end."""
         try:
             await application(self)
             if not self.complete and not self.disconnected:
@@ -160,6 +164,8 @@ class RequestCycle:
         except Exception:
             logger.exception("request failed")
             self._fail()
+        finally:
+            tasks.discard(cast(Any, asyncio.current_task()))
 
     # -- the connection's side -------------------------------------------------------------------
 
@@ -262,20 +268,23 @@ class RequestCycle:
         """
         if self.started:
             raise RuntimeError("the response has started already")
-        lines = [_status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status]
+        lines = [_status_lines.get(status) or b"HTTP/1.1 %d " % status]
         for name, value in headers:
             prefix = _prefixes.get(name) or _checked(name)
-            if value.translate(None, _CONTROL) != value:
-                continue
-            if prefix == b"content-length: ":
-                self._left = int(value)
-            elif prefix == b"connection: ":
-                self.keep_alive = self.keep_alive and b"close" not in value.lower()
-            elif prefix != b"transfer-encoding: ":  # the framing is ours
-                lines += (prefix, value, b"\r\n")
-        self._lines, self.started = lines, True
+            if prefix in _FRAMING:  # which is ours
+                self._note(prefix, value)
+            else:
+                lines.append(prefix + value)
+        self._begun, self.started = _joined(lines), True
         self._status = status
         self._bodiless = status in _BODILESS or self.head.method == "HEAD"
+
+    def _note(self, prefix: bytes, value: bytes) -> None:
+        """Take from a header of the framing what it says of the response."""
+        if prefix == b"content-length: ":
+            self._left = int(value)
+        elif prefix == b"connection: " and b"close" in value.lower():
+            self.keep_alive = False
 
     def write(self, chunk: bytes) -> bool:
         """Write some of the body, framed, straight to the client's transport.
@@ -343,7 +352,7 @@ class RequestCycle:
         """End the response for an application that did not."""
         if self.complete or self.disconnected:
             return
-        if self.started and self._lines is None:
+        if self.started and not self._begun:
             self.break_off()
             return
         status, headers, body = problem(internal_error())
@@ -353,7 +362,7 @@ class RequestCycle:
 
     def _framed(self, chunk: bytes, *, last: bool) -> bytes:
         """A chunk as it is written: after the head where that is still held."""
-        head = b"" if self._lines is None else self._take_head(len(chunk) if last else None)
+        head = self._take_head(len(chunk) if last else None) if self._begun else b""
         if self._bodiless:
             return head
         if self._chunked:
@@ -367,22 +376,28 @@ class RequestCycle:
 
     def _take_head(self, length: int | None) -> bytes:
         """The head, with the framing of the body. `length` is the body's where that is known."""
-        lines, self._lines = self._lines, None
-        assert lines is not None
+        head, self._begun = self._begun, b""
         if self._left is None and (length or not self._bodiless):
             self._left = length
         if self._status in _BODILESS:
             pass
         elif self._left is not None:
-            lines.append(b"content-length: %d\r\n" % self._left)
+            head += b"\r\ncontent-length: %d" % self._left
         elif not self._bodiless:
             if self.head.version == "1.0":
                 self.keep_alive = False
             else:
                 self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        return b"".join(lines)
+                head += b"\r\ntransfer-encoding: chunked"
+        return head + (b"\r\n\r\n" if self.keep_alive else b"\r\nconnection: close\r\n\r\n")
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    """The lines of a head, without those that hold control characters."""
+    head = b"\r\n".join(lines)
+    if len(head.translate(None, _CONTROL)) + 2 * (len(lines) - 1) == len(head):
+        return head
+    return b"\r\n".join(line for line in lines if line.translate(None, _CONTROL) == line)
 
 
 def _checked(name: bytes) -> bytes:

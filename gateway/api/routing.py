@@ -75,9 +75,15 @@ class RoutingTable(Struct, frozen=True):
         raise auth.model_not_found(wanted)
 
 
+_STATELESS_RAW = {b"/v1" + path.encode(): path for path in STATELESS}
+
+
 def canonical_path(raw: bytes) -> str:
     """The path below /v1 as it is sent on: without trailing slash, escapes kept. `raw` is the path
     as it came."""
+    known = _STATELESS_RAW.get(raw)
+    if known is not None:
+        return known
     path = raw.decode("latin-1")
     if path.startswith("/v1"):
         path = path[3:]
@@ -92,11 +98,12 @@ def route_label(path: str) -> str:
 def check_route(tenants: auth.Tenants, tenant: Tenant, method: str, path: str) -> None:
     """Check that a canonical path may be sent on for a tenant. Raises NotFound,
     MethodNotAllowed, Forbidden."""
-    if not _PATH.match(path) or any(part in (".", "..") for part in path.split("/")):
-        raise NotFound(f"Unknown request URL: {method} /v1{path[:200]}.", code="unknown_url")
     if path in STATELESS:
         require_method(method, "POST")
-    elif not tenants.stateful(tenant):
+        return
+    if not _PATH.match(path) or any(part in (".", "..") for part in path.split("/")):
+        raise NotFound(f"Unknown request URL: {method} /v1{path[:200]}.", code="unknown_url")
+    if not tenants.stateful(tenant):
         raise auth.stateful_forbidden(path)
 
 

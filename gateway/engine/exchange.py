@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import cast
+
+from msgspec import Struct
 
 from gateway.engine.client_watch import CancelReason, Connection
 from gateway.engine.engine import Permit
@@ -38,8 +40,7 @@ class StreamEnd(StrEnum):
     ANY = "any"  # not known: as the provider ends it
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class Exchange:
+class Exchange(Struct, eq=False):
     """The mutable record of one relayed request."""
 
     # The request, parsed and authenticated.
@@ -58,7 +59,7 @@ class Exchange:
     release: Callable[[], None] | None = None  # called once no attempt needs the body any more
 
     # What has become of it.
-    permit: Permit = field(init=False)  # the relay's, from its first step on
+    permit: Permit = cast(Permit, None)  # the relay's, set in its first step
     outcome: Outcome | None = None  # where it is another than the job's
     status: int = 500
     account: str | None = None  # the last attempt's

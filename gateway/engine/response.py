@@ -7,7 +7,6 @@ the connection is cut short.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -23,7 +22,7 @@ from gateway.upstream.sse import event_of
 WriteError = Callable[[Connection, GatewayError, Headers], None]
 """Writes an error as a whole response: the api room's business."""
 
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # what no header value may hold
+_RETURNED = RETURNED | {b"x-request-id"}  # under another name
 _EVENT_HEADERS: Headers = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
@@ -140,10 +139,11 @@ def answer_headers(
         stream: the client asked for events.
         closing: the gateway stops; the client is to come again on another connection.
     """
-    headers = [(k, v) for k, v in answer.headers if k in RETURNED and not _CONTROL.search(v)]
-    upstream_id = answer.header(b"x-request-id")
-    if upstream_id is not None and not _CONTROL.search(upstream_id):
-        headers.append((b"x-upstream-request-id", upstream_id))
+    headers = [
+        pair if pair[0] != b"x-request-id" else (b"x-upstream-request-id", pair[1])
+        for pair in answer.headers
+        if pair[0] in _RETURNED
+    ]
     if length is not None:
         headers.append((b"content-length", length))
     elif stream:
@@ -159,12 +159,9 @@ def permit_headers(permit: Permit) -> Headers:
     workload = permit.workload
     headers = [
         (b"x-request-id", permit.job.id.encode()),
-        (
-            b"x-sagesched-class",
-            (permit.job.class_override or workload.job_class).value.encode(),
-        ),
-        (b"x-sagesched-predicted-tokens", str(round(workload.p50)).encode()),
-        (b"x-sagesched-queue-ms", str(round(permit.queue_s * 1000)).encode()),
+        (b"x-sagesched-class", (permit.job.class_override or workload.job_class).encode()),
+        (b"x-sagesched-predicted-tokens", b"%d" % round(workload.p50)),
+        (b"x-sagesched-queue-ms", b"%d" % round(permit.queue_s * 1000)),
     ]
     if permit.account is not None:
         headers.append((b"x-sagesched-account", permit.account.encode()))

@@ -91,7 +91,10 @@ class ProviderAnswer:
 
     def header(self, name: bytes) -> bytes | None:
         """The header `name`, in lower case; None where it is absent."""
-        return next((v for k, v in self.headers if k == name), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     def abort(self) -> None:
         """Ends the exchange without awaiting: closes the socket unless the answer is here to its

@@ -30,9 +30,9 @@ def read(memory: BodyMemory, *messages: dict[str, Any], announced: bytes | None 
         await asyncio.Event().wait()
         raise AssertionError
 
-    headers = [] if announced is None else [(b"content-length", announced)]
+    fields = {} if announced is None else {b"content-length": announced}
     server = SERVER if rest else replace(SERVER, body_timeout_s=0.001)
-    return asyncio.run(read_body(headers, receive, server, memory))
+    return asyncio.run(read_body(fields, receive, server, memory))
 
 
 def test_read_body_holds_the_bytes_it_returns() -> None:
@@ -83,7 +83,7 @@ def test_body_that_is_here_whole_is_bounded_like_any_other() -> None:
         raise AssertionError
 
     def taken(memory: BodyMemory, whole: bytes) -> bytes:
-        return asyncio.run(read_body([], receive, SERVER, memory, whole))
+        return asyncio.run(read_body({}, receive, SERVER, memory, whole))
 
     memory = BodyMemory()
     assert taken(memory, bytes(10)) == bytes(10)

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from gateway.api.auth import Tenants
+from gateway.api.headers import fields_of
 from gateway.api.request import ParsedRequest, RequestInfo, parse
 from gateway.api.request_cycle import RequestHead
 from gateway.api.routing import RoutingTable
@@ -26,7 +27,8 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def info(
     path: str, *headers: tuple[bytes, bytes], method: str = "POST", arrived_s: float = 0.0
 ) -> RequestInfo:
-    head = RequestHead(method, b"/v1" + path.encode(), b"", list(headers), "1.1")
+    sent = list(headers)
+    head = RequestHead(method, b"/v1" + path.encode(), b"", sent, fields_of(sent), "1.1")
     return RequestInfo(head, arrived_s)
 
 
