@@ -271,7 +271,6 @@ class Failsafe:
         logger.error("no scheduling for %g s: %s", STORM_S, why)
         self._left_out = True
         self._heal_s = now + STORM_S
-        self._rebuilt_s.clear()
         return self._go_around(job_id for job_id in self._ledger if job_id not in gone)
 
     def _go_around(self, job_ids: Iterable[str]) -> list[Action]:
@@ -284,14 +283,11 @@ class Failsafe:
         return actions
 
     def _without_core(self, event: Event, now: float) -> list[Action]:
-        match event:
-            case Submitted() if self._draining:
-                return [Refuse(event.job.id, overload.draining(LOOK_AGAIN_S), Outcome.REJECTED)]
-            case Submitted():
-                return self._go_around([event.job.id])
-            case AttemptFailed():
-                return [self._give_up(event)]
-        return []
+        if not isinstance(event, Submitted):
+            return []  # every job goes around, and `_note` has answered what is about one
+        if self._draining:
+            return [Refuse(event.job.id, overload.draining(LOOK_AGAIN_S), Outcome.REJECTED)]
+        return self._go_around([event.job.id])
 
     # -- and back ------------------------------------------------------------------------------
 
