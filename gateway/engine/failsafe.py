@@ -15,8 +15,8 @@ ledger of permits:
    goes around. Then it gets another chance.
 5. `HEAL_S` after the last fault the configured ordering comes back.
 
-Each rebuild is an alarm: a log line with its traceback, the last `STORY` events in the log
-(tests/kit/story.py plays them again), a journal entry, a metric. A rebuild visits every job.
+Each rebuild is an alarm: a log line with its traceback, the last events in the log
+(fault_story.py), a journal entry, a metric. A rebuild visits every job.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
-from typing import Any, Protocol
+from typing import Protocol
 
-from msgspec import to_builtins
 from msgspec.structs import replace
 
-from gateway.errors import UpstreamFailed
+from gateway.engine.fault_story import FaultStory
 from gateway.schedule import overload
 from gateway.schedule.admission import queue_position
 from gateway.schedule.ends import outcome_of
@@ -57,10 +56,6 @@ STORM, STORM_S = 10, 60.0
 HEAL_S = 300.0
 LOOK_AGAIN_S = 1.0
 SECOND_CHANCES = 2
-STORY, STORY_PART = 200, 20  # events kept, events a log line
-
-_UNLOGGED = frozenset({"error", "settings"})  # may hold a provider's text, or names of secrets
-_NO_ERROR = UpstreamFailed("not kept")
 _REMEMBERED = frozenset({SettingsChanged, DrainStarted})  # events that outlive a core
 
 
@@ -105,7 +100,7 @@ class Failsafe:
         self._draining = False
         self._used_chances: dict[str, int] = {}  # job → failed attempts that raised
         self._rebuilt_s: deque[float] = deque(maxlen=STORM)
-        self._story: deque[tuple[float, Event]] = deque(maxlen=STORY)
+        self._story = FaultStory()
         self._heal_s = inf  # time of the next step back to the configured ordering
         self._left_out = False  # every job goes around, until `_heal_s`
 
@@ -183,25 +178,15 @@ class Failsafe:
 
     def _feed(self, core: Scheduler, event: Event, now: float) -> list[Action]:
         """Hand an event to a core, and note it for the log of a fault. May raise."""
-        noted = event
-        if isinstance(event, AttemptFailed):  # its error's traceback holds whole frames
-            noted = replace(event, error=_NO_ERROR)
-        self._story.append((now, noted))
+        self._story.note(event, now)
         return core.handle(event, now)
-
-    def _log_story(self) -> None:
-        """Write to the log what the core was fed last, oldest first."""
-        story = [_plain_values(event, at_s) for at_s, event in self._story]
-        for first in range(0, len(story), STORY_PART):
-            part = story[first : first + STORY_PART]
-            logger.error("events before the fault", extra={"first": first, "story": part})
 
     def _rebuild(self, error: Exception, event: Event, now: float) -> list[Action]:
         self.rebuilds += 1
         reason = f"{type(error).__name__}: {error}"[:200]
         logger.error("the scheduler raised on %s; it is rebuilt", type(event).__name__,
                      exc_info=error)  # fmt: skip
-        self._log_story()
+        self._story.log()
         self._alarm(reason)
         self._heal_s = now + HEAL_S
         storm = len(self._rebuilt_s) == STORM and now - self._rebuilt_s[0] < STORM_S
@@ -322,13 +307,6 @@ class Failsafe:
     def _fcfs_settings(self) -> Settings:
         schedule = replace(self._settings.schedule, ordering="fcfs")
         return replace(self._settings, schedule=schedule)
-
-
-def _plain_values(event: Event, at_s: float) -> dict[str, Any]:
-    """An event as plain values, without prompt, key or text."""
-    members = [name for name in event.__struct_fields__ if name not in _UNLOGGED]
-    values = {name: to_builtins(getattr(event, name), enc_hook=str) for name in members}
-    return {"event": type(event).__name__, "at_s": at_s, **values}
 
 
 def _entrance(live: LedgerEntry) -> Event:

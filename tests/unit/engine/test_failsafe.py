@@ -12,7 +12,8 @@ import pytest
 from msgspec import Struct
 
 from gateway.balance.accounts import Accounts
-from gateway.engine.failsafe import STORY, STORY_PART, Failsafe
+from gateway.engine.failsafe import Failsafe
+from gateway.engine.fault_story import STORY, STORY_PART
 from gateway.errors import GatewayError, UpstreamRefused
 from gateway.observe.lines import encode_line
 from gateway.schedule.events import (
