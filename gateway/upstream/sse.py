@@ -74,10 +74,11 @@ class Splitter:
 
     def _lf_events(self, data: bytes) -> list[bytes]:
         """`feed` where lines end with LF and no event is too long."""
-        events = []
+        events: list[bytes] = []
         if data.find(b"\n\n", self._searched) >= 0:
-            *whole, data = data.split(b"\n\n")
-            events = [event + b"\n\n" for event in whole]
+            events = data.split(b"\n\n")
+            data = events.pop()
+            events = [event + b"\n\n" for event in events]
         self._held, self._searched = data, max(len(data) - _TAIL, 0)
         return events
 

@@ -289,9 +289,9 @@ class StreamMeter:
             self.error = value if isinstance(value, dict) else {"message": str(value)}
 
     def _without_usage(self, event: bytes, data: bytes, no_choices: bool) -> bytes:
-        last = data.rfind(b",")
-        if data[last:] in _LAST_NULLS and b"\n" not in data:
-            return with_data(event, data[:last] + b"}")
+        last = data[data.rfind(b",") :]
+        if last in _LAST_NULLS and event.count(last) == 1:
+            return event.replace(last, b"}")
         try:
             members = _members.decode(data)
         except _DECODE_ERRORS:
