@@ -65,12 +65,16 @@ WHOLE = b'{"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"comp
 
 
 class ScriptedWire(Wire):
-    """A server's end of one connection: a part of the answer at each step of the loop."""
+    """A server's end of one connection: a part of the answer at each step of the loop in which it
+    is read; where it `breaks`, a reset after the last."""
 
-    def __init__(self, parts: list[bytes], connection: ProviderConnection) -> None:
+    def __init__(
+        self, parts: list[bytes], connection: ProviderConnection, *, breaks: bool = False
+    ) -> None:
         super().__init__()
         self._parts = parts
         self._connection = connection
+        self._breaks = breaks
 
     @property
     def busy(self) -> bool:
@@ -82,18 +86,26 @@ class ScriptedWire(Wire):
         asyncio.get_running_loop().call_soon(self._step)
 
     def _step(self) -> None:
-        if self._parts and not self.aborted:
+        if self.aborted or not (self._parts or self._breaks):
+            return
+        if not self._parts:
+            self._connection.connection_lost(ConnectionResetError("reset"))
+            return
+        if not self.paused:
             self._connection.data_received(self._parts.pop(0))
-            asyncio.get_running_loop().call_soon(self._step)
+        asyncio.get_running_loop().call_soon(self._step)
 
 
 class Provider:
-    """Dials connections whose other end is a script, behind the real pool and parser."""
+    """Dials connections whose other end is a script, behind the real pool and parser. `parts`,
+    where given, are the bytes of every answer; it `breaks` after them or not."""
 
     def __init__(self, stream: bool, statuses: list[int]) -> None:
         self._stream = stream
         self._statuses = statuses
         self.wires: list[ScriptedWire] = []
+        self.parts: list[bytes] | None = None
+        self.breaks = False
 
     @property
     def open(self) -> int:
@@ -113,8 +125,9 @@ class Provider:
             kind, parts = b"application/json", [WHOLE[:20], WHOLE[20:]]
         head = b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ntransfer-encoding: chunked\r\n\r\n"
         chunks = [b"%x\r\n%s\r\n" % (len(part), part) for part in parts]
+        answer = self.parts or [head % (status, kind), *chunks, b"0\r\n\r\n"]
         connection = new()
-        self.wires.append(ScriptedWire([head % (status, kind), *chunks, b"0\r\n\r\n"], connection))
+        self.wires.append(ScriptedWire(list(answer), connection, breaks=self.breaks))
         connection.connection_made(self.wires[-1])
         return connection
 
