@@ -36,6 +36,13 @@ class Revision(NamedTuple):
 HERE = Revision("this", ROOT, sys.executable)
 
 
+def interpreter(python: str) -> Revision:
+    """This checkout on another interpreter, named after its version; it has the packages."""
+    ask = [python, "-c", "import platform; print(platform.python_version())"]
+    done = subprocess.run(ask, stdout=subprocess.PIPE, text=True, check=True)
+    return Revision(f"Python {done.stdout.strip()}", ROOT, python)
+
+
 @contextmanager
 def revision(name: str) -> Iterator[Revision]:
     """Any name that git knows, checked out for the time of the block.

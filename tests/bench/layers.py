@@ -1,7 +1,7 @@
 """Microseconds of the event loop's CPU by layer, per request.
 
     python -m tests.bench.layers [--connections 16] [--rate 200] [--stream] [--only off]
-                                 [--against REV] [--functions 30] [--seconds 4] [--repeat 3]
+                                 [--against REV] [--python FILE] [--functions 30]
 
 A gateway and its child share one core, load and mock the other (with one core: no pinning).
 Turns of load alternate: unsampled ones, whose CPU time per request is what is shared out, and
@@ -29,7 +29,14 @@ from typing import NamedTuple
 from gateway.workbench.tables import table
 from tests.bench import turns
 from tests.bench.cores import Spent, spent
-from tests.bench.gateways import HERE, MeasuredGateway, Revision, measured_gateway, revision
+from tests.bench.gateways import (
+    HERE,
+    MeasuredGateway,
+    Revision,
+    interpreter,
+    measured_gateway,
+    revision,
+)
 
 LAYERS: Mapping[str, Sequence[str]] = {
     "upstream client": ("/gateway/upstream/", "/aiohttp/", "/httpx/", "/httpx_aiohttp/", "/yarl/"),
@@ -175,6 +182,7 @@ def main() -> None:
     parser.add_argument("--stream", action="store_true", help="streams whose events come at once")
     parser.add_argument("--only", choices=["off", "on"], help="of prediction")
     parser.add_argument("--against", metavar="REV", help="another revision beside this one")
+    parser.add_argument("--python", help="another interpreter beside this one, with the packages")
     parser.add_argument("--functions", type=int, default=0, help="print so many of the dearest")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one turn")
     parser.add_argument("--repeat", type=int, default=3, help="turns of each kind")
@@ -185,6 +193,8 @@ def main() -> None:
         revisions = [HERE]
         if options.against:
             revisions.append(running.enter_context(revision(options.against)))
+        if options.python:
+            revisions.append(interpreter(options.python))
         for of in revisions:
             for kind in ("off", "on"):
                 if options.only in (None, kind):

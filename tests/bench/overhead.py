@@ -1,7 +1,7 @@
 """Cost of the gateway itself: the project's goals for it, measured in one command.
 
-    python -m tests.bench.overhead [--against REV] [--data FILE] [--quick] [--only PARTS]
-                                   [--out FILE.md]
+    python -m tests.bench.overhead [--against REV] [--python FILE] [--data FILE] [--quick]
+                                   [--only PARTS] [--out FILE.md]
 
     load     requests and streams of several shapes, prediction off and on (turns.py)
     fresh    64 paced streams through a gateway just started, and after it was saturated itself
@@ -41,7 +41,7 @@ from typing import NamedTuple
 from tests.bench import fresh, open_streams, turns, used
 from tests.bench.cores import Unfit, on_core
 from tests.bench.full_window import artefacts, rows, stored
-from tests.bench.gateways import HERE, Revision, measured_gateway, revision
+from tests.bench.gateways import HERE, Revision, interpreter, measured_gateway, revision
 from tests.bench.overhead_figures import (
     Measured,
     cell_table,
@@ -229,6 +229,7 @@ def commit() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="the gateway's own cost, against its goals")
     parser.add_argument("--against", metavar="REV", help="another revision beside this one")
+    parser.add_argument("--python", help="another interpreter beside this one, with the packages")
     parser.add_argument("--data", type=Path, help="conversations for τ, .jsonl or .jsonl.gz")
     parser.add_argument("--seconds", type=float, help="of one turn (3)")
     parser.add_argument("--repeat", type=int, help="turns of each target at each load (3)")
@@ -246,6 +247,8 @@ def main() -> int:
         revisions = [HERE]
         if options.against:
             revisions.append(running.enter_context(revision(options.against)))
+        if options.python:
+            revisions.append(interpreter(options.python))
         run = Run(plan, revisions, options.data, turns.pinned())
         for part in parts:
             try:
