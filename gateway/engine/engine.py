@@ -99,12 +99,14 @@ class Permit:
         retry_after_s: float | None,
         error: GatewayError,
         *,
+        outcome: Outcome,
         retryable: bool,
     ) -> None:
         """Report a failed attempt; `granted` then gives the next account or raises `error`.
 
         Args:
             retry_after_s: the provider's wish, None where it has none.
+            outcome: the job's, where no account is left to try.
             retryable: False where another attempt cannot help or must not be made.
         """
         account, self.account = self.account, None
@@ -117,6 +119,7 @@ class Permit:
                 retry_after_s=retry_after_s,
                 error=error,
                 retryable=retryable,
+                outcome=outcome,
             )
         )
 

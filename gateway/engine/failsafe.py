@@ -248,7 +248,7 @@ class Failsafe:
     def _give_up(self, event: AttemptFailed) -> Refuse:
         self.around.pop(event.job_id, None)
         self._used_chances.pop(event.job_id, None)
-        return Refuse(event.job_id, event.error, outcome_of(event.verdict))
+        return Refuse(event.job_id, event.error, outcome_of(event))
 
     # -- without a core ------------------------------------------------------------------------
 

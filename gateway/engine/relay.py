@@ -206,7 +206,13 @@ def _end_attempt(permit: Permit, failure: Failure) -> None:
     """End a failed attempt. Raises the client's error where no other attempt may be made."""
     if failure.retryable:
         error = error_of(failure)
-        permit.failed(failure.verdict, failure.retry_after_s, error, retryable=True)
+        permit.failed(
+            failure.verdict,
+            failure.retry_after_s,
+            error,
+            outcome=failure.outcome,
+            retryable=True,
+        )
         return
     permit.end(failure.outcome, failure.verdict)
     raise error_of(failure)  # in no variable: its traceback holds this frame

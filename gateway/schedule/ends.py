@@ -76,7 +76,7 @@ def attempt_failed(state: SchedulerState, event: AttemptFailed, now: float) -> N
         return
     account, verdict = live.account, event.verdict
     end_attempt(state, live, verdict, now, retry_after_s=event.retry_after_s)
-    live.error, live.outcome = event.error, outcome_of(verdict)
+    live.error, live.outcome = event.error, outcome_of(event)
     live.spent += attempt_cost(verdict)
     if verdict is Verdict.DEAD_KEY:
         live.accounts = tuple(name for name in live.accounts if name != account)
@@ -246,6 +246,6 @@ def grant_retry(settings: Retry, pool: Pool, live: LiveJob, verdict: Verdict) ->
     return True
 
 
-def outcome_of(verdict: Verdict) -> Outcome:
-    """The outcome of a job whose last attempt ended with this verdict."""
-    return OUTCOMES.get(verdict, Outcome.UPSTREAM_ERROR)
+def outcome_of(event: AttemptFailed) -> Outcome:
+    """The outcome of a job whose last attempt this was."""
+    return event.outcome or OUTCOMES.get(event.verdict, Outcome.UPSTREAM_ERROR)

@@ -62,7 +62,8 @@ class AttemptFailed(Struct, frozen=True):
     """An attempt ended before its first byte went to the client.
 
     `error` goes to the client if there is no other attempt; `retryable` is False where another
-    attempt cannot help or must not be made (a 4xx, a route with side effects).
+    attempt cannot help or must not be made (a 4xx, a route with side effects). `outcome` is the
+    job's if there is none; None: the one that goes with the verdict.
     """
 
     job_id: str
@@ -70,6 +71,7 @@ class AttemptFailed(Struct, frozen=True):
     error: GatewayError
     retryable: bool = True
     retry_after_s: float | None = None
+    outcome: Outcome | None = None
 
 
 class Finished(Struct, frozen=True):

@@ -39,6 +39,18 @@ def two() -> Any:
         yield a, b
 
 
+def test_kept_connection_closed_unanswered_is_the_providers_error(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """The account is not blamed for it, and the client is not either."""
+    gateway = start_gateway(provider, retry={"attempts": 1})
+    assert post(gateway).status_code == 200  # its connection is kept
+    provider.enqueue([Cut()])
+    assert post(gateway).status_code == 502
+    line = gateway.wait_log(lambda x: x.get("msg") == "request" and x.get("status") == 502)
+    assert line["outcome"] == "upstream_error"
+
+
 @pytest.mark.parametrize("rst", [False, True])
 def test_stream_cut_upstream_ends_with_one_error_event(
     start_gateway: Start, provider: ScriptedProvider, rst: bool
