@@ -55,6 +55,7 @@ class GroupKeys(Struct, frozen=True, gc=False):
         return self.models[-1]
 
 
+@lru_cache(4096)
 def group_keys(model: str, tenant: str, template: str = "") -> GroupKeys:
     """Keys of a request's groups; `template` is "" where there is none."""
     return GroupKeys(
@@ -63,6 +64,7 @@ def group_keys(model: str, tenant: str, template: str = "") -> GroupKeys:
     )
 
 
+@lru_cache(4096)
 def script_keys(model: str, tenant: str, script: str) -> GroupKeys:
     """Keys of the groups for tokens per byte: of a family and a model, for a tenant and script."""
     end = f"{tenant}\x1f{script}"
