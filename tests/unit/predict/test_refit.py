@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec import structs
 
@@ -16,6 +17,7 @@ from gateway.predict.artefacts import Artefacts
 from gateway.predict.calibrate import group_keys
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import CURRENT, current_version
+from gateway.predict.refit.fitting import correction, full_rows, predicted, stage0_rows
 from gateway.predict.refit.refit import RefitReport, next_version, refit, run, write
 from gateway.predict.teaching import LearningForecaster
 from gateway.settings.schema import Predict
@@ -61,6 +63,17 @@ def test_refit_learns_a_rule_the_shipped_models_lack(
     assert (new.problems, new.version) == ([], 1)
     assert median(new, LEDGER) < 0.5 * median(artefacts, LEDGER)
     assert median(new, "8461 992 7731 5528 9936 1288") > 5 * median(new, LEDGER)
+
+
+def test_corrections_of_stage0_have_few_trees(artefacts: Artefacts, rows: list[HistoryRow]) -> None:
+    """The number of trees goes with the rows; of stage 0, which the loop runs, it is bounded, and
+    its fewer trees come as far."""
+    many = rows * 4
+    for data, trees in ((stage0_rows(many, artefacts), 100), (full_rows(many, artefacts), 170)):
+        text = correction(data)
+        assert text.count("\nTree=") == trees
+        residual = data.y - data.prior - predicted(text, data.x)
+        assert np.abs(residual).mean() < 0.6 * np.abs(data.y - data.prior).mean()
 
 
 def test_refit_keeps_the_old_models_where_new_ones_are_no_better(
