@@ -21,10 +21,11 @@ from train_quantiles import (
     FULL,
     LEVELS,
     Model,
+    cheap_matrix,
     fit,
     grids,
     judge,
-    matrices,
+    near_matrix,
     out_of_fold,
     projected,
     projection_of,
@@ -114,7 +115,8 @@ def main() -> None:
     tuned = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=64)
     old = vectors_of(views_a, Encoder(args.sentence_encoder, tokenizer), args.vectors)
     new = vectors_of(views, tuned, args.served)
-    x, nn = matrices(views_a, [rows[i]["source"] for i in a], y[a], folds[a], old)
+    x = cheap_matrix(views_a, [rows[i]["source"] for i in a], y[a], folds[a])
+    nn = near_matrix(views_a, y[a], folds[a], old)
     projection = projection_of(old)
     x = np.concatenate([x[:, : RUNNING.start], projected(projection, old), nn], axis=1)
 

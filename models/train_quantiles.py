@@ -1,6 +1,6 @@
 """Trains the shipped length models from a file of conversations.
 
-    .venv-models/bin/python models/train_quantiles.py CONVERSATIONS.jsonl.gz
+    .venv-models/bin/python models/train_quantiles.py CONVERSATIONS.jsonl.gz [--only-stage0]
 
 Only rows whose licence permits it, only the fit side of gateway/workbench/split.py. What is
 written holds no text: the boosters' trees, tables of means and residual quantiles, a
@@ -82,6 +82,8 @@ SHARED = {
     "bagging_freq": 1,
 }
 STAGE0 = SHARED | {"num_leaves": 20, "min_data_in_leaf": 25, "learning_rate": 0.05, "rounds": 260}
+STAGE0_SCALE = SHARED | {"num_leaves": 20, "min_data_in_leaf": 60}
+STAGE0_SCALE |= {"learning_rate": 0.12, "rounds": 30}  # runs on the loop
 FULL = SHARED | {"num_leaves": 24, "min_data_in_leaf": 25, "learning_rate": 0.02, "rounds": 900}
 SCALE = SHARED | {"num_leaves": 12, "min_data_in_leaf": 60, "learning_rate": 0.05, "rounds": 120}
 SHORT = {key: value for key, value in SHARED.items() if key != "alpha"} | {
@@ -110,12 +112,19 @@ def out_of_fold(x: Array, y: Array, folds: Array, settings: dict[str, Any]) -> A
 class Model:
     """Location, scale and residual table of one of the two models."""
 
-    def __init__(self, x: Array, y: Array, folds: Array, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        x: Array,
+        y: Array,
+        folds: Array,
+        settings: dict[str, Any],
+        scale: dict[str, Any] = SCALE,
+    ) -> None:
         self.location = fit(x, y, settings)
         predicted = out_of_fold(x, y, folds, settings)
         size = np.log(np.abs(y - predicted) + LEAST_RESIDUAL)
-        self.scale = fit(x, size, SCALE)
-        self.table = residual_table(predicted, y, scales(out_of_fold(x, size, folds, SCALE)))
+        self.scale = fit(x, size, scale)
+        self.table = residual_table(predicted, y, scales(out_of_fold(x, size, folds, scale)))
 
     def grids(self, x: Array) -> Array:
         return grids(self.location.predict(x), self.table, scales(self.scale.predict(x)))
@@ -164,24 +173,32 @@ def judge(grid: Array, y: Array, sources: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def matrices(
-    views: Sequence[PromptView], sources: Sequence[str], y: Array, folds: Array, vectors: Array
-) -> tuple[Array, Array]:
-    """Cheap features and neighbours' features; each row knows nothing of its own fold."""
+def cheap_matrix(
+    views: Sequence[PromptView], sources: Sequence[str], y: Array, folds: Array
+) -> Array:
+    """Cheap features; each row's means know nothing of its own fold."""
     x = np.empty((len(views), len(NAMES)))
-    nn = np.empty((len(views), len(q.NEIGHBOUR_NAMES)))
     for fold in np.unique(folds):
         inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         these, those = ([views[i] for i in part] for part in (inside, others))
         x[inside] = cheap(
             these, *(means([f(v) for v in those], y[others]) for f in (_model, _task))
         )
-        nn[inside] = neighbour_matrix((vectors[others], those, y[others]), vectors[inside], these)
     x[:, RUNNING] = mixed_running(views, sources, y)
     hide(x, [NAMES.index("model_mean")], 0.10, 1)
     hide(x, [NAMES.index("task_mean")], 0.60, 2)
+    return x
+
+
+def near_matrix(views: Sequence[PromptView], y: Array, folds: Array, vectors: Array) -> Array:
+    """Neighbours' features; each row knows nothing of its own fold."""
+    nn = np.empty((len(views), len(q.NEIGHBOUR_NAMES)))
+    for fold in np.unique(folds):
+        inside, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        these, those = ([views[i] for i in part] for part in (inside, others))
+        nn[inside] = neighbour_matrix((vectors[others], those, y[others]), vectors[inside], these)
     hide(nn, range(nn.shape[1]), 0.35, 3)
-    return x, nn
+    return nn
 
 
 def projection_of(vectors: Array) -> Array:
@@ -195,12 +212,60 @@ def projected(projection: Array, vectors: Array) -> Array:
     return (vectors - projection[0]) @ projection[1:].T
 
 
+class Rows:
+    """The rows of a file, and the two sides of its split.
+
+    Attributes:
+        own: views of the rows that are fitted; `y` their log lengths.
+        held: views of the held-out side.
+    """
+
+    def __init__(self, path: Path, leave_out: Sequence[int]) -> None:
+        rows = read(path)
+        group = groups(row_keys(row) for row in rows)
+        fold_of = np.array([int.from_bytes(g[-2:], "big") % FOLDS for g in group])
+        chosen = [
+            i
+            for i, row in enumerate(rows)
+            if is_fit(group[i])
+            and row["license"].startswith(PERMITTED)
+            and fold_of[i] not in leave_out
+        ]
+        held = [i for i, g in enumerate(group) if not is_fit(g)]
+        lengths = log_lengths(rows)
+        self.fitted = [rows[i] for i in chosen]
+        self.own = [view_of(row) for row in self.fitted]
+        self.sources = [row["source"] for row in self.fitted]
+        self.folds, self.y = fold_of[chosen], lengths[chosen]
+        self.held, self.held_y = [view_of(rows[i]) for i in held], lengths[held]
+        self._of = np.array([rows[i]["source"] for i in held])
+        self._seen = np.array([rows[i]["license"].startswith(PERMITTED) for i in held])
+        self.model, self.task = (
+            means([f(view) for view in self.own], self.y) for f in (_model, _task)
+        )
+
+    def plain(self, width: int) -> Array:
+        """Cheap features of the held-out side, with nothing learned and no task told."""
+        found = cheap(self.held, self.model, {})
+        found[:, RUNNING] = UNKNOWN_RUNNING
+        return found[:, :width]
+
+    def judged(self, name: str, grid: Array) -> dict[str, Any]:
+        """Figures of forecasts of the held-out side, and of its fitted sources."""
+        seen = self._seen
+        return {
+            name: judge(grid, self.held_y, list(self._of)),
+            f"{name}_seen_sources": judge(grid[seen], self.held_y[seen], self._of[seen]),
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("conversations", type=Path)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--leave-out", type=int, nargs="*", default=[], help="folds of 0 to 4")
     parser.add_argument("--running", action="store_true", help="with running means (see card)")
+    parser.add_argument("--only-stage0", action="store_true", help="the rest stays as it is")
     parser.add_argument(
         "--sentence-encoder",
         type=Path,
@@ -210,68 +275,65 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="keep its vectors here between runs (.npz)")
     parser.add_argument("--served", type=Path, help="likewise, of models/encoder.onnx")
     args = parser.parse_args()
-    rows = read(args.conversations)
-    group = groups(row_keys(row) for row in rows)
-    fold_of = np.array([int.from_bytes(g[-2:], "big") % FOLDS for g in group])
-    chosen = [
-        i
-        for i, row in enumerate(rows)
-        if is_fit(group[i])
-        and row["license"].startswith(PERMITTED)
-        and fold_of[i] not in args.leave_out
-    ]
-    held = [i for i, g in enumerate(group) if not is_fit(g)]
-    folds = fold_of[chosen]
-    y = log_lengths(rows)
-    views = [view_of(row) for row in rows]
-    tokenizer = HERE / "tokenizer.json"
-    sentence = Encoder(args.sentence_encoder, tokenizer, max_tokens=64)
-    served = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=64)
-    own = [views[i] for i in chosen]
-    vectors = vectors_of(own, sentence, args.vectors)
-
-    sources = [rows[i]["source"] for i in chosen]
-    model, task = (means([f(view) for view in own], y[chosen]) for f in (_model, _task))
-    x, nn = matrices(own, sources, y[chosen], folds, vectors)
+    rows = Rows(args.conversations, args.leave_out)
     width = len(NAMES) if args.running else RUNNING.start
-    x = x[:, :width]
-    projection = projection_of(vectors)
-    full_x = np.concatenate([x, projected(projection, vectors), nn], axis=1)
-    models = {
-        "stage0": Model(x, y[chosen], folds, STAGE0),
-        "full": Model(full_x, y[chosen], folds, FULL),
-    }
+    x = cheap_matrix(rows.own, rows.sources, rows.y, rows.folds)[:, :width]
+    stage0 = Model(x, rows.y, rows.folds, STAGE0, STAGE0_SCALE)
+    report: dict[str, Any] = {"fit_rows": len(rows.own), "held_rows": len(rows.held)}
+    if not args.leave_out:
+        report |= rows.judged("stage0", stage0.grids(rows.plain(width)))
     tables: dict[str, Any] = {"features": list(NAMES[:width])}
     tables |= {"neighbour_features": q.NEIGHBOUR_NAMES, "levels": list(QUANTILE_LEVELS)}
-    tables |= {"mean": round(float(y[chosen].mean()), 4)}
-    tables |= {"models": _rounded(model), "tasks": _rounded(task)}
-    tables |= {name: model.table for name, model in models.items()}
-    tables |= {"leaning": correction_columns(x, projected(projection, vectors))}
-    short = fit(full_x, (y[chosen] <= np.log1p(SHORT_TOKENS) + 1e-9).astype(float), SHORT)
+    tables |= {"mean": round(float(rows.y.mean()), 4)}
+    tables |= {"models": _rounded(rows.model), "tasks": _rounded(rows.task)}
+    tables |= {"stage0": stage0.table}
+    prepare(args.out)
+    if args.only_stage0:
+        tables = json.loads((args.out / "tables.json").read_text()) | {"stage0": stage0.table}
+    else:
+        tables |= write_full(rows, x, args, report)
+    write_model("stage0", stage0, report, args.out)
+    (args.out / "tables.json").write_text(json.dumps(tables, ensure_ascii=False) + "\n")
+    put("tables", "tables.json", args.out)
+    (args.out / "fit_keys.bin").write_bytes(pack(rows.fitted))
+    put("fit_keys", "fit_keys.bin", args.out)
+    print(json.dumps(report, indent=1))
 
-    report: dict[str, Any] = {"fit_rows": len(chosen), "held_rows": len(held)}
+
+def write_full(
+    rows: Rows, x: Array, args: argparse.Namespace, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Fit, judge and write the full model; its part of the tables.
+
+    Args:
+        x: cheap features of the fitted rows.
+        report: figures are added to it.
+    """
+    tokenizer = HERE / "tokenizer.json"
+    sentence = Encoder(args.sentence_encoder, tokenizer, max_tokens=64)
+    vectors = vectors_of(rows.own, sentence, args.vectors)
+    nn = near_matrix(rows.own, rows.y, rows.folds, vectors)
+    projection = projection_of(vectors)
+    full_x = np.concatenate([x, projected(projection, vectors), nn], axis=1)
+    model = Model(full_x, rows.y, rows.folds, FULL)
+    short = fit(full_x, (rows.y <= np.log1p(SHORT_TOKENS) + 1e-9).astype(float), SHORT)
     if not args.leave_out:
-        everyone = [*own, *(views[i] for i in held)]
-        new = vectors_of(everyone, served, args.served)
-        theirs = [views[i] for i in held]
-        plain = cheap(theirs, model, {})
-        plain[:, RUNNING] = UNKNOWN_RUNNING
-        pca = projected(projection, new[len(own) :])
-        warm = neighbour_matrix((new[: len(own)], own, y[chosen]), new[len(own) :], theirs)
-        cold = np.array([q.neighbour_features(NO_NEIGHBOURS)] * len(held))
-        seen = np.array([rows[i]["license"].startswith(PERMITTED) for i in held])
-        of = np.array([rows[i]["source"] for i in held])
-        plain = plain[:, :width]
-        for variant, name, matrix in (
-            ("stage0", "stage0", plain),
-            ("full_no_history", "full", np.concatenate([plain, pca, cold], axis=1)),
-            ("full_fit_rows_as_history", "full", np.concatenate([plain, pca, warm], axis=1)),
-        ):
-            grid = models[name].grids(matrix)
-            report[variant] = judge(grid, y[held], list(of))
-            report[variant + "_seen_sources"] = judge(grid[seen], y[held][seen], of[seen])
-        print(json.dumps(report, indent=1))
-    write(models, short, tables, projection, pack(rows[i] for i in chosen), report, args.out)
+        served = Encoder(HERE / "encoder.onnx", tokenizer, max_tokens=64)
+        count, plain = len(rows.own), rows.plain(x.shape[1])
+        new = vectors_of([*rows.own, *rows.held], served, args.served)
+        pca = projected(projection, new[count:])
+        warm = neighbour_matrix((new[:count], rows.own, rows.y), new[count:], rows.held)
+        cold = np.array([q.neighbour_features(NO_NEIGHBOURS)] * len(rows.held))
+        for variant, near in (("full_no_history", cold), ("full_fit_rows_as_history", warm)):
+            grid = model.grids(np.concatenate([plain, pca, near], axis=1))
+            report |= rows.judged(variant, grid)
+    write_model("full", model, report, args.out)
+    (args.out / "full_short.txt").write_text(saved(short))
+    put("full_short", "full_short.txt", args.out)
+    np.save(args.out / "projection.npy", projection)
+    put("projection", "projection.npy", args.out)
+    columns = correction_columns(x, projected(projection, vectors))
+    return {"full": model.table, "leaning": columns}
 
 
 def _model(view: PromptView) -> str:
@@ -302,47 +364,40 @@ def correction_columns(x: Array, vectors: Array) -> dict[str, list[Any]]:
     }
 
 
-def write(
-    models: dict[str, Model],
-    short: lgb.Booster,
-    tables: dict[str, Any],
-    projection: Array,
-    fitted: bytes,
-    report: dict[str, Any],
-    out: Path,
-) -> None:
-    if out != HERE:  # a folder that can serve: what is not made here comes along
+def prepare(out: Path) -> None:
+    """Make a folder that can serve: what is not made here comes along."""
+    if out != HERE:
         out.mkdir(parents=True, exist_ok=True)
-        for path in (HERE / "manifest.toml", *HERE.glob("*.onnx"), *HERE.glob("*.np?")):
-            shutil.copy(path, out)
-        shutil.copy(HERE / "tokenizer.json", out)
-    common = {
-        "origin": "the Apache-2.0, MIT and CC0 rows of the fit side; sources in MODELCARD.md",
-        "licence": "Apache-2.0",
-        "command": "python models/train_quantiles.py CONVERSATIONS.jsonl.gz",
-        "folder": out,
-    }
-    flat = {
+        for path in HERE.iterdir():
+            if path.suffix in (".toml", ".onnx", ".npz", ".npy", ".json", ".txt", ".bin"):
+                shutil.copy(path, out)
+
+
+def write_model(name: str, model: Model, report: dict[str, Any], out: Path) -> None:
+    """Write a model's two boosters, and its figures into the manifest."""
+    figures = {key: report[key] for key in ("fit_rows", "held_rows")} | {
         f"{variant}_{key}": value
-        for variant, figures in report.items()
-        if isinstance(figures, dict)
-        for key, value in figures.items()
+        for variant, found in report.items()
+        if variant.startswith(name)
+        for key, value in found.items()
         if key != "by_source"
     }
-    rows = {key: report[key] for key in ("fit_rows", "held_rows")}
-    for name, model in models.items():
-        own = {key: value for key, value in flat.items() if key.startswith(name)}
-        for part, booster in ((name, model.location), (f"{name}_scale", model.scale)):
-            (out / f"{part}.txt").write_text(saved(booster))
-            manifest.record(part, f"{part}.txt", **common, **(rows | own if part == name else {}))
-    (out / "full_short.txt").write_text(saved(short))
-    manifest.record("full_short", "full_short.txt", **common)
-    (out / "tables.json").write_text(json.dumps(tables, ensure_ascii=False) + "\n")
-    np.save(out / "projection.npy", projection)
-    (out / "fit_keys.bin").write_bytes(fitted)
-    manifest.record("tables", "tables.json", **common)
-    manifest.record("projection", "projection.npy", **common)
-    manifest.record("fit_keys", "fit_keys.bin", **common)
+    for part, booster in ((name, model.location), (f"{name}_scale", model.scale)):
+        (out / f"{part}.txt").write_text(saved(booster))
+        put(part, f"{part}.txt", out, **(figures if part == name else {}))
+
+
+def put(name: str, file: str, out: Path, **figures: Any) -> None:
+    """Describe a written file in the manifest."""
+    manifest.record(
+        name,
+        file,
+        origin="the Apache-2.0, MIT and CC0 rows of the fit side; sources in MODELCARD.md",
+        licence="Apache-2.0",
+        command="python models/train_quantiles.py CONVERSATIONS.jsonl.gz",
+        folder=out,
+        **figures,
+    )
 
 
 def saved(booster: lgb.Booster) -> str:
