@@ -29,9 +29,10 @@ def body(**more: Any) -> dict[str, Any]:
     return {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}], **more}
 
 
-def ask(gateway: GatewayProcess, client: httpx.Client) -> str:
+def ask(gateway: GatewayProcess, client: httpx.Client, *, stream: bool = False) -> str:
     """One answered request; its id."""
-    answer = client.post(gateway.url(CHAT), json=body(), headers=gateway.headers)
+    asked = body(stream=stream)
+    answer = client.post(gateway.url(CHAT), json=asked, headers=gateway.headers)
     assert answer.status_code == 200
     return str(answer.headers["x-request-id"])
 
@@ -49,12 +50,12 @@ def request_ids(gateway: GatewayProcess) -> list[str]:
 def test_figures_have_every_request_that_was_answered_before(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """Metrics, events and sums read right after an answer have it, whatever else is put off: at
-    every number of requests up to more than one batch."""
+    """Metrics, events and sums read right after an answer have it, be it a stream or not: at every
+    number of requests up to more than one batch."""
     gateway = start_gateway(provider)
     with httpx.Client() as client:
         for n in range(1, MORE_THAN_A_BATCH + 1):
-            asked = ask(gateway, client)
+            asked = ask(gateway, client, stream=n % 2 == 0)
             if n % 3 == 0:
                 assert counted(gateway, client, "sagesched_requests_total") == n
                 assert counted(gateway, client, "sagesched_upstream_duration_seconds_count") == n
