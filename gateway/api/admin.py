@@ -144,7 +144,8 @@ class AdminRoutes:
             self._check(request)
             count = _number(request, "n", 100, 1, 100_000)
             since = _number(request, "since", -1, 0, 2**62)
-            return json_response(self._journal.tail(count, None if since < 0 else since))
+            tail = self._journal.tail(count, None if since < 0 else since)
+            return await asyncio.to_thread(lambda: json_response(tail()))
 
         return [stats, accounts, events]
 

@@ -2,7 +2,7 @@
 
 A ring: the newest stay, the oldest fall off. Every event has a position, counted from the
 start of the process. A reader that comes back with its last position learns how many events
-fell off in between, so nothing is lost silently. For the loop's thread only.
+fell off in between, so nothing is lost silently. For the loop's thread only, but for the wording.
 
 One method per kind of event: those of the engine's listeners, and those of the process itself.
 Most events are never read, so the details of one are made when it is (`_DETAILS`): from jobs and
@@ -70,17 +70,21 @@ class Journal(Listener):
         """Drop all events; positions go on."""
         self._ring.clear()
 
-    def tail(self, n: int, since: int | None = None) -> Tail:
-        """The newest `n` events; or, with `since`, the first `n` that came after it."""
+    def tail(self, n: int, since: int | None = None) -> Callable[[], Tail]:
+        """The newest `n` events; or, with `since`, the first `n` that came after it. What is
+        returned words them, on any thread: a microsecond or two an event."""
         first = self.dropped  # position of the ring's oldest
         if since is None:
             start, missed = max(first, self._count - n), 0
         else:
             since = min(max(since, 0), self._count)
             start, missed = max(first, since), max(0, first - since)
-        kept = islice(self._ring, start - first, start - first + n)
-        events = [self._worded(*one) for one in kept]
-        return Tail(events=events, next=start + len(events), dropped=missed)
+        kept = list(islice(self._ring, start - first, start - first + n))
+        return lambda: Tail(
+            events=[self._worded(*one) for one in kept],
+            next=start + len(kept),
+            dropped=missed,
+        )
 
     # — the kinds of events —
 

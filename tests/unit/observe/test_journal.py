@@ -25,11 +25,11 @@ def test_journal_keeps_the_newest_and_counts_the_rest() -> None:
     ring = journal(10)
     for i in range(25):
         ring.add("tick", n=i)
-    tail = ring.tail(100)
+    tail = ring.tail(100)()
     assert numbered(tail.events) == list(range(15, 25))
     assert ring.dropped + len(tail.events) == 25
-    assert numbered(ring.tail(3).events) == [22, 23, 24]
-    assert ring.tail(0).events == []
+    assert numbered(ring.tail(3)().events) == [22, 23, 24]
+    assert ring.tail(0)().events == []
 
 
 def test_journal_read_in_pages_misses_nothing() -> None:
@@ -38,7 +38,7 @@ def test_journal_read_in_pages_misses_nothing() -> None:
     for i in range(40):
         ring.add("tick", n=i)
         if i % 4 == 3:
-            while (page := ring.tail(3, since)).events:
+            while (page := ring.tail(3, since)()).events:
                 seen += numbered(page.events)  # type: ignore[arg-type]
                 since = page.next
                 assert page.dropped == 0
@@ -50,7 +50,7 @@ def test_journal_read_too_late_says_how_many_were_missed() -> None:
     ring = journal(10)
     for i in range(25):
         ring.add("tick", n=i)
-    page = ring.tail(4, since=2)
+    page = ring.tail(4, since=2)()
     assert page.dropped == 13
     assert numbered(page.events) == [15, 16, 17, 18]
     assert page.next == 19
@@ -60,7 +60,7 @@ def test_journal_since_beyond_the_end_is_the_end() -> None:
     """A position that was never reached (another process's) gives nothing and no loss."""
     ring = journal()
     ring.add("tick", n=0)
-    assert (ring.tail(5, since=999).events, ring.tail(5, since=999).next) == ([], 1)
+    assert (ring.tail(5, since=999)().events, ring.tail(5, since=999)().next) == ([], 1)
 
 
 def test_journal_resized_and_cleared_keeps_its_positions() -> None:
@@ -69,12 +69,12 @@ def test_journal_resized_and_cleared_keeps_its_positions() -> None:
     for i in range(10):
         ring.add("tick", n=i)
     ring.resize(4)
-    assert numbered(ring.tail(100).events) == [6, 7, 8, 9]
+    assert numbered(ring.tail(100)().events) == [6, 7, 8, 9]
     assert ring.dropped == 6
     ring.clear()
     ring.add("tick", n=10)
     assert ring.dropped == 10
-    assert ring.tail(5, since=10).events == ring.tail(5).events
+    assert ring.tail(5, since=10)().events == ring.tail(5)().events
 
 
 def test_journal_has_an_event_for_each_step_of_a_job() -> None:
@@ -87,7 +87,7 @@ def test_journal_has_an_event_for_each_step_of_a_job() -> None:
     ring.refused(job(), Outcome.REJECTED, "queue_full")
     ring.refused(job(), Outcome.EVICTED, "deadline")
     ring.ended(record())
-    events = ring.tail(20).events
+    events = ring.tail(20)().events
     assert [event.event for event in events] == [
         "submitted",
         "reforecast",
@@ -117,7 +117,7 @@ def test_journal_has_a_kind_for_each_event_of_the_process() -> None:
     ring.reset("stats")
     ring.alarm("rebuilt", "KeyError")
     ring.draining(running=3, waiting=2)
-    events = ring.tail(20).events
+    events = ring.tail(20)().events
     assert [event.event for event in events] == [
         "reloaded", "reloaded", "reloaded", "reset", "rebuilt", "draining",
     ]  # fmt: skip
@@ -130,7 +130,7 @@ def test_journal_events_are_json() -> None:
     """An event is JSON as it is, without the details that are None."""
     ring = journal()
     ring.refused(job(), Outcome.REJECTED, None)
-    line = msgspec.json.decode(msgspec.json.encode(ring.tail(1).events[0]))
+    line = msgspec.json.decode(msgspec.json.encode(ring.tail(1)().events[0]))
     assert line == {
         "wall_s": 1.0,
         "event": "refused",
