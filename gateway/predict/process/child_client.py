@@ -3,7 +3,8 @@
 Everything runs on the event loop. One question is under way at a time, so no more than one
 frame is buffered on its way to a child that does not read. A child that ends, or is silent for
 longer than the question may take, is given up: a late answer would be taken for the next
-question's.
+question's. One that waits for the processor is waited for: it gives way to the gateway, and a
+gateway that is busy for long must not kill it for that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 import msgspec
@@ -28,6 +30,7 @@ from gateway.predict.process.wire import (
     payload_size,
 )
 
+STARVED = 0.5  # of a time limit: a child that got less of the processor has not hung
 LAST_WORDS_S = 2.0  # from the end of its input to the child's own
 ENVIRONMENT = frozenset(
     {"PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR"}
@@ -67,6 +70,7 @@ class ChildClient(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._payload: asyncio.Future[bytes] | None = None  # of the answer that is owed
+        self._timer: asyncio.TimerHandle | None = None  # of the answer that is owed
         self._why_gone = ""  # a reason: nothing more is asked
         self._gone: Callable[[str], object] = lambda why: None
 
@@ -90,14 +94,15 @@ class ChildClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         payload = self._payload = loop.create_future()
         self._transport.write(frame)
-        timer = loop.call_later(timeout_s, self._give_up, "no answer in time")
+        self._wait_for(timeout_s)
         try:
             answer = answer_decoder.decode(await payload)
         except msgspec.DecodeError as error:
             self._give_up(f"what came is no answer: {error}")
             raise ChildGone(self._why_gone) from None
         finally:
-            timer.cancel()
+            assert self._timer is not None
+            self._timer.cancel()
         self._payload = None
         return answer
 
@@ -139,12 +144,40 @@ class ChildClient(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._give_up("it has ended")
 
+    def _wait_for(self, timeout_s: float) -> None:
+        """Give the child up after so long, unless it could run then and was hardly let."""
+        before_s = _cpu_s(self.pid)
+
+        def overdue() -> None:
+            if _is_runnable(self.pid) and _cpu_s(self.pid) - before_s < STARVED * timeout_s:
+                self._wait_for(timeout_s)
+            else:
+                self._give_up("no answer in time")
+
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, overdue)
+
     def _give_up(self, why: str) -> None:
         if not self._why_gone:
             self._why_gone = why
             self._gone(why)
         if self._payload is not None and not self._payload.done():
             self._payload.set_exception(ChildGone(why))
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of the process in seconds; 0 where it is not known (proc(5), schedstat)."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _is_runnable(pid: int) -> bool:
+    """True where the process runs or waits for a core, and for nothing else."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "R"
+    except (OSError, IndexError):
+        return False
 
 
 async def start_child(
