@@ -131,6 +131,7 @@ class PredictorSnapshot(Struct, frozen=True):
     learned: int = 0  # lessons
     sampled_out: int = 0  # lessons of which the counts alone were learned, for want of time
     restarts: int = 0  # of the predictor's process, after it ended or hung
+    priority: str = ""  # of that process: "idle" or "nice 7"; "" before it works
 
 
 class StoreSnapshot(Struct, frozen=True):

@@ -332,6 +332,7 @@ class Predictor:
             version=child.version,
             refit=child.refit,
             restarts=child.restarts,
+            priority=child.priority,
             learned=learner.learned,
             sampled_out=learner.sampled_out,
         )

@@ -160,6 +160,11 @@ class ChildSupervisor:
         return 0.0 if since_s is None or not self.opened else monotonic() - since_s
 
     @property
+    def priority(self) -> str:
+        """Priority of the child's work: "idle" or "nice 7"; "" before it begins."""
+        return self._status.priority
+
+    @property
     def seconds(self) -> float:
         """CPU time used by all children so far, as of the last answers."""
         return self._cpu_s + self._status.cpu_s
@@ -320,6 +325,8 @@ class ChildSupervisor:
             answer = await self._child.ask(question, timeout_s)
         finally:
             self._question_s = None
+        if answer.status.priority != self._status.priority:
+            logger.info("the predictor's process works", extra={"priority": answer.status.priority})
         self._status = answer.status
         if answer.changes is not None:
             self._mirror.apply(answer.changes)

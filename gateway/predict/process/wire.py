@@ -56,6 +56,7 @@ class ChildStatus(Struct, frozen=True):
     encoder: str = ""
     rows: int = 0  # of the index
     cpu_s: float = 0.0  # that the child has used
+    priority: str = ""  # of its work; "" before it begins
     drifts: int = 0  # sources whose lengths were seen to change
     problems: tuple[str, ...] = ()
     restored: bool = True  # False: the calibration of its setup could not be used

@@ -34,6 +34,7 @@ from gateway.predict.process.background_learning import (
     RowWriter,
     described,
 )
+from gateway.predict.process.priority import lower_priority
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,
@@ -56,9 +57,6 @@ from gateway.predict.prompt_view import PromptView
 from gateway.predict.teaching import LearningForecaster
 from gateway.types import HistoryRow, Workload
 
-NICE = 7
-"""On a core that both want, the loop keeps 83 % of it (weights 1024 : 215, sched(7)). At 19 it
-would keep 98 %, and a forecast beside a busy neighbour take ten times as long (RESULTS.md)."""
 OpenHistory = Callable[[str], RowWriter]
 """Opens the history of a store's file. Raises what keeps it from being written."""
 OOM_SCORE = "500"  # sooner than the gateway, where memory runs out
@@ -83,7 +81,7 @@ def run(open_history: OpenHistory) -> int:
 def serve(questions: BinaryIO, answers: BinaryIO, open_history: OpenHistory) -> None:
     """Answer until the questions end, and work in between. Raises OSError where the answers cannot
     be written."""
-    host = ModelHost(_lower_priority, open_history)
+    host = ModelHost(lower_priority, open_history)
     coming = select.poll()
     coming.register(questions, select.POLLIN)
     pause_s: float | None = None
@@ -107,21 +105,18 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _lower_priority() -> None:
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-
-
 class ModelHost:
     """The models, the answers they give to questions, and what they learn.
 
     Args:
-        begins_work: called once, before the first forecast or lesson. Opening comes before it:
-            at a low priority that would take long beside busy neighbours.
+        lower: lowers the priority, and names the new one; called once, before the first forecast
+            or lesson. Opening comes before it: that would take long beside busy neighbours.
+        open_history: opens the store's file.
     """
 
-    def __init__(self, begins_work: Callable[[], None], open_history: OpenHistory) -> None:
-        self._begins_work: Callable[[], None] | None = begins_work
+    def __init__(self, lower: Callable[[], str], open_history: OpenHistory) -> None:
+        self._lower = lower
+        self._priority = ""
         self._open_history = open_history
         self._artefacts: Artefacts | None = None
         self._forecaster: LearningForecaster | None = None
@@ -155,6 +150,7 @@ class ModelHost:
             rows=forecaster.rows,
             cpu_s=time.process_time(),
             drifts=residuals.drifts,
+            priority=self._priority,
             problems=(*artefacts.problems, *self._problems),
             restored=self._restored,
         )
@@ -168,10 +164,10 @@ class ModelHost:
         assert forecaster is not None, "nothing is opened yet"
         assert learning is not None
         if isinstance(question, MakeForecasts):
-            self._lower()
+            self._begin_work()
             return ChildAnswer(workloads=[_tried(forecaster, view) for view in question.views])
         if isinstance(question, TakeLessons | StoreLessons | FinishLessons):
-            self._lower()
+            self._begin_work()
             return _taught(learning, question)
         if isinstance(question, FillIndex):
             return ChildAnswer(bad=_fill(forecaster, question.rows))
@@ -211,10 +207,9 @@ class ModelHost:
             self._problems.append(f"no history is stored: {error}")
             return NoHistory(str(error))
 
-    def _lower(self) -> None:
-        if self._begins_work is not None:
-            begins_work, self._begins_work = self._begins_work, None
-            begins_work()
+    def _begin_work(self) -> None:
+        if not self._priority:
+            self._priority = self._lower()
 
 
 def _folder(version: str) -> Path | None:

@@ -216,7 +216,7 @@ def test_the_predictor_s_process_finds_exported_encoders(home: Path) -> None:
 
     def opened(chosen: Predict) -> ChildStatus:
         setup = ChildSetup(chosen, str(MODELS), b"key", {}, frozenset())
-        host = ModelHost(lambda: None, NoHistory)
+        host = ModelHost(lambda: "normal", NoHistory)
         return host.answer(encoded(OpenModels(setup))).status
 
     here = opened(settings(home))

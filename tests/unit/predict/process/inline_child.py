@@ -117,7 +117,7 @@ class InlineChild:
         self.held = asyncio.Event()  # a question has come that is not answered
         self._gate = asyncio.Event()
         self._gate.set()
-        self._host = ModelHost(lambda: None, Shelf.at)
+        self._host = ModelHost(lambda: "normal", Shelf.at)
         self._turn: asyncio.TimerHandle | None = None
         self._tell: Callable[[str], object] = lambda why: None
 

@@ -15,6 +15,7 @@ from msgspec import structs
 from gateway.predict.calibrate import Mirror
 from gateway.predict.lesson import Lesson
 from gateway.predict.process.child_client import ENVIRONMENT, ChildClient, ChildLink, start_child
+from gateway.predict.process.priority import IDLE, NICE
 from gateway.predict.process.wire import (
     ChangeSettings,
     ChildAnswer,
@@ -30,7 +31,6 @@ from gateway.predict.process.wire import (
     TakeLessons,
     UseVersion,
 )
-from gateway.predict.process.worker import NICE
 from gateway.settings.schema import Predict
 from gateway.settings.schema import Store as StoreSettings
 from gateway.shipped import own_command, own_environ, shipped
@@ -104,7 +104,11 @@ async def test_child_answers_as_its_models_do_here(start: Start) -> None:
             if answer.changes is not None:
                 mirror.apply(answer.changes)
         one, other = (
-            structs.replace(answer, changes=None, status=structs.replace(answer.status, cpu_s=0.0))
+            structs.replace(
+                answer,
+                changes=None,
+                status=structs.replace(answer.status, cpu_s=0.0, priority=""),
+            )
             for answer in answers
         )
         assert one == other
@@ -270,6 +274,35 @@ async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
         os.kill(client.pid, 0)
 
 
+BUSY = "import os; os.sched_setaffinity(0, {int(os.environ['CORE'])})\nwhile True: pass"
+STARVED = """
+os.sched_setaffinity(0, {int(os.environ['TMPDIR'])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+read()
+until = time.process_time() + 0.05
+while time.process_time() < until: pass
+write(b'\\x00\\x00\\x00\\x01\\x80')
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the idle class is Linux's")
+async def test_child_that_does_not_get_the_processor_is_not_given_up(start: Start) -> None:
+    """It waits for a core that others keep busy for longer than the question may take; once they
+    let it, it answers."""
+    core = str(min(os.sched_getaffinity(0)))
+    busy = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, env={"CORE": core})
+    try:
+        client = await start(scripted(STARVED), {**own_environ(), "TMPDIR": core})
+        asking = asyncio.create_task(ask(client, ForgetLearned(), 0.4))
+        done, _ = await asyncio.wait({asking}, timeout=1.5)
+    finally:
+        busy.kill()
+        await busy.wait()
+    assert done == set()
+    assert await asking == ChildAnswer()
+
+
 async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
     """Closing waits for LAST_WORDS_S and then kills the child; the loop goes on meanwhile."""
     client = await start(scripted("time.sleep(600)"))
@@ -363,17 +396,20 @@ async def test_child_ignores_the_terminal_s_signals(start: Start) -> None:
         assert (await ask(client, MakeForecasts([view()]))).workloads
 
 
-async def test_child_is_nice_and_sees_no_keys(start: Start) -> None:
-    """The child has a lower priority, is the first to be killed where memory runs out, and sees
-    none of the gateway's secrets."""
+async def test_child_gives_way_and_sees_no_keys(start: Start) -> None:
+    """The child has a lower priority and says which, is the first to be killed where memory runs
+    out, and sees none of the gateway's secrets."""
     secrets = {"SAGESCHED_ADMIN_TOKEN": "hidden", "OPENAI_API_KEY": "hidden"}
     client = await start(environ={**own_environ(), **secrets})
     await ask(client, OpenModels(SETUP), 120.0)
-    assert os.getpriority(os.PRIO_PROCESS, client.pid) == os.getpriority(os.PRIO_PROCESS, 0)
-    await ask(
-        client, MakeForecasts([view()])
-    )  # it opens at full speed, and gives way when it works
-    assert os.getpriority(os.PRIO_PROCESS, client.pid) == NICE > 0
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, client.pid) == normal
+    # It opens at full speed, and gives way when it works.
+    said = (await ask(client, MakeForecasts([view()]))).status.priority
+    if said == IDLE:
+        assert os.sched_getscheduler(client.pid) == os.SCHED_IDLE
+    else:
+        assert os.getpriority(os.PRIO_PROCESS, client.pid) == NICE > normal
     proc = Path(f"/proc/{client.pid}")
     assert proc.joinpath("oom_score_adj").read_text().strip() == "500"
     lines = proc.joinpath("environ").read_bytes().split(b"\0")

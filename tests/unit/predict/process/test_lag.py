@@ -78,7 +78,7 @@ async def test_loop_is_on_time_under_full_prediction_load() -> None:
 @pytest.mark.anyio
 async def test_loop_that_runs_the_encoder_itself_is_late() -> None:
     """The twin: the same forecasts made on the loop break the same bound."""
-    host = ModelHost(lambda: None, Shelf.at)
+    host = ModelHost(lambda: "normal", Shelf.at)
     setup = ChildSetup(Predict(), str(shipped("models")), b"key", {}, frozenset())
     host.answer(encoded(OpenModels(setup)))
     late_s = await least_lateness_s(

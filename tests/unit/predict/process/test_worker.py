@@ -35,8 +35,9 @@ class Host:
         self.shelf = Shelf()
         self._host = ModelHost(self._begins, Shelf.at)
 
-    def _begins(self) -> None:
+    def _begins(self) -> str:
         self.begun += 1
+        return "lowered"
 
     def __call__(self, question: Question) -> ChildAnswer:
         if isinstance(question, OpenModels):
@@ -50,20 +51,20 @@ class Host:
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x80", b"\x81\xa4type\xa3Nix"])
 def test_host_answers_what_it_cannot_read(payload: bytes) -> None:
     """Garbage, or a question before anything is opened, gets an error and no end."""
-    host = ModelHost(lambda: None, Shelf.at)
+    host = ModelHost(lambda: "normal", Shelf.at)
     assert host.answer(payload).error
     assert host.answer(encoded(ForgetLearned())).error
 
 
 def test_host_begins_work_once_and_not_by_opening() -> None:
-    """`begins_work` is called at the first forecast or lesson, not by opening or filling."""
+    """The priority is lowered at the first forecast or lesson, not by opening or filling."""
     questions = MakeForecasts([view()]), TakeLessons([lesson(9)], 1.0), StoreLessons({1: lesson(9)})
     for question in questions:
         host = Host()
         host(OpenModels(SETUP))
         host(FillIndex([]))
         assert host.begun == 0
-        host(question)
+        assert host(question).status.priority == "lowered"
         host(question)
         assert host.begun == 1
 
