@@ -53,7 +53,7 @@ class ClientConnections:
             connection.transport.set_write_buffer_limits(high=self._limit)
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(SWEEP_PERIOD_S, self._sweep, loop)
+            self._timer = loop.call_later(SWEEP_PERIOD_S, self._swept, loop)
 
     def remove(self, connection: SweptConnection) -> None:
         """Forget a closed connection."""
@@ -77,10 +77,13 @@ class ClientConnections:
             connection.transport.set_write_buffer_limits(high=limit)
         return True
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
+    def sweep(self, now: float) -> None:
+        """End the connections that are overdue at `now`, loop time."""
         for connection in [one for one in self._open if one.due_s <= now]:
             connection.overdue()
+
+    def _swept(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.sweep(loop.time())
         # Without connections the timer rests, until `add`.
         again = bool(self._open)
-        self._timer = loop.call_later(SWEEP_PERIOD_S, self._sweep, loop) if again else None
+        self._timer = loop.call_later(SWEEP_PERIOD_S, self._swept, loop) if again else None

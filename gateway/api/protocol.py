@@ -44,6 +44,22 @@ class GatewayProtocol(asyncio.Protocol):
     `protocol_for` sets `connections` on a subclass, since uvicorn makes the instances.
     """
 
+    __slots__ = (
+        "_addresses",
+        "_application",
+        "_cycle",
+        "_header_bytes",
+        "_headers",
+        "_in_header",
+        "_loop",
+        "_parser",
+        "_pipelined",
+        "_state",
+        "_url",
+        "due_s",
+        "flow",
+        "transport",
+    )
     connections: ClientConnections
     transport: asyncio.Transport
     flow: ClientFlow
@@ -303,4 +319,6 @@ def _address(transport: asyncio.BaseTransport, name: str) -> Address | None:
 
 def protocol_for(connections: ClientConnections) -> type[Any]:
     """The protocol class for uvicorn, bound to one set of connections."""
-    return type("BoundGatewayProtocol", (GatewayProtocol,), {"connections": connections})
+    return type(
+        "BoundGatewayProtocol", (GatewayProtocol,), {"__slots__": (), "connections": connections}
+    )
