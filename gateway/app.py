@@ -152,7 +152,6 @@ class Gateway:
         self._trust = ForecastTrust(self._recalibrated)
         self._shadow: Shadow | None = None
         self._listen(settings)
-        logs.follow(self.engine.listeners.flush)
         self._control_plane = self._litestar()
         self._repeated = (
             Repeated(LAG_PERIOD_S, self._measure_lag),
@@ -183,7 +182,9 @@ class Gateway:
     def _new_engine(self, settings: Settings) -> Engine:
         core = self._core(effective(settings), None)
         self._restore_accounts(core)
-        return Engine(core, self._core)
+        engine = Engine(core, self._core)
+        self.logs.follow(engine.listeners.flush)
+        return engine
 
     def _new_relay(self, settings: Settings, prices: Mapping[str, Price]) -> Relay:
         return Relay(

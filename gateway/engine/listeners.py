@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from gateway.types import JobRecord, Listener
 
 logger = logging.getLogger("gateway.engine")
 QUIET_S = 60.0
-BATCH = 32  # records; about half a millisecond's work
+BATCH = 32  # records, whose work is too short to hold up a reply
 METHODS = tuple(name for name in vars(Listener) if not name.startswith("_"))
 
 
@@ -45,8 +44,7 @@ class Listeners(Listener):
         self._clock = clock
         self._soon = soon
         self._quiet_until_s: dict[str, float] = {}  # by listener and method
-        self._records: list[JobRecord] = []  # that `_batched` has not been called with
-        self._batched: tuple[Callable[[JobRecord], None], ...] = ()
+        self._records: list[JobRecord] = []  # that `batched` has not been called with
         self.replace(listeners)
 
     def __repr__(self) -> str:
@@ -59,7 +57,7 @@ class Listeners(Listener):
     ) -> None:
         """Call these from now on, and no others; `batched` with records, at a flush."""
         self.flush()
-        self._batched = batched
+        self._call_batched = self._guarded(batched)
         for method in METHODS:
             calls = [
                 getattr(listener, method)
@@ -68,25 +66,30 @@ class Listeners(Listener):
             ]
             if method == "ended" and batched:
                 calls.append(self._put_off)
-            setattr(self, method, partial(self._call, tuple(calls)))
+            setattr(self, method, self._guarded(tuple(calls)))
 
     def flush(self) -> None:
         """Call `batched` with the records that wait."""
         records, self._records = self._records, []
         for record in records:
-            self._call(self._batched, record)
+            self._call_batched(record)
 
     def _put_off(self, record: JobRecord) -> None:
         self._records.append(record)
         if len(self._records) == BATCH:
             self._soon(self.flush)
 
-    def _call(self, calls: tuple[Callable[..., None], ...], *args: Any) -> None:
-        for call in calls:
-            try:
-                call(*args)
-            except Exception as error:
-                self._report(call, error, args)
+    def _guarded(self, calls: tuple[Callable[..., None], ...]) -> Callable[..., None]:
+        """A call of each of `calls`, whatever becomes of the others."""
+
+        def call_each(*args: Any) -> None:
+            for call in calls:
+                try:
+                    call(*args)
+                except Exception as error:
+                    self._report(call, error, args)
+
+        return call_each
 
     def _report(self, call: Callable[..., None], error: Exception, args: tuple[Any, ...]) -> None:
         self.faults += 1
