@@ -46,19 +46,15 @@ def _library() -> ctypes.CDLL:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for path in (Path(folder) / "lib" / name, Path(folder) / name):
             if path.exists():
-                return _declared(ctypes.CDLL(str(path)))
+                library = ctypes.CDLL(str(path))
+                library.LGBM_GetLastError.restype = ctypes.c_char_p
+                return library
     raise BoosterError("the LightGBM library is not installed")
 
 
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    library.LGBM_GetLastError.restype = ctypes.c_char_p
-    library.LGBM_BoosterPredictForMatSingleRowFast.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.POINTER(ctypes.c_int64),
-        ctypes.c_void_p,
-    ]
-    return library
+_SINGLE_ROW = ctypes.PYFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
+"""The form of the call for a single row. It keeps the interpreter lock: for some microseconds the
+event loop must not have to wait until another thread gives the lock back."""
 
 
 def _check(status: int) -> None:
@@ -96,8 +92,8 @@ class Booster:
     The Python package's `Booster.predict` takes 25 to 60 µs a row in checks and copies, and
     importing the package brings SciPy along (50 MB, most of a second). The C interface has a call
     for single rows (`LGBM_BoosterPredictForMatSingleRowFast`, c_api.h of LightGBM 4), which takes
-    about 5 µs and leaves the interpreter lock free. The library trusts a model file, so files are
-    checked by sha256 before. Belongs to the thread of its columns.
+    about 5 µs. The library trusts a model file, so files are checked by sha256 before. Belongs to
+    the thread of its columns.
 
     Args:
         text: the model as LightGBM saves it.
@@ -136,12 +132,12 @@ class Booster:
         self.columns = columns
         self._out = (ctypes.c_double * 1)()
         self._length = ctypes.c_int64()
-        self._call = library.LGBM_BoosterPredictForMatSingleRowFast
+        self._call = _SINGLE_ROW(("LGBM_BoosterPredictForMatSingleRowFast", library))
         # Addresses as plain values: making them anew would cost more than the trees.
         self._arguments = (
-            self._fast,
+            self._fast.value,
             columns.address,
-            ctypes.byref(self._length),
+            ctypes.addressof(self._length),
             ctypes.addressof(self._out),
         )
 
