@@ -10,9 +10,10 @@ end, and `models/train_quantiles.py` records the names.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from math import log1p, nan
 
-from gateway.predict.prompt_view import CJK_LEAD, WIDE, PromptView, cut
+from gateway.predict.prompt_view import CJK_LEAD, WIDE, PromptView, cut, words_of
 
 WORD_CHARS = 1000  # most characters of a text that are split into words
 
@@ -97,7 +98,7 @@ def features(
     """
     raw = view.text.encode("utf-8", "replace")
     read = cut(view.text, WORD_CHARS)
-    words = read.lower().split()
+    words = words_of(read)
     return [
         *_of_conversation(view, raw),
         log1p(len(words) * len(view.text) / (len(read) or 1)),
@@ -155,7 +156,7 @@ def _of_characters(raw: bytes) -> tuple[float, ...]:
     )
 
 
-def _of_words(view: PromptView, read: str, words: list[str]) -> list[float]:
+def _of_words(view: PromptView, read: str, words: Sequence[str]) -> list[float]:
     """Features of the words. `read`: the part of the text that they are of."""
     first = FIRST_WORDS.get(words[0].strip(",.:!?"), nan) if words else nan
     counts = [0] * len(WORD_GROUPS)

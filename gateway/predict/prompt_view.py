@@ -11,7 +11,8 @@ are kept in history: a change of their contents would part old rows from new req
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Required, TypedDict, Unpack
@@ -263,6 +264,12 @@ def _wide_ratio(text: str) -> float:
     return 1.0 - len(text.encode("ascii", "ignore")) / len(text)
 
 
+@lru_cache(1)  # a request's text is asked for by its key and by its features
+def words_of(text: str) -> Sequence[str]:
+    """The words of a text in lower case, split at white space."""
+    return text.lower().split()
+
+
 def prompt_key(view: PromptView, key: bytes) -> bytes:
     """Keyed hash of the prompt, blind to case and white space; the text cannot be recovered.
 
@@ -281,7 +288,7 @@ def prompt_key(view: PromptView, key: bytes) -> bytes:
     # Requests of one key are repeats: they must cost the same.
     if view.prompts > 1 or view.batch_bytes or view.prompt_ids or view.best_of > 1:
         shape += f",{view.prompts},{view.batch_bytes},{view.prompt_ids},{view.best_of}"
-    text = " ".join(view.text.lower().split())
+    text = " ".join(words_of(view.text))
     system = " ".join(view.system.lower().split()) if view.system else ""
     data = f"{text}\x00{system}\x00{shape}".encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=16, key=key).digest()
