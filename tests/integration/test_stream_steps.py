@@ -22,8 +22,12 @@ from tests.kit.steps import chunk, event
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = [event(chunk({}, "stop")), b"data: [DONE]\n\n"]
 TEXTS = st.lists(st.integers(0, 40_000).map(lambda size: "x" * size), max_size=6)
+CHUNKS = list(range(0, 200_000, 9_000))
 CUTS = st.lists(st.integers(0, 200_000), max_size=30)
-PAUSES = st.lists(st.booleans(), max_size=60)
+# Steps of the loop in which the client takes all it has (even places) or is slow (odd ones).
+PAUSES = st.lists(st.integers(1, 25), max_size=6).map(
+    lambda runs: [bool(n % 2) for n, run in enumerate(runs) for _ in range(run)]
+)
 
 
 async def relayed(
@@ -61,10 +65,8 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
 
 @hypothesis_settings(max_examples=100, deadline=None, database=None)
 @given(texts=TEXTS, cuts=CUTS, pauses=PAUSES, lost=st.none() | st.integers(0, 200_000))
-@example(texts=["a"], cuts=[], pauses=[True] * 20, lost=None)
-@example(
-    texts=["x" * 40_000] * 6, cuts=list(range(0, 200_000, 9000)), pauses=[True] * 40, lost=None
-)
+@example(texts=["x" * 9_000] * 20, cuts=CHUNKS, pauses=[False] * 12 + [True] * 40, lost=None)
+@example(texts=["x" * 9_000] * 20, cuts=CHUNKS, pauses=[True] * 40, lost=150_000)
 def test_stream_arrives_whole_and_once(
     texts: list[str], cuts: list[int], pauses: list[bool], lost: int | None
 ) -> None:

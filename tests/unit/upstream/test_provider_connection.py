@@ -420,10 +420,18 @@ async def test_sink_is_called_in_the_call_that_brings_the_bytes() -> None:
 
 
 async def test_sink_that_refuses_more_stops_the_socket() -> None:
-    """What comes after that is held up to the bound, and given when it is asked for again."""
+    """What comes with that and after is held up to the bound, and given when it is asked for
+    again."""
     ends = Ends()
     got: list[bytes] = []
     task = await pouring(ends, lambda piece: bool(got.append(piece)))
+    ends.connection.data_received(b"18000\r\n" + b"x" * 0x18000 + b"\r\n")
+    assert await task is True
+    assert [len(piece) for piece in got] == [PIECE_BYTES]
+    assert await ends.connection.pour(lambda piece: bool(got.append(piece))) is True
+    got.clear()
+    task = asyncio.ensure_future(ends.connection.pour(lambda piece: bool(got.append(piece))))
+    await asyncio.sleep(0)
     chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
     ends.connection.data_received(b"1\r\na\r\n")
     ends.connection.data_received(chunk)
