@@ -31,6 +31,7 @@ _SECRET = re.compile(r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:[^\x00-\x1f]+)\Z")
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}\Z")
 _MODEL_NAME = re.compile(r"^[^\s\x00-\x1f\x7f]{1,200}\Z")
 _HOST = re.compile(r"^[A-Za-z0-9._-]+\Z")
+_PLACE = re.compile(r"^(\[[^][]+\]|[^][]*)(:[0-9]*)?\Z")  # urlsplit may let "[::1]x" pass
 _URL = re.compile(r"^[\x21-\x7e]+\Z")
 
 
@@ -68,6 +69,8 @@ def _check_base_url(text: str) -> None:
     try:
         url = urlsplit(text)
         host, port = url.hostname or "", url.port
+        if not _PLACE.match(url.netloc):
+            raise ValueError
         if not _HOST.match(host) or re.fullmatch(r"[0-9.]+", host):
             ip_address(host)  # an IPv6 address, or one that looks like IPv4
     except ValueError:

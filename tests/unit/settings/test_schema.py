@@ -93,6 +93,7 @@ def test_names_may_be_plain(name: str) -> None:
         "http://h:x/v1",
         "http://[::1/v1",
         "http://[::zz]/v1",
+        "http://[::1]x/v1",
         "http://1.2.3.999/v1",
         "http://ex ample/v1",
         "http://h/v1 ",

@@ -473,20 +473,12 @@ def test_head_for_tells_methods_and_accounts_apart() -> None:
         assert b"host: other.example" in head_for(other, "GET", "/x", b"", [], 0)
 
 
-@pytest.mark.parametrize(
-    ("base", "key"),
-    [
-        ("http://[::1]x/v1", KEY),
-        ("http://h.example", "sk-\r\nx-admin: 1"),
-        ("http://h.example", "sk-\0"),
-        ("http://h.example", "sk-\u00fc"),
-    ],
-)
-def test_target_refuses_what_no_request_can_be_made_of(base: str, key: str) -> None:
-    """A key that would add a header, or an address that is none, is an error of the settings and
-    does not wait for a request; the error names the account and not the key."""
+@pytest.mark.parametrize("key", ["sk-\r\nx-admin: 1", "sk-\0", "sk-\u00fc"])
+def test_target_refuses_what_no_request_can_be_made_of(key: str) -> None:
+    """A key that would add a header is an error of the settings and does not wait for a request;
+    the error names the account and not the key."""
     with pytest.raises(SettingsError, match=r"^accounts \(a\): no request") as caught:
-        target(account(base_url=base), key)
+        target(account(), key)
     assert key not in caught.value.message
 
 
