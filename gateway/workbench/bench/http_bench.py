@@ -130,8 +130,10 @@ async def _play_all(
             async with asyncio.TaskGroup() as group:
                 for provider in providers:
                     group.create_task(play_on(provider))
-        except* SettingsError as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as errors:  # `except*` would not let it out of its group everywhere
+            raise next(
+                (e for e in errors.exceptions if isinstance(e, SettingsError)), errors
+            ) from None
     return played
 
 
