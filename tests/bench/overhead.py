@@ -178,14 +178,19 @@ STEPS: dict[str, Callable[[Run, Measured], None]] = {
 def report(found: Measured, run: Run, where: str, minutes: float) -> str:
     """Markdown: the goals, then what each part says."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    prompts = f"the test side of `{run.data.name}`" if run.data else "generated prompts"
+    notes = [f"{where}; Python {platform.python_version()}, {packages}; commit {commit()}"]
+    notes.append(f"{minutes:.0f} minutes")
+    if found.tau:
+        notes.append(
+            f"τ of {f'the test side of `{run.data.name}`' if run.data else 'made-up prompts'}"
+        )
+    if found.ceiling:
+        notes.append(f"the load alone, on one core with the mock: {found.ceiling:,.0f} req/s")
     parts = [
         f"## Overhead, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"`{said(run)}`",
-        f"{where}; Python {platform.python_version()}, {packages}; commit {commit()};"
-        f" {minutes:.0f} minutes; τ of {prompts}.",
-        "Median of the turns, latencies of all turns' requests together; in brackets the best turn."
-        f" The load alone, against the mock on the same core: {found.ceiling:.0f} req/s.",
+        "; ".join(notes) + ". Medians of the turns, latencies of all turns' requests together; in"
+        " brackets the best turn.",
         goal_table(found, [of.name for of in run.revisions]),
     ]
     if found.rows:
