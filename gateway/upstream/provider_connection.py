@@ -327,6 +327,7 @@ class ProviderConnection(asyncio.Protocol):
         self._transport = None
         if not self._lost:
             self._lost = True
+            del self._parser  # it holds the callbacks of this connection: else a reference cycle
             self._gone(self)
 
     def _finish(self, reason: str) -> None:
