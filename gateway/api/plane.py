@@ -187,9 +187,9 @@ class DataPlane:
         return self._predictor.prompt_alone(NO_TEXT, parsed.model, parsed.prompt_tokens)
 
     def _refuse(self, info: RequestInfo, error: GatewayError, client: RequestCycle) -> None:
+        write_problem(client, error, [(b"x-request-id", info.id.encode())])
         outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
         self._engine.ended(info.record(error.status, outcome, error.code, self._engine.clock()))
-        write_problem(client, error, [(b"x-request-id", info.id.encode())])
 
 
 def _write_json(client: Connection, status: int, value: Any, request_id: str) -> None:
