@@ -26,9 +26,9 @@ from uvicorn.server import ServerState
 
 from gateway.api.client_connections import ClientConnections
 from gateway.api.client_flow import ClientFlow
-from gateway.api.headers import fields_of
 from gateway.api.problems import problem
-from gateway.api.request_cycle import Address, RequestCycle, RequestHead
+from gateway.api.received_head import Address, received_head
+from gateway.api.request_cycle import RequestCycle
 from gateway.errors import GatewayError, InvalidRequest, Unavailable
 
 HEADER_TIMEOUT_S = 20.0
@@ -145,7 +145,7 @@ class GatewayProtocol(asyncio.Protocol):
         if self._cycle is None or self._cycle.complete:
             self.transport.close()
         else:
-            self._cycle.keep_alive = False
+            self._cycle.close_after()
 
     def overdue(self) -> None:
         """End a connection whose client did not send its request in time."""
@@ -168,7 +168,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._cycle is not None and not self._cycle.complete:
-            self._cycle.keep_alive = False
+            self._cycle.close_after()
             self._pipelined = True
             return
         # Only a request ends the wait for one: a stray line break, or the rest of a refused
@@ -202,15 +202,14 @@ class GatewayProtocol(asyncio.Protocol):
         self.due_s = inf
         parser = self._parser
         version = parser.get_http_version()
-        path, query = _split(self._url)
         method = parser.get_method().decode("ascii")
-        fields = fields_of(self._headers)
+        head = received_head(method, self._url, self._headers, version, *self._addresses)
         cycle = self._cycle = RequestCycle(
-            RequestHead(method, path, query, self._headers, fields, version, *self._addresses),
+            head,
             self.flow,
             self._answered,
             keep_alive=version != "1.0" and parser.should_keep_alive(),
-            expects_continue=fields.get(b"expect", b"").lower() == b"100-continue",
+            expects_continue=head.fields.get(b"expect", b"").lower() == b"100-continue",
         )
         tasks = self._state.tasks
         tasks.add(self._loop.create_task(cycle.run(self._application, tasks)))
@@ -299,14 +298,6 @@ def _parser(callbacks: GatewayProtocol | _UpgradeCallbacks) -> httptools.HttpReq
     # So that what follows a request with `connection: close` is no error.
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     return parser
-
-
-def _split(url: bytes) -> tuple[bytes, bytes]:
-    """Path and query of a request's target."""
-    if url.startswith(b"/v1/") and b"?" not in url and b"#" not in url:
-        return url, b""
-    parsed = httptools.parse_url(url)
-    return parsed.path, parsed.query or b""
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> Address | None:

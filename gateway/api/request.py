@@ -15,7 +15,7 @@ import time
 from msgspec import Struct
 
 from gateway.api.prompt import batch_of, view_of
-from gateway.api.request_cycle import RequestHead
+from gateway.api.received_head import RequestHead
 from gateway.api.routing import STATELESS, RoutingTable, canonical_path, route_label
 from gateway.api.schemas import (
     ChatRequest,

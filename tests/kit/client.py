@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from gateway.api.client_flow import ClientFlow
-from gateway.api.headers import fields_of
-from gateway.api.request_cycle import RequestCycle, RequestHead
+from gateway.api.received_head import received_head
+from gateway.api.request_cycle import RequestCycle
 from gateway.upstream.providers import Headers
 from tests.kit.http1 import Response, parse_response
 from tests.kit.wire import Wire
@@ -29,7 +29,7 @@ class WiredClient:
         self.flow = ClientFlow(self.wire)
         self._ends: list[None] = []
         self.cycle = RequestCycle(
-            RequestHead(method, path, b"", headers or [], fields_of(headers or []), version),
+            received_head(method, path, headers or [], version),
             self.flow,
             partial(self._ends.append, None),
             keep_alive=keep_alive,

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from gateway.api.auth import Tenants
-from gateway.api.headers import fields_of
+from gateway.api.received_head import received_head
 from gateway.api.request import ParsedRequest, RequestInfo, parse
-from gateway.api.request_cycle import RequestHead
 from gateway.api.routing import RoutingTable
 from gateway.engine.exchange import StreamEnd
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedMedia
@@ -27,8 +26,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 def info(
     path: str, *headers: tuple[bytes, bytes], method: str = "POST", arrived_s: float = 0.0
 ) -> RequestInfo:
-    sent = list(headers)
-    head = RequestHead(method, b"/v1" + path.encode(), b"", sent, fields_of(sent), "1.1")
+    head = received_head(method, b"/v1" + path.encode(), list(headers), "1.1")
     return RequestInfo(head, arrived_s)
 
 
