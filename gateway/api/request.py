@@ -34,7 +34,7 @@ from gateway.predict.calibrate import TOKENS_PER_BYTE
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Tenant
 from gateway.types import JobRecord, Outcome
-from gateway.upstream.providers import FORM_MODEL, FORM_SCAN_BYTES
+from gateway.upstream.body_edit import FORM_MODEL, FORM_SCAN_BYTES
 
 GENERATING: dict[str, type[Generation]] = {
     "/chat/completions": ChatRequest,

@@ -21,6 +21,7 @@ from gateway.engine.exchange import Exchange
 from gateway.engine.response import ClientResponse
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamRefused, UpstreamTimeout
 from gateway.types import Outcome, Verdict
+from gateway.upstream.body_edit import edit_for, edited
 from gateway.upstream.http_client import (
     BROKEN,
     SLOW_FIRST_BYTE,
@@ -34,8 +35,6 @@ from gateway.upstream.providers import (
     Failure,
     Target,
     classify,
-    edit_for,
-    edited,
     stream_error_status,
 )
 from gateway.upstream.ratelimits import rate_limits
