@@ -18,7 +18,7 @@ from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
 from gateway.upstream.http_client import AttemptError, ProviderAnswer
-from gateway.upstream.usage import StreamMeter
+from gateway.upstream.stream_meter import StreamMeter
 
 TAIL_S = 1.0  # the longest wait for the end of a finished stream, to reuse its connection
 

@@ -211,7 +211,7 @@ class ProviderConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _take(self) -> bytes:
-        """What is held, at most `PIECE_BYTES` of it."""
+        """The bytes that are held, at most `PIECE_BYTES` of them."""
         chunks = self._chunks
         piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()

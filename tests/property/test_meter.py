@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.types import Usage
-from gateway.upstream.usage import StreamMeter
+from gateway.upstream.stream_meter import StreamMeter
 
 # -- the reader ----------------------------------------------------------------------------------
 

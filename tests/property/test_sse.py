@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.upstream.sse import Piece, Splitter
-from gateway.upstream.usage import StreamMeter
+from gateway.upstream.stream_meter import StreamMeter
 
 QUICK = hypothesis_settings(max_examples=300, deadline=None, database=None)
 MAX_BYTES = 48

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.predict.prices import Price
 from gateway.types import CUT_FINISH_REASONS, Usage
-from gateway.upstream.usage import MAX_TOKENS, StreamMeter, answer_usage
+from gateway.upstream.stream_meter import StreamMeter
+from gateway.upstream.usage import MAX_TOKENS, answer_usage
 
 COUNTS = {"prompt_tokens": 7, "completion_tokens": 3}
 DONE = b"data: [DONE]\n\n"
