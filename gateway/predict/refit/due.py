@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from signal import SIGKILL
 
 from gateway.settings.schema import Predict
 
@@ -110,17 +111,18 @@ class Refits:
             self.state = "running"
 
     def _look_at(self, child: subprocess.Popen[bytes]) -> bool:
-        code = child.poll()
+        code, late = child.poll(), self._clock() - self._began_s > LONGEST_S
         if code is None:
-            if self._clock() - self._began_s > LONGEST_S:
-                self.stop()
-                self.state = "failed: it took too long"
+            if late:
+                child.kill()  # its end is seen at the next look: this is the event loop
             return False
         self._child = None
         if code == ACCEPTED:
             self.state = "accepted"
         elif code == KEPT:
             self.state = "kept the old models"
+        elif late and code == -SIGKILL:
+            self.state = "failed: it took too long"
         else:
             self.state = f"failed: exit status {code}"
             logger.error("a refit failed with exit status %d", code)

@@ -81,7 +81,7 @@ def test_refit_s_exit_status_is_its_news(tmp_path: Path, code: int, news: bool, 
 
 
 def test_refit_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    """After LONGEST_S the child is killed and waited for."""
+    """After LONGEST_S the child is killed; the next looks see its end, without waiting for it."""
     clock = Clock()
     one = refits(tmp_path, "import time; time.sleep(600)", clock)
     clock.now_s = 1000
@@ -92,6 +92,7 @@ def test_refit_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert child.poll() is None
     clock.now_s += LONGEST_S + 1
     assert not one.tend(SETTINGS, 20, 0)
+    assert not ended(one)
     assert child.returncode == -9
     assert one.state == "failed: it took too long"
 
