@@ -33,6 +33,7 @@ from gateway.predict.process.wire import (
     ForgetLearned,
     OpenModels,
     Question,
+    TellMore,
     UseVersion,
 )
 from gateway.predict.refit.due import Refits
@@ -323,16 +324,24 @@ class ChildSupervisor:
         self._question_s = monotonic()
         try:
             answer = await self._child.ask(question, timeout_s)
+            await self._take_changes(answer, timeout_s)
         finally:
             self._question_s = None
         if answer.status.priority != self._status.priority:
             logger.info("the predictor's process works", extra={"priority": answer.status.priority})
         self._status = answer.status
-        if answer.changes is not None:
-            self._mirror.apply(answer.changes)
         if answer.error is not None:
             raise ChildError(answer.error)
         return answer
+
+    async def _take_changes(self, answer: ChildAnswer, timeout_s: float) -> None:
+        """Take over the changes of the calibration, which may come in several answers."""
+        assert self._child is not None
+        while answer.changes is not None:
+            self._mirror.apply(answer.changes)
+            if not answer.more:
+                return
+            answer = await self._child.ask(TellMore(), timeout_s)
 
     def _count_gone(self) -> None:
         """Keep the counts of a child that is given up."""

@@ -116,6 +116,10 @@ class ForgetLearned(Struct, frozen=True, tag=True):
     """Empty index and calibration."""
 
 
+class TellMore(Struct, frozen=True, tag=True):
+    """Hand over the next piece of the calibration that changed."""
+
+
 Question = (
     OpenModels
     | MakeForecasts
@@ -126,6 +130,7 @@ Question = (
     | ChangeSettings
     | UseVersion
     | ForgetLearned
+    | TellMore
 )
 
 
@@ -158,10 +163,26 @@ class ChildAnswer(Struct, frozen=True, omit_defaults=True):
 
     status: ChildStatus = ChildStatus()
     changes: Changes | None = None  # of the calibration; None: nothing moved
+    more: bool = False  # there are more changes: to be asked for before anything else
     workloads: list[Workload | str] = []  # a string: the traceback of one that failed
     report: LearningReport | None = None
     bad: int = 0  # rows that could not be read
     error: str | None = None  # a traceback
+
+
+PIECE = 200  # entries of each table in one answer: reading them is the event loop's work
+
+
+def in_pieces(changes: Changes) -> list[Changes]:
+    """The same changes in several messages, to be applied in order; at least one."""
+    tables = [list(t.items()) for t in (changes.models, changes.templates, changes.levels)]
+    longest = max(map(len, tables))
+    found = []
+    for at in range(0, max(longest, 1), PIECE):
+        models, templates, levels = (dict(table[at : at + PIECE]) for table in tables)
+        whole = changes.complete and at == 0  # the first drops what was there
+        found.append(Changes(models, templates, levels, complete=whole))  # type: ignore[arg-type]
+    return found
 
 
 message_encoder = msgspec.msgpack.Encoder()

@@ -27,6 +27,7 @@ from typing import BinaryIO
 from msgspec import structs
 
 from gateway.predict.artefacts import Artefacts
+from gateway.predict.calibrate import Changes
 from gateway.predict.encoder import exported_folder
 from gateway.predict.process.background_learning import (
     BackgroundLearning,
@@ -47,8 +48,10 @@ from gateway.predict.process.wire import (
     Question,
     StoreLessons,
     TakeLessons,
+    TellMore,
     UseVersion,
     framed,
+    in_pieces,
     message_encoder,
     question_decoder,
     read_frame,
@@ -121,6 +124,7 @@ class ModelHost:
         self._artefacts: Artefacts | None = None
         self._forecaster: LearningForecaster | None = None
         self._learning: BackgroundLearning | None = None
+        self._unsent: list[Changes] = []  # of the calibration
         self._restored = True
         self._problems: list[str] = []
 
@@ -143,7 +147,9 @@ class ModelHost:
         if forecaster is None or artefacts is None:
             return answer
         residuals = forecaster.residuals
-        changes = residuals.changes()
+        if not self._unsent:
+            self._unsent = in_pieces(residuals.changes())
+        changes = self._unsent.pop(0)
         moved = changes.complete or changes.models or changes.templates or changes.levels
         status = ChildStatus(
             encoder=artefacts.encoder_name,
@@ -154,7 +160,12 @@ class ModelHost:
             problems=(*artefacts.problems, *self._problems),
             restored=self._restored,
         )
-        return structs.replace(answer, status=status, changes=changes if moved else None)
+        return structs.replace(
+            answer,
+            status=status,
+            changes=changes if moved else None,
+            more=bool(self._unsent),
+        )
 
     def _answered(self, question: Question) -> ChildAnswer:
         if isinstance(question, OpenModels):
@@ -171,6 +182,8 @@ class ModelHost:
             return _taught(learning, question)
         if isinstance(question, FillIndex):
             return ChildAnswer(bad=_fill(forecaster, question.rows))
+        if isinstance(question, TellMore):
+            return ChildAnswer()
         learning.forget_repeats()
         if isinstance(question, ChangeSettings):
             forecaster.configure(question.settings, question.private)

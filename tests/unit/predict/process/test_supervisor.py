@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Calibration
+from gateway.predict.calibrate import Calibration, group_keys
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.supervisor import CalibrationStore, FaultLog
-from gateway.predict.process.wire import ChildAnswer, ChildGone, ForgetLearned, Question
+from gateway.predict.process.wire import PIECE, ChildAnswer, ChildGone, ForgetLearned, Question
 from gateway.predict.refit.due import CURRENT, Refits
 from gateway.predict.refit.refit import refit
+from gateway.predict.residuals import Residuals
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
 from gateway.types import HistoryRow, Rung
@@ -139,6 +140,32 @@ async def test_predictor_keeps_its_calibration_when_its_child_has_gone(make: Mak
     other = make(state=kept[-1])
     await refined(other, view())
     assert other.forecast(view(LATER)) == before
+
+
+@pytest.mark.anyio
+async def test_large_calibration_comes_in_pieces(make: Make) -> None:
+    """A child with thousands of groups is opened without a long message, and stage 0 has them
+    all."""
+    residuals, groups = Residuals(), 5 * PIECE
+    for number in range(groups):
+        keys = group_keys("m", f"t{number}")
+        residuals.learn(keys, 8.0, stage0=2.0, full=None, censored=False)
+    largest = 0
+
+    class Measured(InlineChild):
+        async def ask(self, question: Question, timeout_s: float) -> ChildAnswer:
+            nonlocal largest
+            answer = await super().ask(question, timeout_s)
+            if answer.changes is not None:
+                largest = max(largest, len(answer.changes.models))
+            return answer
+
+    predictor = make(state=residuals.table.dump(), connect=Children(Measured))
+    await refined(predictor, view())
+    assert largest == PIECE
+    untaught = predictor.forecast(view(tenant="none")).p50
+    for number in (0, groups // 2, groups - 1):
+        assert predictor.forecast(view(tenant=f"t{number}")).p50 > 1.2 * untaught
 
 
 @pytest.mark.anyio

@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.predict.calibrate import Changes, Mirror
 from gateway.predict.process.wire import (
     MAX_BYTES,
+    PIECE,
     ChildGone,
     MakeForecasts,
     encoded,
     framed,
+    in_pieces,
     payload_size,
     question_decoder,
     read_frame,
@@ -42,6 +45,31 @@ def test_frame_beyond_reason_is_refused() -> None:
     assert payload_size(MAX_BYTES.to_bytes(4, "big")) == MAX_BYTES
     with pytest.raises(ChildGone, match="no frame"):
         payload_size((MAX_BYTES + 1).to_bytes(4, "big"))
+
+
+TABLES = st.dictionaries(st.text(max_size=3), st.none() | st.just((1.0, 2.0)), max_size=30)
+
+
+@given(TABLES, TABLES, st.booleans(), st.integers(0, 3 * PIECE))
+def test_changes_in_pieces_are_the_same_changes(
+    models: dict[str, tuple[float, ...] | None],
+    templates: dict[str, tuple[float, ...] | None],
+    complete: bool,
+    many: int,
+) -> None:
+    """A copy that applies the pieces in order equals one that applies all at once; no piece has
+    more than it may."""
+    models |= {f"{number:05}": (float(number),) for number in range(many)}
+    changes = Changes(models, templates, {}, complete=complete)
+    pieces = in_pieces(changes)
+    one, other = Mirror(), Mirror()
+    before = Changes({"a": (3.0,), "b": (4.0,)}, {"a": (5.0,)}, {})
+    for mirror, parts in ((one, [before, changes]), (other, [before, *pieces])):
+        for part in parts:
+            mirror.apply(part)
+    assert one.table == other.table
+    assert list(one.table.models) == list(other.table.models)
+    assert all(len(piece.models) <= PIECE for piece in pieces)
 
 
 def test_texts_that_are_not_unicode_are_sent() -> None:
