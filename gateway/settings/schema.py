@@ -230,7 +230,7 @@ class Predict(Section, frozen=True):
     # Advanced.
     cpu_share: Annotated[float, Meta(ge=0.01, le=1)] = 0.15  # of a core, to learn while serving
     max_chars: Annotated[int, Meta(ge=64, le=100_000)] = 2000  # read of a prompt
-    max_encoder_tokens: Annotated[int, Meta(ge=8, le=512)] = 64  # rows stored under another match less
+    max_encoder_tokens: Annotated[int, Meta(ge=8, le=512)] = 64  # changed, stored rows match less
     queue_items: Count = 256  # forecasts waiting
     learn_items: Count = 2048  # results waiting
     refit_min_rows: Annotated[int, Meta(ge=100, le=1_000_000)] = 500  # of history, for a refit
