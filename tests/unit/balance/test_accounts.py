@@ -513,3 +513,12 @@ def test_accounts_are_asked_for_express_slots_in_each_round_of_a_retry() -> None
     ):
         assert it.choose("m", names, 0.0, avoid) == Blocked(Reason.WINDOW)
         assert it.choose("m", names, 0.0, avoid, express=True) == found
+
+
+def test_accounts_show_each_with_its_state_and_load() -> None:
+    """The text of all accounts, for people: name, state, and jobs in flight of its limit."""
+    it = accounts(a={"initial_concurrency": 2}, b={"initial_concurrency": 3})
+    it.take("b", "m", 1.0, 0.0)
+    end(it, "a", Verdict.DEAD_KEY)
+    shown = "<Account 'a' dead_key, 0 of 2 in flight>, <Account 'b' open, 1 of 3 in flight>"
+    assert repr(it) == f"<Accounts {shown}>"

@@ -112,6 +112,21 @@ def test_snapshot_gives_the_mode_of_its_own_saturation() -> None:
     assert (pool.mode, pool.saturation) == (Mode.FREE, 0.25)
 
 
+def test_snapshot_leaves_a_mode_below_where_it_entered_it() -> None:
+    """A mode stays until the saturation is well below its entry, in what is shown as in what
+    decides."""
+    it = World(settings({"a": {"initial_concurrency": 10}}))
+    for n in range(11):
+        if n == 6:
+            assert it.scheduler.snapshot(0.0).pools[0].mode is Mode.FREE
+        it.submit(f"j{n}")
+    for running, mode in ((7, Mode.MODERATE), (6, Mode.MODERATE), (5, Mode.FREE)):
+        while len(it.scheduler.jobs) > running:
+            it.finish(next(iter(it.scheduler.jobs)))
+        (pool,) = it.scheduler.snapshot(0.0).pools
+        assert (pool.saturation, pool.mode) == (running / 10, mode)
+
+
 def test_snapshot_asks_what_blocks_at_its_own_moment() -> None:
     """A rest that is over at the snapshot's time blocks nobody, whenever the last event was."""
     it = World(settings({"a": {}, "b": {"rpm": 6}}))
