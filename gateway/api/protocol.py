@@ -34,6 +34,7 @@ from gateway.errors import GatewayError, InvalidRequest, Unavailable
 HEADER_TIMEOUT_S = 20.0
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 200
+MAX_SILENT_BYTES = 128 * 1024  # that bring neither the end of a request nor any of a body
 KERNEL_BUFFER_BYTES = 128 * 1024
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -54,6 +55,7 @@ class GatewayProtocol(asyncio.Protocol):
         "_loop",
         "_parser",
         "_pipelined",
+        "_silent",
         "_state",
         "_url",
         "due_s",
@@ -84,6 +86,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._header_bytes = 0
+        self._silent = 0  # bytes since the last that brought something on
 
     # -- the transport's side --------------------------------------------------------------------
 
@@ -112,12 +115,17 @@ class GatewayProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._pipelined:
             return
+        self._silent += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             if not self._pipelined:
+                self._refuse_unreadable()
+        else:
+            # The parser copies a value with each piece of it, and tells of whole headers alone.
+            if self._silent > MAX_SILENT_BYTES and not self._pipelined:
                 self._refuse_unreadable()
 
     def eof_received(self) -> None:
@@ -215,10 +223,12 @@ class GatewayProtocol(asyncio.Protocol):
         tasks.add(self._loop.create_task(cycle.run(self._application, tasks)))
 
     def on_body(self, body: bytes) -> None:
+        self._silent = 0
         if not self._pipelined and self._cycle is not None:
             self._cycle.feed(body)
 
     def on_message_complete(self) -> None:
+        self._silent = 0
         # At an upgrade only the head is complete, and its body follows.
         if not self._pipelined and self._cycle is not None and not self._parser.should_upgrade():
             self._cycle.feed_end()
@@ -241,7 +251,11 @@ class GatewayProtocol(asyncio.Protocol):
 
     def _refuse_unreadable(self) -> None:
         """Refuse a request that the parser cannot read, or one with too large a header."""
-        if self._header_bytes > MAX_HEADER_BYTES or len(self._headers) > MAX_HEADERS:
+        if (
+            self._header_bytes > MAX_HEADER_BYTES
+            or len(self._headers) > MAX_HEADERS
+            or self._silent > MAX_SILENT_BYTES
+        ):
             error = InvalidRequest("The request header is too large.", code="headers_too_large")
             error.status = 431
         else:

@@ -114,6 +114,16 @@ def test_client_that_waits_for_a_continue_gets_it(shared: Any) -> None:
         assert client.read_response().status == 200
 
 
+@pytest.mark.parametrize("more", ["", "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"])
+def test_field_without_an_end_is_refused(shared: Any, more: str) -> None:
+    """A header, or a trailer, whose value does not end is refused early: each piece of it costs a
+    copy of all before."""
+    with RawClient.to(shared.gateway.url()) as client:
+        client.send(f"POST {CHAT} HTTP/1.1\r\nhost: x\r\n{more}x-a: ".encode())
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            client.send(b"a" * 20_000_000)
+
+
 def test_trailer_of_a_request_is_no_header(shared: Any) -> None:
     """A field after a chunked body cannot name a tenant, a class or anything else."""
     content = msgspec.json.encode(BODY)
