@@ -7,7 +7,8 @@ llhttp parses, asyncio's transport reads and writes. Rules:
 2. A reader gives a sink, which is called with what has come as soon as it comes, without a turn of
    the event loop between. Where it refuses more, at most `HIGH_BYTES` of an answer wait for it;
    then the socket is not read any more.
-3. 1xx answers are skipped, trailers are dropped, a body without a length ends with the connection.
+3. 1xx answers are skipped, trailers are dropped, a body without a length ends with the connection,
+   unless that is reset.
 4. A provider may send `MAX_HEAD_BYTES` without a final head, a body byte or an end, no more: that
    bounds heads, 1xx answers, trailers and chunk extensions at once.
 5. `abort` is synchronous and wakes the reader.
@@ -317,25 +318,25 @@ class ProviderConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        self._finish("the provider closed the connection")
+        self._finish("the provider closed the connection", clean=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         reason = "the provider closed the connection" if exc is None else _words(exc)
-        self._finish(reason)
+        self._finish(reason, clean=exc is None)
         self._transport = None
         if not self._lost:
             self._lost = True
             del self._parser  # it holds the callbacks of this connection: else a reference cycle
             self._gone(self)
 
-    def _finish(self, reason: str) -> None:
-        """No byte will come any more."""
+    def _finish(self, reason: str, *, clean: bool) -> None:
+        """Take the end of the connection: a clean one may end an answer, a reset breaks it."""
         self._keep = False
         if not self._in_exchange or self.complete:
             return
-        if self._until_end and self.status:
+        if clean and self._until_end and self.status:
             self.complete = True
             self._wake()
             return

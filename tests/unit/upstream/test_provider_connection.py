@@ -219,6 +219,18 @@ async def test_answer_that_loses_its_connection_at_any_byte_is_broken(name: str)
         assert cut == whole
 
 
+async def test_reset_is_no_end_of_a_body() -> None:
+    """A body without a length is whole where its connection was closed, not where it was reset."""
+    ends = Ends()
+    ends.begin()
+    ends.connection.data_received(OK + b"\r\nhalf")
+    ends.connection.connection_lost(ConnectionResetError())
+    await ends.connection.head(1.0)
+    assert await ends.connection.read_some() == b"half"
+    with pytest.raises(ConnectionBroken):
+        await ends.connection.read_some()
+
+
 async def test_head_answer_has_no_body() -> None:
     """The length of an answer to HEAD announces nothing, and the connection can serve again."""
     data = OK + b"content-length: 500\r\n\r\n"
