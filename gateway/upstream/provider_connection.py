@@ -382,7 +382,8 @@ class ProviderConnection(asyncio.Protocol):
         self._until_end = not framed
 
     def on_body(self, body: bytes) -> None:
-        if self.complete:
+        if self.complete:  # of an answer to HEAD, which has none: the rest is still to come
+            self._keep = False
             return
         self._silent = 0
         self._chunks.append(body)

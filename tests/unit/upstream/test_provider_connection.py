@@ -244,6 +244,16 @@ async def test_head_answer_has_no_body() -> None:
     assert ends.released == [ends.connection]
 
 
+async def test_body_of_an_answer_to_head_ends_the_connection() -> None:
+    """Nobody asked for it: what of it is still to come would be read as the next answer."""
+    ends = Ends()
+    ends.begin(head_only=True)
+    ends.connection.data_received(OK + b"content-length: 5\r\n\r\nhe")
+    assert await ends.connection.read_some() == b""
+    assert not ends.released
+    assert ends.wire.aborted
+
+
 async def test_connection_serves_again_after_a_whole_answer() -> None:
     """The second answer is its own: no status, header or byte of the first."""
     ends = Ends()
