@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -181,3 +182,52 @@ async def test_overdue_header_is_told() -> None:
     silent.protocol.overdue()
     assert silent.wire.closed
     assert silent.wire.written == b""
+
+
+async def consumer(client: RequestCycle) -> None:
+    """An application that reads a body and keeps nothing."""
+    message: dict[str, Any] = {"more_body": True}
+    while message.get("more_body"):
+        message = await client.receive()
+    if message["type"] == "http.request":
+        client.start(200, [])
+        client.finish(b"")
+
+
+async def uncollected(raw: bytes, *, spoiled: bool) -> int:
+    """The number of objects that only the collector can free after twenty connections."""
+    state = SimpleNamespace(connections=set(), tasks=set(), total_requests=0)
+    kind = protocol_for(ClientConnections(valid().server))
+
+    async def one() -> None:
+        protocol = kind(SimpleNamespace(loaded_app=consumer), state, {})
+        wire = ServedWire()
+        protocol.connection_made(wire)
+        protocol.data_received(raw)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        protocol.connection_lost(None)
+        if spoiled:
+            wire.on_write = protocol.shutdown
+        if state.tasks:
+            await asyncio.wait(set(state.tasks))
+
+    await one()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            await one()
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10])
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_connection_is_freed_without_the_garbage_collector(name: str, cut: int) -> None:
+    """The memory of a connection is freed with its end, whole requests or half ones; the twin has
+    a reference cycle and is not."""
+    raw = REQUESTS[name][0]
+    assert await uncollected(raw[: len(raw) - cut], spoiled=False) < 20
+    assert await uncollected(raw[: len(raw) - cut], spoiled=True) >= 20
