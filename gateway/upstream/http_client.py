@@ -32,12 +32,13 @@ class AttemptError(Exception):
 class ProviderAnswer:
     """A provider's answer: its headers, and a body that may still be arriving."""
 
-    __slots__ = ("_connection", "headers", "status")
+    __slots__ = ("_connection", "_service", "headers", "status")
 
     def __init__(self, connection: ProviderConnection) -> None:
         self.status = connection.status
         self.headers: Headers = connection.headers
         self._connection: ProviderConnection | None = connection
+        self._service = connection.service
 
     @property
     def complete(self) -> bool:
@@ -88,6 +89,11 @@ class ProviderAnswer:
             parts.append(chunk)
             size += len(chunk)
         return b"".join(parts)[:limit]
+
+    @property
+    def service_s(self) -> float:
+        """Seconds that the provider took for what has come of it, as `ServiceTime` counts."""
+        return self._service.seconds
 
     def header(self, name: bytes) -> bytes | None:
         """The header `name`, in lower case; None where it is absent."""

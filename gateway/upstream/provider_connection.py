@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Final, cast
 
 import httptools
@@ -48,6 +49,33 @@ class ConnectionBroken(Exception):
         self.untouched = untouched
         self.unsent = unsent
         self.stale = False
+
+
+class ServiceTime:
+    """Seconds that a provider took for an answer, however late or slowly it was read here.
+
+    From the request's last write to the latest bytes of the answer, without the time for which
+    its socket was not read.
+    """
+
+    __slots__ = ("_paused_s", "_sent_s", "_unread_s", "heard_s")
+
+    def __init__(self) -> None:
+        self._sent_s = self.heard_s = monotonic()
+        self._unread_s = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """The time so far."""
+        return self.heard_s - self._sent_s - self._unread_s
+
+    def paused(self) -> None:
+        """Note that the socket is not read from now on; what it was sent came at `heard_s`."""
+        self._paused_s = self.heard_s
+
+    def resumed(self) -> None:
+        """Note that it is read again."""
+        self._unread_s += monotonic() - self._paused_s
 
 
 class FirstByteTimeout(Exception):
@@ -81,6 +109,7 @@ class ProviderConnection(asyncio.Protocol):
         self._silent = 0  # bytes since the last that brought something on
         self._size = 0  # of the request
         self._paused = False
+        self.service = ServiceTime()  # of the latest exchange
         self._head_only = False  # the request was a HEAD
         self._until_end = False  # the body ends with the connection
         self._keep = False
@@ -129,6 +158,7 @@ class ProviderConnection(asyncio.Protocol):
         else:
             transport.write(head)
             transport.write(body)
+        self.service = ServiceTime()
 
     async def head(self, timeout_s: float) -> None:
         """Wait for the final head: then `status` and `headers` are set.
@@ -227,6 +257,7 @@ class ProviderConnection(asyncio.Protocol):
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
+            self.service.resumed()
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
 
@@ -297,6 +328,7 @@ class ProviderConnection(asyncio.Protocol):
                 self.close()
             return
         self._silent += len(data)
+        self.service.heard_s = monotonic()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -315,6 +347,7 @@ class ProviderConnection(asyncio.Protocol):
         if self._held > HIGH_BYTES and not self._paused and not self.complete:
             assert self._transport is not None
             self._paused = True
+            self.service.paused()
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:

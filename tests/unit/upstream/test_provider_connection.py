@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from time import monotonic
 
 import aiohttp
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.provider_connection import (
     HIGH_BYTES,
     MAX_HEAD_BYTES,
@@ -614,3 +616,42 @@ async def test_broken_exchange_says_what_had_been_done(
         await ends.connection.head(1.0)
     assert (caught.value.untouched, caught.value.unsent) == expected
     assert ends.gone == [ends.connection]
+
+
+async def test_connection_times_the_provider_and_not_its_reader() -> None:
+    """Service time runs from the request to the answer's latest bytes, however late they are read,
+    and stands still while the reader leaves the socket unread."""
+    ends = Ends()
+    before_s = monotonic()
+    ends.begin()
+    sent_s = monotonic()
+    ends.connection.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n")
+    _spend(0.002)
+    paused_s = monotonic()
+    ends.connection.data_received(b"x" * 150_000)
+    heard_s = monotonic()
+    assert ends.wire.paused
+    _spend(0.005)
+    assert 0.002 < ends.connection.service.seconds < heard_s - before_s
+    resumed_s = monotonic()
+    answer = ProviderAnswer(ends.connection)
+    while ends.wire.paused:
+        await answer.read_some()
+    ends.connection.data_received(b"x" * 50_000)
+    end_s = monotonic()
+    unread_s = resumed_s - heard_s
+    assert ends.connection.service.seconds <= end_s - before_s - unread_s
+    assert ends.connection.service.seconds > paused_s - sent_s
+    _spend(0.005)
+    while await answer.read_some():
+        pass
+    assert answer.service_s <= end_s - before_s - unread_s
+    ends.begin()
+    assert ends.connection.service.seconds == 0.0
+    assert answer.service_s > 0.0
+
+
+def _spend(seconds: float) -> None:
+    until_s = monotonic() + seconds
+    while monotonic() < until_s:
+        pass
