@@ -17,8 +17,9 @@ from msgspec import Struct
 from gateway.balance.account import Account, tokens_used
 from gateway.balance.header_limits import ModelLimits
 from gateway.balance.health import HealthState
+from gateway.balance.inflight import Mark
 from gateway.balance.saved_state import MAX_AGE_S, SavedState
-from gateway.balance.window import Mark, Window
+from gateway.balance.window import Window
 from gateway.settings.schema import Account as AccountSettings
 from gateway.settings.schema import Balance
 from gateway.snapshots import AccountSnapshot
@@ -154,14 +155,15 @@ class Accounts:
         retry_after_s: float | None = None,
         tokens: float | None = None,
         output_tokens: float | None = None,
+        own_s: float = 0.0,
         now: float,
     ) -> bool:
         """Returns the slot and learns from how the attempt ended.
 
         `retry_after_s` is the provider's; `tokens`, of which `output_tokens`, are prompt and
-        output used, None where they were not counted. Returns False if nothing changes for other
-        models: the account took requests before and still does. Raises KeyError if the lease was
-        given back before.
+        output used, None where they were not counted; `own_s` the seconds that were the gateway's
+        or the client's, at most. Returns False if nothing changes for other models: the account
+        took requests before and still does. Raises KeyError if the lease was given back before.
         """
         held = self._leases.pop(lease)
         account = held.account
@@ -169,7 +171,7 @@ class Accounts:
         if held.window is not None and held.mark is not None:
             if verdict is Verdict.SUCCESS:
                 prompt = None if tokens is None else tokens - (output_tokens or 0.0)
-                held.window.learn(held.mark, lease, self._next, prompt, output_tokens, now)
+                held.window.learn(held.mark, lease, self._next, prompt, output_tokens, now, own_s)
             held.window.give_back(now)
         _settle_limits(held, verdict, tokens, now)
         account.give_back(

@@ -15,8 +15,7 @@ evidence.py what is known of this provider. A round is as many completions as fi
    free. A result better than expected is tried again at once, which finds capacity that returned.
 5. Size has a price (curve.py), as a burst gains by what is held back. The longer a window is full,
    the lower its price and the faster it rises, until it has to shrink.
-
-Constants count completions or rounds, never seconds, so slow providers are treated alike.
+6. Time that was the gateway's or the client's is none of the provider's (`OWN_SHARE`).
 """
 
 from __future__ import annotations
@@ -24,13 +23,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from msgspec import Struct
 
 from gateway.balance.curve import MAX_WINDOW, PRICE, Posterior
 from gateway.balance.evidence import Evidence, Sample
+from gateway.balance.inflight import InFlight, Mark
 from gateway.balance.saved_state import RESTORE_RATIO, SavedWindow
 from gateway.snapshots import WindowSnapshot
 
+# Constants count completions or rounds, not seconds, so slow providers are treated alike.
+OWN_SHARE = 0.25  # of a latency that may be the gateway's own; with more it shows nothing
 BATCH = (8, 64)  # bounds of the completions between two looks: half a window
 FIRST_BATCH = 10  # the same in slow start
 LEAP = 2.5  # largest growth by one look in slow start
@@ -54,15 +55,7 @@ COST_EVERY = 14.0  # rounds between probes that cost
 LEAST_STEP = 1.12  # smallest factor of a probe
 
 
-class Mark(Struct, frozen=True, gc=False):
-    """The beginning of a request: the time, and the integrals of the number in flight then."""
-
-    since_s: float
-    area: float
-    squares: float
-
-
-class Window:
+class Window(InFlight):
     """The window of one (account, model). Times are seconds on the caller's clock.
 
     `value` is how many requests may be in flight now, `base` the same without a probe. `model` is
@@ -70,7 +63,6 @@ class Window:
     """
 
     __slots__ = (
-        "_area",
         "_batch",
         "_changed",
         "_counted",
@@ -79,32 +71,28 @@ class Window:
         "_full",
         "_high",
         "_low",
-        "_moved_s",
         "_pressed",
         "_probing",
         "_slow_start",
-        "_squares",
         "_strained",
         "_unprobed",
+        "_unseen",
         "_unshrunk",
         "_upward",
         "alone_s",
         "base",
-        "inflight",
         "model",
         "value",
     )
 
     def __init__(self, model: str, initial: float) -> None:
+        super().__init__()
         self.model = model
-        self.inflight = 0
         self.alone_s = 0.0  # unloaded seconds of a request of medium size; 0.0: unknown
-        self._area = 0.0  # integral of the number in flight
-        self._squares = 0.0  # integral of its square
-        self._moved_s = 0.0
         self._evidence = Evidence()
         self._batch: list[Sample] = []
         self._full = 0  # completions of the batch that found the window in use
+        self._unseen = 0  # answers in slow start that showed nothing of the provider
         self._counted = False  # some answer had its tokens counted
         self._fresh = 0  # completions of requests that began under the present window
         self._changed = 0  # the first lease under the present window
@@ -130,17 +118,6 @@ class Window:
         """Lowest and highest window."""
         return self._low, self._high
 
-    def take(self, now: float) -> Mark:
-        """Counts one more in flight; the mark that `learn` needs."""
-        self._pass(now)
-        self.inflight += 1
-        return Mark(now, self._area, self._squares)
-
-    def give_back(self, now: float) -> None:
-        """Counts one less in flight."""
-        self._pass(now)
-        self.inflight -= 1
-
     def learn(
         self,
         mark: Mark,
@@ -149,6 +126,7 @@ class Window:
         prompt_tokens: float | None,
         output_tokens: float | None,
         now: float,
+        own_s: float = 0.0,
     ) -> None:
         """Learns from a request that was answered in full; to be called before `give_back`.
 
@@ -157,6 +135,7 @@ class Window:
             lease: the request's number; `next_lease`: the number of the next one to begin.
             output_tokens: None where they were not counted. Such a request teaches only if no
                 request of the model has counted tokens, as with embeddings.
+            own_s: seconds since the mark that were the gateway's or the client's, at most.
         """
         if output_tokens is None:
             if self._counted:
@@ -165,28 +144,31 @@ class Window:
             self._counted = True
         if now <= mark.since_s:
             return
-        self._pass(now)
-        self._batch.append(self._sample(mark, prompt_tokens or 0.0, output_tokens or 0.0, now))
         used = self.inflight >= self.value
+        if own_s > OWN_SHARE * (now - mark.since_s):
+            self._outshone(used, next_lease)
+            return
+        self._batch.append(
+            self.sample(mark, prompt_tokens or 0.0, output_tokens or 0.0, own_s, now)
+        )
         self._full += used
         self._fresh += lease >= self._changed
-        size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
-        if len(self._batch) >= (FIRST_BATCH if self._slow_start else size):
+        if self._is_due():
             self._look(used, next_lease)
 
-    def _sample(self, mark: Mark, prompt_tokens: float, output_tokens: float, now: float) -> Sample:
-        """The request since `mark`, with mean and deviation of the number in flight."""
-        latency_s = now - mark.since_s
-        mean = (self._area - mark.area) / latency_s
-        variance = (self._squares - mark.squares) / latency_s - mean * mean
-        return Sample(mean, math.sqrt(max(variance, 0.0)), latency_s, prompt_tokens, output_tokens)
+    def _is_due(self) -> bool:
+        """True if the batch is to be looked at now."""
+        answers = len(self._batch)
+        size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
+        return answers >= (FIRST_BATCH if self._slow_start else size)
 
-    def _pass(self, now: float) -> None:
-        """Brings the integrals up to `now`."""
-        load = self.inflight * (now - self._moved_s)
-        self._area += load
-        self._squares += load * self.inflight
-        self._moved_s = now
+    def _outshone(self, used: bool, next_lease: int) -> None:
+        """Counts an answer whose latency may be the gateway's own. It shows nothing of the provider
+        but that the gateway was slower, so slow start goes on."""
+        self._unseen += used
+        if self._slow_start and self._unseen >= FIRST_BATCH:
+            self._unseen = 0
+            self._move(min(self.base * LEAP, self._high), next_lease)
 
     # ---- moves
 

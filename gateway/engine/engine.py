@@ -21,6 +21,7 @@ from types import TracebackType
 
 from gateway.engine.failsafe import Build, Failsafe
 from gateway.engine.listeners import Listeners
+from gateway.engine.loop_lag import LoopLag
 from gateway.errors import GatewayError, Unavailable
 from gateway.schedule import events
 from gateway.schedule.scheduler import Scheduler
@@ -123,15 +124,26 @@ class Permit:
             )
         )
 
-    def end(self, outcome: Outcome, verdict: Verdict, usage: Usage | None = None) -> None:
+    def end(
+        self,
+        outcome: Outcome,
+        verdict: Verdict,
+        usage: Usage | None = None,
+        service_s: float | None = None,
+    ) -> None:
         """Settle: reserve and lease go back, the account learns. Only the first call counts.
 
-        `usage` is None where tokens were not counted.
+        Args:
+            usage: None where tokens were not counted.
+            service_s: the last attempt's seconds that were the provider's; None: all of them.
         """
         if self.outcome is not None:
             return
         self.outcome = outcome
-        self._engine._settle(self.job, outcome, verdict, usage)
+        own_s = 0.0
+        if service_s is not None:
+            own_s = self._engine.lag.own_s(self._dispatched_s, service_s)
+        self._engine._settle(self.job, outcome, verdict, usage, own_s)
 
     def __enter__(self) -> Permit:
         return self
@@ -185,6 +197,7 @@ class Engine:
         self.clock = clock
         self.listeners = Listeners(clock, self.loop.call_soon, listeners)
         self._ledger: dict[str, Permit] = {}
+        self.lag = LoopLag(self.loop, clock, self._ledger)
         self._core = Failsafe(core, build, self._ledger, self._rebuilt)
         self._timer: asyncio.TimerHandle | None = None
         self._armed_s = float("inf")
@@ -202,6 +215,7 @@ class Engine:
         """
         permit = Permit(self, job, body_bytes)
         self._ledger[job.id] = permit
+        self.lag.watch()
         self.listeners.submitted(job)
         self.feed(events.Submitted(job=job, body_bytes=body_bytes))
         return permit
@@ -219,7 +233,9 @@ class Engine:
         """Report a running answer that has passed its forecast, at `output_tokens` a choice."""
         self.feed(events.Outgrown(job_id=job_id, output_tokens=output_tokens))
 
-    def _settle(self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None) -> None:
+    def _settle(
+        self, job: Job, outcome: Outcome, verdict: Verdict, usage: Usage | None, own_s: float
+    ) -> None:
         self._ledger.pop(job.id, None)
         self.feed(
             events.Finished(
@@ -228,6 +244,7 @@ class Engine:
                 verdict=verdict,
                 output_tokens=None if usage is None else usage.output_tokens,
                 prompt_tokens=None if usage is None or usage.estimated else usage.prompt_tokens,
+                own_s=own_s,
             )
         )
         self._check_idle()

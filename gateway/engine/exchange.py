@@ -95,7 +95,8 @@ class Exchange(Struct, eq=False):
     def settle(self, outcome: Outcome, verdict: Verdict) -> None:
         """End permit and lease, with the usage so far; to be called when the provider is done."""
         self.upstream_s = self.permit.attempt_s()
-        self.permit.end(outcome, verdict, self.usage)
+        service_s = None if self.answer is None else self.answer.service_s
+        self.permit.end(outcome, verdict, self.usage, service_s)
 
     def cancel(self, reason: CancelReason | None) -> None:
         """End permit and lease of a cancelled request, with the usage counted of a stream.

@@ -54,6 +54,7 @@ class AccountsProtocol(Protocol):
         retry_after_s: float | None = ...,
         tokens: float | None = ...,
         output_tokens: float | None = ...,
+        own_s: float = ...,
         now: float,
     ) -> bool:
         """Give the slot back with what the attempt taught; once per lease.
@@ -61,6 +62,7 @@ class AccountsProtocol(Protocol):
         Args:
             tokens: used by the attempt, prompt and output; None where not counted.
             output_tokens: the output's part of these.
+            own_s: seconds of the attempt that were not the provider's, at most.
 
         Returns:
             False where it changes nothing for models other than the lease's.

@@ -60,7 +60,9 @@ def finished(state: SchedulerState, event: Finished, now: float) -> None:
     if live.stage is Stage.RUNNING:
         used = None if output is None or made is None else (made, event.prompt_tokens)
         unserved = event.outcome is Outcome.CLIENT_ERROR
-        end_attempt(state, live, event.verdict, now, used=used, unserved=unserved)
+        end_attempt(
+            state, live, event.verdict, now, used=used, unserved=unserved, own_s=event.own_s
+        )
     end(state, live, event.outcome)
 
 
@@ -100,6 +102,7 @@ def end_attempt(
     retry_after_s: float | None = None,
     used: tuple[float, float | None] | None = None,
     unserved: bool = False,
+    own_s: float = 0.0,
 ) -> None:
     """Give the account's lease back.
 
@@ -107,6 +110,7 @@ def end_attempt(
         retry_after_s: the provider's Retry-After.
         used: output and prompt tokens; None where not counted.
         unserved: the provider turned the request down, and counts no tokens of it.
+        own_s: seconds of the attempt that were not the provider's, at most.
     """
     output_tokens, tokens = None, 0.0 if unserved else None
     if used is not None:
@@ -118,6 +122,7 @@ def end_attempt(
         retry_after_s=retry_after_s,
         tokens=tokens,
         output_tokens=output_tokens,
+        own_s=own_s,
         now=now,
     )
     pool = state.pools[live.pool]

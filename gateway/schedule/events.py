@@ -75,14 +75,18 @@ class AttemptFailed(Struct, frozen=True):
 
 
 class Finished(Struct, frozen=True):
-    """The job ended. `output_tokens`: over all choices; `prompt_tokens`: as the provider counted
-    them. None where not counted."""
+    """The job ended.
+
+    `output_tokens`: over all choices; `prompt_tokens`: as the provider counted them. None where
+    not counted. `own_s`: seconds of the last attempt that were not the provider's, at most.
+    """
 
     job_id: str
     outcome: Outcome
     verdict: Verdict
     output_tokens: float | None = None
     prompt_tokens: float | None = None
+    own_s: float = 0.0
 
 
 class Withdrawn(Struct, frozen=True):

@@ -15,7 +15,8 @@ from random import Random
 
 from msgspec import Struct
 
-from gateway.balance.window import Mark, Window
+from gateway.balance.inflight import Mark
+from gateway.balance.window import Window
 
 Slowdown = Callable[[float], float]
 
