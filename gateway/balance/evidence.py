@@ -45,6 +45,7 @@ UNSTEADY = 0.12  # relative deviation of N over a request's life at which a samp
 SURPRISE = 4.0  # standard errors
 GOOD_SURPRISE = 3.0  # the same for better than expected, above the window
 HOPE = 2.0  # standard errors above the window from which a probe is repeated at once
+JUMP = math.log(3.0)  # change of log latencies that no load explains
 FORGET = 0.1  # share of the evidence kept after a surprise
 RECENT = 4.0  # how much faster the residuals fade that a surprise is judged by
 NOISE = (0.08, 0.6)  # bounds of the standard deviation of log latencies
@@ -138,6 +139,9 @@ class Evidence:
     __slots__ = ("_bins", "_recent", "_unloaded", "_variance", "curve", "posterior", "slowdown")
 
     def __init__(self) -> None:
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self._unloaded = UnloadedLatency()
         self._bins = LatencyBins()
         self._variance = FIRST_NOISE**2
@@ -162,6 +166,11 @@ class Evidence:
         slope = posterior.log_slowdown if posterior else np.zeros(BINS)
         expected = posterior.slowdown_at(ln_n) if posterior else np.zeros(len(batch))
         scale = posterior.scale if posterior else 0.0
+        if posterior and self._is_another(
+            ln_n, np.log(latency_s / self._unloaded.of(sizes)) - expected - scale
+        ):
+            self._forget_all()
+            return self.look(batch, window)
         moved = self._unloaded.learn(sizes, latency_s / np.exp(expected + scale), far)
         logs = np.log(latency_s / self._unloaded.of(sizes))
         better = False
@@ -178,6 +187,14 @@ class Evidence:
         self._bins.add(ln_n, logs, steady, slope, keep)
         self._conclude(ln_n, logs, steady)
         return better
+
+    def _is_another(self, ln_n: Floats, residual: Floats) -> bool:
+        """True if latencies with no more in flight than was seen differ so much from what is
+        expected that no load explains it: another provider answers, or other requests are sent."""
+        known = residual[ln_n <= math.log(1.1 * self.explored())]
+        if 2 * len(known) < len(residual):
+            return False
+        return abs(float(np.median(known))) > JUMP
 
     def _surprised(self, above: Floats, residual: Floats, weights: Floats, keep: float) -> bool:
         better = False

@@ -46,6 +46,19 @@ def test_window_finds_congestion_behind_a_busy_gateway(work_s: float) -> None:
     assert loop.window.base < 32
 
 
+def test_window_that_saw_other_latencies_starts_anew_where_it_is() -> None:
+    """Answers that take twenty times as long at the same load are another matter than congestion:
+    the window stays."""
+    loop = BusyLoop(window(16, high=200), 0.0)
+    loop.run(64, 1.0, lambda n: 0.024)
+    before = loop.window.base
+    assert before >= 64
+    loop.run(64, 5.0, paced)
+    assert min(loop.trace) >= 64
+    assert max(loop.waited_s) == 0.0
+    assert loop.window.alone_s > 0.4
+
+
 def test_window_leaves_answers_out_that_may_all_be_the_gateways_own() -> None:
     """An answer is a sample up to a quarter of own time, without that time; beyond it is none."""
     it, now = window(), 0.0
