@@ -27,6 +27,7 @@ import numpy as np
 from msgspec import Struct
 
 from gateway.balance.curve import (
+    BENT,
     BINS,
     Curve,
     Floats,
@@ -45,6 +46,7 @@ UNSTEADY = 0.12  # relative deviation of N over a request's life at which a samp
 SURPRISE = 4.0  # standard errors
 GOOD_SURPRISE = 3.0  # the same for better than expected, above the window
 HOPE = 2.0  # standard errors above the window from which a probe is repeated at once
+FLAT = 0.6  # gain of log throughput by twice the load where latencies are hardly higher
 JUMP = math.log(3.0)  # change of log latencies that no load explains
 FORGET = 0.1  # share of the evidence kept after a surprise
 RECENT = 4.0  # how much faster the residuals fade that a surprise is judged by
@@ -232,6 +234,16 @@ class Evidence:
     def hopeful(self) -> bool:
         """True if requests above the window were probably faster than the curve expects."""
         return self._recent[1][1] < 0.0 and self._errors(1) > HOPE
+
+    @property
+    def flat(self) -> float:
+        """The highest N with evidence if latencies are hardly higher there than at half of it, and
+        no bend is to be seen; else 0.0."""
+        explored, posterior = self._bins.explored(), self.posterior
+        if posterior is None or not self.has_evidence_below(explored / 2.0):
+            return 0.0
+        is_flat = posterior.gain(explored, explored / 2.0) > FLAT
+        return explored if is_flat and posterior.gain(2.0 * explored, explored) > BENT else 0.0
 
     def explored(self) -> float:
         """The highest N with evidence of a few samples; 1.0 where there is none."""

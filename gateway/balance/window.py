@@ -9,6 +9,7 @@ evidence.py what is known of this provider. A round is as many completions as fi
    requests that began under it have ended.
 2. A new window starts slowly: it grows by up to `LEAP` every few completions until it reaches the
    best N, without waiting for requests that began under it, as the first answers are short ones.
+   So it does later, too, while latencies are flat: to `FAR` times what was seen, in one step.
 3. A provider that was never seen at ease has no reference for "slow". A window that has been full
    for `ANCHOR_AFTER` rounds without it falls to a third for a round.
 4. Single rounds are probes: wider, if the curve expects that to cost little, and narrower, if it is
@@ -67,6 +68,7 @@ class Window(InFlight):
         "_changed",
         "_counted",
         "_evidence",
+        "_flat",
         "_fresh",
         "_full",
         "_high",
@@ -93,6 +95,7 @@ class Window(InFlight):
         self._batch: list[Sample] = []
         self._full = 0  # completions of the batch that found the window in use
         self._unseen = 0  # answers in slow start that showed nothing of the provider
+        self._flat = 0.0  # as `Evidence.flat` was at the last look
         self._counted = False  # some answer had its tokens counted
         self._fresh = 0  # completions of requests that began under the present window
         self._changed = 0  # the first lease under the present window
@@ -159,6 +162,8 @@ class Window(InFlight):
     def _is_due(self) -> bool:
         """True if the batch is to be looked at now."""
         answers = len(self._batch)
+        if self._flat and self._full >= FIRST_BATCH:
+            return True
         size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
         return answers >= (FIRST_BATCH if self._slow_start else size)
 
@@ -179,10 +184,16 @@ class Window(InFlight):
         self._strained += rounds
         self._slow_start |= evidence.look(batch, self.base)
         self.alone_s = evidence.alone_s
+        self._flat = evidence.flat
+        crowded = used and self._full >= FIRST_BATCH
         full = used and 2 * self._full >= len(batch)
         self._batch = []
         self._full = 0
-        self._steer(full, len(batch), _middle(batch), next_lease)
+        to = min(math.floor(FAR * self._flat), self._high)
+        if crowded and to > self.base and not self._probing:
+            self._move(to, next_lease)  # at once: nothing is slower with more in flight
+        else:
+            self._steer(full, len(batch), _middle(batch), next_lease)
 
     def _steer(self, full: bool, answers: int, inflight: float, next_lease: int) -> None:
         posterior = self._evidence.posterior

@@ -38,6 +38,39 @@ def test_window_that_is_not_told_of_it_fails_that_test() -> None:
     assert max(loop.waited_s) > 0.4
 
 
+@pytest.mark.parametrize("work_s", [0.0, 0.0004, 0.001])
+def test_window_of_a_flat_provider_grows_while_it_is_used(work_s: float) -> None:
+    """Whatever the gateway adds, the window only grows, and soon beyond the load."""
+    loop = BusyLoop(window(16, high=1000), work_s)
+    loop.run(100, 5.0, paced)
+    assert loop.trace == sorted(loop.trace)
+    assert loop.trace[-1] > 100
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(128, 1), (256, 1), (500, 2)])
+def test_window_opens_in_one_step_to_a_larger_load(clients: int, rounds: int) -> None:
+    """Where latencies are flat, a load that grows at once to the double, fourfold or eightfold
+    waits one round of answers, or two, and is served at four fifths of its rate meanwhile."""
+    loop = BusyLoop(window(16, high=1000), 0.0)
+    loop.run(64, 10.0, paced)
+    assert loop.window.base < 128
+    loop.run(clients, 4.0, paced)
+    assert max(loop.waited_s) < rounds * 0.48 + 0.01
+    assert len(loop.trace) > 0.8 * clients * 4.0 / 0.48
+    assert loop.window.base >= clients
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.1, 0.2])
+def test_window_is_not_flat_behind_a_knee_that_was_seen(noise: float) -> None:
+    """Evidence of a provider that is never slower is flat up to the load; that of one with a knee
+    below the load is not."""
+    even, bent = (BusyLoop(window(16, high=1000), 0.0) for _ in range(2))
+    even.run(64, 5.0, paced, noise)
+    assert 60 <= even.window._evidence.flat <= 80
+    bent.run(64, 5.0, lambda n: 0.48 * max(1.0, n / 12) ** 1.5, noise)
+    assert bent.window._evidence.flat == 0.0
+
+
 @pytest.mark.parametrize("work_s", [0.0002, 0.001])
 def test_window_finds_congestion_behind_a_busy_gateway(work_s: float) -> None:
     """Latencies that do rise with what is in flight shrink the window, busy as the gateway is."""
