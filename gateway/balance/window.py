@@ -35,6 +35,8 @@ from gateway.snapshots import WindowSnapshot
 OWN_SHARE = 0.25  # of a latency that may be the gateway's own; with more it shows nothing
 BATCH = (8, 64)  # bounds of the completions between two looks: half a window
 FIRST_BATCH = 10  # the same in slow start
+REST_S = 0.5  # between two looks but in slow start, as one costs as much as a request …
+LARGEST_BATCH = 512  # … unless there are so many answers
 LEAP = 2.5  # largest growth by one look in slow start
 ARRIVED = 1.05  # slow start ends when the best N is below this factor of the window
 FAR = 2.0  # the best N is sought up to this factor of what was seen (LEAP in slow start)
@@ -75,6 +77,7 @@ class Window(InFlight):
         "_low",
         "_pressed",
         "_probing",
+        "_rests_s",
         "_slow_start",
         "_strained",
         "_unprobed",
@@ -96,6 +99,7 @@ class Window(InFlight):
         self._full = 0  # completions of the batch that found the window in use
         self._unseen = 0  # answers in slow start that showed nothing of the provider
         self._flat = 0.0  # as `Evidence.flat` was at the last look
+        self._rests_s = 0.0  # the end of the rest after the last look
         self._counted = False  # some answer had its tokens counted
         self._fresh = 0  # completions of requests that began under the present window
         self._changed = 0  # the first lease under the present window
@@ -156,16 +160,20 @@ class Window(InFlight):
         )
         self._full += used
         self._fresh += lease >= self._changed
-        if self._is_due():
+        if self._is_due(now):
+            self._rests_s = now + REST_S
             self._look(used, next_lease)
 
-    def _is_due(self) -> bool:
+    def _is_due(self, now: float) -> bool:
         """True if the batch is to be looked at now."""
         answers = len(self._batch)
         if self._flat and self._full >= FIRST_BATCH:
             return True
         size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
-        return answers >= (FIRST_BATCH if self._slow_start else size)
+        if answers < (FIRST_BATCH if self._slow_start else size):
+            return False
+        starts = self._slow_start and 2 * self._full >= answers
+        return starts or now >= self._rests_s or answers >= LARGEST_BATCH
 
     def _outshone(self, used: bool, next_lease: int) -> None:
         """Counts an answer whose latency may be the gateway's own. It shows nothing of the provider

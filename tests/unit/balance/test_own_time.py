@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.balance.window import LARGEST_BATCH, REST_S
 from tests.unit.balance.busy_loop import BusyLoop
 from tests.unit.balance.fluid import window
 
@@ -128,3 +129,21 @@ def test_window_in_slow_start_grows_on_answers_that_show_nothing() -> None:
     settled = window(16)
     settled._slow_start = False
     assert answers(settled, 40, full=True) == 16
+
+
+def test_window_rests_between_looks_at_a_fast_provider() -> None:
+    """After slow start a look comes REST_S after the last one at the earliest, or after
+    LARGEST_BATCH answers."""
+    for gap_s, least, most in ((0.01, 50, 51), (0.0001, LARGEST_BATCH, LARGEST_BATCH)):
+        it, now, sizes, size = window(16), 0.0, [], 0
+        it._slow_start = False
+        for number in range(4000):
+            mark = it.take(now)
+            now += gap_s
+            it.learn(mark, number, number + 1, 10.0, 10.0, now)
+            it.give_back(now)
+            if not it._batch:
+                sizes.append(size + 1)
+            size = len(it._batch)
+        assert len(sizes) > 3
+        assert all(least <= one <= most for one in sizes[1:]), (REST_S, sizes)
