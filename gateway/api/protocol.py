@@ -212,12 +212,13 @@ class GatewayProtocol(asyncio.Protocol):
         version = parser.get_http_version()
         method = parser.get_method().decode("ascii")
         head = received_head(method, self._url, self._headers, version, *self._addresses)
+        is_new = version != "1.0"
         cycle = self._cycle = RequestCycle(
             head,
             self.flow,
             self._answered,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            expects_continue=head.fields.get(b"expect", b"").lower() == b"100-continue",
+            keep_alive=is_new and parser.should_keep_alive(),
+            expects_continue=is_new and head.fields.get(b"expect", b"").lower() == b"100-continue",
         )
         tasks = self._state.tasks
         tasks.add(self._loop.create_task(cycle.run(self._application, tasks)))

@@ -213,6 +213,8 @@ class RequestCycle:
             raise RuntimeError("the response has started already")
         self._framing.start(status, headers)
         self.started = True
+        if self._expects_continue and not self._received:
+            self.close_after()  # a body that was not asked for may come, or another request
 
     def write(self, chunk: bytes) -> bool:
         """Write some of the body, framed, straight to the client's transport.

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -111,6 +112,26 @@ def test_client_that_waits_for_a_continue_gets_it(shared: Any) -> None:
         client.send(content)
         assert client.read_response().status == 200
         client.send(expecting + content)
+        assert client.read_response().status == 200
+
+
+def test_refusal_that_asked_for_no_body_ends_the_connection(shared: Any) -> None:
+    """A client that waits for a 100 and is refused may send its body or leave it out: what came
+    next on the connection would be read as the one or as the other."""
+    with RawClient.to(shared.gateway.url()) as client:
+        client.request("POST", CHAT, headers={"content-length": "500", "expect": "100-continue"})
+        response = client.read_response()
+        assert (response.status, response.header("connection")) == (401, "close")
+        assert client.read_to_end() == b""
+
+
+def test_old_client_gets_no_continue(shared: Any) -> None:
+    """HTTP/1.0 has no 100: to its client that would be the answer."""
+    head, _, content = request("1.0").partition(b"\r\n\r\n")
+    with RawClient.to(shared.gateway.url()) as client:
+        client.send(head + b"\r\nexpect: 100-continue\r\n\r\n")
+        assert httpx.get(shared.gateway.url("/healthz")).status_code == 200  # the head was read
+        client.send(content)
         assert client.read_response().status == 200
 
 
