@@ -63,6 +63,6 @@ def received_head(
         path, query = target, b""
     else:
         url = httptools.parse_url(target)
-        path, query = url.path, url.query or b""
+        path, query = url.path or b"/", url.query or b""
     fields = fields_of(headers)
     return RequestHead(method, path, query, headers, fields, version, client, server)

@@ -135,6 +135,13 @@ def test_old_client_gets_no_continue(shared: Any) -> None:
         assert client.read_response().status == 200
 
 
+def test_target_without_a_path_is_the_root(shared: Any) -> None:
+    """`http://host` names the root, which is nothing here."""
+    with RawClient.to(shared.gateway.url()) as client:
+        client.request("GET", "http://host")
+        assert client.read_response().status == 404
+
+
 @pytest.mark.parametrize("more", ["", "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"])
 def test_field_without_an_end_is_refused(shared: Any, more: str) -> None:
     """A header, or a trailer, whose value does not end is refused early: each piece of it costs a
