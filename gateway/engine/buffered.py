@@ -11,7 +11,7 @@ import msgspec
 from gateway.engine.attempt import TimedBody, is_json, late_refusal
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
-from gateway.upstream.provider_connection import PIECE_BYTES
+from gateway.upstream.answer_parser import PIECE_BYTES
 from gateway.upstream.usage import answer_usage, tail_usage
 
 USAGE_TAIL_BYTES = 4096  # of an answer too long to be held, where its usage is looked for

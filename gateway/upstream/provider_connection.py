@@ -1,17 +1,13 @@
 """One HTTP/1.1 connection to a provider: a request, its answer, and perhaps the next request.
 
-llhttp parses, asyncio's transport reads and writes. Rules:
+asyncio's transport reads and writes, answer_parser.py parses. Rules:
 
 1. One exchange at a time. The connection goes back to the pool when the answer's last byte was
    read, and only if the request was sent whole, the answer allows it and nothing came after it.
 2. A reader gives a sink, which is called with what has come as soon as it comes, without a turn of
    the event loop between. Where it refuses more, at most `HIGH_BYTES` of an answer wait for it;
    then the socket is not read any more.
-3. 1xx answers are skipped, trailers are dropped, a body without a length ends with the connection,
-   unless that is reset.
-4. A provider may send `MAX_HEAD_BYTES` without a final head, a body byte or an end, no more: that
-   bounds heads, 1xx answers, trailers and chunk extensions at once.
-5. `abort` is synchronous and wakes the reader.
+3. `abort` is synchronous and wakes the reader.
 """
 
 from __future__ import annotations
@@ -22,15 +18,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, cast
 
-import httptools
-
+from gateway.upstream.answer_parser import PIECE_BYTES, AnswerParser, InvalidAnswer
 from gateway.upstream.providers import Headers
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-MAX_HEADERS: Final = 512
 HIGH_BYTES: Final = 64 * 1024
-PIECE_BYTES: Final = 64 * 1024  # what one read returns at most
-NO_BODY_UPGRADE: Final = 101
 
 Sink = Callable[[bytes], bool]
 """Takes some of a body, at most PIECE_BYTES; False: it wants no more for now."""
@@ -100,26 +91,18 @@ class ProviderConnection(asyncio.Protocol):
         self._release = release
         self._gone = gone
         self._transport: asyncio.Transport | None = None
-        self._parser = _parser(self)
+        self._answer = AnswerParser()
         self._waiter: asyncio.Future[bool] | None = None  # True: the sink wants no more
         self._sink: Sink | None = None  # while its reader waits
         self._timer: asyncio.TimerHandle | None = None
-        self._chunks: list[bytes] = []
-        self._held = 0  # bytes in `_chunks`
-        self._silent = 0  # bytes since the last that brought something on
         self._size = 0  # of the request
         self._paused = False
         self.service = ServiceTime()  # of the latest exchange
-        self._head_only = False  # the request was a HEAD
-        self._until_end = False  # the body ends with the connection
         self._keep = False
         self._in_exchange = False
         self._closed = False
         self._lost = False  # `gone` was called
         self.error: ConnectionBroken | None = None
-        self.status = 0  # 0 before the final head
-        self.headers: Headers = []
-        self.complete = False  # the answer is here to its last byte
         self.served = 0  # exchanges begun
         self.idle_until_s = 0.0  # loop time; while in the pool
 
@@ -132,6 +115,21 @@ class ProviderConnection(asyncio.Protocol):
         return not (
             self._closed or self._in_exchange or transport is None or transport.is_closing()
         )
+
+    @property
+    def status(self) -> int:
+        """The answer's status; 0 before the final head."""
+        return self._answer.status
+
+    @property
+    def headers(self) -> Headers:
+        """The answer's headers, names in lower case."""
+        return self._answer.headers
+
+    @property
+    def complete(self) -> bool:
+        """True where the answer is here to its last byte."""
+        return self._answer.complete
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 where there is none."""
@@ -147,11 +145,8 @@ class ProviderConnection(asyncio.Protocol):
         assert not self._in_exchange
         self._in_exchange = True
         self.served += 1
-        self.status = 0
-        self.headers = []
-        self.complete = self._until_end = self._keep = False
-        self._head_only = head_only
-        self._silent = 0
+        self._keep = True
+        self._answer.begin(head_only=head_only)
         self._size = len(head) + len(body)
         if len(body) <= PIECE_BYTES:
             transport.write(head + body)
@@ -165,7 +160,8 @@ class ProviderConnection(asyncio.Protocol):
 
         Raises FirstByteTimeout, ConnectionBroken. Cancelled, it drops the connection.
         """
-        if not self.status and self.error is None:
+        answer = self._answer
+        if not answer.status and self.error is None:
             self._timer = self._loop.call_later(timeout_s, self._late)
             try:
                 await self._wait()
@@ -175,7 +171,7 @@ class ProviderConnection(asyncio.Protocol):
             finally:
                 self._timer.cancel()
                 self._timer = None
-        if not self.status:
+        if not answer.status:
             assert self.error is not None
             raise self.error
 
@@ -184,11 +180,12 @@ class ProviderConnection(asyncio.Protocol):
 
         Raises ConnectionBroken, and whatever `sink` raises.
         """
+        answer = self._answer
         while True:
-            while self._chunks:
+            while answer.held:
                 if not sink(self._take()):
                     return True
-            if self.complete:
+            if answer.complete:
                 self._end()
                 return False
             if self.error is not None:
@@ -217,20 +214,18 @@ class ProviderConnection(asyncio.Protocol):
 
     def read_whole(self, limit: int) -> bytes | None:
         """The rest of the body where it is all here and no longer than `limit`; else None."""
-        if not self.complete or self._held > limit:
+        answer = self._answer
+        if not answer.complete or answer.held > limit:
             return None
-        body = b"".join(self._chunks)
-        self._chunks.clear()
-        self._held = 0
+        body = answer.take_all()
         self._end()
         return body
 
     def abort(self) -> None:
         """End the exchange now: what was not read is dropped, and with it the connection unless
         the answer is here to its last byte."""
-        if self.complete:
-            self._chunks.clear()
-            self._held = 0
+        if self._answer.complete:
+            self._answer.take_all()
             self._end()
         elif self._in_exchange:
             self._fail("aborted")
@@ -242,15 +237,8 @@ class ProviderConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _take(self) -> bytes:
-        """The bytes that are held, at most `PIECE_BYTES` of them."""
-        chunks = self._chunks
-        piece = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        chunks.clear()
-        if len(piece) > PIECE_BYTES:
-            chunks.append(piece[PIECE_BYTES:])
-            piece = piece[:PIECE_BYTES]
-        self._held -= len(piece)
-        if self._held <= HIGH_BYTES // 2:
+        piece = self._answer.take()
+        if self._paused and self._answer.held <= HIGH_BYTES // 2:
             self._resume()
         return piece
 
@@ -281,13 +269,13 @@ class ProviderConnection(asyncio.Protocol):
         refused = False
         if sink is not None:
             try:
-                while self._chunks and not refused:
+                while self._answer.held and not refused:
                     refused = not sink(self._take())
             except Exception as error:  # the reader's own
                 if not waiter.done():
                     waiter.set_exception(error)
                 return
-            if not refused and not self.complete:
+            if not refused and not self._answer.complete:
                 return
         self._wake(refused=refused)
 
@@ -296,7 +284,7 @@ class ProviderConnection(asyncio.Protocol):
         if not self._in_exchange:
             return
         self._in_exchange = False
-        if self._keep and self.usable:
+        if self._keep and self._answer.reusable and self.usable:
             self._resume()
             self._release(self)
         else:
@@ -308,8 +296,8 @@ class ProviderConnection(asyncio.Protocol):
             waiter.set_exception(FirstByteTimeout())
 
     def _fail(self, reason: str, *, unsent: bool = False) -> None:
-        if self.error is None and not self.complete:
-            untouched = not self.status and not self._silent
+        if self.error is None and not self._answer.complete:
+            untouched = self._answer.untouched
             self.error = ConnectionBroken(reason, untouched=untouched, unsent=unsent)
         self._in_exchange = False
         self.close()
@@ -321,34 +309,30 @@ class ProviderConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_exchange or self.complete:
+        answer = self._answer
+        if not self._in_exchange or answer.complete:
             # Bytes that nobody asked for, or after the answer: this connection serves no more.
             self._keep = False
             if not self._in_exchange:
                 self.close()
             return
-        self._silent += len(data)
         self.service.heard_s = monotonic()
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail("the provider changed to another protocol")
+            answer.feed(data)
+        except InvalidAnswer as error:
+            self._fail(str(error))
             return
-        except httptools.HttpParserError as error:
-            if not self.complete:
-                self._fail(f"no valid HTTP: {error.__context__ or error}")
-                return
-            self._keep = False  # the answer is whole; what came after it is not
-        if self._silent > MAX_HEAD_BYTES and not self.complete:
-            self._fail("too many bytes without an answer")
-            return
-        if self.status:
+        transport = self._transport
+        assert transport is not None
+        if answer.complete and transport.get_write_buffer_size():
+            # A provider that answers before it has the request whole does not read the rest.
+            self._keep = False
+        if answer.status:
             self._deliver()
-        if self._held > HIGH_BYTES and not self._paused and not self.complete:
-            assert self._transport is not None
+        if answer.held > HIGH_BYTES and not self._paused and not answer.complete:
             self._paused = True
             self.service.paused()
-            self._transport.pause_reading()
+            transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._finish("the provider closed the connection", clean=True)
@@ -361,87 +345,24 @@ class ProviderConnection(asyncio.Protocol):
         self._transport = None
         if not self._lost:
             self._lost = True
-            del self._parser  # it holds the callbacks of this connection: else a reference cycle
+            self._answer.close()
             self._gone(self)
 
     def _finish(self, reason: str, *, clean: bool) -> None:
         """Take the end of the connection: a clean one may end an answer, a reset breaks it."""
-        self._keep = False
-        if not self._in_exchange or self.complete:
+        answer = self._answer
+        if not self._in_exchange or answer.complete:
+            self._keep = False
             return
-        if clean and self._until_end and self.status:
-            self.complete = True
+        if clean:
+            answer.end()
+        if answer.complete:
             self._wake()
             return
         unsent = False
         if self._transport is not None:
             unsent = self._transport.get_write_buffer_size() >= self._size > 0
         self._fail(reason, unsent=unsent)
-
-    # ---- the parser's side
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            raise ValueError("bytes after the answer")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.status:
-            return  # a trailer
-        if len(self.headers) >= MAX_HEADERS:
-            raise ValueError("too many headers")
-        self.headers.append((name.lower(), value.strip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:
-            self.headers = []
-            if status == NO_BODY_UPGRADE:
-                raise ValueError("an upgrade nobody asked for")
-            return
-        self.status = status
-        self._silent = 0
-        if self._head_only:
-            # llhttp cannot be told that no body follows: this parser has done its work.
-            self._keep = self._parser.should_keep_alive()
-            self.complete = True
-            self._parser = _parser(self)
-            return
-        framed = status in (204, 304)
-        for name, value in self.headers:
-            if name == b"content-length" or (
-                name == b"transfer-encoding" and value.lower().endswith(b"chunked")
-            ):
-                framed = True
-        self._until_end = not framed
-
-    def on_body(self, body: bytes) -> None:
-        if self.complete:  # of an answer to HEAD, which has none: the rest is still to come
-            self._keep = False
-            return
-        self._silent = 0
-        self._chunks.append(body)
-        self._held += len(body)
-
-    def on_message_complete(self) -> None:
-        if not self.status or self.complete:
-            return  # a 1xx answer
-        transport = self._transport
-        assert transport is not None
-        self.complete = True
-        # A provider that answers before it has the request whole does not read the rest.
-        sent = not transport.get_write_buffer_size()
-        self._keep = sent and not self._until_end and self._parser.should_keep_alive()
-
-
-def _parser(connection: ProviderConnection) -> httptools.HttpResponseParser:
-    parser = httptools.HttpResponseParser(connection)
-    # What a client must bear of servers; requests of clients are parsed strictly.
-    parser.set_dangerous_leniencies(
-        lenient_headers=True,
-        lenient_optional_cr_before_lf=True,
-        lenient_spaces_after_chunk_size=True,
-    )
-    return parser
 
 
 def _words(error: BaseException) -> str:

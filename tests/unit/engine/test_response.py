@@ -9,6 +9,7 @@ from gateway.engine.response import answer_headers, permit_headers
 from gateway.types import JobClass
 from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.provider_connection import ProviderConnection
+from tests.kit.wire import Wire
 from tests.unit.schedule.build import job
 
 NOBODY: Any = None  # no engine and no body is asked for headers
@@ -28,7 +29,10 @@ def sent(
 ) -> list[tuple[bytes, bytes]]:
     """The client's headers of an answer with these, without those about the gateway's work."""
     connection = ProviderConnection(NOBODY, NOBODY, NOBODY)
-    connection.status, connection.headers = 200, list(headers)
+    connection.connection_made(Wire())
+    connection.send(b"GET / HTTP/1.1\r\n\r\n", b"", head_only=False)
+    lines = [b"HTTP/1.1 200 OK", *[b"%b: %b" % header for header in headers]]
+    connection.data_received(b"\r\n".join([*lines, b"\r\n"]))
     answer, one = ProviderAnswer(connection), permit()
     own = permit_headers(one)
     headers = answer_headers(answer, one, length, stream=stream, closing=closing)

@@ -18,11 +18,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gateway.upstream.answer_parser import MAX_HEAD_BYTES, PIECE_BYTES
 from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.provider_connection import (
     HIGH_BYTES,
-    MAX_HEAD_BYTES,
-    PIECE_BYTES,
     ConnectionBroken,
     FirstByteTimeout,
     ProviderConnection,
