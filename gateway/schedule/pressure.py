@@ -19,7 +19,7 @@ from gateway.settings.schema import Schedule
 
 EVERY = 8  # events between two assessments while nothing waits, or very much
 LONG_QUEUE = 32
-REKEY_SLICE = 2 * EVERY  # of a long queue, keys made anew at once: all, by the time it has halved
+REKEY_SLICE = 2  # keys made anew per drain of one: a change of scale is spread over many events
 
 
 def assess(
@@ -33,10 +33,8 @@ def assess(
         _resize(pool, accounts)
         _severity(pool, settings, now)
         _order(pool, trust)
-    if pool.stale and len(pool.stale) <= LONG_QUEUE:
-        pool.rekey(LONG_QUEUE)
-    elif pool.stale and pool.drains % EVERY == 0:
-        pool.rekey(REKEY_SLICE)
+    if pool.stale:
+        pool.rekey(REKEY_SLICE if len(pool.stale) > LONG_QUEUE else LONG_QUEUE)
 
 
 def _at_once(pool: Pool) -> bool:
