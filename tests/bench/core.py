@@ -6,10 +6,11 @@
 No loop, no socket. Each row is one kind of event at one length of the queue: µs of CPU time of
 this process per event, `handle` and `next_wake` together as the engine calls them. Events come
 in turns of some dozen of one kind, the queue is filled up again between turns; `best` is the
-cheapest turn, `mean` is over all turns, so that sweeps, re-keying and window fits, which come
-now and then, are in it. The collector is set as in the gateway. With `--window off` (the
-default) no window is fitted: an account's windows fit their curve after every 8 to 64 answers,
-at a cost that does not depend on the queue, and `--window auto` shows it.
+cheapest turn, `mean` is over all turns, so that sweeps and window fits, which come now and then,
+are in it. Keys are of the present order, but those of `… renewing keys`, which are all of another
+scale. The collector is set as in the gateway. With `--window off` (the default) no window is
+fitted: an account's windows fit their curve after every 8 to 64 answers, at a cost that does not
+depend on the queue, and `--window auto` shows it.
 
 The rows at 0 queued are the free path: a request that starts at once, is answered and ends, while
 `RUNNING` others run and nothing waits. `scheduler` is its three events, `engine` the same through
@@ -47,6 +48,7 @@ from gateway.schedule.events import (
     Woke,
 )
 from gateway.schedule.live_job import Stage
+from gateway.schedule.ordering import Order
 from gateway.schedule.scheduler import Scheduler
 from gateway.types import Job, Outcome, RateLimits, Rung, Usage, Verdict
 from tests.unit.schedule.build import job, settings, workload
@@ -136,6 +138,14 @@ class Bench:
         few = min(TURN, len(self.running))
         ended = [self.running.pop(self.random.randrange(few - n)) for n in range(few)]
         return [Finished(i, Outcome.OK, Verdict.SUCCESS, self._output(i), 10.0) for i in ended]
+
+    def finishes_renewing(self) -> Sequence[Event]:
+        """The same after a change of scale: a few keys are made anew at each event."""
+        for pool in self.scheduler.pools.values():
+            old = pool.order
+            scale = (1.5 * old.backlog_tokens, old.typical_tokens, old.token_s, old.streams)
+            pool.reorder(Order(old.kind, *scale, old.trust, old.typical_ln_short))
+        return self.finishes()
 
     def _output(self, job_id: str) -> float:
         return round(self.scheduler.jobs[job_id].workload.p50 * self.random.lognormvariate(0, 0.5))
@@ -250,6 +260,7 @@ def measure_free_path(tenants: int, models: int, window: str, turns: int) -> Non
 KINDS: dict[str, Callable[[Bench], Sequence[Event]]] = {
     "submit, waits": Bench.submits,
     "finish → dispatch": Bench.finishes,
+    "… renewing keys": Bench.finishes_renewing,
     "reforecast": Bench.reforecasts,
     "withdrawn": Bench.withdrawals,
     "answered": Bench.answers,
@@ -263,7 +274,6 @@ def measure(queued: int, tenants: int, models: int, window: str, turns: int) -> 
         for _ in range(8):
             bench.time(KINDS[name](bench))
             bench.fill(queued)
-    bench.settle()
     gc.collect()
     gc.freeze()
     spent: dict[str, list[float]] = {name: [] for name in KINDS}
@@ -271,6 +281,7 @@ def measure(queued: int, tenants: int, models: int, window: str, turns: int) -> 
     for _ in range(turns):
         sticks.append(take())
         for name, events_of in KINDS.items():
+            bench.settle()
             spent[name].append(bench.time(events_of(bench)))
             bench.fill(queued)
     gc.unfreeze()
