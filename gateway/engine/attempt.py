@@ -147,7 +147,6 @@ class TimedBody:
         "_loop",
         "_response",
         "_since_s",
-        "_sink",
         "_timer",
         "_write_s",
         "answer",
@@ -203,8 +202,7 @@ class TimedBody:
         """Give `sink` the body as it comes, until it refuses more (True) or the body ends (False).
         Raises AttemptError."""
         self._wait(self.target.account.idle_timeout_s, SLOW_NEXT_BYTE)
-        self._sink = sink
-        return self.answer.pour(self._pass_on)
+        return self.answer.pour(sink)
 
     def read(self) -> Awaitable[bytes]:
         """The next bytes, b"" at the end. Raises AttemptError."""
@@ -220,17 +218,16 @@ class TimedBody:
         self._wait(self._write_s, None)
         return self._response.drained()
 
-    def _pass_on(self, piece: bytes) -> bool:
-        self._since_s = self._loop.time()
-        return self._sink(piece)
-
     def _wait(self, limit_s: float, failure: Failure | None) -> None:
         self._since_s, self._limit_s, self._failure = self._loop.time(), limit_s, failure
         if self._timer is None and not (failure is not None and self.answer.complete):
             self._timer = self._loop.call_later(self._least_s, self._check)
 
     def _check(self) -> None:
-        left_s = self._since_s + self._limit_s - self._loop.time()
+        since_s = self._since_s
+        if self._failure is SLOW_NEXT_BYTE:
+            since_s = max(since_s, self.answer.heard_s)
+        left_s = since_s + self._limit_s - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(min(left_s, self._least_s), self._check)
         elif self._failure is None:

@@ -91,6 +91,11 @@ class ProviderAnswer:
         return b"".join(parts)[:limit]
 
     @property
+    def heard_s(self) -> float:
+        """The moment of its latest bytes, on the clock of time.monotonic and the event loop."""
+        return self._service.heard_s
+
+    @property
     def service_s(self) -> float:
         """Seconds that the provider took for what has come of it, as `ServiceTime` counts."""
         return self._service.seconds

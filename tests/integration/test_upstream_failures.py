@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from tests.kit import steps
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
 from tests.kit.raw import RawClient
-from tests.kit.steps import EVENTS, JSON, Cut, Hang, Head, Send, Stream, chunk, chunks, event
+from tests.kit.steps import EVENTS, JSON, Cut, Drip, Hang, Head, Send, Stream, chunk, chunks, event
 
 CHAT = "/v1/chat/completions"
 KEY = {"authorization": f"Bearer {TENANT_KEY}"}
@@ -235,6 +236,20 @@ def test_stream_that_falls_silent_ends_with_an_error_event(
     events = events_of(post(gateway, stream=True))
     assert events[-1]["error"]["code"] == "upstream_timeout"
     provider.exchanges[0].peer_closed.wait(1.0)
+
+
+def test_slow_stream_outlasts_the_idle_timeout(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """The twin: a provider that goes on sending is not silent, however long it takes in all."""
+    first = event(chunk({"content": "a"}))
+    slow = event(chunk({"content": "x" * 4000})) + b"data: [DONE]\n\n"
+    provider.enqueue([Head(headers=EVENTS), Send(first), Drip(slow, size=100, every_s=0.03)])
+    gateway = start_gateway(accounts=[account(provider, idle_timeout_s=0.5)])
+    began_s = monotonic()
+    response = post(gateway, stream=True)
+    assert monotonic() - began_s > 2 * 0.5
+    assert response.content == first + slow
 
 
 def test_half_a_large_answer_breaks_the_connection(

@@ -55,7 +55,7 @@ class World:
         account = settings({"a": limits}).accounts[0]
         ends: Any = self
         self.body = TimedBody(ends, target(account, "key"), UNUSED, ends, write_s, ends)
-        self.sink: Callable[[bytes], bool] = lambda _: True
+        self.heard_s = 0.0
 
     # as the loop
     def time(self) -> float:
@@ -66,8 +66,7 @@ class World:
         return self.timers[-1]
 
     # as the answer and the response
-    def pour(self, sink: Callable[[bytes], bool]) -> None:
-        self.sink = sink
+    def pour(self, sink: Callable[[bytes], bool]) -> None: ...
 
     def read_some(self) -> None: ...
 
@@ -78,6 +77,10 @@ class World:
 
     def stalled(self) -> None:
         self.was_stalled = True
+
+    def hear(self) -> None:
+        """Some bytes of the provider."""
+        self.heard_s = self.now
 
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -110,7 +113,7 @@ def test_timed_body_waits_for_each_chunk_anew() -> None:
         body.pour(lambda _: True)
         for _ in range(5):
             world.pass_time(7.0)
-            assert world.sink(b"x")
+            world.hear()
         assert not world.aborted
         assert not world.was_stalled
     assert all(timer.cancelled for timer in world.timers)
@@ -124,7 +127,7 @@ def test_timed_body_fails_a_provider_that_falls_silent(other_s: float) -> None:
         world = World(first_s=other_s, write_s=other_s)
         world.body.pour(lambda _: True)
         world.pass_time(8.0)
-        world.sink(b"x")
+        world.hear()
         world.pass_time(10.1 if late else 9.9)
         assert (world.aborted, world.was_stalled) == (late, False)
         assert world.end() is (SLOW_NEXT_BYTE if late else BROKEN)
@@ -137,7 +140,7 @@ def test_timed_body_gives_the_first_event_one_limit() -> None:
         world.body.pour_first(lambda _: True)
         for _ in range(2):
             world.pass_time(seconds / 2)
-            world.sink(b": comment")
+            world.hear()
         assert world.end() is failure
 
 
