@@ -61,6 +61,7 @@ class Asked:
     def __init__(self, port: int, count: int, seed: int) -> None:
         self.port = port
         self.left = count
+        self.stopped = False
         self.sent: Counter[str] = Counter()  # by kind
         self.wrong: Counter[str] = Counter()  # answers that were not as they should be
         self._marks: dict[int, asyncio.Event] = {}
@@ -86,6 +87,12 @@ class Asked:
         if self.left <= left:
             mark.set()
         return mark
+
+    def stop(self) -> None:
+        """Send no more."""
+        self.left, self.stopped = 0, True
+        for mark in self._marks.values():
+            mark.set()
 
     def next(self) -> tuple[str, bytes] | None:
         """A kind and its request; None when all have been sent."""
