@@ -93,6 +93,9 @@ async def _received(receive: Receive, server: Server, memory: BodyMemory) -> byt
     except TimeoutError:
         memory.give_back(size)
         raise RequestTimeout("The request body did not arrive in time.") from None
+    except asyncio.CancelledError:  # by the server, at its end
+        memory.give_back(size)
+        raise Unavailable("The gateway is stopping.", code="shutdown") from None
     except BaseException:
         memory.give_back(size)
         raise

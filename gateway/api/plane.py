@@ -189,6 +189,8 @@ class DataPlane:
     def _refuse(self, info: RequestInfo, error: GatewayError, client: RequestCycle) -> None:
         write_problem(client, error, [(b"x-request-id", info.id.encode())])
         outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
+        if error.code == "shutdown":
+            outcome = Outcome.SHUTDOWN
         self._engine.ended(info.record(error.status, outcome, error.code, self._engine.clock()))
 
 

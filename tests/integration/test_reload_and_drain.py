@@ -269,3 +269,20 @@ def test_queued_request_is_served_during_a_drain(
         thread.join(10)
     assert answers == [200, 200]
     assert gateway.wait_exit() == 0
+
+
+def test_body_that_does_not_come_ends_with_the_gateway(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """A client whose body is still to come when the gateway stops is told so, and has its line."""
+    gateway = start_gateway(provider)
+    with RawClient.to(gateway.url()) as client:
+        client.request(
+            "POST", CHAT, headers={**KEY, "content-length": "10", "expect": "100-continue"}
+        )
+        client.read_until(b"100 Continue\r\n\r\n")
+        gateway.signal(signal.SIGTERM)
+        response = client.read_response()
+    assert (response.status, response.json()["error"]["code"]) == (503, "shutdown")
+    assert gateway.wait_exit() == 0
+    assert [line["outcome"] for line in gateway.log if line["msg"] == "request"] == ["shutdown"]
