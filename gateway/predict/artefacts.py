@@ -229,6 +229,11 @@ class Artefacts:
         return self._refit
 
     @property
+    def stage0_refit(self) -> str:
+        """The refit's correction of stage 0 as LightGBM saves it; "": as shipped."""
+        return "" if self._refit is None else self._refit.stage0
+
+    @property
     def full_refit(self) -> str:
         """The refit's correction of the full model as LightGBM saves it; "": as shipped."""
         return "" if self._refit is None else self._refit.full

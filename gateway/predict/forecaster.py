@@ -27,7 +27,7 @@ from collections.abc import Collection, Mapping
 from msgspec import Struct
 
 from gateway.predict.artefacts import Artefacts
-from gateway.predict.calibrate import Calibration, GroupKeys, group_keys
+from gateway.predict.calibrate import Calibration, Channel, GroupKeys, group_keys
 from gateway.predict.encoder import EncodedPrompt, Vector
 from gateway.predict.forecast import (
     FULL,
@@ -146,17 +146,23 @@ class Forecaster:
     def adopt(self, artefacts: Artefacts) -> None:
         """Take other boosters over the same encoder, and keep the index.
 
-        Residuals begin anew with those of the refit's last rows; tenant corrections begin
-        anew where the full model is another one.
+        The residuals of a model that is another one begin anew with those of the refit's last
+        rows; so do the tenant corrections where that is the full model.
         """
-        if artefacts.full_refit != self._artefacts.full_refit:
+        before, self._artefacts = self._artefacts, artefacts
+        channels = set()
+        if artefacts.stage0_refit != before.stage0_refit:
+            channels.add(Channel.STAGE0)
+        if artefacts.full_refit != before.full_refit:
+            channels.add(Channel.FULL)
             self._corrections = _new_corrections(artefacts)
-        self._artefacts = artefacts
         self._stage0 = artefacts.stage0()
-        self.residuals.forget_models()
+        self.residuals.forget_models(channels)
         for row in artefacts.tail:
             keys = group_keys(row.model, row.tenant, row.template)
-            self.residuals.learn_residuals(keys, row.stage0, row.full)
+            for channel, residual in ((Channel.STAGE0, row.stage0), (Channel.FULL, row.full)):
+                if channel in channels and residual is not None:
+                    self.residuals.learn_residual(keys, channel, residual)
 
     def forget(self) -> None:
         """Empty index, calibration and tenant corrections."""

@@ -18,7 +18,7 @@ as a tenant uses it) that has changed. Its groups then forget most of what they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import log
 from types import MappingProxyType
 from typing import TypeVar
@@ -197,11 +197,9 @@ class Residuals:
         if not censored or length > mean > 0.0:
             self._add(keys, Channel.LENGTH, length)
 
-    def learn_residuals(self, keys: GroupKeys, stage0: float, full: float | None) -> None:
-        """Learn residuals that a refit measured on rows it did not fit."""
-        self._add(keys, Channel.STAGE0, max(-LARGEST, min(LARGEST, stage0)))
-        if full is not None:
-            self._add(keys, Channel.FULL, max(-LARGEST, min(LARGEST, full)))
+    def learn_residual(self, keys: GroupKeys, channel: Channel, residual: float) -> None:
+        """Learn a residual that a refit measured on a row it did not fit."""
+        self._add(keys, channel, max(-LARGEST, min(LARGEST, residual)))
 
     def learn_tokens(
         self, model: str, tenant: str, script: str, text_bytes: int, tokens: float
@@ -267,12 +265,16 @@ class Residuals:
             self._forget(keys)
         return changed
 
-    def forget_models(self) -> None:
-        """Drop the residuals, since other models forecast from now on; keep all else."""
+    def forget_models(self, channels: Collection[Channel] = (Channel.STAGE0, Channel.FULL)) -> None:
+        """Drop the residuals of models in whose place others forecast from now on; keep all
+        else."""
         for table in (self._models, self._templates):
             for key, entry in table.items():
                 if not is_script_key(key):
-                    table.replace(key, (0.0,) * Channel.LENGTH + entry[Channel.LENGTH :])
+                    values = list(entry)
+                    for channel in channels:
+                        values[channel] = values[channel + 1] = 0.0
+                    table.replace(key, tuple(values))
         self._table = self._changed = None
 
     def mean(self, keys: GroupKeys, channel: Channel) -> float:

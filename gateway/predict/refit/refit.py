@@ -224,7 +224,7 @@ def _loss(data: FitRows, location: Array, table: ResidualTable, channel: Channel
         grid = np.array(spread(centre, scale, table, head)) + running.mean(keys, channel)
         error = y - grid
         total += float(np.maximum(_LEVELS * error, (_LEVELS - 1) * error).mean())
-        running.learn_residuals(keys, y - centre, y - centre)
+        running.learn_residual(keys, channel, y - centre)
     return round(total / len(data), 5)
 
 

@@ -202,6 +202,31 @@ def test_tail_gives_the_calibration_a_start(
     assert group_keys("m-1", "a").source in forecaster.calibration.models
 
 
+@pytest.mark.parametrize("changed", ["stage0", "full", "both"])
+def test_residuals_of_a_model_that_stays_are_kept(
+    artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path, changed: str
+) -> None:
+    """A refit of one model leaves what was learned of the other, for groups that its last rows do
+    not have, too."""
+    found = artefacts.refitted(current_version(fitted[0])).refit
+    assert found is not None
+    one = structs.replace(
+        found,
+        stage0=found.stage0 if changed != "full" else "",
+        full=found.full if changed != "stage0" else "",
+    )
+    write(one, artefacts.base, tmp_path)
+    forecaster = LearningForecaster(Predict(), artefacts, b"key", {})
+    keys = group_keys("m-2", "elsewhere")
+    forecaster.residuals.learn(keys, 8.0, stage0=5.0, full=5.0, censored=False)
+    before = forecaster.calibration
+    forecaster.adopt(artefacts.refitted(current_version(tmp_path)))
+    after = forecaster.calibration
+    assert (after.stage0_bias(keys) == before.stage0_bias(keys)) is (changed == "full")
+    assert (after.full_bias(keys) == before.full_bias(keys)) is (changed == "stage0")
+    assert after.running(keys) == before.running(keys)
+
+
 def test_killed_refit_leaves_a_complete_version_in_force(
     artefacts: Artefacts, fitted: tuple[Path, RefitReport], tmp_path: Path
 ) -> None:
