@@ -1,1 +1,1 @@
-"""SQLite behind one writer thread: history, submitted jobs, learned state."""
+"""SQLite: submitted jobs and learned state behind one writer thread, history beside it."""

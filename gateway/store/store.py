@@ -4,8 +4,10 @@ Methods queue work for the writer thread and return False if its queue is full; 
 docstring says so block. `done` is called on the writer thread after the commit, with None or the
 error; a caller on the loop uses `loop.call_soon_threadsafe`.
 
-History may fill `queue_items` places of the queue. Submitted jobs and saved state may use as many
-again, so history is lost before results that a client will ask for.
+History of a serving gateway is written by the predictor's process (history_writer.py), which tells
+how many rows it was: `history_written`. What is appended here (imported history, observed requests)
+may fill `queue_items` places of the queue. Submitted jobs and saved state may use as many again, so
+such rows are lost before results that a client will ask for.
 """
 
 from __future__ import annotations

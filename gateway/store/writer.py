@@ -1,8 +1,8 @@
-"""The thread that owns the SQLite connection and commits in groups.
+"""The thread that owns the gateway's SQLite connection and commits in groups.
 
-A commit waits for the disk, so it cannot be done on the loop. SQLite has one writer anyway, and
-with one thread the connection needs no lock. Reads go through it too, so that each sees what was
-written before it.
+A commit waits for the disk, so it cannot be done on the loop. With one thread the connection needs
+no lock; the predictor's process, which writes history, has another (history_writer.py). Reads go
+through the thread, too, so that each sees what was written before it.
 
 The first piece of work wakes the thread, and all that is queued by then joins its transaction.
 Two commits are at least GROUP_S apart, so that under load the thread does not take the
