@@ -108,8 +108,10 @@ def of_load(run: Run, found: Measured) -> None:
             if one.kind == ON:
                 found.memory_mb[one.of.name] = sum(one.rss_mb())
             found.unsettled += one.unsettled
-            if one.kind == ON and one.begun_again():
-                found.given_up.append(f"{one.name}: its predictor was begun again on the way")
+            if one.kind == ON:
+                one.resume()
+                if restarts := one.restarts():
+                    found.given_up.append(f"{one.name}: predictor begun again {restarts} times")
 
 
 def _resume_all(targets: Sequence[Target]) -> None:

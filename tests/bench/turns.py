@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import httpx
+
 from tests.bench.cores import (
     Spent,
     Unfit,
@@ -80,9 +82,6 @@ class Target:
     of: Revision = HERE
     unsettled: int = 0  # turns after which it had not learned all in time
 
-    def __post_init__(self) -> None:
-        self._children = children(self.pid)
-
     @property
     def name(self) -> str:
         return self.kind if self.process is None else f"{self.of.name}, {self.kind}"
@@ -99,9 +98,11 @@ class Target:
                 return
         self.unsettled += 1
 
-    def begun_again(self) -> bool:
-        """True where its child is not the one it had at first: it was stopped for too long."""
-        return children(self.pid) != self._children
+    def restarts(self) -> int:
+        """Times that its child was begun again: it was stopped for too long."""
+        assert self.process is not None
+        stats = httpx.get(self.process.url("/stats"), headers=self.process.admin_headers)
+        return int(stats.json()["predictor"]["restarts"])
 
     def pause(self) -> None:
         """Stop it; the mock goes on, since it waits for its clients."""
