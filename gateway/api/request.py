@@ -143,7 +143,7 @@ def _generation(tenant: str, path: str, request: Generation, max_chars: int) -> 
         or bool(options is not None and options.include_usage),
         stream_end=stream_end,
         n=view.choices,
-        max_tokens=request.limit,
+        max_tokens=view.max_tokens,
         view=view,
     )
 

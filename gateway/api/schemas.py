@@ -102,8 +102,8 @@ class Generation(ConstraintMembers, kw_only=True):
     def limit(self) -> int | None:
         """The largest of the limits, None without one. A smaller one beside it must not shrink
         the reservation below what the provider may generate."""
-        limits = (self.max_tokens, self.max_completion_tokens, self.max_output_tokens)
-        return max((limit for limit in limits if limit is not None), default=None)
+        limits = [self.max_tokens, self.max_completion_tokens, self.max_output_tokens]
+        return max([limit for limit in limits if limit is not None], default=None)
 
 
 class ChatRequest(Generation, kw_only=True):
