@@ -61,6 +61,14 @@ CUT_SHORT = Failure(
     "upstream_broken",
     "the provider's stream ended before its end",
 )
+NO_EVENT = Failure(
+    Verdict.SERVER_ERROR,
+    Outcome.UPSTREAM_ERROR,
+    True,
+    502,
+    "upstream_broken",
+    "the provider's stream has comments and no event",
+)
 
 
 def error_of(failure: Failure) -> GatewayError:

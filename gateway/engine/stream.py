@@ -13,7 +13,7 @@ from math import inf
 
 import msgspec
 
-from gateway.engine.attempt import CUT_SHORT, TimedBody, late_refusal
+from gateway.engine.attempt import CUT_SHORT, NO_EVENT, TimedBody, late_refusal
 from gateway.engine.exchange import Exchange, StreamEnd
 from gateway.engine.response import ClientResponse
 from gateway.types import Outcome, Verdict
@@ -51,25 +51,36 @@ class EventRelay:
     """A stream's events, taken from the provider and given to the client in one call.
 
     `first` and `rest` are sinks of the provider's connection. What they have taken and not given
-    on is in `out`.
+    on is in `out`, at most `most_bytes` before the first event.
     """
 
-    __slots__ = ("_alarm", "_exchange", "_response", "meter", "out")
+    __slots__ = ("_alarm", "_exchange", "_most_bytes", "_response", "meter", "out")
 
     def __init__(
-        self, exchange: Exchange, response: ClientResponse, meter: StreamMeter, alarm: LengthAlarm
+        self,
+        exchange: Exchange,
+        response: ClientResponse,
+        meter: StreamMeter,
+        alarm: LengthAlarm,
+        most_bytes: int,
     ) -> None:
         self._exchange = exchange
         self._response = response
         self._alarm = alarm
+        self._most_bytes = most_bytes
         self.meter = meter
         self.out = b""
 
     def first(self, chunk: bytes) -> bool:
-        """Keep what comes until the first whole event; comments are none, they promise nothing."""
+        """Keep what comes until the first whole event; comments are none, they promise nothing.
+        Raises AttemptError where there are too many."""
         self._exchange.first_byte()
         self.out += self.meter.feed(chunk)
-        return not self.meter.seen_data
+        if self.meter.seen_data:
+            return False
+        if len(self.out) > self._most_bytes:
+            raise AttemptError(NO_EVENT)
+        return True
 
     def rest(self, chunk: bytes) -> bool:
         """Give whole events to the client. False after the stream's last, which is kept, and where
@@ -95,7 +106,7 @@ async def relay_stream(
     exchange, permit = body.exchange, body.exchange.permit
     meter = StreamMeter(hide_usage=not exchange.wants_usage, max_event_bytes=max_event_bytes)
     alarm = LengthAlarm(permit.workload.p90, exchange.job.n, outgrown)
-    events = EventRelay(exchange, response, meter, alarm)
+    events = EventRelay(exchange, response, meter, alarm, max_event_bytes)
     with body:
         await body.pour_first(events.first)
         _check_first(body, meter)

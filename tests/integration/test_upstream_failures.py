@@ -238,6 +238,27 @@ def test_stream_that_falls_silent_ends_with_an_error_event(
     provider.exchanges[0].peer_closed.wait(1.0)
 
 
+@pytest.mark.parametrize("times", [2, 20])
+def test_comments_before_the_first_event_are_bounded(
+    start_gateway: Start, two: tuple[ScriptedProvider, ScriptedProvider], times: int
+) -> None:
+    """Comments are held until the first event, which they go before, as many as fit the stream's
+    buffer: a provider that sends more and no event does not fill the memory, and another account
+    is tried."""
+    a, b = two
+    comments = b": processing\n\n" * 500
+    first = event(chunk({"content": "a"}))
+    sent = [Send(comments)] * times
+    a.enqueue([Head(headers=EVENTS), *sent, Send(first), Send(b"data: [DONE]\n\n")])
+    gateway = start_gateway(a, b, server={"stream_buffer_bytes": 65_536})
+    response = post(gateway, stream=True)
+    assert response.status_code == 200
+    fits = times == 2
+    assert response.content.startswith(comments * times + first) is fits
+    assert (b"processing" in response.content) is fits
+    assert gateway.wait_log(lambda x: x.get("msg") == "request")["attempts"] == (1 if fits else 2)
+
+
 def test_slow_stream_outlasts_the_idle_timeout(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
