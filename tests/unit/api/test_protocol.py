@@ -121,6 +121,20 @@ async def test_pipelined_request_is_dropped_however_it_is_cut(name: str) -> None
         assert served.wire.closed
 
 
+@pytest.mark.parametrize("rest", [b"nonsense\r\n\r\n", b"\0", b"GET", b" "])
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_nonsense_after_a_request_does_not_reach_into_its_answer(
+    name: str, rest: bytes
+) -> None:
+    """The answer under way is finished, and the connection closes after it."""
+    raw, seen = REQUESTS[name]
+    served = Served()
+    await served.send([raw + rest])
+    assert served.seen == seen
+    assert served.statuses == [200]
+    assert served.wire.closed
+
+
 @pytest.mark.parametrize(
     ("raw", "status"),
     [
