@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 
 class ClientFlow:
-    """Both directions of one connection. Belongs to the connection, over all its requests.
+    """Both directions of one connection. Belongs to the connection, over all its requests."""
 
-    `on_drained` is called once, when the client has taken enough again or has left.
-    """
-
-    __slots__ = ("_reading_paused", "on_drained", "transport", "write_paused")
+    __slots__ = ("_reading_paused", "_waiter", "transport", "write_paused")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.write_paused = False
         self._reading_paused = False
-        self.on_drained: Callable[[], None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         paused = "paused" if self.write_paused else "open"
@@ -39,14 +35,15 @@ class ClientFlow:
     def resume_writing(self) -> None:
         """Tell the one that waits that more may be written, or that nobody reads any more."""
         self.write_paused = False
-        drained, self.on_drained = self.on_drained, None
-        if drained is not None:
-            drained()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def drained(self) -> None:
         """Wait until more may be written. One waits at a time."""
         if not self.write_paused:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self.on_drained = lambda: None if waiter.done() else waiter.set_result(None)
-        await waiter
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None

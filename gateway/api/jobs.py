@@ -95,9 +95,6 @@ class ResultKeeper:
     def finish(self, chunk: bytes = b"") -> None:
         self.write(chunk)
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        callback()
-
     async def drained(self) -> None:
         pass
 

@@ -220,9 +220,8 @@ class RequestCycle:
         """Write some of the body, framed, straight to the client's transport.
 
         True: more may be written. False: the client is slow; whatever is written all the same is
-        kept in memory. `await drained()` then waits until it has taken enough, or has left;
-        `when_drained(callback)` has that reported. For a client that has left nothing is
-        written, and nobody need wait: True.
+        kept in memory. `await drained()` then waits until it has taken enough, or has left. For a
+        client that has left nothing is written, and nobody need wait: True.
         """
         if self.complete or not self.started:
             raise RuntimeError("no response is under way")
@@ -252,13 +251,8 @@ class RequestCycle:
         self._wake()
         self._ended()
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the client has taken enough or has left; to be asked for
-        after a `write` that was False. One waits at a time, by this or by `drained`."""
-        self._flow.on_drained = callback
-
     def drained(self) -> Awaitable[None]:
-        """Wait until more may be written, or nobody reads any more."""
+        """Wait until more may be written, or nobody reads any more. One waits at a time."""
         return self._flow.drained()
 
     def abort(self) -> None:

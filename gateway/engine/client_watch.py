@@ -34,10 +34,6 @@ class Connection(Protocol):
     def finish(self, chunk: bytes = b"") -> None:
         """Write the last bytes of the body and end the response."""
 
-    def when_drained(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the client has taken enough or has left; after a `write` that
-        was False."""
-
     def drained(self) -> Awaitable[None]:
         """Wait until the client has taken enough or has left."""
 
