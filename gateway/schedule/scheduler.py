@@ -101,13 +101,12 @@ def _answered(state: SchedulerState, event: Answered, now: float) -> None:
     live = state.jobs.get(event.job_id)
     if live is not None and live.stage is Stage.RUNNING:
         opened = state.accounts.answered(live.lease, event.limits, now)
-        home = state.route_table.pool_of.get(live.account, live.pool)
-        for name in (home,) if home == live.pool else (live.pool, home):
-            if opened:
-                state.touch(name)
-                state.pools[name].account_changed(live.account, None)
-            else:  # nothing that waits may start for it
-                state.pools[name].version += 1
+        name = state.route_table.pool_of.get(live.account, live.pool)  # its pool by now
+        if opened:
+            state.touch(name)
+            state.pools[name].account_changed(live.account, None)
+        else:  # nothing that waits may start for it
+            state.pools[name].version += 1
 
 
 def _recalibrated(state: SchedulerState, event: Recalibrated, now: float) -> None:

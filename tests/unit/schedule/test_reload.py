@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.schedule.events import SettingsChanged, Withdrawn, Woke
+from gateway.schedule.events import Answered, SettingsChanged, Withdrawn, Woke
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
-from gateway.types import JobClass, Mode, Outcome, Verdict
+from gateway.types import JobClass, Mode, Outcome, RateLimits, Verdict
 from tests.unit.schedule.build import World, places, refused, settings, started
 
 ONE = {"a": {"initial_concurrency": 1}}
@@ -205,3 +205,14 @@ def test_reload_keeps_what_was_deferred_and_rejected() -> None:
     after = it.scheduler.pool("other")
     after.inherit(before)
     assert (after.deferred, after.rejected) == (Grade.LONG, Grade.HUGE)
+
+
+def test_reload_hears_the_headers_of_an_account_for_its_new_pool() -> None:
+    """An answer to a job of the old pool opens the account to jobs of the one it is in by now."""
+    it = World(settings({"a": {"models": {"m": "one"}}, "b": {}}))
+    for name in ("old", "old2"):
+        it.submit(name, accounts=("a",))
+    it.feed(SettingsChanged(settings({"a": {"models": {"k": "one"}}, "b": {}})))
+    it.feed(Answered("old", RateLimits(60, 0, 60.0)))
+    assert started(it.submit("new", model="k")) == []
+    assert started(it.feed(Answered("old2", RateLimits(60, 50, 1.0)))) == ["new"]
