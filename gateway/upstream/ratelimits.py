@@ -78,7 +78,7 @@ def _value(found: dict[bytes, bytes], names: tuple[bytes, ...]) -> bytes:
     """The value of the first of these headers that is there; b"" where none is."""
     for name in names:
         if name in found:
-            return found[name].strip()
+            return found[name]
     return b""
 
 

@@ -47,6 +47,10 @@ def test_headers_of_anthropic_name_moments() -> None:
         anthropic_ratelimit_input_tokens_remaining="0",
         anthropic_ratelimit_input_tokens_reset="2026-05-28T20:26:00+00:00",
     ) == RateLimits(50, 49, 60.0, 40_000, 0, 0.0)
+    assert read(
+        anthropic_ratelimit_input_tokens_remaining="0",
+        anthropic_ratelimit_tokens_remaining="70",
+    ) == RateLimits(remaining_tokens=70)
 
 
 @pytest.mark.parametrize(
