@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.schedule.events import Refuse, Woke
+from gateway.schedule.pace import SURE
 from gateway.schedule.rounds import Turn
 from gateway.types import JobClass, Outcome, Reason
 from tests.unit.schedule.build import World, refused, settings, started
@@ -258,3 +259,13 @@ def test_deadline_is_predicted_by_an_answer_cut_at_max_tokens() -> None:
 def _reasons(it: World) -> set[Reason]:
     (pool,) = it.scheduler.snapshot(it.now).pools
     return {reason for shot in pool.classes.values() for reason in shot.blocked}
+
+
+def test_deadline_is_not_hopeless_by_a_pace_that_is_not_sure() -> None:
+    """A few slow answers refuse nobody by the length of its own; as many as make it sure do."""
+    for answers, hopeless in ((SURE - 1, False), (SURE, True)):
+        it = World(settings({"a": {"initial_concurrency": 1}}))
+        for n in range(answers):
+            it.submit(f"p{n}", 100)
+            it.finish(f"p{n}", 100, at=it.now + 10.0)
+        assert bool(refused(it.submit("j", 100, deadline_s=it.now + 5.0))) is hopeless

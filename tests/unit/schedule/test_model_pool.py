@@ -8,6 +8,7 @@ from gateway.schedule.events import Withdrawn, Woke
 from gateway.schedule.model_pool import Pool
 from gateway.schedule.overload import Grade
 from gateway.schedule.rounds import Turn
+from gateway.schedule.shares import LEFT_TOKENS, SLACK_TOKENS
 from gateway.types import JobClass, Mode, Reason, Verdict
 from tests.unit.schedule.build import World, refused, settings, started
 
@@ -112,6 +113,26 @@ def test_pool_charges_nothing_for_a_job_that_ends_before_it_starts() -> None:
     pool = it.scheduler.pools["m"]
     assert pool.shares[JobClass.HEAVY].of("u", 1.0).counter == 0.0
     assert not any(pool.rounds.credit.values())
+
+
+def test_pool_saves_up_nothing_for_a_tenant_whose_job_starts_at_once() -> None:
+    """After a pause a tenant is a step below the others, and what it then starts counts; a tenant
+    that has jobs waiting comes from no pause, and is owed more."""
+    one = {"initial_concurrency": 1}
+    it = World(settings({"a": one, "b": one}, {"t": {}, "u": {}, "v": {}}))
+    it.submit("runs", 100, accounts=("a",), tenant="v")
+    it.submit("waits", 100, accounts=("a",), tenant="v")
+    for n in range(10):
+        it.submit(f"u{n}", 1000, accounts=("b",), tenant="u")
+        it.finish(f"u{n}", 1000)
+    shares = it.scheduler.pools["m"].shares[JobClass.HEAVY]
+    charge = 1000 + 10 // 4
+    assert shares.floor == pytest.approx(9 * charge, abs=30)
+    it.submit("back", 1000, accounts=("b",), tenant="t")
+    assert shares.of("t", 1.0).counter == shares.floor - SLACK_TOKENS + charge
+    it.finish("back", 1000)
+    it.submit("second", 1000, accounts=("b",), tenant="v")
+    assert shares.of("v", 1.0).counter == shares.floor - LEFT_TOKENS + charge
 
 
 def test_pool_is_empty_and_open_at_first() -> None:

@@ -198,6 +198,17 @@ def test_pool_with_a_long_queue_is_assessed_now_and_then() -> None:
     assert sum(late) == len(late) // EVERY
 
 
+def test_pool_of_fixed_budgets_is_assessed_at_each_event() -> None:
+    """Also with a long queue."""
+    it = world(shed=False, policy="dual_budget")
+    it.submit("run", 100)
+    seen = []
+    for n in range(2 * LONG_QUEUE):
+        it.submit(f"w{n}", 5000)
+        seen.append(only(it).saturation)
+    assert all(b != a for a, b in pairwise(seen))
+
+
 def test_pool_in_which_nothing_waits_is_assessed_now_and_then() -> None:
     """While nothing waits one event in EVERY is assessed; the first that waits is at once, and so
     is the end of the last job."""
