@@ -197,8 +197,8 @@ class ProviderConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """End the exchange now: what was not read is dropped, and with it the connection unless
-        the answer is here to its last byte."""
-        if self._answer.complete:
+        the answer is here to its last byte and nobody waits for it."""
+        if self._answer.complete and self._waiter is None:
             self._answer.take_all()
             self._end()
         elif self._in_exchange:

@@ -574,6 +574,27 @@ async def test_abort_keeps_a_connection_whose_answer_is_whole() -> None:
     assert not ends.wire.aborted
 
 
+async def test_abort_keeps_no_connection_that_is_being_read() -> None:
+    """Its reader, woken by the answer's end but not yet running, would read the next exchange's."""
+    ends, taken = Ends(), b""
+
+    def sink(piece: bytes) -> bool:
+        nonlocal taken
+        taken += piece
+        return True
+
+    ends.begin()
+    ends.connection.data_received(OK + b"content-length: 2\r\n\r\n")
+    reading = asyncio.ensure_future(ends.connection.pour(sink))
+    await asyncio.sleep(0)
+    ends.connection.data_received(b"ok")
+    ends.connection.abort()
+    assert not ends.released
+    assert ends.wire.aborted
+    assert not await reading
+    assert taken == b"ok"
+
+
 async def test_first_byte_is_waited_for_no_longer_than_allowed() -> None:
     """Interim answers do not count; the connection is dropped."""
     ends = Ends()
