@@ -31,7 +31,7 @@ from gateway.types import HistoryRow
 
 A = TypeVar("A")
 R = TypeVar("R")
-ROOM = 128  # lessons that wait: under a flood some seconds' worth
+ROOM = 32  # lessons that wait: what a busy gateway lets be learned in a second
 REPEATS = 4096  # prompts learned lately, to notice one that comes again
 COMMIT_WAIT_S = 0.1  # for the disk; beyond it questions are answered meanwhile
 
@@ -96,6 +96,7 @@ class BackgroundLearning:
         self._history = history
         self._waiting = LessonReservoir(ROOM, chance)
         self._allowance = CpuAllowance(clock)
+        self._cpu_s = time.process_time()
         self._rows: list[HistoryRow] = []
         self._commits: list[_Commit] = []
         self._recent: dict[CacheKey, None] = {}  # prompts learned lately, oldest first
@@ -104,14 +105,13 @@ class BackgroundLearning:
     def take_in(self, lessons: Sequence[Lesson], cpu_share: float) -> None:
         """Take lessons in, and commit the rows of those learned."""
         self._allowance.change(cpu_share)
-        began_s = time.thread_time()
         for lesson in lessons:
             left_out = self._waiting.add(lesson)
             if left_out is not None:
                 self._try(self._forecaster.learn_counts, left_out)
                 self._report.sampled_out += 1
-        self._allowance.spend(time.thread_time() - began_s)
         self._commit()
+        self._charge()
 
     def store(self, lessons: Mapping[int, Lesson]) -> None:
         """Store the rows of lessons, and learn these once they are stored."""
@@ -132,14 +132,18 @@ class BackgroundLearning:
         where none waits."""
         if self._commits:
             self._settle(0.0)
+        self._charge()
         wait_s = self._allowance.wait_s()
         if wait_s == 0.0 and (lesson := self._waiting.take()) is not None:
-            began_s = time.thread_time()
             self._learn(lesson)
-            self._allowance.spend(time.thread_time() - began_s)
+            self._charge()
         if not self._waiting:
             return COMMIT_WAIT_S if self._commits else None
         return wait_s
+
+    def excuse(self) -> None:
+        """Charge nothing for what this process has done until now: it made forecasts."""
+        self._cpu_s = time.process_time()
 
     def finish(self) -> None:
         """Learn all that waits, and wait until the rows are stored."""
@@ -171,6 +175,11 @@ class BackgroundLearning:
         return report
 
     # --- inside -------------------------------------------------------------------------
+
+    def _charge(self) -> None:
+        """Take off the allowance what this process, the thread of commits included, has used."""
+        before_s, self._cpu_s = self._cpu_s, time.process_time()
+        self._allowance.spend(self._cpu_s - before_s)
 
     def _learn(self, lesson: Lesson) -> None:
         row = self._try(self._forecaster.learn, lesson)

@@ -176,12 +176,16 @@ class ModelHost:
         assert learning is not None
         if isinstance(question, MakeForecasts):
             self._begin_work()
-            return ChildAnswer(workloads=[_tried(forecaster, view) for view in question.views])
+            workloads = [_tried(forecaster, view) for view in question.views]
+            learning.excuse()
+            return ChildAnswer(workloads=workloads)
         if isinstance(question, TakeLessons | StoreLessons | FinishLessons):
             self._begin_work()
             return _taught(learning, question)
         if isinstance(question, FillIndex):
-            return ChildAnswer(bad=_fill(forecaster, question.rows))
+            bad = _fill(forecaster, question.rows)
+            learning.excuse()
+            return ChildAnswer(bad=bad)
         if isinstance(question, TellMore):
             return ChildAnswer()
         learning.forget_repeats()

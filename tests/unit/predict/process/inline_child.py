@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.predict.lesson import Lesson
+from gateway.predict.process.background_learning import ROOM
 from gateway.predict.process.child_client import start_child
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.process.wire import (
@@ -246,11 +247,12 @@ async def all_learned(predictor: Predictor, tokens: int, texts: Iterable[str]) -
 
 
 async def lessons_learned(predictor: Predictor, lessons: Sequence[Lesson]) -> None:
-    before = predictor.snapshot()
-    for one in lessons:
-        assert predictor.learn(one)
-    ended = before.learned + before.learn_lost + len(lessons)
-    await until(lambda: (s := predictor.snapshot()).learned + s.learn_lost >= ended)
+    for at in range(0, len(lessons), ROOM):  # no more than wait, so that none is left out
+        before, part = predictor.snapshot(), lessons[at : at + ROOM]
+        for one in part:
+            assert predictor.learn(one)
+        ended = before.learned + before.learn_lost + len(part)
+        await until(lambda e=ended: (s := predictor.snapshot()).learned + s.learn_lost >= e)  # type: ignore[misc]
 
 
 async def holding(predictor: Predictor, child: InlineChild) -> None:

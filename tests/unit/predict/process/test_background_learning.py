@@ -40,7 +40,7 @@ def learning(forecaster: LearningForecaster) -> Learning:
 
 def test_lessons_are_learned_one_a_step_within_the_allowance(learning: Learning) -> None:
     """While the clock stands, only what was saved is used up; the rest waits its time out."""
-    learning.it.take_in([lesson(9, f"number {i}") for i in range(100)], 0.01)
+    learning.it.take_in([lesson(9, f"number {i}") for i in range(ROOM)], 0.01)
     steps = 0
     while learning.it.step() == 0.0:
         steps += 1
@@ -49,7 +49,7 @@ def test_lessons_are_learned_one_a_step_within_the_allowance(learning: Learning)
     assert wait_s is not None
     assert wait_s > 0.0
     learning.learn_all()
-    assert learning.it.report().learned == 100
+    assert learning.it.report().learned == ROOM
     assert learning.now_s > 1.0
 
 

@@ -146,9 +146,9 @@ async def test_observed_answers_are_not_stored_or_indexed(make: Make) -> None:
     shelf = Shelf()
     predictor = make(shelf=shelf)
     before = (await refined(predictor, view("another"))).p50
-    for _ in range(40):
+    for _ in range(ROOM):
         assert predictor.observe(view("running"), 9000)
-    await until(lambda: predictor.snapshot().learned == 40)
+    await until(lambda: predictor.snapshot().learned == ROOM)
     await learned(predictor, 10, "barrier")
     assert (await refined(predictor, view("another"))).p50 > before
     assert predictor.snapshot().index_rows == 1
@@ -191,8 +191,7 @@ async def test_predictor_keeps_its_calibration_between_runs(make: Make) -> None:
     """The calibration is stored now and then and at the stop; the next process begins with it."""
     kept: list[bytes] = []
     predictor = make(keep=kept.append)
-    for _ in range(KEEP_EVERY // ROOM + 1):
-        await lessons_learned(predictor, [lesson(3000, "again")] * ROOM)
+    await lessons_learned(predictor, [lesson(3000, "again")] * (KEEP_EVERY + 1))
     await until(lambda: len(kept) == 1)
     await predictor.stop(10)
     assert len(kept) == 2
