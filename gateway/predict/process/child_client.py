@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Protocol, cast
 
 import msgspec
@@ -31,6 +32,7 @@ from gateway.predict.process.wire import (
 )
 
 STARVED = 0.5  # of a time limit: a child that got less of the processor has not hung
+STOPPED_S = 1.0  # late for a time limit: the machine, or this process, was stopped meanwhile
 LAST_WORDS_S = 2.0  # from the end of its input to the child's own
 ENVIRONMENT = frozenset(
     {"PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "HOME", "TMPDIR"}
@@ -145,11 +147,13 @@ class ChildClient(asyncio.Protocol):
         self._give_up("it has ended")
 
     def _wait_for(self, timeout_s: float) -> None:
-        """Give the child up after so long, unless it could run then and was hardly let."""
-        before_s = _cpu_s(self.pid)
+        """Give the child up after so long, unless it could run then and was hardly let, or this
+        process was stopped itself."""
+        before_s, due_s = _cpu_s(self.pid), monotonic() + timeout_s
 
         def overdue() -> None:
-            if _is_runnable(self.pid) and _cpu_s(self.pid) - before_s < STARVED * timeout_s:
+            starved = _is_runnable(self.pid) and _cpu_s(self.pid) - before_s < STARVED * timeout_s
+            if starved or monotonic() - due_s > STOPPED_S:
                 self._wait_for(timeout_s)
             else:
                 self._give_up("no answer in time")
