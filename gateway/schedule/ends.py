@@ -125,11 +125,16 @@ def end_attempt(
         own_s=own_s,
         now=now,
     )
+    state.pools[live.pool].pace.attempted(verdict in DROPPED)
+    _look_again(state, live, verdict, None if wide else live.job.model)
+
+
+def _look_again(state: SchedulerState, live: LiveJob, verdict: Verdict, model: str | None) -> None:
+    """Have jobs of `model` (None: of any) ask the account again on which an attempt ended."""
     pool = state.pools[live.pool]
-    pool.pace.attempted(verdict in DROPPED)
     if verdict is not Verdict.SUCCESS:  # it may have taken an account out of service
         pool.due = True
-    pool.account_changed(live.account, None if wide else live.job.model)
+    pool.account_changed(live.account, model)
     state.touch(live.pool)
     home = state.route_table.pool_of.get(live.account, live.pool)
     if home != live.pool:  # after a reload
