@@ -1,9 +1,8 @@
 """Streams at a provider that is never slower, through a gateway that knows nothing yet.
 
-64 paced streams at once, then the gateway's own saturation, then the streams again, and once more
-both. A provider that answers as fast with 64 under way as with one gives no reason to
-hold any back, and the gateway's own lateness is none either: the streams a second are to be those
-of the provider asked directly.
+64 paced streams at once, then the gateway's own saturation, then the streams again. A provider that
+answers as fast with 64 under way as with one gives no reason to hold any back, and the gateway's
+own lateness is none either: the streams a second are to be those of the provider asked directly.
 """
 
 from __future__ import annotations

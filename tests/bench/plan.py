@@ -11,7 +11,7 @@ class Plan(NamedTuple):
     seconds: float = 3.0  # of one turn
     repeat: int = 3  # turns of each target at each cell
     fresh: int = 2  # gateways of each kind
-    rounds: int = 3  # of paced streams through each, saturated in between
+    rounds: int = 2  # of paced streams through each, saturated in between
     streams: int = 2000
     prompts: int = 3000  # at each rate of `used`
     rows: int = 12_000  # of history that `used` begins with
