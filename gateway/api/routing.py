@@ -105,6 +105,8 @@ def check_route(tenants: auth.Tenants, tenant: Tenant, method: str, path: str) -
         raise NotFound(f"Unknown request URL: {method} /v1{path[:200]}.", code="unknown_url")
     if not tenants.stateful(tenant):
         raise auth.stateful_forbidden(path)
+    if method == "TRACE":  # a provider would answer with the request, its key included
+        raise MethodNotAllowed("Not allowed: TRACE.")
 
 
 def require_method(method: str, wanted: str) -> None:

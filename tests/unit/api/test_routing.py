@@ -121,6 +121,13 @@ def test_check_route_refuses_stateful_routes_without_permission() -> None:
         check("DELETE", "/files/file-1", stateful=False)
 
 
+def test_check_route_never_sends_a_trace() -> None:
+    """The answer to TRACE is the request as it came, the account's key included."""
+    for path in ("/files/file-1", "/chat/completions"):
+        with pytest.raises(MethodNotAllowed):
+            check("TRACE", path, stateful=True)
+
+
 def test_generating_routes_are_stateless() -> None:
     """A request whose length is forecast may be sent to any account."""
     assert set(GENERATING) <= STATELESS
