@@ -32,6 +32,7 @@ logger = logging.getLogger("gateway.api")
 HttpRequest = Request[Any, Any, Any]
 HttpResponse = Response[bytes]
 MAX_WAIT_S = 86_400.0
+_STOPPING = frozenset({"draining", "shutdown"})
 
 
 def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
@@ -47,6 +48,8 @@ def problem(error: GatewayError) -> tuple[int, Headers, bytes]:
         headers.append((b"retry-after", str(max(math.ceil(wait), 1)).encode()))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if error.code in _STOPPING:  # the client is to come again on another connection
+        headers.append((b"connection", b"close"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return error.status, headers, body

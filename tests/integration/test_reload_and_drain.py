@@ -209,6 +209,7 @@ def test_sigterm_lets_a_running_stream_finish(
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "draining"
         assert refused.headers["retry-after"]
+        assert refused.headers["connection"] == "close"  # it is to come again on another
         provider.gate("go").mark()
         rest = client.read_until(END)
     assert b"[DONE]" in rest
