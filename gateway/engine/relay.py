@@ -28,13 +28,13 @@ from gateway.engine.client_watch import CancelReason, ClientWatch
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import Exchange
 from gateway.engine.response import ClientResponse, WriteError
-from gateway.engine.stream import relay_stream
+from gateway.engine.stream import read_tail, relay_stream
 from gateway.errors import GatewayError
 from gateway.predict.prices import Price
 from gateway.predict.process.predictor import Predictor
 from gateway.settings.schema import Server
 from gateway.types import JobRecord, Outcome
-from gateway.upstream.http_client import AttemptError, UpstreamClient
+from gateway.upstream.http_client import AttemptError, ProviderAnswer, UpstreamClient
 from gateway.upstream.providers import Failure, Target
 
 logger = logging.getLogger("gateway.engine")
@@ -101,6 +101,7 @@ class Relay:
         watch = ClientWatch(exchange.connection)
         self._open[watch] = exchange
         response = ClientResponse(self._engine, exchange, watch, self._write_error)
+        tail: ProviderAnswer | None = None
         try:
             async with watch:
                 with permit:
@@ -110,6 +111,8 @@ class Relay:
                     except asyncio.CancelledError:
                         exchange.cancel(watch.reason)
                         raise
+            if exchange.complete:  # for the rest nobody waits
+                tail, exchange.answer = exchange.answer, None
         except GatewayError as error:
             error.__traceback__ = None  # its frames hold the body, and the core may keep it
             response.refuse(error)
@@ -126,6 +129,8 @@ class Relay:
             record = exchange.record(self._prices)
             self._engine.ended(record)
             self._close(watch)
+        if tail is not None:
+            await read_tail(tail)
         return record
 
     def _fail(self, exchange: Exchange, response: ClientResponse, error: Exception) -> None:

@@ -116,7 +116,6 @@ async def relay_stream(
                 await _relay_rest(body, events)
             response.last(events.out)
             _settle(exchange, meter)
-            await _read_tail(body.answer)
         except (AttemptError, asyncio.CancelledError):
             exchange.usage = meter.usage or meter.estimated(permit.workload.prompt_tokens)
             raise
@@ -166,11 +165,12 @@ def _is_complete(exchange: Exchange, meter: StreamMeter) -> bool:
     return choices and meter.finished_choices >= exchange.job.n
 
 
-async def _read_tail(answer: ProviderAnswer) -> None:
+async def read_tail(answer: ProviderAnswer) -> None:
     """Read a finished stream to its end, so that its connection can serve again."""
-    if answer.complete:
-        answer.abort()  # nothing is lost by that
-        return
-    with contextlib.suppress(AttemptError, TimeoutError):
-        async with asyncio.timeout(TAIL_S):
-            await answer.pour(lambda _: True)
+    try:
+        if not answer.complete:
+            with contextlib.suppress(AttemptError, TimeoutError):
+                async with asyncio.timeout(TAIL_S):
+                    await answer.pour(lambda _: True)
+    finally:
+        answer.abort()  # of an answer that is complete nothing is lost by that

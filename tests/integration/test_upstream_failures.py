@@ -10,6 +10,7 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.engine.stream import TAIL_S
 from tests.kit import steps
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 from tests.kit.provider import ScriptedProvider
@@ -338,3 +339,17 @@ def test_client_credentials_stay_here(start_gateway: Start, provider: ScriptedPr
     assert seen["authorization"] == f"Bearer {PROVIDER_KEY}"
     assert not {"cookie", "openai-organization", "x-forwarded-for"} & set(seen)
     assert TENANT_KEY not in str(seen)
+
+
+def test_request_ends_with_its_answer_not_with_its_connection(
+    start_gateway: Start, provider: ScriptedProvider
+) -> None:
+    """A provider that leaves its connection open after the stream's last event adds nothing to the
+    time of the request, which is recorded before."""
+    events = [event(chunk({"content": "a"}, "stop")), b"data: [DONE]\n\n"]
+    provider.enqueue([Head(headers=EVENTS), *map(Send, events), Hang()])
+    gateway = start_gateway(provider)
+    assert post(gateway, stream=True).status_code == 200
+    line = gateway.wait_log(lambda x: x.get("msg") == "request")
+    assert line["total_ms"] < TAIL_S * 1000
+    provider.exchanges[0].peer_closed.wait(5.0)
