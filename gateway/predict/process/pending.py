@@ -2,6 +2,9 @@
 
 Forecasts, and lessons whose storing a caller waits for, go to the child as soon as it can be
 asked. All other lessons are only put into a list here, and handed over once a tick.
+
+Of the forecasts the newest comes first. A child that keeps up answers all of them in either order;
+one that does not would answer each too late in order of arrival, and so answers some in time.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class PendingWork:
         self._forecasts: deque[PendingForecast] = deque()
         self._promises: deque[PromisedLesson] = deque()
         self._lessons: list[Lesson] = []
+        self.dropped = 0  # forecasts for which newer ones left no room
         self._came = 0  # lessons since the list was last empty
         self._closed = False
 
@@ -67,11 +71,15 @@ class PendingWork:
         return not self._forecasts and not self.lessons
 
     def add_forecast(self, forecast: PendingForecast, room: int) -> bool:
-        """Queue a forecast; False where `room` of them wait already, or the queue is closed."""
-        taken = not self._closed and len(self._forecasts) < room
-        if taken:
-            self._forecasts.append(forecast)
-        return taken
+        """Queue a forecast; where `room` of them wait already the oldest goes. False where the
+        queue is closed."""
+        if self._closed:
+            return False
+        if len(self._forecasts) >= room:
+            self._forecasts.popleft()
+            self.dropped += 1
+        self._forecasts.append(forecast)
+        return True
 
     def add_promise(self, promise: PromisedLesson, room: int) -> bool:
         """Queue a promised lesson; False where `room` of them wait already, or the queue is
@@ -96,8 +104,8 @@ class PendingWork:
         return False
 
     def take_forecast(self) -> PendingForecast | None:
-        """Take out the oldest forecast; None where there is none."""
-        return self._forecasts.popleft() if self._forecasts else None
+        """Take out the newest forecast; None where there is none."""
+        return self._forecasts.pop() if self._forecasts else None
 
     def take_promises(self) -> list[PromisedLesson]:
         """Take out the oldest promised lessons, as many as one question has."""

@@ -1,10 +1,10 @@
 """The predictor: stage 0 on the event loop, everything slow in a child process.
 
 `Predictor` is all that other rooms see. Its task takes work from bounded queues (`PendingWork`):
-forecasts first, each only if it is still wanted, those of one turn of the loop together; lessons
-once a tick. It has them done by the child (`ChildSupervisor`, `Learner`) and replaces a child that
-ends or hangs after a pause, which grows while that keeps happening. Everything runs on the event
-loop, without a thread between it and the child.
+forecasts first, each only if it is still wanted, the newest first and those of one turn of the loop
+together; lessons once a tick. It has them done by the child (`ChildSupervisor`, `Learner`) and
+replaces a child that ends or hangs after a pause, which grows while that keeps happening.
+Everything runs on the event loop, without a thread between it and the child.
 
 Fail open: `forecast` never raises. A full queue, a late item, a bad artefact, a child that has
 ended or a dead task makes forecasts worse, and fails no request.
@@ -228,11 +228,12 @@ class Predictor:
         """Ask for the best forecast.
 
         Args:
-            done: gets it, later and at most once; never after False.
+            done: gets it, later and at most once; not where it comes too late, or newer ones
+                leave no room for it; never after False.
             wanted: asked just before the work; False skips it.
 
         Returns:
-            False when the queue is full or the task does not run.
+            False when the task does not run.
         """
         settings = self._settings
         taken = self._works and self._pending.add_forecast(
@@ -324,7 +325,7 @@ class Predictor:
             learn_queue=self._pending.lessons + learner.waiting,
             forecasts=dict(self._forecasts),
             skipped_late=self._skipped_late,
-            dropped_full=self._dropped_full,
+            dropped_full=self._dropped_full + self._pending.dropped,
             learn_lost=self._lost + learner.lost,
             cache_hits=self._stage0.hits,
             seconds=child.seconds,

@@ -30,9 +30,10 @@ def pending(seed: int = 1) -> PendingWork:
 
 
 def test_pending_queues_are_bounded_each() -> None:
-    """A full queue refuses, the others still take."""
+    """A full queue refuses, or drops its oldest forecast; the others still take."""
     work = pending()
-    assert [work.add_forecast(FORECAST, 2) for _ in range(3)] == [True, True, False]
+    assert [work.add_forecast(FORECAST, 2) for _ in range(3)] == [True, True, True]
+    assert work.dropped == 1
     assert [work.add_lesson(lesson(), 1) for _ in range(2)] == [True, False]
     assert [work.add_promise(PROMISE, 1) for _ in range(2)] == [True, False]
     assert (work.forecasts, work.lessons) == (2, 2)
@@ -53,6 +54,15 @@ def test_pending_is_handed_out_in_order() -> None:
     assert [one.output_tokens for one in work.take_lessons()] == [0, 1, 2]
     assert work.take_lessons() == []
     assert work.empty
+
+
+def test_pending_forecasts_come_newest_first() -> None:
+    """The last to come is the first to go; where there is no room the oldest is dropped."""
+    work, asked = pending(), [PendingForecast(VIEW, lambda _: None, bool) for _ in range(4)]
+    for one in asked:
+        work.add_forecast(one, 3)
+    taken = [work.take_forecast() for _ in range(4)]
+    assert [asked.index(one) for one in taken if one is not None] == [3, 2, 1]
 
 
 def test_pending_that_is_closed_hands_out_lessons_and_takes_nothing() -> None:

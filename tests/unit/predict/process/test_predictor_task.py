@@ -66,8 +66,8 @@ async def test_predictor_forecasts_before_it_learns(make: Make) -> None:
 
 
 async def test_forecasts_of_one_turn_are_asked_for_together(make: Make) -> None:
-    """What waits is one question, in order, less what is no longer wanted; beyond a bound it is
-    another."""
+    """What waits is one question, the newest first, less what is no longer wanted; beyond a bound
+    it is another."""
     asked: list[int] = []
 
     class Counting(InlineChild):
@@ -83,7 +83,8 @@ async def test_forecasts_of_one_turn_are_asked_for_together(make: Make) -> None:
     for number in range(FORECASTS + 2):
         done = partial(lambda number, workload: mailbox(number), number)
         assert predictor.refine(view(f"number {number}"), done, lambda n=number: n != 1)  # type: ignore[misc]
-    assert await mailbox.wait(FORECASTS + 1) == [n for n in range(FORECASTS + 2) if n != 1]
+    newest_first = range(FORECASTS + 1, -1, -1)
+    assert await mailbox.wait(FORECASTS + 1) == [n for n in newest_first if n != 1]
     assert asked == [FORECASTS, 1]
 
 
