@@ -15,6 +15,7 @@ GatewayError                     status  type                    code
 │  └─ UnsupportedMedia           415     …                       unsupported_media_type
 ├─ Refused                       429     rate_limit_error        (given: queue_full, …)
 ├─ Unavailable                   503     service_unavailable_error (given: draining, …)
+│  └─ Stopping                   503     …                       shutdown
 └─ UpstreamFailed                502     upstream_error          (given)
    ├─ UpstreamTimeout            504     upstream_error          upstream_timeout
    └─ UpstreamRefused            (the provider's own status and body, passed on)
@@ -144,6 +145,15 @@ class Unavailable(GatewayError):
     status = 503
     type = "service_unavailable_error"
     code = "unavailable"
+
+
+class Stopping(Unavailable):
+    """A request that ends because the gateway does."""
+
+    code = "shutdown"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway is stopping.")
 
 
 class UpstreamFailed(GatewayError):

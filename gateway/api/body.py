@@ -7,7 +7,7 @@ import asyncio
 
 from gateway.api.headers import Fields
 from gateway.api.request_cycle import Receive
-from gateway.errors import BodyTooLarge, RequestTimeout, Unavailable
+from gateway.errors import BodyTooLarge, RequestTimeout, Stopping, Unavailable
 from gateway.settings.schema import Server
 
 
@@ -61,7 +61,7 @@ async def read_body(
     """The whole request body. The caller gives its bytes back to `memory`.
 
     `whole` is the body where all of it has come already: nothing is received then. Raises
-    BodyTooLarge, RequestTimeout, Unavailable, ClientGone; then nothing is held.
+    BodyTooLarge, RequestTimeout, Unavailable, Stopping, ClientGone; then nothing is held.
     """
     if whole is None:
         announced = fields.get(b"content-length", b"")
@@ -95,7 +95,7 @@ async def _received(receive: Receive, server: Server, memory: BodyMemory) -> byt
         raise RequestTimeout("The request body did not arrive in time.") from None
     except asyncio.CancelledError:  # by the server, at its end
         memory.give_back(size)
-        raise Unavailable("The gateway is stopping.", code="shutdown") from None
+        raise Stopping from None
     except BaseException:
         memory.give_back(size)
         raise

@@ -30,7 +30,7 @@ from gateway.engine.client_watch import Connection
 from gateway.engine.engine import Engine
 from gateway.engine.exchange import Exchange
 from gateway.engine.relay import Relay
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Stopping
 from gateway.predict.process.predictor import Predictor
 from gateway.predict.prompt_view import PromptView
 from gateway.schedule.routes import Route
@@ -189,7 +189,7 @@ class DataPlane:
     def _refuse(self, info: RequestInfo, error: GatewayError, client: RequestCycle) -> None:
         write_problem(client, error, [(b"x-request-id", info.id.encode())])
         outcome = Outcome.CLIENT_ERROR if error.status < 500 else Outcome.FAILED
-        if error.code == "shutdown":
+        if isinstance(error, Stopping):
             outcome = Outcome.SHUTDOWN
         self._engine.ended(info.record(error.status, outcome, error.code, self._engine.clock()))
 

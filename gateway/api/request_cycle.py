@@ -22,6 +22,7 @@ from gateway.api.client_flow import ClientFlow
 from gateway.api.framing import ResponseFraming
 from gateway.api.problems import internal_error, problem
 from gateway.api.received_head import Message, RequestHead
+from gateway.errors import GatewayError, Stopping
 from gateway.upstream.providers import Headers
 
 logger = logging.getLogger("gateway.api")
@@ -97,12 +98,12 @@ class RequestCycle:
             await application(self)
             if not self.complete and not self.disconnected:
                 raise RuntimeError("the application returned before its response was complete")
-        except asyncio.CancelledError:
-            self._fail()
+        except asyncio.CancelledError:  # by the server, at its end
+            self._fail(Stopping())
             raise
         except Exception:
             logger.exception("request failed")
-            self._fail()
+            self._fail(internal_error())
         finally:
             tasks.discard(cast(Any, asyncio.current_task()))
 
@@ -272,14 +273,14 @@ class RequestCycle:
         else:
             transport.close()
 
-    def _fail(self) -> None:
-        """End the response for an application that did not."""
+    def _fail(self, error: GatewayError) -> None:
+        """End the response for an application that did not; by `error` where none has begun."""
         if self.complete or self.disconnected:
             return
         if not self._framing.held:
             self.break_off()
             return
-        status, headers, body = problem(internal_error())
+        status, headers, body = problem(error)
         self._framing = ResponseFraming(self.head.method, self.head.version, keep_alive=False)
         self.started = False
         self.start(status, headers)

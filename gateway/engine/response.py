@@ -14,7 +14,7 @@ import msgspec
 from gateway.engine.client_watch import CancelReason, ClientWatch, Connection
 from gateway.engine.engine import Engine, Permit
 from gateway.engine.exchange import OUTCOMES, Exchange
-from gateway.errors import GatewayError, Unavailable
+from gateway.errors import GatewayError, Stopping
 from gateway.upstream.http_client import ProviderAnswer
 from gateway.upstream.providers import RETURNED, Headers
 from gateway.upstream.sse import event_of
@@ -119,7 +119,7 @@ class ClientResponse:
         elif reason is CancelReason.STALLED:
             connection.abort()
         else:
-            error = Unavailable("The gateway is stopping.", code="shutdown")
+            error = Stopping()
             if not exchange.started:
                 exchange.status = error.status
                 self._write_error(connection, error, [])

@@ -143,6 +143,23 @@ async def test_application_that_never_answers_is_an_internal_error(begun: bool) 
     assert response.header("connection") == "close"
 
 
+async def test_cancelled_application_tells_its_client_that_the_gateway_stops() -> None:
+    """Only the server cancels one, at its end: no fault of the gateway."""
+
+    async def application(cycle: RequestCycle) -> None:
+        await asyncio.Event().wait()
+
+    ends = WiredClient("GET")
+    running = asyncio.ensure_future(ends.cycle.run(application, set()))
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    response = ends.response()
+    assert (response.status, response.json()["error"]["code"]) == (503, "shutdown")
+    assert response.header("connection") == "close"
+
+
 async def test_header_with_a_control_character_is_left_out() -> None:
     """No value can end its line: the header is not sent. A name that is none is an error."""
     ends = WiredClient("GET")
