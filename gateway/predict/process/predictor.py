@@ -1,10 +1,9 @@
 """The predictor: stage 0 on the event loop, everything slow in a child process.
 
-`Predictor` is all that other rooms see. Its task takes work from bounded queues (`PendingWork`):
-forecasts first, each only if it is still wanted, the newest first and those of one turn of the loop
-together; lessons once a tick. It has them done by the child (`ChildSupervisor`, `Learner`) and
-replaces a child that ends or hangs after a pause, which grows while that keeps happening.
-Everything runs on the event loop, without a thread between it and the child.
+`Predictor` is all that other rooms see. Its task has what waits done by a child process
+(`ChildWork`, `ChildSupervisor`) and replaces a child that ends or hangs after a pause, which grows
+while that keeps happening. Everything runs on the event loop, without a thread between it and the
+child.
 
 Fail open: `forecast` never raises. A full queue, a late item, a bad artefact, a child that has
 ended or a dead task makes forecasts worse, and fails no request.
@@ -19,7 +18,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import expm1, isnan
 from pathlib import Path
-from random import Random
 from time import monotonic
 
 from msgspec import structs
@@ -29,30 +27,25 @@ from gateway.predict.calibrate import Calibration
 from gateway.predict.lesson import Lesson
 from gateway.predict.prices import Price
 from gateway.predict.process.child_client import Connect
+from gateway.predict.process.child_work import TICK_S, ChildWork
 from gateway.predict.process.learner import Learner, RowsWritten
-from gateway.predict.process.pending import (
-    FORECASTS,
-    PendingForecast,
-    PendingWork,
-    PromisedLesson,
-)
+from gateway.predict.process.pending import PendingForecast, PromisedLesson
 from gateway.predict.process.supervisor import (
     CalibrationStore,
     ChildSupervisor,
     FaultLog,
     HistoryPages,
 )
-from gateway.predict.process.wire import ChildError, ChildGone, MakeForecasts
+from gateway.predict.process.wire import ChildGone
 from gateway.predict.prompt_view import PromptView
 from gateway.predict.refit.due import Refits
 from gateway.predict.stage0 import Stage0
 from gateway.settings.schema import Predict
 from gateway.snapshots import PredictorSnapshot
-from gateway.types import HistoryRow, Rung, Workload
+from gateway.types import HistoryRow, Workload
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 0.1  # between two batches of lessons
 STUCK_S = 5.0  # with one question, after which the state says so
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0  # before a child that has gone is replaced
 WELL_S = 60.0  # of life, after which the next pause is the first again
@@ -106,12 +99,11 @@ class Predictor:
     ) -> None:
         key = key or os.urandom(16)
         self._settings = settings
-        self._pause_s, self._tick_s = pause_s, tick_s
+        self._pause_s = pause_s
         self._private = frozenset(private)
         self._prices: Mapping[str, Price] = prices or {}
         self._faults = faults = FaultLog()
         self._stage0 = Stage0(settings, self._prices, key)
-        self._pending = PendingWork(Random())
         self._wake = asyncio.Event()  # there may be something to do
         self._child = ChildSupervisor(
             *(folder, key, self._prices),
@@ -125,14 +117,13 @@ class Predictor:
             faults=faults,
         )
         self._learner = Learner(self._child, self._stage0, faults, written)
+        self._work = ChildWork(self._child, self._stage0, self._learner, faults, self._wake, tick_s)
+        self._pending = self._work.pending
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the next tick
-        self._tick_due = False
         self._closing = asyncio.Event()
         self._configure_due = self._forget_due = self._tend_due = False
         self._death = ""
-        self._forecasts = dict.fromkeys(Rung, 0)
-        self._skipped_late = self._dropped_full = self._lost = 0
+        self._dropped_full = self._lost = 0
 
     def __repr__(self) -> str:
         return f"<Predictor {self._describe()!r} {self._pending!r} {self._child!r}>"
@@ -155,7 +146,7 @@ class Predictor:
             await asyncio.wait({task}, timeout=timeout_s if learns else 0.0)
             task.cancel()
             await asyncio.wait({task})
-        self._give_up("the predictor has stopped")
+        self._work.give_up("the predictor has stopped")
 
     def reconfigure(self, settings: Predict, private: Collection[str] | None = None) -> None:
         """Take new settings. Another encoder, or another folder of models, needs a restart.
@@ -205,7 +196,7 @@ class Predictor:
         except Exception:
             self._faults("a forecast failed")
             workload = self._stage0.plain(structs.replace(view, max_tokens=None, n=1))
-        self._forecasts[workload.rung] += 1
+        self._work.forecasts[workload.rung] += 1
         return workload
 
     def prompt_alone(self, like: Workload, model: str, prompt_tokens: int) -> Workload:
@@ -258,10 +249,8 @@ class Predictor:
             False when the list is full or the task does not run: a lesson is lost.
         """
         settings = self._settings
-        taken = self._works and self._pending.add_lesson(lesson, settings.learn_items)
+        taken = self._works and self._work.learn(lesson, settings.learn_items)
         self._lost += not taken and settings.enabled
-        if self._timer is None and taken:
-            self._arm()
         return taken
 
     def observe(self, view: PromptView, output_tokens: int) -> bool:
@@ -289,14 +278,6 @@ class Predictor:
         self._wake.set()
         await stored
 
-    def _arm(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._end_tick)
-
-    def _end_tick(self) -> None:
-        """Have the lessons of a tick handed over."""
-        self._timer, self._tick_due = None, True
-        self._wake.set()
-
     # --- for people -----------------------------------------------------------------------
 
     def profile(self, model: str) -> dict[str, float | None]:
@@ -323,8 +304,8 @@ class Predictor:
             index_rows=child.rows,
             forecast_queue=self._pending.forecasts,
             learn_queue=self._pending.lessons + learner.waiting,
-            forecasts=dict(self._forecasts),
-            skipped_late=self._skipped_late,
+            forecasts=dict(self._work.forecasts),
+            skipped_late=self._work.skipped_late,
             dropped_full=self._dropped_full + self._pending.dropped,
             learn_lost=self._lost + learner.lost,
             cache_hits=self._stage0.hits,
@@ -372,7 +353,7 @@ class Predictor:
                         continue
                     await self._child.open(self._settings, self._private)
                     opened_s = monotonic()
-                    await self._work()
+                    await self._serve()
                     if not self._closing.is_set():
                         self._learner.child_gone(ChildGone("it is switched off"))
                         await self._child.switch_off()
@@ -394,19 +375,17 @@ class Predictor:
                     self._child.forget_stored()
                 self._pending.close()
                 self._learner.child_gone(ChildGone("the predictor has ended"))
-                self._give_up("the predictor has ended")
+                self._work.give_up("the predictor has ended")
                 await self._child.stop_refit()
 
-    async def _work(self) -> None:
+    async def _serve(self) -> None:
         """Work until closing or switched off, and until what was taken before that is done."""
         while True:
             self._wake.clear()
             self._child.check()
             await self._follow_orders()
             ending = self._closing.is_set() or not self._settings.enabled
-            worked = await self._answer() or await self._keep_promises()
-            if self._tick_due or ending:
-                await self._hand_over()
+            worked = await self._work.turn(self._settings.cpu_share, ending=ending)
             if worked or self._wake.is_set():
                 continue
             if ending and self._pending.empty:
@@ -414,49 +393,13 @@ class Predictor:
                 return
             await self._wake.wait()
 
-    async def _keep_promises(self) -> bool:
-        """Have promised lessons stored; False where there are none."""
-        if not (promises := self._pending.take_promises()):
-            return False
-        try:
-            await self._learner.store(promises)
-        except ChildGone:
-            raise
-        except Exception:
-            self._faults("storing failed")
-        self._expect_report()
-        return True
-
-    async def _hand_over(self) -> None:
-        """Hand the lessons of a tick over, and take the report of those handed over before."""
-        self._tick_due = False
-        try:
-            await self._learner.hand_over(self._pending.take_lessons(), self._settings.cpu_share)
-        except ChildGone:
-            raise
-        except Exception:
-            self._faults("learning failed")
-        self._expect_report()
-
-    def _expect_report(self) -> None:
-        """Have the child asked again at the next tick where it owes a report."""
-        if self._learner.owing and self._timer is None:
-            self._arm()
-
     async def _idle(self) -> None:
         """Follow orders and drop work while switched off, until switched on or closing."""
         while not (self._settings.enabled or self._closing.is_set()):
             self._wake.clear()
             await self._follow_orders()
-            self._give_up("it is switched off")
+            self._work.give_up("it is switched off")
             await self._wake.wait()
-
-    def _give_up(self, why: str) -> None:
-        """Drop what waits, and tell those who wait for it."""
-        self._learner.give_up(*self._pending.abandon(), ChildGone(why))
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     async def _follow_orders(self) -> None:
         """Carry out the orders given since the last call. Where no child is open, the next one
@@ -470,44 +413,6 @@ class Predictor:
         if self._tend_due:
             self._tend_due = False
             await self._child.tend(self._settings, self._learner.learned)
-
-    async def _answer(self) -> bool:
-        """Answer forecasts that are still wanted, as many as one question has; False where none
-        waits. Late ones are dropped before any work is done."""
-        batch = self._wanted()
-        if not batch:
-            return False
-        generation = self._stage0.generation
-        views = [self._stage0.cut(pending.view) for pending in batch]
-        try:
-            workloads = (await self._child.ask(MakeForecasts(views))).workloads
-        except ChildGone:
-            raise
-        except Exception:
-            self._faults("a refinement failed")
-            return True
-        for pending, view, workload in zip(batch, views, workloads, strict=True):
-            try:
-                if isinstance(workload, str):
-                    raise ChildError(workload)
-                self._forecasts[workload.rung] += 1
-                self._stage0.remember(generation, view, workload)
-                pending.done(workload)
-            except Exception:
-                self._faults("a refinement failed")
-        return True
-
-    def _wanted(self) -> list[PendingForecast]:
-        found: list[PendingForecast] = []
-        while len(found) < FORECASTS and (pending := self._pending.take_forecast()) is not None:
-            try:
-                if pending.wanted():
-                    found.append(pending)
-                else:
-                    self._skipped_late += 1
-            except Exception:
-                self._faults("a refinement failed")
-        return found
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> None:

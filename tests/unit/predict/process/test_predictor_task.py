@@ -65,6 +65,22 @@ async def test_predictor_forecasts_before_it_learns(make: Make) -> None:
     assert [type(item) for item in await order.wait(2)] == [Workload, asyncio.Task]
 
 
+async def test_forecasts_without_end_do_not_keep_a_promise_waiting(make: Make) -> None:
+    """Each forecast that comes asks for the next; a row is stored all the same."""
+    shelf, count = Shelf(), 0
+    predictor = make(shelf=shelf)
+
+    def again(_: Workload) -> None:
+        nonlocal count
+        count += 1
+        predictor.refine(view(f"number {count}"), again, always)
+
+    for _ in range(2):
+        again(await refined(predictor, view()))
+    await asyncio.wait_for(predictor.learn_stored(lesson(9)), WAIT_S)
+    assert len(shelf.rows) == 1
+
+
 async def test_forecasts_of_one_turn_are_asked_for_together(make: Make) -> None:
     """What waits is one question, the newest first, less what is no longer wanted; beyond a bound
     it is another."""
