@@ -38,7 +38,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench import fresh, open_streams, turns, used
+from tests.bench import fresh, open_streams, turns, used, used_figures
 from tests.bench.cores import Unfit, on_core
 from tests.bench.full_window import artefacts, rows, stored
 from tests.bench.gateways import HERE, Revision, interpreter, measured_gateway, revision
@@ -149,8 +149,7 @@ def of_used(run: Run, found: Measured) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = stored(Path(folder) / "sagesched.db", history)
         orders = ("as shipped",)
-        for one in used.run(prompts, 60.0, store, history, cores, orders, TAU_RATES):
-            found.tau[one.rate] = one.ratio(one.tau)
+        found.used += used.run(prompts, 60.0, store, history, cores, orders, TAU_RATES)
 
 
 def of_queue(run: Run, found: Measured) -> None:
@@ -182,7 +181,7 @@ def report(found: Measured, run: Run, where: str, minutes: float) -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     notes = [f"{where}; Python {platform.python_version()}, {packages}; commit {commit()}"]
     notes.append(f"{minutes:.0f} minutes")
-    if found.tau:
+    if found.used:
         notes.append(
             f"τ of {f'the test side of `{run.data.name}`' if run.data else 'made-up prompts'}"
         )
@@ -201,6 +200,8 @@ def report(found: Measured, run: Run, where: str, minutes: float) -> str:
         parts += ["### Fresh gateways", fresh_table(found.fresh)]
     if found.held:
         parts += ["### Open streams", held_table(found.held)]
+    if found.used:
+        parts += ["### Forecasts used", used_figures.table(found.used)]
     if found.given_up:
         parts += [f"Not as it should be: {sentence}." for sentence in found.given_up]
     if found.unsettled:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from gateway.workbench.tables import table
 from tests.bench.turns import OFF, ON, Row
+from tests.bench.used_figures import Used
 
 
 class Goal(NamedTuple):
@@ -90,7 +91,7 @@ class Measured:
     fresh: list[Fresh] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
     memory_mb: dict[str, float] = field(default_factory=dict)  # by revision, with child
-    tau: dict[int, float] = field(default_factory=dict)  # used over full, by rate
+    used: list[Used] = field(default_factory=list)  # τ, of this commit
     queued_us: dict[str, list[float]] = field(default_factory=dict)  # by revision
     ceiling: float = 0.0  # requests a second of the load against the mock alone
     unsettled: int = 0  # turns that left more to learn than was waited for
@@ -178,7 +179,8 @@ def _rest(measured: Measured, of: str) -> list[Figure]:
         Figure("memory MB with child, after the loads", Goal(250, True, ".0f"), memory),
     ]
     for rate, bound in ((200, 0.92), (500, 0.88)):
-        ratio = [measured.tau[rate]] if of == "this" and rate in measured.tau else []
+        used = [one for one in measured.used if of == "this" and one.rate == rate]
+        ratio = [one.ratio(one.tau) for one in used]
         found.append(Figure(f"τ used ÷ full at {rate}/s", Goal(bound, False), ratio))
     name = "finish + dispatch at 10,000 queued, µs"
     return [*found, Figure(name, Goal(40.0, True, ".1f"), measured.queued_us.get(of, []))]
