@@ -108,7 +108,12 @@ def table(found: Sequence[Used]) -> str:
     work = table_of(
         [
             *("req/s", "order", "better forecast in time", "rungs of what was used"),
-            *("skipped late", "queue full", "lessons lost, brief", "repeats from cache"),
+            *(
+                "skipped late",
+                "queue full",
+                "lessons learned, counted only, lost",
+                "repeats from cache",
+            ),
             *("core: gateway + predictor", "core: load"),
         ],
         map(_work, found),
@@ -139,7 +144,7 @@ def _work(one: Used) -> list[str]:
         ", ".join(f"{rung} {share:.1%}" for rung, share in one.rungs.items()),
         str(of["skipped_late"]),
         str(of["dropped_full"]),
-        f"{of['learn_lost']}, {of['learned_briefly']}",
+        f"{of['learned']}, {of['sampled_out']}, {of['learn_lost']}",
         str(of["cache_hits"]),
         " + ".join(f"{share:.0%}" for share in one.gateway_share),
         f"{one.load_share:.0%}",
