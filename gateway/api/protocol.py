@@ -78,7 +78,7 @@ class GatewayProtocol(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._parser = _parser(self)
         self._addresses: tuple[Address | None, Address | None] = (None, None)  # client's, ours
-        self._cycle: RequestCycle | None = None  # the present request's, or the last one's
+        self._cycle: RequestCycle | None = None  # of the request that is not answered yet
         self._pipelined = False  # nothing more is read of a client that pipelined
         self.due_s = inf
         # The request that is being read.
@@ -150,7 +150,7 @@ class GatewayProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Close once the answer under way is complete."""
-        if self._cycle is None or self._cycle.complete:
+        if self._cycle is None:
             self.transport.close()
         else:
             self._cycle.close_after()
@@ -168,14 +168,17 @@ class GatewayProtocol(asyncio.Protocol):
         self._refuse(error)
 
     def _answered(self) -> None:
-        """Await the next request: the answer to this one is complete."""
+        """Await the next request: the answer to this one is complete, and its header, which may be
+        large, is not held while the connection is idle."""
+        self._cycle = None
+        self._headers = []
         self._state.total_requests += 1
         self.due_s = self._loop.time() + self.connections.server.keepalive_s
 
     # -- the parser's side -----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._cycle is not None and not self._cycle.complete:
+        if self._cycle is not None:
             self._cycle.close_after()
             self._pipelined = True
             return

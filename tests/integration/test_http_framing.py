@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +20,13 @@ from tests.kit.steps import Cut, Head, Raw, Send
 CHAT = "/v1/chat/completions"
 BODY = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
 Start = Callable[..., GatewayProcess]
+
+
+def resident_kb(gateway: GatewayProcess) -> int:
+    """Memory of the gateway's process."""
+    assert gateway.process is not None
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return int(next(x for x in status.splitlines() if x.startswith("VmRSS")).split()[1])
 
 
 def request(version: str = "1.1", method: str = "POST", path: str = CHAT, **more: Any) -> bytes:
@@ -186,3 +195,17 @@ def test_changed_keepalive_is_in_force_at_once(
         client.send(request())
         assert client.read_response().status == 200
         assert client.read_to_end() == b""
+
+
+def test_idle_connections_hold_no_headers(start_gateway: Start, provider: ScriptedProvider) -> None:
+    """Connections that wait for their next request do not keep what the last one brought."""
+    gateway = start_gateway(provider)
+    large = {f"x-{number}": "v" * 6000 for number in range(10)}
+    with ExitStack() as clients:
+        held = []
+        for _ in range(200):
+            client = clients.enter_context(RawClient.to(gateway.url()))
+            client.request("GET", "/healthz", headers=large)
+            assert client.read_response().status == 200
+            held.append(resident_kb(gateway))
+    assert held[-1] - held[20] < 5_000  # of 11,000 that were sent meanwhile
