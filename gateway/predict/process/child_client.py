@@ -96,7 +96,7 @@ class ChildClient(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         payload = self._payload = loop.create_future()
         self._transport.write(frame)
-        self._wait_for(timeout_s)
+        self._wait_for(timeout_s, _cpu_s(self.pid))
         try:
             answer = answer_decoder.decode(await payload)
         except msgspec.DecodeError as error:
@@ -146,15 +146,15 @@ class ChildClient(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._give_up("it has ended")
 
-    def _wait_for(self, timeout_s: float) -> None:
-        """Give the child up after so long, unless it could run then and was hardly let, or this
-        process was stopped itself."""
-        before_s, due_s = _cpu_s(self.pid), monotonic() + timeout_s
+    def _wait_for(self, timeout_s: float, before_s: float) -> None:
+        """Give the child up after so long, unless it could run then and was hardly let since it
+        was asked, or this process was stopped itself. `before_s`: CPU time it had used then."""
+        due_s = monotonic() + timeout_s
 
         def overdue() -> None:
             starved = _is_runnable(self.pid) and _cpu_s(self.pid) - before_s < STARVED * timeout_s
             if starved or monotonic() - due_s > STOPPED_S:
-                self._wait_for(timeout_s)
+                self._wait_for(timeout_s, before_s)
             else:
                 self._give_up("no answer in time")
 

@@ -283,6 +283,8 @@ async def test_child_that_hangs_is_given_up_and_ended(start: Start) -> None:
 
 BUSY = "import os; os.sched_setaffinity(0, {int(os.environ['CORE'])})\nwhile True: pass"
 STARVED = """
+read()
+write(b'\\x00\\x00\\x00\\x01\\x80')
 os.sched_setaffinity(0, {int(os.environ['TMPDIR'])})
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 read()
@@ -290,6 +292,12 @@ until = time.process_time() + 0.05
 while time.process_time() < until: pass
 write(b'\\x00\\x00\\x00\\x01\\x80')
 time.sleep(600)
+"""
+HUNG = """
+os.sched_setaffinity(0, {int(os.environ['TMPDIR'])})
+os.nice(5)
+read()
+while True: pass
 """
 
 
@@ -301,6 +309,7 @@ async def test_child_that_does_not_get_the_processor_is_not_given_up(start: Star
     busy = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, env={"CORE": core})
     try:
         client = await start(scripted(STARVED), {**own_environ(), "TMPDIR": core})
+        await ask(client, ForgetLearned())  # it has started, at its normal priority
         asking = asyncio.create_task(ask(client, ForgetLearned(), 0.4))
         done, _ = await asyncio.wait({asking}, timeout=1.5)
     finally:
@@ -317,6 +326,22 @@ async def test_child_is_not_given_up_for_a_stop_of_its_gateway(start: Start) -> 
     await asyncio.sleep(0)
     time.sleep(1.5)  # noqa: ASYNC251 - as a process that is stopped
     assert (await asking).workloads
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the time of a process is read from /proc")
+async def test_child_that_hangs_beside_a_busy_neighbour_is_given_up(start: Start) -> None:
+    """One that computes without end and gets a share of a core is given up once it has had half of
+    its time limit on the processor, however long that takes."""
+    core = str(min(os.sched_getaffinity(0)))
+    busy = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, env={"CORE": core})
+    try:
+        client = await start(scripted(HUNG), {**own_environ(), "TMPDIR": core})
+        async with asyncio.timeout(20):
+            with pytest.raises(ChildGone, match="no answer in time"):
+                await ask(client, ForgetLearned(), 0.4)
+    finally:
+        busy.kill()
+        await busy.wait()
 
 
 async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
