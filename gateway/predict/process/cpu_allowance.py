@@ -39,8 +39,9 @@ class CpuAllowance:
         self._share = share
 
     def spend(self, cpu_s: float) -> None:
-        """Take off what was used. A piece of work that was begun may overdraw."""
-        self._left_s -= cpu_s
+        """Take off what was used. A piece of work that was begun may overdraw; of what is owed
+        more than `SAVED_S` is forgiven."""
+        self._left_s = max(self._left_s - cpu_s, -SAVED_S)
 
     def wait_s(self) -> float:
         """Seconds until there is some; 0 where there is."""

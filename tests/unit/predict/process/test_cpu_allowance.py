@@ -64,3 +64,15 @@ def test_allowance_saves_for_one_tick_alone() -> None:
     assert it.allowance.wait_s() == 0.0
     it.allowance.spend(SAVED_S * 0.15)
     assert it.allowance.wait_s() == pytest.approx(LEAST_S / 0.15)
+
+
+def test_allowance_owes_for_a_while_alone() -> None:
+    """After an hour of work beyond its share, which could not be left undone, nothing is held
+    against the next second."""
+    it = Virtual()
+    for _ in range(36_000):
+        it.now_s += 0.1
+        it.allowance.change(0.01)
+        it.allowance.spend(0.003)
+    it.allowance.change(1.0)
+    assert it.allowance.wait_s() == pytest.approx(SAVED_S + LEAST_S)
