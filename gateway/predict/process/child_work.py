@@ -73,12 +73,15 @@ class ChildWork:
         Raises:
             ChildGone: the child is lost.
         """
+        generation = self._stage0.generation
         worked = self._passed < PASSES and await self._answer()
         if worked:
             self._passed += 1
         else:
             worked = await self._keep_promises() or self._passed > 0
             self._passed = 0
+        if self._stage0.generation is not generation:
+            return worked  # orders came meanwhile: what is reported after them is of their result
         if self._tick_due or ending:
             await self._hand_over(cpu_share)
         return worked

@@ -402,17 +402,18 @@ class Predictor:
             await self._wake.wait()
 
     async def _follow_orders(self) -> None:
-        """Carry out the orders given since the last call. Where no child is open, the next one
-        starts with their result."""
-        if self._configure_due:
-            self._configure_due = False
-            await self._child.configure(self._settings, self._private)
-        if self._forget_due:
-            self._forget_due = False
-            await self._child.forget()
-        if self._tend_due:
-            self._tend_due = False
-            await self._child.tend(self._settings, self._learner.learned)
+        """Carry out the orders given since the last call, and meanwhile: what is asked next is of
+        the state they lead to. Where no child is open, the next one starts with their result."""
+        while self._configure_due or self._forget_due or self._tend_due:
+            if self._configure_due:
+                self._configure_due = False
+                await self._child.configure(self._settings, self._private)
+            if self._forget_due:
+                self._forget_due = False
+                await self._child.forget()
+            if self._tend_due:
+                self._tend_due = False
+                await self._child.tend(self._settings, self._learner.learned)
 
 
 async def _within(timeout_s: float, event: asyncio.Event) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from gateway.predict.process.predictor import Predictor
+from gateway.predict.process.wire import ChildAnswer, Question, TakeLessons
 from gateway.predict.prompt_view import PromptView
 from gateway.settings.schema import Predict
 from gateway.shipped import shipped
@@ -12,6 +15,7 @@ from gateway.types import Rung
 from tests.unit.predict.process.inline_child import (
     POEM,
     Children,
+    InlineChild,
     Mailbox,
     Make,
     all_learned,
@@ -20,6 +24,8 @@ from tests.unit.predict.process.inline_child import (
     learned,
     lesson,
     refined,
+    text_of,
+    until,
     view,
 )
 
@@ -58,6 +64,34 @@ async def test_forecast_asked_for_before_a_reset_is_not_cached(make: Make) -> No
     predictor.reset_learned()
     children.last.release()
     await late.wait()
+    predictor.forecast(view())
+    assert predictor.snapshot().cache_hits == 0
+
+
+async def test_repeat_learned_before_a_reset_is_not_cached(make: Make) -> None:
+    """A reset that comes while a forecast is made, just before a report is taken: the forecasts
+    that the report has ready are of what the reset forgets."""
+
+    class Reset(InlineChild):
+        taught = False
+
+        async def ask(self, question: Question, timeout_s: float) -> ChildAnswer:
+            answer = await super().ask(question, timeout_s)
+            if isinstance(question, TakeLessons) and question.lessons and self.taught:
+                assert predictor.refine(view("another"), late, always)
+            if "another" in text_of(question):
+                await asyncio.sleep(0.05)  # ten ticks: what was taken in is learned, and reported
+                predictor.reset_learned()
+            return answer
+
+    children, late = Children(Reset), Mailbox()
+    predictor = make(connect=children)
+    await learned(predictor, 2500)
+    assert isinstance(children.last, Reset)
+    children.last.taught = True
+    assert predictor.learn(lesson(2500))
+    await late.wait()
+    await until(lambda: predictor.snapshot().index_rows == 0)
     predictor.forecast(view())
     assert predictor.snapshot().cache_hits == 0
 
