@@ -16,7 +16,7 @@ from gateway.schedule.scheduler import Scheduler
 from gateway.serve import serve
 from gateway.settings.schema import Settings
 
-WORK_S = 0.005
+WORK_S = 0.02
 
 
 class Busy(Scheduler):

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, cast
 
 import pytest
 
 from gateway.engine.loop_lag import COARSE_S, FADE, TICK_S, LoopLag
+
+pytestmark = pytest.mark.anyio
 
 WHOLE_S = 10.0
 
@@ -90,3 +95,22 @@ def test_loop_lag_ticks_only_while_there_is_something_to_watch() -> None:
     lag.watch()
     assert loop.timers == 3
     assert late_s(loop, lag) == 0.0
+
+
+async def test_loop_lag_covers_the_time_that_bytes_lay_unread() -> None:
+    """On a real loop: bytes that lay in a socket while the loop was busy are no service time."""
+    loop = asyncio.get_running_loop()
+    lag = LoopLag(loop, monotonic, [1])
+    near, far = socket.socketpair()
+    with near, far:
+        heard = loop.create_future()
+        near.setblocking(False)
+        loop.add_reader(near, lambda: heard.done() or heard.set_result(monotonic()))
+        lag.watch()
+        far.send(b"an answer, at once")
+        sent_s = monotonic()
+        while monotonic() < sent_s + 0.06:
+            pass
+        heard_s = await heard
+        loop.remove_reader(near)
+        assert lag.own_s(sent_s, heard_s - sent_s) >= 0.06
