@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway.balance.account import CUTS
 from gateway.balance.accounts import Accounts
+from gateway.balance.inflight import Mark
+from gateway.balance.window import DROP, FAR, LEAP, NARROWER, WIDER, Window
 from gateway.types import Fit, RateLimits, Reason, Verdict
 from tests.kit.length import short_or_long
+from tests.unit.balance.busy_loop import BusyLoop
+from tests.unit.balance.fluid import SHAPES
 from tests.unit.schedule.build import settings
 
 QUICK = hypothesis_settings(max_examples=short_or_long(75, 150), deadline=None, database=None)
@@ -150,3 +157,67 @@ def test_account_is_blocked_until_the_time_it_gives(
         )
         assert isinstance(then, Fit) or then.reason is not Reason.ACCOUNT_BACKOFF
         now = answer.until_s
+
+
+class Watched(Window):
+    """A window whose every move is held against what it may do."""
+
+    most = 0  # requests in flight at once, so far
+
+    def take(self, now: float) -> Mark:
+        before = self.base, self.value
+        mark = super().take(now)
+        assert (self.base, self.value) == before
+        self.most = max(self.most, self.inflight)
+        return mark
+
+    def learn(self, *args: Any) -> None:
+        base, value, used = self.base, self.value, self.inflight >= self.value
+        super().learn(*args)
+        low, high = self.bounds
+        assert low <= self.base <= high
+        assert low <= self.value <= high
+        if self.base > base:
+            assert used
+            seen = 1.1 * self.most  # as bins are a tenth wide
+            assert self.base <= max(LEAP * base, FAR * seen) + 0.5
+        if self.base < base:
+            assert self.base >= min(base, math.floor(DROP * base + 0.5))
+        if self.value not in (self.base, value):
+            assert used
+            assert NARROWER * self.base <= self.value <= max(WIDER * self.base, self.base + 1.0)
+
+
+@given(
+    st.sampled_from(["flat", "saturating", "power", "linear"]),
+    st.floats(4.0, 40.0),
+    st.sampled_from([0.0, 0.1, 0.3]),
+    st.sampled_from([0.0, 0.0004, 0.002]),
+    st.integers(2, 60),
+    st.tuples(st.integers(1, 8), st.integers(8, 100)),
+    st.lists(st.integers(1, 80), min_size=2, max_size=3),
+)
+@QUICK
+def test_window_of_a_provider_moves_only_as_it_may(
+    shape: str,
+    knee: float,
+    noise: float,
+    work_s: float,
+    start: int,
+    bounds: tuple[int, int],
+    loads: list[int],
+) -> None:
+    """Whatever the provider, the load and the gateway's own work: a window moves with answers
+    alone, within its bounds; it grows only where it is in use, by LEAP or to FAR times what was in
+    flight; it falls by DROP at most; a probe is no wider and no narrower than it may be."""
+    slowdown = (lambda n: 1.0) if shape == "flat" else SHAPES[shape](knee)
+    window = Watched("m", start)
+    window.configure(*bounds)
+    loop = BusyLoop(window, work_s)
+    for clients in loads:
+        loop.run(clients, 6.0, lambda n: 0.1 * slowdown(n), noise)
+    learned = window.to_save()
+    again = Window("m", start)
+    again.configure(*bounds)
+    again.restore(learned)
+    again.check()

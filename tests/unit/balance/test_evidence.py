@@ -367,3 +367,30 @@ def test_evidence_reports_better_answers_below_worse_ones_above() -> None:
     it = taught()
     batch = expected(it, 8.0, 4 * -5.0) + expected(it, 20.0, 6.0)
     assert it.look(batch, WINDOW) is True
+
+
+def other(it: Evidence, n: float, factor: float, count: int = 10) -> list[Sample]:
+    """Answers that take `factor` times what `it` expects at `n` in flight."""
+    answers = expected(it, n, 0.0, max(count, 1))[:count]
+    return [replace(one, latency_s=one.latency_s * factor) for one in answers]
+
+
+@pytest.mark.parametrize("factor", [4.0, 0.25])
+def test_evidence_starts_anew_when_latencies_jump_at_a_known_load(factor: float) -> None:
+    """Four times as long, or a quarter, at a known load: nothing of before is kept."""
+    it = taught()
+    it.look(other(it, 8.0, factor), WINDOW)
+    assert mass(it) == pytest.approx(10.0)
+    known = taught()
+    known.look(other(known, 8.0, math.sqrt(factor)), WINDOW)
+    assert mass(known) > 12.0
+
+
+@pytest.mark.parametrize(("known", "anew"), [(10, True), (5, True), (4, False), (0, False)])
+def test_evidence_starts_anew_by_what_was_known_alone(known: int, anew: bool) -> None:
+    """Latencies beyond the load that was seen say nothing of a jump; half of a batch must not be
+    beyond it."""
+    it = taught()
+    batch = other(it, 8.0, 4.0, known) + other(it, 60.0, 4.0, 10 - known)
+    it.look(batch, 100.0)
+    assert (mass(it) == pytest.approx(10.0)) is anew

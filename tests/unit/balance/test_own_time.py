@@ -124,6 +124,7 @@ def test_window_in_slow_start_grows_on_answers_that_show_nothing() -> None:
 
     assert answers(window(16), 9, full=True) == 16
     assert answers(window(16), 10, full=True) == 40
+    assert answers(window(16), 19, full=True) == 40
     assert answers(window(16, high=20), 10, full=True) == 20
     assert answers(window(16), 40, full=False) == 16
     settled = window(16)
