@@ -178,8 +178,8 @@ class Window(InFlight):
     def _outshone(self, used: bool, next_lease: int) -> None:
         """Counts an answer whose latency may be the gateway's own. It shows nothing of the provider
         but that the gateway was slower, so slow start goes on."""
-        self._unseen += used
-        if self._slow_start and self._unseen >= FIRST_BATCH:
+        self._unseen += used and self._slow_start
+        if self._unseen >= FIRST_BATCH:
             self._unseen = 0
             self._move(min(self.base * LEAP, self._high), next_lease)
 
