@@ -1,5 +1,4 @@
 """The tree of errors; "…": as in the class above, "(given)": chosen where the error is raised.
-
 GatewayError                     status  type                    code
 ├─ SettingsError                 (never on the wire: start-up and reload)
 ├─ InvalidRequest                400     invalid_request_error   (given)
