@@ -23,7 +23,9 @@ TICK_S = 0.1  # between two batches of lessons
 
 
 class ChildWork:
-    """What waits for the child, and its being done. The coroutine is the predictor's task's.
+    """Queues of what waits for the child, and the order in which it is done.
+
+    The coroutine is the predictor's task's.
 
     Args:
         wake: set when there is something to do.
