@@ -167,7 +167,7 @@ class Window(InFlight):
     def _is_due(self, now: float) -> bool:
         """True if the batch is to be looked at now."""
         answers = len(self._batch)
-        if self._flat and self._full >= FIRST_BATCH:
+        if self._flat and self.base < self._high and self._full >= FIRST_BATCH:
             return True
         size = min(max(BATCH[0], self.value / 2.0), BATCH[1])
         if answers < (FIRST_BATCH if self._slow_start else size):

@@ -148,3 +148,19 @@ def test_window_rests_between_looks_at_a_fast_provider() -> None:
             size = len(it._batch)
         assert len(sizes) > 3
         assert all(least <= one <= most for one in sizes[1:]), (REST_S, sizes)
+
+
+def test_window_at_its_bound_rests_too() -> None:
+    """A window that may not grow is not looked at sooner for being full, flat as latencies are."""
+    loop = BusyLoop(window(16, high=64), 0.0)
+    loop.run(100, 3.0, lambda n: 0.025)
+    assert loop.window.base == 64
+    looks = 0
+
+    def counting(inflight: float) -> float:
+        nonlocal looks
+        looks += not loop.window._batch
+        return 0.025
+
+    loop.run(100, 5.0, counting)
+    assert looks <= 5.0 / REST_S + len(loop.trace) / LARGEST_BATCH + 1
