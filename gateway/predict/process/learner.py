@@ -114,6 +114,7 @@ class Learner:
         self._waiting, self.owing = 0, False
         promises, self._promises = self._promises, {}
         self.give_up([], list(promises.values()), error)
+        self._tell_of_rows(0, 0, "")  # a reason without a writer would stand for ever
 
     # --- inside -------------------------------------------------------------------------
 
@@ -152,11 +153,17 @@ class Learner:
             _settle(self._promises.pop(number), NotStored(why) if why else None)
         for number, why in report.drafts_failed.items():
             _settle(self._promises.pop(number), ChildError(why))
+        if report.rows or report.lost_rows:
+            self._tell_of_rows(report.rows, report.lost_rows, report.store_fault)
         try:
-            if report.rows or report.lost_rows:
-                self._written(report.rows, report.lost_rows, report.store_fault)
             if report.failed:
                 raise ChildError(report.fault or next(iter(report.drafts_failed.values())))
+        except ChildError:
+            self._faults("learning failed")
+
+    def _tell_of_rows(self, stored: int, lost: int, why: str) -> None:
+        try:
+            self._written(stored, lost, why)
         except Exception:
             self._faults("learning failed")
 

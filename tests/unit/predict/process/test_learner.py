@@ -79,6 +79,18 @@ async def test_rows_that_are_stored_are_told_of(make: Make) -> None:
     assert predictor.snapshot().learned == 7
 
 
+async def test_store_that_nobody_writes_to_any_more_does_not_fail(make: Make) -> None:
+    """Switched off after rows were refused, the predictor takes the reason back: no row will come
+    to show that the disk is mended."""
+    told, shelf = list[tuple[int, int, str]](), Shelf()
+    predictor = make(shelf=shelf, written=lambda *what: told.append(what))
+    shelf.error = OSError("the disk is full")
+    await learned(predictor, 9)
+    await until(lambda: (0, 1, "the disk is full") in told)
+    predictor.reconfigure(Predict(enabled=False))
+    await until(lambda: told[-1] == (0, 0, ""))
+
+
 async def test_lessons_of_a_tick_are_handed_over_at_once(make: Make) -> None:
     """Lessons cost one question a tick, and another for the report, however many they are."""
 
