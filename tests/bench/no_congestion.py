@@ -2,7 +2,7 @@
 
     python -m tests.bench.no_congestion [--seconds 3] [--predict] [--wide]
 
-64 streams at a time are asked of paced_upstream.py, directly and through the gateway: as the
+64 paced streams at a time are asked of mock_upstream.py, directly and through the gateway: as the
 first load of a fresh one, after idling, after requests that filled the gateway's own core, and
 after twice as many streams. Whatever the gateway adds by itself is no congestion of the provider,
 so nothing should wait: a row has the streams a second as a share of the direct ones, the first
@@ -32,8 +32,9 @@ import httpx
 from tests.bench.cores import check_load, load_and_gateway, on_core
 from tests.kit.gateway import TENANT_KEY, GatewayProcess, account
 
-STREAMS = ("--stream", "--concurrency", "64")
-MORE_STREAMS = ("--stream", "--concurrency", "128")
+PACED = ("--stream", "--words", "21", "--pace", "50-20.5-21")
+STREAMS = (*PACED, "--concurrency", "64")
+MORE_STREAMS = (*PACED, "--concurrency", "128")
 SATURATION = ("--concurrency", "64")
 IDLE_S = 3.0
 ORDERS = (
@@ -44,9 +45,9 @@ ORDERS = (
 
 @contextmanager
 def upstream() -> Iterator[int]:
-    """The port of a paced provider of its own process."""
+    """The port of a provider of its own process."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.paced_upstream"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.bench.mock_upstream"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         try:
