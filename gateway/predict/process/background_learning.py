@@ -34,6 +34,7 @@ R = TypeVar("R")
 ROOM = 32  # lessons that wait: what a busy gateway lets be learned in a second
 REPEATS = 4096  # prompts learned lately, to notice one that comes again
 COMMIT_WAIT_S = 0.1  # for the disk; beyond it questions are answered meanwhile
+COMMITS = 256  # under way, half a minute's beside a disk that hangs; beyond, rows are refused
 
 
 class RowWriter(Protocol):
@@ -64,12 +65,15 @@ class NoHistory:
         """Do nothing."""
 
 
+_TOO_SLOW = NoHistory("the store is too slow")
+
+
 class _Commit(Struct):
     """Rows on their way to the disk."""
 
     future: Future[int]
     rows: int
-    promised: dict[int, Lesson] = {}
+    promised: dict[int, Lesson]
 
 
 class BackgroundLearning:
@@ -124,8 +128,7 @@ class BackgroundLearning:
                 self._report.failed += 1
                 self._report.drafts_failed[number] = described(error)
         if rows:
-            self._commits.append(_Commit(self._history.put(rows), len(rows), drafted))
-            self._settle(COMMIT_WAIT_S)
+            self._put(rows, drafted)
 
     def step(self) -> float | None:
         """Learn one lesson where the allowance lets; seconds until the next may be learned, None
@@ -215,8 +218,17 @@ class BackgroundLearning:
         """Begin to store the rows there are, and look after earlier ones."""
         if self._rows:
             rows, self._rows = self._rows, []
-            self._commits.append(_Commit(self._history.put(rows), len(rows)))
-        self._settle(COMMIT_WAIT_S)
+            self._put(rows, {})
+        else:
+            self._settle(0.0)
+
+    def _put(self, rows: Sequence[HistoryRow], promised: dict[int, Lesson]) -> None:
+        """Begin to store rows; wait for it where no earlier ones keep the disk busy."""
+        self._settle(0.0)
+        behind = len(self._commits)
+        history = self._history if behind < COMMITS else _TOO_SLOW
+        self._commits.append(_Commit(history.put(rows), len(rows), promised))
+        self._settle(0.0 if behind else COMMIT_WAIT_S)
 
     def _settle(self, timeout_s: float | None) -> None:
         """Wait for the commits under way, and take note of those that have ended."""

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from gateway.predict.process.background_learning import ROOM, BackgroundLearning
+from gateway.predict.process.background_learning import COMMITS, ROOM, BackgroundLearning
 from gateway.predict.teaching import LearningForecaster
 from gateway.types import HistoryRow
 from tests.unit.predict.process.inline_child import Shelf, lesson
@@ -135,6 +135,26 @@ def test_each_promise_is_told_the_end_of_its_own_commit(forecaster: LearningFore
     it.step()
     assert it.report().stored == {1: "full", 2: ""}
     assert forecaster.rows == 1
+
+
+def test_rows_are_refused_while_too_many_wait_for_the_disk(forecaster: LearningForecaster) -> None:
+    """Beyond COMMITS under way, as beside a disk that hangs, rows are lost and promises are
+    refused, with the reason, until some have ended."""
+    apart = Apart()
+    it = BackgroundLearning(forecaster, KEY, apart, Random(3))
+    for number in range(COMMITS + 1):
+        it.store({number: lesson(5)})
+    assert len(apart.futures) == COMMITS
+    report = it.report()
+    assert list(report.stored) == [COMMITS]
+    assert "too slow" in report.stored[COMMITS]
+    assert (report.lost_rows, forecaster.rows) == (1, 0)
+    for future in apart.futures:
+        future.set_result(1)
+    it.store({number: lesson(5)})
+    assert len(apart.futures) == COMMITS + 1
+    report = it.report()
+    assert (len(report.stored), report.rows, report.owing) == (COMMITS, COMMITS, True)
 
 
 def test_forgetting_drops_what_waits(learning: Learning) -> None:
