@@ -51,6 +51,15 @@ def saturation(pool: Pool, accounts: AccountsProtocol) -> float:
     return max(tokens / pool.budget.total_limit, accounts.load(pool.accounts))
 
 
+def load(pool: Pool, settings: Schedule) -> tuple[float, float, float]:
+    """Predicted seconds to serve what waits, 0 where the pace is not known; the severity of that
+    backlog; and the severity of all."""
+    pace = pool.pace
+    clear_s = pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs) if pace.sure else None
+    backlog = overload.backlog_severity(clear_s or 0.0, settings)
+    return clear_s or 0.0, backlog, overload.severity(backlog, pace.drop_ratio, pace.slowdown)
+
+
 def _resize(pool: Pool, accounts: AccountsProtocol) -> None:
     pace = pool.pace
     if pace.starts >= SURE_STARTS:
@@ -61,11 +70,7 @@ def _resize(pool: Pool, accounts: AccountsProtocol) -> None:
 
 
 def _severity(pool: Pool, settings: Schedule, now: float) -> None:
-    pace = pool.pace
-    clear_s = pace.clear_s(pool.pressing_tokens, pool.budget.total_jobs) if pace.sure else None
-    pool.clear_s = clear_s or 0.0
-    backlog = overload.backlog_severity(pool.clear_s, settings)
-    pool.severity = overload.severity(backlog, pace.drop_ratio, pace.slowdown)
+    pool.clear_s, backlog, pool.severity = load(pool, settings)
     deferred = overload.deferred_from(pool.deferred, pool.severity, settings)
     if deferred is not pool.deferred:
         if Grade.NONE in (deferred, pool.deferred):  # its turn begins, or is over

@@ -6,7 +6,7 @@ from gateway.schedule import overload
 from gateway.schedule.live_job import Stage
 from gateway.schedule.model_pool import Pool
 from gateway.schedule.placement_cache import Ask, PlacementCache
-from gateway.schedule.pressure import saturation
+from gateway.schedule.pressure import load, saturation
 from gateway.schedule.queue import AccountsQueue
 from gateway.schedule.scheduler_state import SchedulerState
 from gateway.snapshots import ClassSnapshot, PoolSnapshot, SchedulerSnapshot
@@ -29,7 +29,9 @@ def snapshot(state: SchedulerState, now: float) -> SchedulerSnapshot:
 def _pool_snapshot(
     state: SchedulerState, pool: Pool, oldest: dict[tuple[str, JobClass], float], now: float
 ) -> PoolSnapshot:
-    full = saturation(pool, state.accounts)  # the pool's own is of its last assessment
+    # The pool's own are of its last assessment.
+    full = saturation(pool, state.accounts)
+    clear_s, _, severity = load(pool, state.settings.schedule)
     return PoolSnapshot(
         name=pool.name,
         models=pool.models,
@@ -41,8 +43,8 @@ def _pool_snapshot(
         },
         retrying=pool.retrying,
         waiting_bytes=pool.waiting_bytes,
-        severity=pool.severity,
-        clear_s=pool.clear_s,
+        severity=severity,
+        clear_s=clear_s,
     )
 
 

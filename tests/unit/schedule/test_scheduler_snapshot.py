@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from gateway.schedule.events import SettingsChanged, Withdrawn
+from gateway.schedule.overload import SLOWDOWN
 from gateway.types import JobClass, Mode, Reason, Verdict
 from tests.unit.schedule.build import World, settings
 
@@ -43,13 +44,36 @@ def test_snapshot_counts_jobs_between_two_attempts() -> None:
     assert it.scheduler.snapshot(0.0).accounts[0].state_until_s == 9.0
 
 
+def test_snapshot_shows_no_backlog_once_what_waited_has_started() -> None:
+    """The wait and the severity shown are of what waits now, not of the last assessment, which the
+    start of the last one that waited made."""
+    it = World(
+        settings(
+            {"a": {"initial_concurrency": 2}},
+            schedule={"max_wait_s": 86_400.0, "clear_s": 10.0, "reject_above": 100.0},
+        )
+    )
+    for n in range(20):
+        it.submit(f"s{n}")
+        it.finish(f"s{n}", 100, at=it.now + 10.0)
+    for name, tokens in (("runs", 100), ("ends", 100), ("waits", 5000)):
+        it.submit(name, tokens)
+    (pool,) = it.scheduler.snapshot(it.now).pools
+    assert (pool.clear_s > 100.0, pool.severity > 10.0) == (True, True)
+    it.finish("ends", 100, at=it.now + 10.0)
+    (pool,) = it.scheduler.snapshot(it.now).pools
+    assert (pool.classes[JobClass.HEAVY].waiting, pool.clear_s) == (0, 0.0)
+    assert pool.severity < 1.0
+
+
 def test_snapshot_of_a_gateway_that_has_done_nothing() -> None:
     """A fresh gateway runs nothing, is not overloaded, and has ended nothing."""
     it = World(settings({"a": {}, "b": {"models": ["k", "l"]}}))
     seen = it.scheduler.snapshot(0.0)
     assert {pool.name: pool.models for pool in seen.pools} == {"m": ("m",), "k": ("k", "l")}
     for pool in seen.pools:
-        assert (pool.mode, pool.saturation, pool.severity, pool.clear_s) == (Mode.FREE, 0, 0, 0)
+        assert (pool.mode, pool.saturation, pool.clear_s) == (Mode.FREE, 0, 0)
+        assert pool.severity == 1 / SLOWDOWN, "no answer took longer than its service"
         assert (pool.retrying, pool.waiting_bytes) == (0, 0)
         for shot in pool.classes.values():
             assert (shot.running, shot.waiting, shot.oldest_wait_s, shot.blocked) == (0, 0, 0.0, {})
