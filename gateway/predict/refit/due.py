@@ -1,8 +1,8 @@
 """Refits: when one is due, and the child process that makes it, one at a time.
 
 A refit takes minutes of a core, so it runs in a process of its own, spawned by exec with one
-thread at nice 19 (refit.py sees to both), and reads the store through a connection of its
-own. It is due when enough new answers came since the last and either its time has come or a
+thread at the lowest priority (refit.py sees to both), and reads the store through a connection of
+its own. It is due when enough new answers came since the last and either its time has come or a
 source was seen to change. What it makes lies in `folder/<n>/`; `folder/current` names the
 version in force and is written last, so a refit killed at any moment changes nothing.
 

@@ -1,9 +1,10 @@
 """Models fitted anew on the gateway's own history: `sagesched refit --store PATH --out FOLDER`.
 
-Runs in a process of its own, started by due.py, with one thread at nice 19. Each of the two models
-is judged apart on the newest fifth of the rows, none of which the judged models were fitted on.
-It is judged by pinball loss on log length, as served with the running bias that calibration would
-have had. Only a better model is taken; where neither is better, nothing changes.
+Runs in a process of its own, started by due.py, with one thread, at nice 19 or in the idle class.
+Each of the two models is judged apart on the newest fifth of the rows, none of which the judged
+models were fitted on. It is judged by pinball loss on log length, as served with the running bias
+that calibration would have had. Only a better model is taken; where neither is better, nothing
+changes.
 
 A version is a folder with a file of corrections and a manifest, which names its hash and the
 shipped models that it corrects. It is written aside, synced and renamed to its number; then the
@@ -31,6 +32,7 @@ from gateway.predict.calibrate import Channel, GroupKeys, group_keys
 from gateway.predict.encoder import exported_folder
 from gateway.predict.features import NAMES
 from gateway.predict.lengths import MEDIAN, ResidualTable, spread
+from gateway.predict.process.priority import lower_priority
 from gateway.predict.quantiles import NEIGHBOUR_NAMES
 from gateway.predict.refit.due import ACCEPTED, CURRENT, KEPT, current_version
 from gateway.predict.refit.fitting import (
@@ -88,13 +90,20 @@ class _FittedModel(Struct, frozen=True):
     location: Array
 
 
+def _lower_priority() -> None:
+    """Give way to the gateway, and to its forecasts, which go into the idle class where they can:
+    there, any other class goes before them, whatever its nice value."""
+    lower_priority()
+    os.nice(NICE)
+
+
 def run(
     rows: Sequence[HistoryRow],
     models: Path,
     out: Path,
     encoder: str,
     show: Callable[[str], object] = print,
-    nice: int = NICE,
+    lower: Callable[[], object] = _lower_priority,
 ) -> int:
     """The command: lower the priority, refit, print the report as JSON.
 
@@ -103,12 +112,12 @@ def run(
         models: folder of the shipped artefacts.
         out: folder of the versions.
         encoder: `predict.embedding_model_name`.
-        nice: increase of this process's niceness.
+        lower: lowers the priority of this process.
 
     Returns:
         the exit status: 0 a new version is in force, 3 the old models stay.
     """
-    os.nice(nice)
+    lower()
     report = refit(rows, Artefacts(models, encoder, 64, exported=exported_folder(out)), out)
     show(json.dumps(msgspec.to_builtins(report)))
     return ACCEPTED if report.accepted else KEPT

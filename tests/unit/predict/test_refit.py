@@ -258,7 +258,7 @@ def test_refit_run_reports_as_json_and_by_its_exit_status(
 ) -> None:
     """The report is a line of JSON; the exit status is 0 for a new version and 3 for none."""
     lines: list[str] = []
-    codes = [run(rows[-400:], shipped("models"), tmp_path, NAME, lines.append, 0) for _ in "12"]
+    codes = [run(rows[-400:], shipped("models"), tmp_path, NAME, lines.append, int) for _ in "12"]
     reports = [json.loads(line) for line in lines]
     assert [(it["accepted"], it["version"]) for it in reports] == [(True, 1), (False, 1)]
     assert codes == [0, 3]
@@ -276,3 +276,23 @@ def test_refit_run_lowers_the_priority_of_its_process(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     report, nice = done.stdout.splitlines()
     assert (json.loads(report)["accepted"], int(nice), done.returncode) == (False, 19, 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the idle class is Linux's")
+def test_refit_run_gives_way_to_the_predictors_child(tmp_path: Path) -> None:
+    """Where the child works in the idle class, a refit does, too: any other class, at whatever
+    nice value, goes before the child's forecasts."""
+    script = (
+        "import os, sys; from pathlib import Path; from gateway.shipped import shipped;"
+        "from gateway.predict.process.priority import IDLE, lower_priority;"
+        "from gateway.predict.refit.refit import run;"
+        f"run([], shipped('models'), Path(sys.argv[1]), {NAME!r}, str);"
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE, lower_priority() == IDLE)"
+    )
+    leader = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+    command = [sys.executable, "-c", leader, sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, start_new_session=True
+    )
+    refit, child = done.stdout.split()
+    assert refit == child
