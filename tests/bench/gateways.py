@@ -23,6 +23,7 @@ from tests.kit.gateway import ROOT, GatewayProcess, account
 
 WIDE = 1_000_000_000  # of a budget: nothing has to wait
 MODEL = "mock-model"
+SLOW_MODEL, PACED_MODEL = "mock-slow-model", "mock-paced-model"
 
 
 class Revision(NamedTuple):
@@ -156,7 +157,7 @@ def measured_gateway(
         directory = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         here = account(
             f"http://127.0.0.1:{upstream_port}/v1",
-            models=[MODEL],
+            models=[MODEL, SLOW_MODEL, PACED_MODEL],
             initial_concurrency=10_000,
             max_concurrency=10_000,
         )

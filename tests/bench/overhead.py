@@ -10,12 +10,12 @@
     queue    the scheduler with 10,000 jobs that wait (core.py)
 
 Gateway and child share one core; the mock, which answers at once or at a given pace, and the load
-have another. Every prompt is new. All targets of a load take turns: this commit with and without
-prediction, the same of `--against`, and the mock itself. The gateway's log is on, as shipped;
-budgets are wide open: this measures work per request, not scheduling. CPU times are the
+have another. Every prompt is new. Each pace has a model of its own in `load`, since no provider's
+model takes a millisecond now and half a second then; in `fresh` one model has both. All targets of
+a load take turns: this commit with and without prediction, the same of `--against`, and the mock
+itself. Budgets are wide open: this measures work per request, not scheduling. CPU times are the
 scheduler's own (schedstat), of the loop's thread, the other threads and the child apart.
-Strangers are whatever else had a core meanwhile, the hypervisor included. A turn in which they
-had much says little; the best of the turns is printed beside the median for that reason.
+Strangers are whatever else had a core meanwhile, the hypervisor included.
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ from typing import NamedTuple
 from tests.bench import fresh, open_streams, turns, used, used_figures
 from tests.bench.cores import Unfit, on_core
 from tests.bench.full_window import artefacts, rows, stored
-from tests.bench.gateways import HERE, Revision, interpreter, measured_gateway, revision
+from tests.bench.gateways import (
+    HERE,
+    PACED_MODEL,
+    SLOW_MODEL,
+    Revision,
+    interpreter,
+    measured_gateway,
+    revision,
+)
 from tests.bench.overhead_figures import (
     Measured,
     cell_table,
@@ -65,14 +73,22 @@ def at_rate(rate: int, *more: str) -> tuple[str, ...]:
     return ("--rate", str(rate), "--concurrency", "64", *more)
 
 
+def for_model(model: str) -> tuple[str, str]:
+    return ("--model", model)
+
+
 CELLS = (
     Cell("16 connections", ("--concurrency", "16"), (OFF, ON)),
     Cell("64 connections", ("--concurrency", "64"), (OFF, ON)),
     Cell("100/s", at_rate(100), (ON,), least_s=3.0, learned=True),
-    Cell("300/s, upstream 50 ms", at_rate(300, "--pace", "50-0-0"), (DIRECT, ON)),
+    Cell(
+        "300/s, upstream 50 ms",
+        at_rate(300, "--pace", "50-0-0", *for_model(SLOW_MODEL)),
+        (DIRECT, ON),
+    ),
     Cell("200/s", at_rate(200)),
     Cell("1 connection", ("--concurrency", "1"), (DIRECT, ON)),
-    Cell("64 paced streams", PACED, least_s=3.0),
+    Cell("64 paced streams", (*PACED, *for_model(PACED_MODEL)), least_s=3.0),
     Cell("burst streams", BURST, (OFF, ON)),
 )
 
