@@ -257,5 +257,6 @@ def test_full_disk_refuses_what_must_be_stored_and_relays_on(
     chat = {"model": "kit-model", "messages": [{"role": "user", "content": "hi"}]}
     assert post("/v1/chat/completions", chat).status_code == 200
     room(soft)
-    assert post("/ingest", lesson).status_code == 200
+    for path, body in (("/ingest", lesson), ("/submit", {"prompt": "hi"})):
+        assert post(path, body).is_success  # each by its own writer
     assert store() == "ok"
