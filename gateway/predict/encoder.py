@@ -137,10 +137,6 @@ class Encoder:
         """The unit vector of a text; arguments as for `encode`."""
         return self.encode(text, key, system).vector
 
-    def cached(self, key: bytes) -> EncodedPrompt | None:
-        """The cached result under this key; None where there is none."""
-        return self._cache.get(key)
-
     def encode(self, text: str, key: bytes | None = None, system: str = "") -> EncodedPrompt:
         """The network's outputs for a text, from the cache where its key was seen lately.
 
