@@ -7,7 +7,6 @@ from random import Random
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from msgspec import Struct
 
 from gateway.balance.accounts import Accounts
 from gateway.engine.failsafe import Failsafe
@@ -25,21 +24,12 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, Verdict, Workload
+from gateway.types import Outcome, Verdict
+from tests.kit.ledger import Live
 from tests.kit.length import short_or_long
 from tests.unit.schedule.build import job, settings, started, workload
 
 QUICK = hypothesis_settings(max_examples=short_or_long(75, 150), deadline=None, database=None)
-
-
-class Live(Struct):
-    """A permit, as the engine keeps it."""
-
-    job: Job
-    workload: Workload
-    account: str | None = None
-    attempts: int = 0
-    body_bytes: int = 0
 
 
 class World:

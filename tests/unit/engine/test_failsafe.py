@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from msgspec import Struct
 
 from gateway.balance.accounts import Accounts
 from gateway.engine.failsafe import Failsafe
@@ -30,21 +29,12 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import Job, Outcome, RateLimits, Verdict, Workload
+from gateway.types import Outcome, RateLimits, Verdict
+from tests.kit.ledger import Live
 from tests.kit.story import play, story_of
 from tests.unit.schedule.build import job, refused, settings, started, workload
 
 GIVEN = settings({"a": {"initial_concurrency": 2}, "b": {"initial_concurrency": 1}})
-
-
-class Live(Struct):
-    """A permit, as the engine keeps it."""
-
-    job: Job
-    workload: Workload
-    account: str | None = None
-    attempts: int = 0
-    body_bytes: int = 0
 
 
 class Faulty(Scheduler):

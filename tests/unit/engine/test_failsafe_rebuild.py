@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from msgspec import Struct
 
 from gateway.balance.accounts import Accounts
 from gateway.engine.failsafe import (
@@ -32,21 +31,12 @@ from gateway.schedule.events import (
 )
 from gateway.schedule.scheduler import Scheduler
 from gateway.settings.schema import Settings
-from gateway.types import Job, JobClass, Outcome, Verdict, Workload
+from gateway.types import JobClass, Outcome, Verdict
+from tests.kit.ledger import Live
 from tests.unit.schedule.build import job, places, refused, settings, started, workload
 
 GIVEN = settings({"a": {"initial_concurrency": 1}, "b": {"initial_concurrency": 1}})
 BROKEN = UpstreamFailed("broken")
-
-
-class Live(Struct):
-    """A permit, as the engine keeps it."""
-
-    job: Job
-    workload: Workload
-    account: str | None = None
-    attempts: int = 0
-    body_bytes: int = 0
 
 
 class World:
@@ -168,7 +158,7 @@ def test_chances_are_forgotten_with_the_job(end: str) -> None:
 
 
 def test_job_around_the_core_is_known_to_nobody_else() -> None:
-    """Its events reach no core, so they do no further harm; its failure is its end."""
+    """The job's events reach no core and do no further harm; the failure of an attempt ends it."""
     for end in ("finish", "fail"):
         it = World()
         it.wrong = of_job("bad")
@@ -230,7 +220,7 @@ def test_fresh_core_knows_the_jobs_as_they_were() -> None:
 
 
 def test_rebuild_lets_no_counter_fall() -> None:
-    """What was submitted, started and ended stays counted, the event that raised included."""
+    """Submitted, started and ended jobs stay counted, the event that raised included."""
     for event in ("finished", "withdrawn"):
         it = World()
         for name in ("one", "two", "three"):
@@ -324,7 +314,7 @@ def test_core_that_comes_back_still_drains() -> None:
 
 
 def test_reload_does_not_bring_the_ordering_back_early() -> None:
-    """Its other settings hold at once."""
+    """The other settings hold at once."""
     it = World()
     it.fault()
     it.feed(SettingsChanged(settings({"a": {}, "c": {}}, schedule={"ordering": "sjf"})))
