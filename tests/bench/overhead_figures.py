@@ -27,7 +27,7 @@ class Goal(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What was measured of one goal.
+    """The figures of one goal.
 
     Args:
         values: one of each turn; none: not measured.

@@ -73,7 +73,7 @@ def provider(core: int | None) -> Iterator[int]:
 
 
 def gateway(directory: Path, port: int) -> MeasuredGateway:
-    """It counts its tasks into `directory`/counts."""
+    """The wrapped gateway counts its tasks into `directory`/counts."""
     url = f"http://127.0.0.1:{port}/v1"
     many = {"models": [MODEL], "initial_concurrency": 1000, "max_concurrency": 1000}
     return MeasuredGateway(

@@ -1,5 +1,5 @@
-"""What is counted and written down of requests: some time after their replies, and yet there
-whenever somebody looks."""
+"""Counts and log lines of requests: made some time after the replies, and there whenever somebody
+looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway takes itself is not held against its provider."""
+"""The gateway's own lateness is not held against its provider."""
 
 from __future__ import annotations
 

@@ -277,8 +277,8 @@ def test_slow_stream_outlasts_the_idle_timeout(
 def test_half_a_large_answer_breaks_the_connection(
     start_gateway: Start, provider: ScriptedProvider
 ) -> None:
-    """When the provider breaks off an answer already sent in part, the client's connection is cut
-    short."""
+    """An answer that its provider breaks off after a part was sent ends with the client's
+    connection."""
     provider.enqueue([Head(headers=JSON, length=4_000_000), Send(b"x" * 2_000_000), Cut()])
     gateway = start_gateway(provider)
     with RawClient.to(gateway.url()) as client:

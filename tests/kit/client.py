@@ -49,7 +49,7 @@ class WiredClient:
         self.flow.resume_writing()
 
     def response(self, *, bodiless: bool = False) -> Response:
-        """What was written, as one whole response."""
+        """The bytes written, as one whole response."""
         parsed = parse_response(self.wire.written, closed=self.wire.closed, bodiless=bodiless)
         assert parsed is not None
         assert parsed[1] == b""

@@ -207,7 +207,7 @@ def test_window_of_a_provider_moves_only_as_it_may(
     bounds: tuple[int, int],
     loads: list[int],
 ) -> None:
-    """Whatever the provider, the load and the gateway's own work: a window moves with answers
+    """For any provider, load and work of the gateway's own: a window moves with answers
     alone, within its bounds; it grows only where it is in use, by LEAP or to FAR times what was in
     flight; it falls by DROP at most; a probe is no wider and no narrower than it may be."""
     slowdown = (lambda n: 1.0) if shape == "flat" else SHAPES[shape](knee)

@@ -150,8 +150,8 @@ async def test_nonsense_after_a_request_does_not_reach_into_its_answer(
     ids=["none", "two framings", "two lengths", "a name", "a chunk", "a value", "a url", "many"],
 )
 async def test_unreadable_request_is_refused_and_closes(raw: bytes, status: int) -> None:
-    """What is no HTTP, has two lengths, or too large a head, is refused and its connection closed,
-    in one piece or in many."""
+    """Bytes that are no HTTP, have two lengths or too large a head are refused and their connection
+    is closed, in one piece or in many."""
     for size in (len(raw), 1000, 7):
         served = Served()
         await served.send(raw[i : i + size] for i in range(0, len(raw), size))

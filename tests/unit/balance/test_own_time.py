@@ -41,7 +41,7 @@ def test_window_that_is_not_told_of_it_fails_that_test() -> None:
 
 @pytest.mark.parametrize("work_s", [0.0, 0.0004, 0.001])
 def test_window_of_a_flat_provider_grows_while_it_is_used(work_s: float) -> None:
-    """Whatever the gateway adds, the window only grows, and soon beyond the load."""
+    """The window only grows, and soon beyond the load, with any work the gateway adds."""
     loop = BusyLoop(window(16, high=1000), work_s)
     loop.run(100, 5.0, paced)
     assert loop.trace == sorted(loop.trace)
@@ -50,7 +50,7 @@ def test_window_of_a_flat_provider_grows_while_it_is_used(work_s: float) -> None
 
 @pytest.mark.parametrize(("clients", "rounds"), [(128, 1), (256, 1), (500, 2)])
 def test_window_opens_in_one_step_to_a_larger_load(clients: int, rounds: int) -> None:
-    """Where latencies are flat, a load that grows at once to the double, fourfold or eightfold
+    """A load that grows at once to the double, fourfold or eightfold while latencies are flat
     waits one round of answers, or two, and is served at four fifths of its rate meanwhile."""
     loop = BusyLoop(window(16, high=1000), 0.0)
     loop.run(64, 10.0, paced)

@@ -134,7 +134,7 @@ def test_timed_body_fails_a_provider_that_falls_silent(other_s: float) -> None:
 
 
 def test_timed_body_gives_the_first_event_one_limit() -> None:
-    """What comes before the first event does not begin the wait for it anew."""
+    """Bytes before the first event do not begin the wait for it anew."""
     for seconds, failure in ((9.9, BROKEN), (10.1, SLOW_FIRST_BYTE)):
         world = World(idle_s=1.0, write_s=1.0)
         world.body.pour_first(lambda _: True)

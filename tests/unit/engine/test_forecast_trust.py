@@ -86,7 +86,7 @@ def test_trust_comes_back() -> None:
 
 
 def test_trust_that_is_lost_widens_windows_through_the_engine() -> None:
-    """When answers leave their forecasts, the engine's core widens its windows and starts jobs
+    """Answers that leave their forecasts make the engine's core widen its windows and start jobs
     that waited for them."""
 
     async def play() -> None:

@@ -219,7 +219,7 @@ def test_batched_listener_that_raises_loses_its_own_call_alone() -> None:
 
 
 def test_listeners_that_are_replaced_have_all_that_ended_before() -> None:
-    """What ended under the old listeners is handed to them, what ends later to the new ones."""
+    """Requests that ended under the old listeners are theirs, later ones the new listeners'."""
     old, new = Noting(), Noting()
     listeners = Listeners(lambda: 0.0, at_once)
     listeners.replace((), batched=(old.ended,))

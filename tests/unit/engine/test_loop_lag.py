@@ -47,7 +47,7 @@ def watched(busy: list[int] | None = None) -> tuple[LateLoop, LoopLag]:
 
 
 def late_s(loop: LateLoop, lag: LoopLag, service_s: float = 8.0) -> float:
-    """What `own_s` adds to the time that was surely not the provider's."""
+    """Seconds that `own_s` adds to those that were surely not the provider's."""
     return lag.own_s(loop.now_s - WHOLE_S, service_s) - (WHOLE_S - service_s)
 
 

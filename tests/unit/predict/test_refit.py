@@ -280,8 +280,8 @@ def test_refit_run_lowers_the_priority_of_its_process(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the idle class is Linux's")
 def test_refit_run_gives_way_to_the_predictors_child(tmp_path: Path) -> None:
-    """Where the child works in the idle class, a refit does, too: any other class, at whatever
-    nice value, goes before the child's forecasts."""
+    """A refit is in the idle class beside a child that is: any other class, at any nice value, goes
+    before the child's forecasts."""
     script = (
         "import os, sys; from pathlib import Path; from gateway.shipped import shipped;"
         "from gateway.predict.process.priority import IDLE, lower_priority;"

@@ -79,7 +79,7 @@ def request(chance: random.Random) -> PromptView:
 
 
 def learned(views: list[PromptView]) -> Calibration:
-    """What some answers to the first of the requests taught."""
+    """Residuals taught by some answers to the first of the requests."""
     residuals, chance = Residuals(), random.Random(2)
     for view in views[:200]:
         keys = group_keys(view.model, view.tenant, template_key(view, KEY))

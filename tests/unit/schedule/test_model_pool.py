@@ -14,7 +14,7 @@ from tests.unit.schedule.build import World, refused, settings, started
 
 
 def test_pool_keeps_the_others_that_failed_on_the_same_account() -> None:
-    """When one retry leaves, the rest still wait in their queue; the last one takes the queue
+    """Retries that are left still wait in their queue; the last one to leave takes the queue
     along."""
     it = World(settings({"a": {}}))
     for name in ("j1", "j2", "j3"):

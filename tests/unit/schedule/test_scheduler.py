@@ -562,7 +562,7 @@ def test_scheduler_knows_after_a_reload_when_a_turn_was_served(reloaded: bool) -
 
 
 def test_scheduler_wakes_sooner_where_a_header_shortens_a_wait() -> None:
-    """When a header shortens a hold to a second, the job starts then."""
+    """A job starts after a second if a header shortens its hold to that."""
     it = world({"a": {"initial_concurrency": 50}})
     for n in range(20):
         it.submit(f"j{n}", 100)

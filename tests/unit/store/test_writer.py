@@ -80,7 +80,7 @@ def test_writer_commits_what_queued_up_as_one_group(writer: Writer) -> None:
 
 
 def test_writer_calls_back_after_the_commit(writer: Writer, tmp_path: Path) -> None:
-    """When `done` is called, another connection already sees the row."""
+    """Another connection already sees the row at the call of `done`."""
     seen: list[Any] = []
     callback = Callback()
 

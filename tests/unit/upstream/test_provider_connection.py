@@ -443,8 +443,8 @@ async def test_sink_is_called_in_the_call_that_brings_the_bytes() -> None:
 
 
 async def test_sink_that_refuses_more_stops_the_socket() -> None:
-    """What comes with that and after is held up to the bound, and given when it is asked for
-    again."""
+    """Bytes that come after a sink refused are held up to the bound, and given when they are asked
+    for again."""
     ends = Ends()
     got: list[bytes] = []
     task = await pouring(ends, lambda piece: bool(got.append(piece)))
@@ -507,8 +507,8 @@ async def test_cancelled_reader_gets_nothing_more() -> None:
 def test_sink_gets_every_byte_in_order(
     sizes: list[int], cuts: list[int], takes: list[bool], breaks: bool
 ) -> None:
-    """Whatever the chunks, the cuts and the refusals: all bytes, in bounded pieces, to the end or
-    to where the connection broke."""
+    """All bytes come, in bounded pieces, to the end or to the break of the connection, for any
+    chunks, cuts and refusals."""
     body = bytes(n % 251 for size in sizes for n in range(size))
     data, at = b"", 0
     for size in sizes:
@@ -575,7 +575,7 @@ async def test_abort_keeps_a_connection_whose_answer_is_whole() -> None:
 
 
 async def test_abort_keeps_no_connection_that_is_being_read() -> None:
-    """Its reader, woken by the answer's end but not yet running, would read the next exchange's."""
+    """An answer's reader, woken by the end but not yet running, would read the next exchange's."""
     ends, taken = Ends(), b""
 
     def sink(piece: bytes) -> bool:

@@ -54,7 +54,7 @@ def test_lessons_are_learned_one_a_step_within_the_allowance(learning: Learning)
 
 
 def test_rows_are_stored_with_the_next_tick(learning: Learning) -> None:
-    """What was learned since the last tick is all that a kill costs, beside what waits."""
+    """A kill costs the rows learned since the last tick, and the lessons that wait."""
     learning.it.take_in([lesson(1)], 1.0)
     learning.learn_all()
     assert learning.stored() == []

@@ -226,7 +226,7 @@ async def test_child_stores_what_it_learned_at_its_end(start: Start, store: Stor
 
 
 async def test_child_without_its_store_says_so(start: Start, tmp_path: Path) -> None:
-    """Where the file is not there, forecasts and lessons go on, and nothing is promised."""
+    """A missing file stops neither forecasts nor lessons, and nothing is promised."""
     client = await start()
     setup = structs.replace(SETUP, store=str(tmp_path / "none.db"))
     answer = await ask(client, OpenModels(setup), 120.0)
@@ -238,7 +238,7 @@ async def test_child_without_its_store_says_so(start: Start, tmp_path: Path) -> 
 
 
 async def test_end_of_a_child_is_told_at_once(start: Start) -> None:
-    """Its death is reported although nobody asks anything."""
+    """An idle child's death is reported although nobody asks anything."""
     client, told = await opened(start), asyncio.Event()
     client.watch(lambda why: told.set())
     os.kill(client.pid, signal.SIGKILL)
@@ -303,8 +303,8 @@ while True: pass
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the idle class is Linux's")
 async def test_child_that_does_not_get_the_processor_is_not_given_up(start: Start) -> None:
-    """It waits for a core that others keep busy for longer than the question may take; once they
-    let it, it answers."""
+    """A child whose core others keep busy for longer than the question may take answers once they
+    let it."""
     core = str(min(os.sched_getaffinity(0)))
     busy = await asyncio.create_subprocess_exec(sys.executable, "-c", BUSY, env={"CORE": core})
     try:
@@ -358,8 +358,8 @@ async def test_child_that_ignores_its_end_is_killed(start: Start) -> None:
 
 
 async def test_question_given_up_by_its_caller_ends_the_conversation(start: Start) -> None:
-    """When a caller is cancelled the child is given up, since the answer still to come would be
-    taken for another question's."""
+    """A cancelled caller's child is given up, since the answer still to come would be taken for
+    another question's."""
     client = await start(scripted("read(); time.sleep(600)"))
     waiting = asyncio.create_task(ask(client, ForgetLearned()))
     await asyncio.sleep(0)

@@ -183,7 +183,7 @@ async def test_flood_is_sampled(make: Make) -> None:
 
 
 async def test_lesson_that_fails_is_counted(make: Make) -> None:
-    """It is lost alone; the next lesson is learned."""
+    """A lesson that fails is lost alone; the next one is learned."""
     predictor = make()
     await lessons_learned(predictor, [lesson(9, "before"), lesson(-5, censored=True), lesson(9)])
     assert (predictor.snapshot().learn_lost, predictor.snapshot().learned) == (1, 2)
@@ -250,7 +250,7 @@ async def test_promised_row_that_is_not_stored_is_never_learned(make: Make) -> N
 
 
 async def test_promise_without_a_store_is_refused(make: Make) -> None:
-    """Where no history is kept nothing is promised; what is only to be learned is learned."""
+    """A predictor without history promises nothing, and learns what is only to be learned."""
     predictor = make()
     with pytest.raises(NotStored, match="no store"):
         await promised(predictor)
@@ -382,7 +382,7 @@ async def test_row_stored_by_a_child_that_then_dies_is_in_the_next_index_once(ma
 
 
 async def test_death_of_an_idle_child_is_noticed(make: Make) -> None:
-    """It is replaced although nobody asks it anything."""
+    """An idle child that dies is replaced although nobody asks it anything."""
     children = Children()
     predictor = make(connect=children)
     await refined(predictor, view())

@@ -82,8 +82,8 @@ async def test_forecasts_without_end_do_not_keep_a_promise_waiting(make: Make) -
 
 
 async def test_forecasts_of_one_turn_are_asked_for_together(make: Make) -> None:
-    """What waits is one question, the newest first, less what is no longer wanted; beyond a bound
-    it is another."""
+    """Waiting forecasts are one question, the newest first, less those no longer wanted; beyond a
+    bound they are another."""
     asked: list[int] = []
 
     class Counting(InlineChild):

@@ -68,7 +68,7 @@ def test_group_without_cgroups_is_the_session(tmp_path: Path) -> None:
 
 
 def test_group_of_a_service_is_its_cgroup(tmp_path: Path) -> None:
-    """Where the service's cgroup has the controller, those in it and below."""
+    """The processes in the service's cgroup and below, if that has the controller."""
     machine = Machine(tmp_path, "0::/system.slice/gateway.service\n")
     machine.cgroup("system.slice/gateway.service", "50\n51\n", "cpu.weight")
     machine.cgroup("system.slice/gateway.service/below", "52\n")

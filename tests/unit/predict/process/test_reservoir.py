@@ -30,8 +30,8 @@ def drained(reservoir: LessonReservoir) -> list[Lesson]:
     st.lists(st.one_of(st.none(), st.sampled_from(TENANTS)), max_size=80),
 )
 def test_every_lesson_comes_out_once(room: int, seed: int, steps: list[str | None]) -> None:
-    """Whatever is added and taken (None), each lesson is taken or left out, once, and no more than
-    `room` wait."""
+    """Each lesson is taken or left out, once, and at most `room` wait, in any order of adding and
+    taking (None)."""
     reservoir = LessonReservoir(room, Random(seed))
     added: list[Lesson] = []
     out: list[Lesson] = []

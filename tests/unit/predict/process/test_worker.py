@@ -84,7 +84,7 @@ def test_host_reports_what_moved_and_only_that() -> None:
 
 
 def test_forecast_that_fails_costs_itself_alone() -> None:
-    """Its place in the answer has the traceback, the others their forecasts."""
+    """A failed forecast's place in the answer has the traceback, the others their forecasts."""
     host = Host()
     host(OpenModels(SETUP))
     broken = structs.replace(view(), chars=-10)
